@@ -1,0 +1,38 @@
+# `make quickstart` and `make test` do all set-up themselves, in .venv, and are quick the second time.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: help install quickstart test test-full lint clean
+
+help:
+	@echo "make quickstart   corpus, teacher, four students and a report under runs/quickstart (ARGS=--fast: two minutes)"
+	@echo "make test         all tests that take seconds; make test-full: the long ones too"
+	@echo "make lint         ruff and mypy"
+	@echo "make clean        remove the virtual environment"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "interstack needs Python 3.11 or newer; set PYTHON="'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(INSTALLED)
+
+quickstart: install
+	$(BIN)/interstack quickstart $(ARGS)
+
+# One thread per process: the suite runs in two processes, and sums depend on the number of threads.
+test: install
+	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-full: install
+	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)
