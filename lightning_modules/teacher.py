@@ -1,0 +1,393 @@
+"""Teachers: frozen speech encoders whose hidden states a student learns to predict.
+
+Shapes: B batch, T samples, F frames, D width. Layers count from 1: layer k is the k-th Transformer layer.
+
+A teacher is chosen by ``class_path``: :class:`HuggingFaceTeacher` serves encoders of the wav2vec 2.0 kind
+from the Hugging Face hub or a local folder; another encoder is a subclass of :class:`Teacher`.
+"""
+
+import importlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, HubertConfig
+from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
+
+logger = logging.getLogger(__name__)
+
+# fairseq trained this model on raw audio (task.normalize=false), whatever the extractor file on the hub says.
+# Group norm hides most of a gain, not of quiet audio (outputs change by 0.06 % at scale 0.1, 42 % at 0.003).
+RAW_AUDIO_MODELS = frozenset({"facebook/hubert-base-ls960"})
+CONV_FIELDS = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_activation")
+# Weights that a checkpoint may lack: they play no part in the hidden states of an encoder in eval mode.
+UNUSED_WEIGHTS = ("masked_spec_embed", "adapter.")
+ADVICE = "choose a speech encoder such as HuBERT, wav2vec 2.0, WavLM or data2vec-audio"
+
+
+class TeacherTargets(NamedTuple):
+    """What a student learns to predict.
+
+    Attributes:
+        output_BFD: target of the output loss.
+        hidden: raw output (B, F, D) of each chosen layer, by its number.
+    """
+
+    output_BFD: Tensor
+    hidden: dict[int, Tensor]
+
+
+class FrontEnd(NamedTuple):
+    """A convolutional front end that a HuBERT-layout student can copy.
+
+    Attributes:
+        config: the fields of ``HubertConfig`` that lay out the convolutions, as plain values.
+        state_dict: weights for ``HubertModel.feature_extractor``.
+    """
+
+    config: dict[str, Any]
+    state_dict: dict[str, Tensor]
+
+
+class Teacher(nn.Module, ABC):
+    """A frozen speech encoder: (waveforms, lengths) -> hidden states.
+
+    A subclass sets ``sample_rate``, ``num_layers``, ``hidden_size`` and ``init_args`` in ``__init__``
+    (``normalize`` and ``front_end`` where the defaults are wrong), and writes ``num_frames`` and ``forward``,
+    which returns the layers named by ``hidden_layers`` and ``output_layer``. It stays in eval mode whatever
+    ``train()`` says, and a call runs under ``torch.no_grad()``: a loss could not save tensors made under
+    ``inference_mode`` for its backward pass.
+
+    Attributes:
+        sample_rate: of the waveforms, in Hz.
+        num_layers: Transformer (or other) layers that can be targets.
+        hidden_size: width D of the targets.
+        normalize: whether the waveforms must pass :func:`normalize_waveforms` first; the caller does it.
+        front_end: convolutions that a student can copy, ``None`` where there are none.
+        init_args: plain values that rebuild the teacher.
+        hidden_layers: chosen layers, ascending.
+    """
+
+    sample_rate: int
+    num_layers: int
+    hidden_size: int
+    init_args: dict[str, Any]
+    normalize: bool = False
+    front_end: FrontEnd | None = None
+    hidden_layers: tuple[int, ...] = ()
+    _output_layer: int | None = None
+
+    @property
+    def output_layer(self) -> int:
+        """Layer of the output target; the last one unless ``select_layers`` chose another."""
+        return self.num_layers if self._output_layer is None else self._output_layer
+
+    @abstractmethod
+    def num_frames(self, num_samples_B: Tensor) -> Tensor:
+        """Frames (B,) int64 that so many samples give; 0 where they are too few."""
+
+    @abstractmethod
+    def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
+        """Targets for waveforms whose items hold so many valid samples; ``None``: nothing is padded."""
+
+    def select_layers(self, hidden: Sequence[int], output: int | None = None) -> None:
+        """Choose what ``forward`` returns; a subclass may drop the layers above the highest one.
+
+        Args:
+            hidden: layers for the intermediate losses.
+            output: layer of the output target, ``None`` for the last.
+
+        Raises:
+            ValueError: for a layer that the teacher does not have.
+        """
+        for layer in [*hidden, *([] if output is None else [output])]:
+            if not 1 <= layer <= self.num_layers:
+                raise ValueError(
+                    f"teacher layer {layer} is out of range: choose layers from 1 to {self.num_layers}"
+                )
+        self.hidden_layers, self._output_layer = tuple(sorted(set(hidden))), output
+
+    def spec(self) -> dict[str, Any]:
+        """Plain ``class_path`` and ``init_args``, from which :func:`build_teacher` makes an equal teacher."""
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_args": dict(self.init_args),
+        }
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode: dropout, LayerDrop or masking would make the targets random."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def __call__(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
+        return super().__call__(waveforms_BT, num_samples_B)
+
+
+class HuggingFaceTeacher(Teacher):
+    """A Hugging Face encoder with convolutions and Transformer layers.
+
+    Known to work: HuBERT, wav2vec 2.0, WavLM and data2vec-audio, of any size, alone or under a head.
+
+    Intermediate targets are the raw outputs of layers (``hidden_states[k]`` of the whole model). So is the
+    output target, but encoders that end in a layer norm (``do_stable_layer_norm``) apply it: for the last
+    layer that gives ``last_hidden_state``. Layers above the highest target are dropped.
+
+    Args:
+        model: hub name, or folder with ``config.json`` and weights (of the encoder, or of one with a head).
+        normalize: whether waveforms get zero mean and unit variance; ``None`` asks the feature extractor.
+        revision: branch, tag or commit on the hub.
+        attn_implementation: ``sdpa``, ``eager``, ...; ``None`` lets Hugging Face choose.
+
+    Raises:
+        ValueError: if the model cannot be found, lacks weights, or is no such encoder.
+    """
+
+    def __init__(
+        self,
+        model: str = "facebook/hubert-base-ls960",
+        normalize: bool | None = None,
+        revision: str | None = None,
+        attn_implementation: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.init_args = dict(
+            model=model, normalize=normalize, revision=revision, attn_implementation=attn_implementation
+        )
+        config = _load_config(model, revision)
+        self._conv_layout = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+        self.model = _load_model(model, revision, attn_implementation)
+        self.requires_grad_(False).eval()
+        self.num_layers, self.hidden_size = len(self.model.encoder.layers), config.hidden_size
+        self._final_norm = self._ends_in_layer_norm()
+        self.front_end = copyable_front_end(self.model.feature_extractor, config)
+        extractor = _load_extractor(model, revision)
+        self.sample_rate = getattr(extractor, "sampling_rate", 16000)
+        self.normalize = _resolve_normalize(model, normalize, extractor, config)
+
+    def num_frames(self, num_samples_B: Tensor) -> Tensor:
+        frames_B = num_samples_B.to(torch.long)
+        for kernel, stride in self._conv_layout:
+            frames_B = (torch.div(frames_B - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
+        return frames_B
+
+    def select_layers(self, hidden: Sequence[int], output: int | None = None) -> None:
+        layers, highest = self.model.encoder.layers, max(*hidden, output or self.num_layers, 0)
+        if len(layers) < highest <= self.num_layers:
+            raise ValueError(
+                f"teacher layer {highest} was dropped when layer {len(layers)} became the highest target: "
+                "build a new teacher"
+            )
+        super().select_layers(hidden, output)
+        self.model.encoder.layers = layers[:highest]
+
+    def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
+        mask_BT = _valid_samples(waveforms_BT, num_samples_B)
+        outputs, _ = self._layer_outputs(waveforms_BT, mask_BT, {*self.hidden_layers, self.output_layer})
+        output_BFD = outputs[self.output_layer]
+        if self._final_norm:
+            output_BFD = self.model.encoder.layer_norm(output_BFD)
+        return TeacherTargets(output_BFD, {layer: outputs[layer] for layer in self.hidden_layers})
+
+    def _layer_outputs(
+        self, waveforms_BT: Tensor, mask_BT: Tensor | None, wanted: set[int]
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Outputs of the wanted layers, and the model's own ``last_hidden_state``.
+
+        By hooks that live for one call: ``output_hidden_states`` keeps every layer, and what its last entry
+        holds for stable-LayerNorm encoders differs between versions of transformers.
+        """
+        outputs: dict[int, Tensor] = {}
+
+        def keep(number: int, _layer: nn.Module, _args: Any, output: Any) -> None:
+            # WavLM's layers also return their position bias.
+            outputs[number] = output[0] if isinstance(output, tuple) else output
+
+        with ExitStack() as hooks:
+            for number in wanted:
+                layer = self.model.encoder.layers[number - 1]
+                hooks.enter_context(layer.register_forward_hook(partial(keep, number)))
+            result = self.model(waveforms_BT, attention_mask=mask_BT, return_dict=True)
+        return outputs, result.last_hidden_state
+
+    @torch.no_grad()
+    def _ends_in_layer_norm(self) -> bool:
+        """Whether the encoder norms its last layer's output: seen on a second of noise rather than believed.
+
+        Which encoders do so is spread over class names and config fields, and a wrong guess is silent.
+        """
+        probe_BT = _noise()
+        outputs, last_BFD = self._layer_outputs(probe_BT, None, {self.num_layers})
+        output_BFD = outputs[self.num_layers]
+        frames = int(self.num_frames(torch.tensor([probe_BT.shape[1]])))
+        if output_BFD.shape == last_BFD.shape == (1, frames, self.hidden_size):
+            if torch.equal(output_BFD, last_BFD):
+                return False
+            if torch.allclose(self.model.encoder.layer_norm(output_BFD), last_BFD, atol=1e-5):
+                return True
+        raise ValueError(
+            f"{type(self.model).__name__} changes its frames between or after the layers in an unknown way: "
+            f"{ADVICE}, or write a Teacher for it"
+        )
+
+
+def _noise() -> Tensor:
+    """One second (1, T) from a generator of its own: the caller's random numbers stay as they were."""
+    return torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
+
+
+def _load_config(model: str, revision: str | None) -> Any:
+    """The model's configuration, known to have convolutions."""
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_found(model, error)) from error
+    if not all(hasattr(config, name) for name in CONV_FIELDS):
+        raise ValueError(
+            f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}"
+        )
+    return config
+
+
+def _not_found(model: str, error: Exception) -> str:
+    reason = str(error).strip().split("\n")[0]
+    if Path(model).is_dir():
+        return f"teacher folder {model!r} holds no Hugging Face model with config.json and weights: {reason}"
+    return (
+        f"teacher model {model!r} is neither a local folder nor downloadable (offline, or no such name): set "
+        f"`model` to a folder that holds its config.json and model.safetensors ({reason})"
+    )
+
+
+def _load_model(model: str, revision: str | None, attn_implementation: str | None) -> Any:
+    """The bare encoder in float32, every weight of it read from the checkpoint."""
+    kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        with torch.random.fork_rng(devices=[]):  # loading draws numbers; a student's must not depend on them
+            encoder, info = AutoModel.from_pretrained(
+                model, revision=revision, dtype=torch.float32, output_loading_info=True, **kwargs
+            )
+    except OSError as error:
+        raise ValueError(_not_found(model, error)) from error
+    # Hugging Face draws missing weights at random and only logs it; such a teacher teaches noise.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
+    if missing:
+        raise ValueError(
+            f"teacher model {model!r} lacks {len(missing)} weights of {type(encoder).__name__}, the first is "
+            f"{missing[0]!r}: its config.json does not fit its weights"
+        )
+    if not hasattr(encoder, "feature_extractor") or not hasattr(getattr(encoder, "encoder", None), "layers"):
+        raise ValueError(
+            f"teacher {model!r} ({type(encoder).__name__}) has no feature_extractor or no encoder.layers: "
+            f"{ADVICE}"
+        )
+    if getattr(encoder, "adapter", None) is not None:
+        encoder.adapter = None  # shortens the frames of last_hidden_state for a decoder; no layer's output
+    return encoder
+
+
+def _load_extractor(model: str, revision: str | None) -> Any:
+    """The model's feature extractor, ``None`` where it has none."""
+    try:
+        return AutoFeatureExtractor.from_pretrained(model, revision=revision)
+    except (OSError, ValueError):
+        return None
+
+
+def _resolve_normalize(model: str, normalize: bool | None, extractor: Any, config: Any) -> bool:
+    """The setting; else what the model is known to need, what its extractor says, or its family's habit."""
+    if normalize is not None:
+        return normalize
+    if model in RAW_AUDIO_MODELS:
+        resolved, source = False, "it was trained on raw audio"
+    elif hasattr(extractor, "do_normalize"):
+        resolved, source = bool(extractor.do_normalize), "its preprocessor_config.json says so"
+    else:
+        # Released models saw normalised audio if their convolutions have layer norm, raw audio if group norm.
+        norm = _feat_extract_norm(config)
+        resolved, source = norm == "layer", f"guessed from feat_extract_norm={norm!r}: no feature extractor"
+    logger.info("teacher %s: normalize=%s (%s; set `normalize` to override)", model, resolved, source)
+    if resolved and _feat_extract_norm(config) == "group":
+        logger.warning(
+            "teacher %s: waveforms get normalised; if it is facebook/hubert-base-ls960, set normalize=false",
+            model,
+        )
+    return resolved
+
+
+def _feat_extract_norm(config: Any) -> str:
+    # data2vec-audio lacks the field and norms every layer.
+    return getattr(config, "feat_extract_norm", "layer")
+
+
+def copyable_front_end(feature_extractor: nn.Module, config: Any) -> FrontEnd | None:
+    """The front end as a HuBERT student holds it; ``None`` if HuBERT's weights or outputs would differ."""
+    layout: dict[str, Any] = {name: getattr(config, name) for name in CONV_FIELDS}
+    layout = {name: list(value) if isinstance(value, tuple) else value for name, value in layout.items()}
+    layout["feat_extract_norm"] = _feat_extract_norm(config)
+    layout["num_feat_extract_layers"] = len(layout["conv_dim"])
+    state_dict = feature_extractor.state_dict()
+    with torch.device("meta"):  # draws no random numbers and takes no memory
+        twin = HubertFeatureEncoder(HubertConfig(**layout)).eval()
+    try:
+        twin.load_state_dict(state_dict, assign=True)
+    except RuntimeError:
+        return None
+    with torch.no_grad():
+        same = torch.equal(twin(_noise()), feature_extractor(_noise()))
+    return FrontEnd(layout, state_dict) if same else None
+
+
+def _valid_samples(waveforms_BT: Tensor, num_samples_B: Tensor | None) -> Tensor | None:
+    """Attention mask (B, T) int64, ``None`` where nothing is padded: a mask of ones only costs time."""
+    num_samples = waveforms_BT.shape[1]
+    if num_samples_B is None or bool((num_samples_B == num_samples).all()):
+        return None
+    positions_T = torch.arange(num_samples, device=waveforms_BT.device)
+    return (positions_T < num_samples_B.to(waveforms_BT.device).unsqueeze(1)).long()
+
+
+def normalize_waveforms(waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> Tensor:
+    """Zero mean, unit variance over the valid samples, as ``Wav2Vec2FeatureExtractor``; padding is 0."""
+    num_samples = waveforms_BT.shape[1]
+    if num_samples_B is None:
+        num_samples_B = torch.full((len(waveforms_BT),), num_samples)
+    count_B1 = num_samples_B.to(waveforms_BT.device).unsqueeze(1)
+    valid_BT = torch.arange(num_samples, device=waveforms_BT.device) < count_B1
+    count_B1 = count_B1.clamp(min=1)
+    mean_B1 = waveforms_BT.masked_fill(~valid_BT, 0).sum(1, keepdim=True) / count_B1
+    centred_BT = (waveforms_BT - mean_B1).masked_fill(~valid_BT, 0)
+    variance_B1 = centred_BT.square().sum(1, keepdim=True) / count_B1
+    return centred_BT / (variance_B1 + 1e-7).sqrt()
+
+
+def build_teacher(spec: dict[str, Any] | Teacher) -> Teacher:
+    """A frozen teacher from ``{"class_path": ..., "init_args": {...}}``; a teacher is handed back, frozen.
+
+    Raises:
+        ValueError: if ``class_path`` cannot be imported, is no :class:`Teacher`, or leaves out an attribute.
+    """
+    teacher = spec if isinstance(spec, Teacher) else _teacher_class(spec)(**spec.get("init_args") or {})
+    for name in ("sample_rate", "num_layers", "hidden_size", "init_args"):
+        if not hasattr(teacher, name):
+            raise ValueError(f"{type(teacher).__name__} must set self.{name} in its __init__")
+    return teacher.requires_grad_(False).eval()
+
+
+def _teacher_class(spec: dict[str, Any]) -> type[Teacher]:
+    class_path = str(spec.get("class_path"))
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"teacher class_path {class_path!r} cannot be imported ({error}): give package.module.ClassName"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Teacher)):
+        raise ValueError(f"teacher class_path {class_path!r} is no subclass of {__name__}.Teacher")
+    return found
