@@ -1,0 +1,206 @@
+"""The distillation objective: output loss + weight x intermediate loss.
+
+Source: Kim and Lee, Interspeech 2026, section 2; the prediction heads follow DistilHuBERT (Chang et al., ICASSP 2022).
+Shapes: B batch, F frames, D width of the student or teacher. Teacher layers are counted from 1, as are student
+hidden states (0 is the input of the first layer).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.teacher import TeacherTargets
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def mse(prediction_BFD: Tensor, target_BFD: Tensor) -> Tensor:
+    """Squared error, mean over the width: (B, F)."""
+    return (prediction_BFD.float() - target_BFD.float()).square().mean(-1)
+
+
+def l1(prediction_BFD: Tensor, target_BFD: Tensor) -> Tensor:
+    """Absolute error, mean over the width: (B, F)."""
+    return (prediction_BFD.float() - target_BFD.float()).abs().mean(-1)
+
+
+def l1_cosine(prediction_BFD: Tensor, target_BFD: Tensor) -> Tensor:
+    """DistilHuBERT's distance, L1 - log sigmoid(cosine similarity): (B, F)."""
+    cosine_BF = F.cosine_similarity(prediction_BFD.float(), target_BFD.float(), dim=-1)
+    return l1(prediction_BFD, target_BFD) - F.logsigmoid(cosine_BF)
+
+
+DISTANCES: dict[str, Distance] = {"mse": mse, "l1": l1, "l1_cosine": l1_cosine}
+
+
+def mean_over_frames(distance_BF: Tensor, valid_BF: Tensor | None, num_frames: Tensor | float) -> Tensor:
+    """Sum over valid frames / ``num_frames``, which counts the valid frames of the *global* batch.
+
+    Dividing by the global count, not by this rank's, makes the sum over ranks and accumulation steps exact also
+    where they hold different numbers of frames.
+    """
+    if valid_BF is not None:
+        distance_BF = distance_BF.masked_fill(~valid_BF, 0.0)
+    return distance_BF.sum() / num_frames
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the student learns from; the defaults are the paper's L2L objective.
+
+    Args:
+        distance: ``mse``, ``l1`` or ``l1_cosine``, for the output and the intermediate loss alike.
+        intermediate: ``l2l`` (student layers against teacher layers), ``prediction`` (heads on the last student layer
+            predict the teacher layers) or ``none``.
+        weight: of the intermediate loss; at 0 it is not computed at all.
+        layers: teacher layers (from 1) of the intermediate loss; default: at one and two thirds of
+            the output layer, i.e. 4 and 8 of 12, or 8 and 16 of 24.
+        output_layer: teacher layer of the output loss; default: the last.
+        attach: where a target stands after a growth: on the last layer of its block (``block_end``), or on the module
+            that carried it in the first stage (``original``).
+        projection: ``per_target``, one linear student -> teacher width for each target, which moves with it; or
+            ``shared``, the output loss's projection for all.
+    """
+
+    distance: Literal["mse", "l1", "l1_cosine"] = "mse"
+    intermediate: Literal["l2l", "prediction", "none"] = "l2l"
+    weight: float = 0.5
+    layers: list[int] | None = None
+    output_layer: int | None = None
+    attach: Literal["block_end", "original"] = "block_end"
+    projection: Literal["per_target", "shared"] = "per_target"
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"objective.weight={self.weight} is negative: use 0 to switch the intermediate loss off")
+
+
+def intermediate_layers(config: ObjectiveConfig, num_layers: int) -> list[int]:
+    """Teacher layers of the intermediate loss, counted from 1, for a teacher of ``num_layers``."""
+    if config.intermediate == "none" or config.weight == 0:
+        return []
+    output = config.output_layer or num_layers
+    if config.layers is None:
+        return sorted({round(output * part / 3) for part in (1, 2)} - {0, output})
+    if bad := [layer for layer in config.layers if not 1 <= layer <= num_layers]:
+        raise ValueError(f"objective.layers={config.layers}: the teacher has layers 1 to {num_layers}, not {bad}")
+    return sorted(set(config.layers))
+
+
+def l2l_positions(
+    layers: Sequence[int],
+    output_layer: int,
+    depth: int,
+    originals: Sequence[int],
+    attach: Literal["block_end", "original"],
+) -> dict[int, int]:
+    """Student hidden state (from 1) that learns each teacher layer, at equal relative depth.
+
+    With ``block_end`` teacher layer t of T stands at student layer t x depth / T, the last layer of its block:
+    teacher 4, 8, 12 at student 1, 2, 3, then 2, 4, 6, then 3, 6, 9, then 4, 8, 12. With ``original`` the target stays
+    with the module that carried it in the first stage, wherever that module now stands.
+
+    Args:
+        originals: for each first-stage layer (0-based), where that module now stands (0-based).
+    """
+    reference = depth if attach == "block_end" else len(originals)
+    positions: dict[int, int] = {}
+    for layer in layers:
+        if (layer * reference) % output_layer:
+            raise ValueError(
+                f"teacher layer {layer} of {output_layer} falls between the layers of a student of depth {reference}: "
+                f"choose objective.layers that are multiples of {output_layer} / {reference}"
+            )
+        position = layer * reference // output_layer
+        positions[layer] = position if attach == "block_end" else originals[position - 1] + 1
+    return positions
+
+
+class LossTerms(NamedTuple):
+    """Scalars: the loss that is minimised and its parts (unweighted)."""
+
+    total: Tensor
+    output: Tensor
+    intermediate: Tensor
+    layers: dict[int, Tensor]
+
+    def named(self) -> dict[str, Tensor]:
+        """Detached terms by their metric names."""
+        terms = {"loss": self.total, "output": self.output}
+        if self.layers:
+            terms["intermediate"] = self.intermediate
+        terms |= {f"layer_{layer}": value for layer, value in self.layers.items()}
+        return {name: value.detach() for name, value in terms.items()}
+
+
+class Objective(nn.Module):
+    """Projections from student to teacher width and the sum of the losses.
+
+    Args:
+        config: settings.
+        student_width: D of the student.
+        teacher_width: D of the teacher.
+        teacher_layers: depth of the teacher.
+    """
+
+    def __init__(
+        self, config: ObjectiveConfig, student_width: int, teacher_width: int, teacher_layers: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.distance = DISTANCES[config.distance]
+        self.output_layer = config.output_layer or teacher_layers
+        self.layers = intermediate_layers(config, teacher_layers)
+        self.output_projection = nn.Linear(student_width, teacher_width)
+        own = self.layers if config.projection == "per_target" else []
+        self.projections = nn.ModuleDict({str(k): nn.Linear(student_width, teacher_width) for k in own})
+
+    def positions(self, depth: int, originals: Sequence[int]) -> dict[int, int]:
+        """Student hidden state (from 1) that each intermediate target is compared with."""
+        if self.config.intermediate == "prediction":
+            return dict.fromkeys(self.layers, depth)
+        return l2l_positions(self.layers, self.output_layer, depth, originals, self.config.attach)
+
+    def forward(
+        self,
+        hidden_states: Sequence[Tensor],
+        targets: TeacherTargets,
+        originals: Sequence[int],
+        valid_BF: Tensor | None,
+        num_frames: Tensor | float,
+    ) -> LossTerms:
+        """Losses of one (micro-)batch.
+
+        Args:
+            hidden_states: depth + 1 of (B, F, D).
+            targets: of the teacher, on the same frames.
+            originals: see :func:`l2l_positions`.
+            valid_BF: true where a frame is not padding; ``None`` where nothing is padded.
+            num_frames: what the sums over frames are divided by.
+
+        Raises:
+            ValueError: teacher and student disagree on the number of frames.
+        """
+        if hidden_states[-1].shape[1] != targets.output_BFD.shape[1]:
+            raise ValueError(
+                f"the teacher gives {targets.output_BFD.shape[1]} frames where the student gives "
+                f"{hidden_states[-1].shape[1]}: their frame rates must be equal"
+            )
+        output = self._term(self.output_projection(hidden_states[-1]), targets.output_BFD, valid_BF, num_frames)
+        terms: dict[int, Tensor] = {}
+        for layer, position in self.positions(len(hidden_states) - 1, originals).items():
+            project = self.projections[str(layer)] if self.projections else self.output_projection
+            prediction_BFD = project(hidden_states[position])
+            terms[layer] = self._term(prediction_BFD, targets.hidden[layer], valid_BF, num_frames)
+        intermediate = torch.stack(list(terms.values())).sum() if terms else torch.zeros_like(output)
+        total = output + self.config.weight * intermediate if terms else output
+        return LossTerms(total, output, intermediate, terms)
+
+    def _term(
+        self, prediction_BFD: Tensor, target_BFD: Tensor, valid_BF: Tensor | None, num_frames: Tensor | float
+    ) -> Tensor:
+        return mean_over_frames(self.distance(prediction_BFD, target_BFD), valid_BF, num_frames)

@@ -1,0 +1,167 @@
+"""Optimizer, parameter groups and learning-rate schedules; carrying optimizer state over a growth.
+
+Everything here is a pure function of its arguments, except :func:`rebind`, which edits an optimizer in place.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+ParameterGroups = list[dict[str, Any]]
+OptimizerState = Literal["copy", "zero", "reset"]
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule; the defaults are the paper's, or ours where it is silent.
+
+    Args:
+        name: ``adamw``, or ``sgd`` (momentum ``betas[0]``).
+        lr: peak learning rate.
+        weight_decay: on matrices and convolution kernels; biases and norms have none.
+        betas: AdamW's two decay rates (not stated in the paper).
+        eps: AdamW's epsilon (not stated in the paper).
+        implementation: ``foreach``, ``fused``, or ``auto`` (fused on CUDA, else torch's default).
+        schedule: ``linear`` decay to zero, ``cosine``, ``wsd`` (warm-up, stable, linear decay) or ``constant``.
+        warmup_fraction: share of all steps with a rising learning rate.
+        decay_fraction: share of all steps that ``wsd`` decays over.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 5e-4
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    implementation: Literal["auto", "foreach", "fused"] = "auto"
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    warmup_fraction: float = 0.07
+    decay_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_fraction <= 1 or not 0 <= self.decay_fraction <= 1:
+            raise ValueError(
+                f"optimizer.warmup_fraction={self.warmup_fraction} and optimizer.decay_fraction="
+                f"{self.decay_fraction} must lie between 0 and 1"
+            )
+
+
+def learning_rate_factor(
+    step: int,
+    total_steps: int,
+    config: OptimizerConfig,
+    growth_steps: Sequence[int] = (),
+    rewarm_steps: int = 0,
+) -> float:
+    """Factor on the peak learning rate at optimizer step ``step`` (0-based).
+
+    Args:
+        growth_steps: steps at which the model grew or will grow.
+        rewarm_steps: length of the linear warm-up after each growth; 0 continues the one global schedule.
+    """
+    warmup = round(config.warmup_fraction * total_steps)
+    if step < warmup:
+        factor = (step + 1) / warmup
+    else:
+        factor = _decay(step - warmup, max(1, total_steps - warmup), total_steps, config)
+    last_growth = max((g for g in growth_steps if g <= step), default=None)
+    if last_growth is not None and step - last_growth < rewarm_steps:
+        factor *= (step - last_growth + 1) / rewarm_steps
+    return factor
+
+
+def _decay(step: int, steps: int, total_steps: int, config: OptimizerConfig) -> float:
+    """Factor ``step`` steps after the warm-up, of ``steps`` that follow it."""
+    left = max(0.0, 1 - step / steps)
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "linear":
+        return left
+    if config.schedule == "cosine":
+        return 0.5 * (1 - torch.cos(torch.tensor(torch.pi * left, dtype=torch.float64)).item())
+    decay_steps = max(1, round(config.decay_fraction * total_steps))
+    return min(1.0, left * steps / decay_steps)
+
+
+def parameter_groups(modules: Iterable[tuple[str, nn.Module]], weight_decay: float) -> ParameterGroups:
+    """Two groups, decay and no decay, with names, in the canonical order of ``named_parameters``.
+
+    The order matters: torch's ``Optimizer.load_state_dict`` matches state by position and checks no shapes, so any
+    other order after a growth would silently swap Adam moments on resume. The names stored beside them are checked.
+    """
+    decay: list[tuple[str, nn.Parameter]] = []
+    no_decay: list[tuple[str, nn.Parameter]] = []
+    for prefix, module in modules:
+        for name, parameter in module.named_parameters(prefix=prefix):
+            if parameter.requires_grad:
+                (decay if parameter.ndim > 1 else no_decay).append((name, parameter))
+    return [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(groups: ParameterGroups, config: OptimizerConfig) -> Optimizer:
+    """The optimizer of ``config`` over named ``groups``; it refuses a state dict whose parameters differ."""
+    if config.name == "sgd":
+        optimizer: Optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
+    else:
+        on_cuda = all(p.is_cuda for group in groups for _, p in group["params"])
+        fused = config.implementation == "fused" or (config.implementation == "auto" and on_cuda)
+        foreach = True if config.implementation == "foreach" else None
+        optimizer = torch.optim.AdamW(
+            groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None, foreach=foreach
+        )
+    optimizer.register_load_state_dict_pre_hook(_check_names)
+    return optimizer
+
+
+def _check_names(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=False):
+        names, saved_names = group["param_names"], saved.get("param_names", group["param_names"])
+        if names != saved_names:
+            differing = sorted(set(names) ^ set(saved_names))[:4] or "only their order"
+            raise ValueError(
+                f"the optimizer state in this checkpoint belongs to other parameters ({len(saved_names)} there, "
+                f"{len(names)} here; differing: {differing}): resume with the settings that made it"
+            )
+
+
+def rebind(optimizer: Optimizer, groups: ParameterGroups) -> None:
+    """Give ``optimizer`` the parameters of ``groups`` after a growth; the object, and so its schedulers, stay.
+
+    State of kept parameters carries over by itself (it is keyed by tensor). ``add_param_group`` is no way: the
+    learning-rate schedulers hold the number of groups.
+    """
+    if len(groups) != len(optimizer.param_groups):
+        raise RuntimeError(f"{len(optimizer.param_groups)} parameter groups became {len(groups)} at a growth")
+    kept = {parameter for group in groups for _, parameter in group["params"]}
+    if any(parameter not in kept for group in optimizer.param_groups for parameter in group["params"]):
+        raise RuntimeError("a growth lost parameters that the optimizer trains")
+    for group, new in zip(optimizer.param_groups, groups, strict=True):
+        group["params"] = [parameter for _, parameter in new["params"]]
+        group["param_names"] = [name for name, _ in new["params"]]
+
+
+def carry_state(
+    optimizer: Optimizer, sources: dict[nn.Parameter, nn.Parameter | None], setting: OptimizerState
+) -> None:
+    """Optimizer state after a growth.
+
+    Args:
+        sources: new parameter -> the one that it was copied from, ``None`` for values of its own.
+        setting: ``copy``: new parameters get a copy of their source's state (those without a source start at
+            zero); ``zero``: new parameters start at zero; ``reset``: all parameters do.
+    """
+    if setting == "reset":
+        optimizer.state.clear()
+    elif setting == "copy":
+        for new, source in sources.items():
+            if source is not None and source in optimizer.state:
+                state = optimizer.state[source]
+                optimizer.state[new] = {
+                    key: value.clone() if torch.is_tensor(value) else value for key, value in state.items()
+                }
