@@ -1,0 +1,295 @@
+"""From a training checkpoint of any depth to a Hugging Face folder, and back to a model.
+
+    interstack export --checkpoint runs/NAME/checkpoints/last.ckpt --output my-student
+
+The folder holds ``config.json`` and ``model.safetensors`` (``HubertModel.from_pretrained``),
+``preprocessor_config.json`` (``AutoFeatureExtractor``), ``README.md`` (a model card made from the run) and
+``interstack.json`` (all that the checkpoint says of the run).
+"""
+
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 1
+META_FILE = "interstack.json"
+STUDENT_PREFIX = "student.hubert."
+REQUIRED = ("student_config", "normalize", "sample_rate", "teacher")
+
+
+class StudentCheckpoint(NamedTuple):
+    """A student as it was saved.
+
+    Attributes:
+        model: in float32 on the CPU, in eval mode.
+        meta: plain values that describe the run: config, recipe, teacher, ancestry, growth, data, metrics.
+    """
+
+    model: HubertModel
+    meta: dict[str, Any]
+
+
+def load_student(path: str | Path) -> StudentCheckpoint:
+    """The student in a training checkpoint (of any depth) or in an exported folder.
+
+    Raises:
+        ValueError: if ``path`` is neither, or was written by a newer version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_folder(path)
+    checkpoint = _read_checkpoint(path)
+    meta = _checked(checkpoint["interstack"], path)
+    model = HubertModel(HubertConfig.from_dict(meta["student_config"]))
+    weights = {
+        key.removeprefix(STUDENT_PREFIX): value
+        for key, value in checkpoint.get("state_dict", {}).items()
+        if key.startswith(STUDENT_PREFIX)
+    }
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ValueError(f"weights and student_config of {str(path)!r} disagree: {detail}") from error
+    return StudentCheckpoint(model.eval(), meta)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {str(path)!r}: give a .ckpt file or an exported folder")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{str(path)!r} is no interstack checkpoint, or is damaged: {reason}") from error
+    if not isinstance(checkpoint, dict) or "interstack" not in checkpoint:
+        raise ValueError(f"{str(path)!r} is no interstack checkpoint: it has no 'interstack' entry")
+    return checkpoint
+
+
+def _load_folder(folder: Path) -> StudentCheckpoint:
+    if not (folder / META_FILE).is_file():
+        raise ValueError(
+            f"{str(folder)!r} holds no {META_FILE}: give a .ckpt file, or what `interstack export` wrote"
+        )
+    meta = _checked(json.loads((folder / META_FILE).read_text()), folder / META_FILE)
+    return StudentCheckpoint(HubertModel.from_pretrained(folder).eval(), meta)
+
+
+def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
+    version = meta.get("format")
+    if not isinstance(version, int):
+        raise ValueError(f"{str(path)!r} is no interstack checkpoint: its format is {version!r}")
+    if version > CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"{str(path)!r} has format {version}, but this interstack reads up to {CHECKPOINT_FORMAT}: "
+            "install a newer one"
+        )
+    missing = [key for key in REQUIRED if key not in meta]
+    if missing:
+        raise ValueError(f"the interstack entry of {str(path)!r} lacks {', '.join(missing)}")
+    return meta
+
+
+def export(checkpoint: str, output: str, overwrite: bool = False) -> None:
+    """Write a student as a Hugging Face folder with a model card.
+
+    Args:
+        checkpoint: training checkpoint of any depth.
+        output: folder to write.
+        overwrite: replace an earlier export.
+    """
+    student = export_student(checkpoint, output, overwrite)
+    logger.info(
+        "exported %d layers, %d parameters to %s",
+        student.model.config.num_hidden_layers,
+        student.model.num_parameters(),
+        output,
+    )
+
+
+def export_student(checkpoint: str | Path, output: str | Path, overwrite: bool = False) -> StudentCheckpoint:
+    """Write the folder at once or not at all, and return what was written.
+
+    Raises:
+        ValueError: if the checkpoint cannot be read, or ``output`` must not be replaced.
+    """
+    output = Path(output)
+    _refuse_used(output, overwrite)
+    student = load_student(checkpoint)
+    with _replacing(output) as folder:
+        student.model.save_pretrained(folder)
+        Wav2Vec2FeatureExtractor(
+            do_normalize=student.meta["normalize"],
+            return_attention_mask=True,  # as in training, where padded items carried a mask
+            sampling_rate=student.meta["sample_rate"],
+        ).save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(student, output.name), encoding="utf-8")
+        (folder / META_FILE).write_text(json.dumps(student.meta, indent=2) + "\n")
+    return student
+
+
+def _refuse_used(output: Path, overwrite: bool) -> None:
+    if output.is_file():
+        raise ValueError(f"output {str(output)!r} is a file: give the name of a folder")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(
+            f"output folder {str(output)!r} is not empty: give another one, or set overwrite=true"
+        )
+    if not (output / META_FILE).is_file():  # someone's files, which a slip must not delete
+        raise ValueError(f"output folder {str(output)!r} is no earlier export, so it stays: give another one")
+
+
+@contextmanager
+def _replacing(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` that takes its place at the end; after an error nothing has changed."""
+    output = output.absolute()
+    fresh = output.with_name(f".{output.name}.new-{os.getpid()}")
+    old = output.with_name(f".{output.name}.old-{os.getpid()}")
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        if output.exists():
+            os.replace(output, old)
+        os.replace(fresh, output)
+    except BaseException:
+        if old.exists() and not output.exists():
+            os.replace(old, output)
+        raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def model_card(student: StudentCheckpoint, name: str) -> str:
+    """Markdown with the front matter of the Hugging Face hub, made from what the checkpoint says of the run.
+
+    The licence is left out, as that of the teacher and of the data is not known here.
+    """
+    config, meta = student.model.config, student.meta
+    teacher, settings = _teacher_name(meta["teacher"]), _growth_settings(meta)
+    sizes = (config.hidden_size, config.intermediate_size, config.num_attention_heads)
+    rows = {
+        "Teacher": f"`{teacher}`",
+        "Layers": config.num_hidden_layers,
+        "Width, feed-forward, heads": ", ".join(map(str, sizes)),
+        "Parameters": f"{student.model.num_parameters():,}",
+        "Sample rate": f"{meta['sample_rate']} Hz",
+        "Waveform": "zero mean and unit variance" if meta["normalize"] else "as it is, not normalised",
+        "Growth policy": settings.pop("policy", "none"),
+        **{key.replace("_", " ").capitalize(): value for key, value in settings.items()},
+    }
+    sections = [
+        _FRONT_MATTER,
+        f"# {name}",
+        f"A HuBERT-layout speech encoder of {config.num_hidden_layers} layers, distilled from `{teacher}`.",
+        _table(["Setting", "Value"], rows.items()),
+        _USAGE.format(name=name, rate=meta["sample_rate"]),
+        "## Growth",
+        _growth_table(meta.get("growth") or []),
+        "## Metrics",
+        _table(["Metric", "Value"], sorted((meta.get("metrics") or {}).items())),
+        *(f"## {title}\n\n{_json_block(meta.get(key) or {})}" for title, key in _BLOCKS.items()),
+        _CITATION,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _teacher_name(spec: dict[str, Any]) -> str:
+    return str(spec.get("init_args", {}).get("model") or spec.get("class_path"))
+
+
+def _growth_settings(meta: dict[str, Any]) -> dict[str, Any]:
+    """Policy, schedule and stages; from the events where the checkpoint keeps no settings."""
+    events = meta.get("growth") or []
+    return dict(meta.get("growth_settings") or ({"policy": events[-1]["policy"]} if events else {}))
+
+
+def _growth_table(events: list[dict[str, Any]]) -> str:
+    """One row per growth; layers count from 0, a dash stands for a fresh one."""
+    if not events:
+        return "The student did not grow: it has had this depth from the start."
+    head = [
+        "Epoch",
+        "Step",
+        "Policy",
+        "Layers",
+        "Plan (source of each layer)",
+        "Ancestry (first-stage layer)",
+    ]
+    rows = (
+        [
+            event["epoch"],
+            event["step"],
+            event["policy"],
+            f"{event['depth_before']} -> {event['depth']}",
+            _layers(event["plan"]),
+            _layers(event["ancestry"]),
+        ]
+        for event in events
+    )
+    return _table(head, rows)
+
+
+def _layers(sources: list[int | None]) -> str:
+    return " ".join("-" if source is None else str(source) for source in sources)
+
+
+def _table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _json_block(values: dict[str, Any]) -> str:
+    return f"```json\n{json.dumps(values, indent=2)}\n```"
+
+
+_BLOCKS = {"Recipe": "recipe", "Data": "data", "Versions": "versions"}
+
+_FRONT_MATTER = """---
+library_name: transformers
+pipeline_tag: feature-extraction
+tags:
+- speech
+- hubert
+- knowledge-distillation
+- interstack
+---"""
+
+_USAGE = """## Use
+
+```python
+from transformers import AutoFeatureExtractor, HubertModel
+
+extractor = AutoFeatureExtractor.from_pretrained("{name}")
+model = HubertModel.from_pretrained("{name}").eval()
+inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt")
+hidden_states = model(**inputs, output_hidden_states=True).hidden_states
+```"""
+
+_CITATION = """## Citation
+
+Trained with interstack, after E. Kim, K. Lee, "Fast Speech Foundation Model Distillation Using Interleaved
+Stacking", Interspeech 2026, arXiv 2606.11766.
+
+```bibtex
+@inproceedings{kim2026interleaved,
+  author = {Kim, E. and Lee, K.},
+  title = {Fast Speech Foundation Model Distillation Using Interleaved Stacking},
+  booktitle = {Interspeech},
+  year = {2026},
+  note = {arXiv 2606.11766}
+}
+```"""
