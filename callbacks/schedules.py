@@ -1,0 +1,89 @@
+"""Growth schedules: how many epochs each stage lasts, and so when the student grows.
+
+A schedule is written as one word: ``equal``; ``prop-ALPHA`` (PROP-alpha: stage i of B gets a share
+proportional to i^alpha, so ``prop-0`` is ``equal``); or ``explicit-E1,E2,...``, the epochs (0-based) at whose
+start the student grows.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate, pairwise
+
+_PROPORTIONAL = re.compile(r"prop-(\d{1,2}(?:\.\d+)?)")
+_EXPLICIT = re.compile(r"explicit-(\d+(?:,\d+)*)")
+
+
+def stage_lengths(schedule: str | Sequence[int], num_stages: int, max_epochs: int) -> list[int]:
+    """Epochs of every stage, each at least 1; they sum to ``max_epochs``.
+
+    Args:
+        schedule: ``equal``, ``prop-ALPHA``, ``explicit-E1,E2,...``, or the list [E1, E2, ...] itself.
+        num_stages: number of stages B, one more than there are growths.
+        max_epochs: epochs T of the whole run.
+
+    Raises:
+        ValueError: an unknown schedule, fewer epochs than stages, or growth epochs that are not increasing,
+            not inside the run, or not ``num_stages - 1`` many.
+    """
+    if max_epochs < num_stages:
+        raise ValueError(
+            f"max_epochs={max_epochs} is too few for {num_stages} stages of at least one epoch each: train "
+            f"for {num_stages} epochs or more, or use fewer stages"
+        )
+    if not isinstance(schedule, str):
+        return _between(list(schedule), num_stages, max_epochs)
+    if match := _EXPLICIT.fullmatch(schedule):
+        return _between([int(epoch) for epoch in match[1].split(",")], num_stages, max_epochs)
+    if match := _PROPORTIONAL.fullmatch("prop-0" if schedule == "equal" else schedule):
+        return _proportional(float(match[1]), num_stages, max_epochs)
+    raise ValueError(
+        f"unknown schedule {schedule!r}: write equal, prop-ALPHA (such as prop-1 or prop-0.5, below 100) or "
+        "explicit-E1,E2,... (such as explicit-2,5,8)"
+    )
+
+
+def _proportional(alpha: float, num_stages: int, max_epochs: int) -> list[int]:
+    """T i^alpha / sum_j j^alpha, rounded by largest remainder; ties go to the earlier stage."""
+    # Fractions, since a tie between two remainders must not be decided by a rounding error.
+    weights = [Fraction(stage**alpha) for stage in range(1, num_stages + 1)]
+    shares = [max_epochs * weight / sum(weights) for weight in weights]
+    lengths = [int(share) for share in shares]
+    by_remainder = sorted(range(num_stages), key=lambda stage: lengths[stage] - shares[stage])
+    for stage in by_remainder[: max_epochs - sum(lengths)]:
+        lengths[stage] += 1
+    while 0 in lengths:
+        lengths[lengths.index(max(lengths))] -= 1
+        lengths[lengths.index(0)] += 1
+    return lengths
+
+
+def _between(epochs: list[int], num_stages: int, max_epochs: int) -> list[int]:
+    """Lengths of the stages that growths at the start of ``epochs`` leave."""
+    if len(epochs) != num_stages - 1:
+        raise ValueError(
+            f"the schedule names {len(epochs)} growth epochs {epochs}, but {num_stages} stages need "
+            f"{num_stages - 1}"
+        )
+    boundaries = [0, *epochs, max_epochs]
+    if any(end <= start for start, end in pairwise(boundaries)):
+        raise ValueError(
+            f"growth epochs {epochs} must increase and lie from 1 to {max_epochs - 1}, inside the run of "
+            f"{max_epochs} epochs"
+        )
+    return [end - start for start, end in pairwise(boundaries)]
+
+
+def growth_epochs(lengths: Sequence[int]) -> list[int]:
+    """The epochs (0-based) at whose start the student grows: one fewer than there are stages."""
+    return list(accumulate(lengths))[:-1]
+
+
+def depth_at(epoch: int, stages: Sequence[int], lengths: Sequence[int]) -> int:
+    """Depth during ``epoch`` (0-based); after the run's end the depth of its last stage."""
+    return stages[sum(epoch >= start for start in growth_epochs(lengths))]
+
+
+def mean_depth(stages: Sequence[int], lengths: Sequence[int]) -> float:
+    """Layers averaged over epochs: what to match where policies with different stages are compared."""
+    return sum(depth * length for depth, length in zip(stages, lengths, strict=True)) / sum(lengths)
