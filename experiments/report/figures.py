@@ -1,0 +1,171 @@
+"""What the pictures of a report share: the figure, its colours, its labels, and its two forms (PNG and SVG).
+
+matplotlib is an optional package: it is imported when a figure is made. pyplot's global state is not used.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.report.labels import Box, place_beside, spread
+from experiments.report.theme import GRID, MUTED, PAPER, SERIES, follow_theme
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 4.8  # inches: about as wide as a phone's screen, so that text of 9 points stays so
+FONT = 9
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", ":")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its file stem, heading and caption; the caption says how to read it."""
+
+    name: str
+    heading: str
+    caption: str
+    figure: "Figure"
+
+    def png(self) -> bytes:
+        """Opaque white, so legible on any background."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=200, facecolor=PAPER)
+        return buffer.getvalue()
+
+    def svg(self) -> str:
+        """Element for an HTML page: colours are CSS variables, text is text, ids belong to this picture."""
+        import matplotlib
+
+        buffer = io.StringIO()
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
+            self.figure.savefig(
+                buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+            )
+        svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
+        svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+        return follow_theme(svg.replace("<svg ", f'<svg role="img" aria-label="{self.heading}" ', 1))
+
+
+def require_matplotlib() -> None:
+    """Fail early, and with the remedy, where pictures cannot be drawn.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "the report draws with matplotlib, which is not installed: pip install 'interstack[report]'"
+        ) from None
+
+
+def single_axes(height: float) -> tuple["Figure", "Axes"]:
+    """A figure of the report's width and ``height`` inches with one plot on a light grid."""
+    figure, grid = axes_grid(1, 1, size=(WIDTH, height))
+    axes = grid[0][0]
+    axes.grid(True, color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    return figure, axes
+
+
+def axes_grid(
+    rows: int, columns: int, cell: float = 1.0, size: tuple[float, float] | None = None
+) -> tuple["Figure", list[list["Axes"]]]:
+    """A figure on the Agg canvas with ``rows`` x ``columns`` axes in the report's colours."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size or (columns * cell + 0.9, rows * cell + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.tick_params(colors=MUTED, labelcolor=MUTED, labelsize=FONT, length=0)
+        axes.xaxis.label.set(color=MUTED, fontsize=FONT)
+        axes.yaxis.label.set(color=MUTED, fontsize=FONT)
+        axes.set_facecolor("none")
+    return figure, [list(line) for line in grid]
+
+
+def log_scale(axes: "Axes", values: NDArray[np.float64]) -> None:
+    """Log scale with a few round ticks in plain numbers; stays linear where a value is not positive."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    if values.min() <= 0:
+        return
+    axes.set_yscale("log")
+    subs: tuple[float, ...]
+    decades = np.log10(values.max() / values.min())
+    if decades > 1.3:
+        subs = (1.0,) if decades > 3 else (1.0, 2.0, 5.0)
+    else:
+        subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades > 0.4 else tuple(step / 2 for step in range(2, 20))
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def label_ends(
+    figure: "Figure", axes: "Axes", ends: dict[int, tuple[float, float]], labels: Sequence[str]
+) -> None:
+    """A marker at each curve's end and its name in the right margin, joined by a thin line."""
+    axes.set_xmargin(0.02)
+    axes.autoscale_view()
+    height = figure.get_size_inches()[1] * 72 * 0.78  # points from bottom to top of the axes, roughly
+    to_axes = axes.transData + axes.transAxes.inverted()
+    wanted = {index: float(to_axes.transform(end)[1]) for index, end in ends.items()}
+    places = spread(list(wanted.values()), gap=1.45 * FONT / height)
+    for (index, (x, y)), place in zip(ends.items(), places, strict=True):
+        colour = series_colour(index)
+        axes.plot(
+            [x], [y], MARKERS[index % len(MARKERS)], color=colour, markersize=5.5, clip_on=False, zorder=4
+        )
+        axes.annotate(
+            labels[index], (x, y), (1.04, place), xycoords="data", textcoords="axes fraction", color=colour,
+            fontsize=FONT, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkB": 3},
+        )  # fmt: skip
+
+
+def label_points(
+    figure: "Figure", axes: "Axes", points: dict[int, tuple[float, float]], labels: Sequence[str]
+) -> None:
+    """The name of each point beside it, covering no other name and no point."""
+    figure.draw_without_rendering()
+    scale = figure.dpi / 72
+    pixels = [tuple(axes.transData.transform(point) / scale) for point in points.values()]
+    texts = [figure.text(0, 0, labels[index], fontsize=FONT) for index in points]
+    extents = [text.get_window_extent() for text in texts]
+    window = axes.get_window_extent()
+    area = Box(window.x0 / scale, window.y0 / scale, window.x1 / scale, window.y1 / scale)
+    sizes = [(extent.width / scale, extent.height / scale) for extent in extents]
+    for text in texts:
+        text.remove()
+    for index, (x, y), box in zip(points, pixels, place_beside(pixels, sizes, area), strict=True):
+        axes.annotate(
+            labels[index], points[index], (box.left - x, box.bottom - y), textcoords="offset points",
+            color=series_colour(index), fontsize=FONT, va="bottom", ha="left",
+        )  # fmt: skip
+
+
+def series_colour(index: int) -> str:
+    """Colour of the run at place ``index`` of the report."""
+    return SERIES[index % len(SERIES)]
+
+
+def series_dash(index: int) -> str:
+    """Line style of the run at place ``index``: another one each time the colours are used up."""
+    return DASHES[index // len(SERIES) % len(DASHES)]

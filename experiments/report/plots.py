@@ -1,0 +1,159 @@
+"""Pictures of a report: curves and points of runs.
+
+Every function takes runs (and references) and returns a `Picture`, or None where there is nothing to draw.
+Colour and marker follow a run's place in the report, so a system looks the same in every picture.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.report.document import Pair, ReferenceRow
+from experiments.report.figures import (
+    FONT,
+    MARKERS,
+    Picture,
+    label_ends,
+    label_points,
+    log_scale,
+    require_matplotlib,
+    series_colour,
+    series_dash,
+    single_axes,
+)
+from experiments.report.heat_maps import layer_weights, similarity
+from experiments.report.reading import RunLog
+from experiments.report.theme import MUTED
+
+
+def draw_all(pairs: Sequence[Pair], references: Sequence[ReferenceRow]) -> list[Picture]:
+    """Every picture for which there is something to draw, in the order of the report."""
+    require_matplotlib()
+    pictures = [
+        loss_vs_time(pairs),
+        depth_vs_step(pairs),
+        per_vs_seconds(pairs, references),
+        similarity(pairs),
+        layer_weights(pairs),
+    ]
+    return [picture for picture in pictures if picture is not None]
+
+
+def loss_vs_time(pairs: Sequence[Pair]) -> Picture | None:
+    """Smoothed training loss against training seconds, a vertical tick at each growth; log scale."""
+    curves = {index: stages for index, (_, log) in enumerate(pairs) if (stages := loss_stages(log))}
+    if not curves:
+        return None
+    figure, axes = single_axes(3.5)
+    for index, stages in curves.items():
+        for seconds, loss in stages:
+            axes.plot(seconds, loss, color=series_colour(index), linestyle=series_dash(index), linewidth=1.5)
+        for (_, before), (start, after) in pairwise(stages):
+            jump = [start[0], start[0]], [before[-1], after[0]]
+            axes.plot(*jump, "|-", color=series_colour(index), lw=2.2, markersize=11, markeredgewidth=2.2)
+    log_scale(axes, np.concatenate([loss for stages in curves.values() for _, loss in stages]))
+    axes.set_xlabel("training time (s)")
+    axes.set_title("training loss", loc="left", fontsize=FONT, color=MUTED)
+    ends = {index: (stages[-1][0][-1], stages[-1][1][-1]) for index, stages in curves.items()}
+    label_ends(figure, axes, ends, [run.label for run, _ in pairs])
+    caption = (
+        "Distillation loss on the training batches (running mean, log scale) against training time without "
+        "validation and checkpoints. A vertical tick marks a growth of the student."
+    )
+    return Picture("loss_vs_time", "Loss against training time", caption, figure)
+
+
+def loss_stages(log: RunLog, points: int = 40) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """(seconds, loss) of each stage with finite losses; each starts when its growth happened.
+
+    The loss is a running mean over 2 / ``points`` of the run, taken within a stage: a growth stays sharp.
+    """
+    logged = log.series("train/loss")
+    seconds = log.seconds_at(logged.steps)
+    known = np.isfinite(logged.values) & np.isfinite(seconds)
+    steps, seconds, loss = logged.steps[known], seconds[known], logged.values[known]
+    starts = [mark.step for mark in log.growth]
+    stages = np.searchsorted(starts, steps)  # a growth comes after the step that it names
+    found = []
+    for stage in np.unique(stages):
+        inside = stages == stage
+        smooth = running_mean(loss[inside], max(1, len(loss) // points))
+        start = log.seconds_at([starts[stage - 1]]) if stage else seconds[inside][:1]
+        found.append((np.append(start, seconds[inside]), np.append(smooth[:1], smooth)))
+    return found
+
+
+def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+    """Mean over a window of 2 ``reach`` + 1 values, of which the part that exists is taken at both ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    first, last = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def depth_vs_step(pairs: Sequence[Pair]) -> Picture | None:
+    """Steps of depth; runs with the same depth are drawn side by side so that each can be seen."""
+    known = [index for index, (_, log) in enumerate(pairs) if log.depth_profile() and log.steps]
+    if not known:
+        return None
+    figure, axes = single_axes(2.9)
+    ends = {}
+    for place, index in enumerate(known):
+        log = pairs[index][1]
+        shift = 0.2 * (place - (len(known) - 1) / 2)
+        profile = log.depth_profile()
+        steps = [start for start, _ in profile] + [log.steps or 0]
+        depths = np.array([depth for _, depth in profile] + [profile[-1][1]]) + shift
+        axes.step(
+            steps, depths, where="post", lw=1.8, color=series_colour(index), linestyle=series_dash(index)
+        )
+        ends[index] = (float(steps[-1]), float(depths[-1]))
+    depths_seen = {depth for index in known for _, depth in pairs[index][1].depth_profile()}
+    axes.set_yticks(sorted(depths_seen))
+    axes.set_ylim(0, max(depths_seen) + 1)
+    axes.set_xlabel("optimizer step")
+    axes.set_title("student depth (layers)", loc="left", fontsize=FONT, color=MUTED)
+    label_ends(figure, axes, ends, [run.label for run, _ in pairs])
+    caption = "Layers of the student against optimizer steps. Lines of the same depth are drawn side by side."
+    return Picture("depth_vs_step", "Depth against step", caption, figure)
+
+
+def per_vs_seconds(pairs: Sequence[Pair], references: Sequence[ReferenceRow]) -> Picture | None:
+    """Quality against cost: one point per run, the better the further down and left; references as lines."""
+    points = {
+        index: (log.train_seconds, run.per)
+        for index, (run, log) in enumerate(pairs)
+        if log.train_seconds is not None and run.per is not None and np.isfinite(run.per)
+    }
+    if not points:
+        return None
+    figure, axes = single_axes(3.2)
+    for index, (seconds, per) in points.items():
+        axes.plot(seconds, per, MARKERS[index % len(MARKERS)], color=series_colour(index), markersize=8)
+    near, far = split_references(references, [per for _, per in points.values()])
+    axes.margins(x=0.3, y=0.25)
+    for row in near:
+        axes.axhline(row.per or 0.0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"{row.label} {row.per:.1f}", (0.01, row.per or 0.0), (0, 3), xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points", color=MUTED, fontsize=FONT,
+        )  # fmt: skip
+    axes.set_xlabel("training time (s)")
+    axes.set_title("phone error rate (%)", loc="left", fontsize=FONT, color=MUTED)
+    label_points(figure, axes, points, [run.label for run, _ in pairs])
+    caption = "Phone error rate of the probe against training time: further down and left is better."
+    if far:
+        caption += f" Outside the picture: {', '.join(f'{row.label} {row.per:.1f}' for row in far)}."
+    return Picture("per_vs_seconds", "Phone error rate against training time", caption, figure)
+
+
+def split_references(
+    references: Sequence[ReferenceRow], pers: Sequence[float]
+) -> tuple[list[ReferenceRow], list[ReferenceRow]]:
+    """Rows with a PER that are near enough to ``pers`` to share an axis with them, and those that are not."""
+    known = [row for row in references if row.per is not None and np.isfinite(row.per)]
+    reach = max(max(pers) - min(pers), 0.5 * max(pers))
+    near = [row for row in known if row.per is not None and min(pers) - reach <= row.per <= max(pers) + reach]
+    return near, [row for row in known if row not in near]

@@ -1,0 +1,148 @@
+"""Draw the growth policies, stage by stage, as one SVG file for the README.
+
+    python -m experiments.report.policy_figure docs/policies.svg
+
+Every policy is a panel, every stage a column, every layer a box, layer 1 at the bottom. Colour and number
+name the layer of the first stage that a layer descends from. A dot marks a layer that was new at that growth;
+a box without a number is a fresh layer. The plans come from `callbacks.policies`, so the picture cannot
+disagree with the code.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+
+from callbacks.policies import compose_ancestry, default_stages, kept_positions, make_plan
+from experiments.report.files import write_atomic
+from experiments.report.theme import ANCESTORS, INK, MUTED, PAPER
+
+PANELS = {
+    "interleaved": "copy beside original",
+    "gradual": "last layers, on top",
+    "midas": "middle block, in place",
+    "lidas": "middle layers, in place",
+    "stackbert": "all layers, on top",
+    "identity": "copies start as zero",
+    "random": "fresh layers, on top",
+    "one_shot_stack": "one growth",
+    "one_shot_interleave": "one growth",
+}
+LEGEND = (
+    "Colour and number:",
+    "the layer of the first",
+    "stage it comes from.",
+    "Columns are stages, the",
+    "depth below them; layer 1",
+    "is at the bottom.",
+)
+FONTS = "system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif"
+COLUMNS = 5
+BOX_WIDTH, BOX_HEIGHT, GAP = 26, 15, 3
+PANEL_WIDTH, PANEL_HEIGHT = 160, 290
+MARGIN = 20
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers of one stage, layer 1 first: first-stage ancestor (None = fresh), and whether it is new."""
+
+    ancestry: tuple[int | None, ...]
+    new: tuple[bool, ...]
+
+
+def policy_stages(policy: str) -> list[Stage]:
+    """The stages of ``policy`` at its default depths.
+
+    Raises:
+        ValueError: the policy is unknown.
+    """
+    depths = default_stages(policy)
+    found = [Stage(tuple(range(depths[0])), (False,) * depths[0])]
+    for depth, target in pairwise(depths):
+        plan = make_plan(policy, depth, target)
+        kept = set(kept_positions(plan, depth))
+        ancestry = compose_ancestry(found[-1].ancestry, plan)
+        found.append(Stage(tuple(ancestry), tuple(place not in kept for place in range(target))))
+    return found
+
+
+def draw_policies() -> str:
+    """The picture as SVG text; its opaque background reads the same on a light and on a dark page."""
+    rows = -(-len(PANELS) // COLUMNS)
+    width, height = COLUMNS * PANEL_WIDTH + MARGIN, rows * PANEL_HEIGHT + MARGIN
+    panels = "".join(
+        _panel(policy, note, MARGIN + place % COLUMNS * PANEL_WIDTH, MARGIN + place // COLUMNS * PANEL_HEIGHT)
+        for place, (policy, note) in enumerate(PANELS.items())
+    )
+    spare = rows * COLUMNS - len(PANELS)
+    legend = _legend(width - spare * PANEL_WIDTH, MARGIN + (rows - 1) * PANEL_HEIGHT) if spare else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" font-family="{FONTS}">\n'
+        "<title>Growth policies, stage by stage</title>\n"
+        f'<rect width="{width}" height="{height}" rx="8" fill="{PAPER}"/>\n{panels}{legend}</svg>\n'
+    )
+
+
+def _panel(policy: str, note: str, x: float, y: float) -> str:
+    stages = policy_stages(policy)
+    base = y + PANEL_HEIGHT - 36
+    parts = [_text(x, y + 14, policy, INK, 13, "600"), _text(x, y + 29, note, MUTED, 11)]
+    for column, stage in enumerate(stages):
+        left = x + column * (BOX_WIDTH + 8)
+        parts += [
+            _layer(left, base - (layer + 1) * (BOX_HEIGHT + GAP), stage.ancestry[layer], stage.new[layer])
+            for layer in range(len(stage.ancestry))
+        ]
+        parts.append(
+            _text(left + BOX_WIDTH / 2, base + 14, str(len(stage.ancestry)), MUTED, 11, anchor="middle")
+        )
+    return "".join(parts)
+
+
+def _layer(x: float, y: float, ancestor: int | None, new: bool) -> str:
+    frame = f'<rect x="{x:g}" y="{y:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="2.5" '
+    dot = f'<circle cx="{x + BOX_WIDTH - 8:g}" cy="{y + BOX_HEIGHT / 2:g}" r="2.6" '
+    if ancestor is None:
+        box = f'{frame}fill="{PAPER}" stroke="{MUTED}" stroke-dasharray="3 2"/>\n'
+        return box + (f'{dot}fill="{MUTED}"/>\n' if new else "")
+    box = f'{frame}fill="{ANCESTORS[ancestor % len(ANCESTORS)]}"/>\n'
+    number = _text(x + (9 if new else BOX_WIDTH / 2), y + 11.5, str(ancestor + 1), PAPER, 11, anchor="middle")
+    return box + number + (f'{dot}fill="{PAPER}"/>\n' if new else "")
+
+
+def _legend(x: float, y: float) -> str:
+    lines = [
+        (_layer(x, y + 50, 0, False), "kept layer"),
+        (_layer(x, y + 76, 0, True), "new copy"),
+        (_layer(x, y + 102, None, True), "new fresh layer"),
+    ]
+    parts = [
+        box + _text(x + BOX_WIDTH + 8, y + 62 + 26 * place, text, INK, 11)
+        for place, (box, text) in enumerate(lines)
+    ]
+    parts += [_text(x, y + 146 + 16 * place, line, MUTED, 11) for place, line in enumerate(LEGEND)]
+    return "".join(parts)
+
+
+def _text(
+    x: float, y: float, text: str, fill: str, size: int, weight: str = "400", anchor: str = "start"
+) -> str:
+    return (
+        f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="{weight}" fill="{fill}" '
+        f'text-anchor="{anchor}">{escape(text)}</text>\n'
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the picture to the one path given."""
+    if len(arguments) != 1:
+        raise SystemExit("usage: python -m experiments.report.policy_figure OUTPUT.svg")
+    write_atomic(Path(arguments[0]), draw_policies())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

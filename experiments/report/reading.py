@@ -1,0 +1,184 @@
+"""Read the folder of a training run: ``summary.json``, ``growth.json`` and ``metrics.csv``.
+
+A run that was interrupted lacks some of the files; what is missing is None or empty here and a dash in the
+report. A file that is there but cannot be read is an error that names it.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TRAIN_SECONDS = "perf/train_seconds"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One logged metric: ascending optimizer steps (N,) int64 and values (N,) float64, which may be NaN."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GrowthMark:
+    """One growth: ``step`` optimizer steps were done before it, in ``train_seconds`` seconds of training."""
+
+    epoch: int
+    step: int
+    depth_before: int
+    depth: int
+    ancestry: tuple[int | None, ...]
+    loss_before: float | None
+    loss_after: float | None
+    train_seconds: float | None
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """What a run folder says; losses as logged, ``train_seconds`` without validation and checkpoints."""
+
+    folder: Path
+    finished: bool
+    policy: str | None
+    schedule: str | None
+    seed: int | None
+    steps: int | None
+    depth: int | None
+    parameters: int | None
+    train_seconds: float | None
+    train_loss: float | None
+    val_loss: float | None
+    hardware: Any
+    growth: tuple[GrowthMark, ...]
+    metrics: dict[str, Series]
+
+    def series(self, name: str) -> Series:
+        """The metric ``name``; an empty series where it was never logged."""
+        return self.metrics.get(name, Series(np.empty(0, np.int64), np.empty(0)))
+
+    def seconds_at(self, steps: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+        """Cumulative training seconds at ``steps``, between logged rows by interpolation; NaN without any.
+
+        Before the first logged row time is taken as proportional to steps.
+        """
+        clock = self.series(TRAIN_SECONDS)
+        known = np.isfinite(clock.values)
+        if not known.any():
+            return np.full(len(steps), np.nan)
+        return np.interp(steps, np.append(0, clock.steps[known]), np.append(0.0, clock.values[known]))
+
+    def depth_profile(self) -> list[tuple[int, int]]:
+        """(first step, depth) of every stage, first stage first; empty where the depth is unknown."""
+        if not self.growth:
+            return [(0, self.depth)] if self.depth is not None else []
+        return [(0, self.growth[0].depth_before), *((mark.step, mark.depth) for mark in self.growth)]
+
+    def mean_depth(self) -> float | None:
+        """Depth averaged over optimizer steps; None where steps or depth are unknown."""
+        profile = self.depth_profile()
+        if not profile or not self.steps:
+            return None
+        starts = [min(start, self.steps) for start, _ in profile] + [self.steps]
+        return sum(depth * (starts[i + 1] - starts[i]) for i, (_, depth) in enumerate(profile)) / self.steps
+
+
+def read_run(folder: Path) -> RunLog:
+    """Read one run folder.
+
+    Raises:
+        ValueError: the folder does not exist, or one of its files is there but cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such run folder")
+    summary = _read_json(folder / "summary.json", {})
+    growth = tuple(_growth_mark(folder, event) for event in _read_json(folder / "growth.json", []))
+    metrics = read_metrics(folder / "metrics.csv")
+    last_step = max((int(series.steps[-1]) for series in metrics.values()), default=None)
+    return RunLog(
+        folder=folder,
+        finished=bool(summary),
+        policy=summary.get("policy"),
+        schedule=summary.get("schedule"),
+        seed=summary.get("seed"),
+        steps=summary.get("steps", last_step),
+        depth=summary.get("depth", growth[-1].depth if growth else None),
+        parameters=summary.get("parameters"),
+        train_seconds=summary.get("train_seconds"),
+        train_loss=summary.get("train_loss"),
+        val_loss=summary.get("val_loss"),
+        hardware=summary.get("hardware"),
+        growth=growth,
+        metrics=metrics,
+    )
+
+
+def read_metrics(path: Path) -> dict[str, Series]:
+    """Read ``metrics.csv`` into one series per column, in the order of steps; empty where there is no file.
+
+    A logger writes several rows for one step (training and validation metrics apart), and a resumed run
+    writes the steps after its checkpoint again. So each column is merged for itself, and the last value
+    written wins.
+
+    Raises:
+        ValueError: no ``step`` column, or a value that is not a number.
+    """
+    if not path.is_file():
+        return {}
+    columns: dict[str, dict[int, float]] = {}
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames is not None and "step" not in reader.fieldnames:
+            raise ValueError(f"{path}: no column 'step' among {', '.join(reader.fieldnames)}")
+        for row in reader:
+            try:
+                _merge_row(columns, row)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"{path}: line {reader.line_num} holds a value that is not a number"
+                ) from None
+    return {name: _series(values) for name, values in columns.items()}
+
+
+def _merge_row(columns: dict[str, dict[int, float]], row: dict[str, str]) -> None:
+    step = int(float(row["step"]))
+    for name, text in row.items():
+        if name != "step" and text:
+            columns.setdefault(name, {})[step] = float(text)
+
+
+def _series(values: dict[int, float]) -> Series:
+    steps = sorted(values)
+    return Series(np.array(steps, np.int64), np.array([values[step] for step in steps]))
+
+
+def _growth_mark(folder: Path, event: dict[str, Any]) -> GrowthMark:
+    try:
+        return GrowthMark(
+            epoch=event["epoch"],
+            step=event["step"],
+            depth_before=event["depth_before"],
+            depth=event["depth"],
+            ancestry=tuple(event["ancestry"]),
+            loss_before=event.get("loss_before"),
+            loss_after=event.get("loss_after"),
+            train_seconds=event.get("train_seconds"),
+        )
+    except KeyError as error:
+        raise ValueError(f"{folder / 'growth.json'}: a growth event lacks the key {error}") from None
+
+
+def _read_json(path: Path, missing: Any) -> Any:
+    """Parsed file, or ``missing`` where there is none."""
+    if not path.is_file():
+        return missing
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None

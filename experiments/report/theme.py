@@ -1,0 +1,53 @@
+"""Colours of the report, in light and in dark.
+
+Figures are drawn once, in the light colours. Inside the HTML page each light colour is replaced by a CSS
+variable of the same name, so that one figure follows the reader's theme; light values must therefore be
+unique. Series: the hues of Okabe and Ito's palette, which the usual forms of colour blindness tell apart,
+darkened or lightened until they can carry text on their background.
+"""
+
+import re
+
+LIGHT = {
+    "paper": "#ffffff",
+    "ink": "#1f2328",
+    "muted": "#59636e",
+    "grid": "#dde2e7",
+    "series-0": "#0067a8",
+    "series-1": "#c24e00",
+    "series-2": "#007d5a",
+    "series-3": "#9b3f8f",
+    "series-4": "#8a6a00",
+    "series-5": "#2f8fb3",
+    "series-6": "#767676",
+}
+DARK = {
+    "paper": "#0f1318",
+    "ink": "#e6e9ed",
+    "muted": "#9aa4af",
+    "grid": "#2b323a",
+    "series-0": "#5cb3ee",
+    "series-1": "#ff9257",
+    "series-2": "#35c99f",
+    "series-3": "#e597d8",
+    "series-4": "#e3bd45",
+    "series-5": "#8fdcf7",
+    "series-6": "#b0b0b0",
+}
+SERIES = [value for name, value in LIGHT.items() if name.startswith("series")]
+INK, MUTED, GRID, PAPER = LIGHT["ink"], LIGHT["muted"], LIGHT["grid"], LIGHT["paper"]
+
+# Fills of the stage-1 ancestors in ancestry pictures; white text is legible on the first three in both
+# themes.
+ANCESTORS = ("#0067a8", "#c24e00", "#007d5a", "#9b3f8f", "#8a6a00", "#5b6570")
+
+
+def css_variables(colours: dict[str, str]) -> str:
+    """``--ink: #1f2328; ...`` for a CSS rule."""
+    return " ".join(f"--{name}: {value};" for name, value in colours.items())
+
+
+def follow_theme(svg: str) -> str:
+    """Replace every light colour in a drawing by its CSS variable."""
+    names = {value: name for name, value in LIGHT.items()}
+    return re.sub("|".join(names), lambda match: f"var(--{names[match[0]]})", svg)
