@@ -1,0 +1,224 @@
+"""Phone alignments: who says which phone when. Reading, writing and frame labels, as pure functions.
+
+Format, for a corpus of your own as for the synthetic one: UTF-8 files ``ROOT/alignments/SPLIT/*.tsv`` (any
+names, any depth; ROOT holds the folders of splits), tab-separated, with this first line::
+
+    utterance<TAB>phone<TAB>start_seconds<TAB>end_seconds
+
+and one line per phone, in order of time within an utterance. ``utterance`` is the audio file's name without
+its ending (``84-121123-0000``), ``phone`` any symbol without white space, silence is ``SIL``. Phones may not
+overlap; what no line covers is silence. All lines of an utterance stand in one file, without lines of others
+between them.
+
+Shapes: F frames.
+"""
+
+import hashlib
+import itertools
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.audio import AUDIO_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+ALIGNMENTS = "alignments"
+SILENCE = "SIL"
+HEADER = ("utterance", "phone", "start_seconds", "end_seconds")
+HOP = 320
+"""Samples from one frame to the next, in every HuBERT-like front end (20 ms at 16 kHz)."""
+WINDOW = 400
+"""Samples that one frame sees (25 ms): frame f covers samples [HOP f, HOP f + WINDOW)."""
+
+
+class Segment(NamedTuple):
+    """One phone of one utterance; times in seconds from the start of its audio file."""
+
+    phone: str
+    start_seconds: float
+    end_seconds: float
+
+
+Alignment = Mapping[str, Sequence[Segment]]
+"""Utterance id -> its segments in order of time."""
+
+
+def corpus_folder(root: str | Path) -> Path:
+    """The folder that holds the splits and ``alignments``: ``root``, or ``LibriSpeech`` in it.
+
+    Raises:
+        ValueError: neither has a folder ``alignments``.
+    """
+    for folder in (Path(root), Path(root) / "LibriSpeech"):
+        if (folder / ALIGNMENTS).is_dir():
+            return folder
+    raise ValueError(
+        f"{root} holds no folder {ALIGNMENTS!r} beside its splits: give a corpus with phone alignments "
+        "(their format: datamodules/alignments.py), or make one by `interstack synthesize`"
+    )
+
+
+def write_alignment(path: str | Path, alignment: Alignment) -> None:
+    """Write one file, atomically; times are rounded to 0.1 ms, which is finer than a sample at 8 kHz."""
+    lines = ["\t".join(HEADER)]
+    for utterance, segments in alignment.items():
+        lines += [f"{utterance}\t{s.phone}\t{s.start_seconds:.4f}\t{s.end_seconds:.4f}" for s in segments]
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def read_alignment(path: str | Path) -> dict[str, list[Segment]]:
+    """Read one file.
+
+    Raises:
+        ValueError: a wrong header, a line that is not four fields, a time that is no number, phones that
+            overlap or run backwards, or an utterance whose lines are not together. File and line are named.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    if not lines or tuple(lines[0].split("\t")) != HEADER:
+        raise ValueError(f"{path}: the first line must be the tab-separated names {' '.join(HEADER)}")
+    rows = [(f"{path}, line {number}", *_row(path, number, line)) for number, line in enumerate(lines[1:], 2)]
+    alignment: dict[str, list[Segment]] = {}
+    for utterance, group in itertools.groupby(rows, key=lambda row: row[1]):
+        where, segments = zip(*[(row[0], row[2]) for row in group], strict=True)
+        if utterance in alignment:
+            raise ValueError(f"{where[0]}: utterance {utterance} was already given; keep its lines together")
+        _check_order(where, segments)
+        alignment[utterance] = list(segments)
+    return alignment
+
+
+def _row(path: str | Path, number: int, line: str) -> tuple[str, Segment]:
+    fields = line.split("\t")
+    try:
+        utterance, phone, start, end = fields
+        segment = Segment(phone, float(start), float(end))
+    except ValueError:
+        raise ValueError(f"{path}, line {number}: expected {' '.join(HEADER)}, got {line!r}") from None
+    if not utterance or not phone or phone.split() != [phone]:
+        raise ValueError(
+            f"{path}, line {number}: utterance and phone must be symbols without spaces, got {line!r}"
+        )
+    return utterance, segment
+
+
+def _check_order(where: Sequence[str], segments: Sequence[Segment]) -> None:
+    previous = 0.0
+    for place, segment in zip(where, segments, strict=True):
+        # The negated comparisons also refuse NaN.
+        if not (previous <= segment.start_seconds <= segment.end_seconds < math.inf):
+            raise ValueError(
+                f"{place}: phone {segment.phone!r} runs from {segment.start_seconds} to {segment.end_seconds} "
+                f"s, the one before it to {previous} s; phones must follow one another without overlap"
+            )
+        previous = segment.end_seconds
+
+
+def _split_files(root: str | Path, split: str) -> list[Path]:
+    folder = corpus_folder(root) / ALIGNMENTS / split
+    paths = sorted(folder.rglob("*.tsv"))
+    if not paths:
+        raise ValueError(f"{folder} holds no alignments (*.tsv) of the split {split!r}")
+    return paths
+
+
+def alignment_digest(root: str | Path, splits: Iterable[str]) -> str:
+    """Hash of all alignments of these splits: tells a changed corpus from the same one."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for path in _split_files(root, split):
+            digest.update(f"{split}/{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def read_split(root: str | Path, split: str) -> dict[str, list[Segment]]:
+    """All alignments of one split.
+
+    Raises:
+        ValueError: there are none, or two files give the same utterance.
+    """
+    merged: dict[str, list[Segment]] = {}
+    for path in _split_files(root, split):
+        part = read_alignment(path)
+        if double := merged.keys() & part.keys():
+            raise ValueError(
+                f"{path}: utterance {min(double)} is aligned in another file too; keep one of them"
+            )
+        merged |= part
+    return merged
+
+
+def find_audio(root: str | Path, split: str, utterances: Iterable[str]) -> dict[str, Path]:
+    """The audio file of each utterance, in the order given.
+
+    Raises:
+        ValueError: an utterance has none; the first is named. (Audio without an alignment is only warned of.)
+    """
+    folder = corpus_folder(root) / split
+    found = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES}
+    paths = {utterance: found[utterance] for utterance in utterances if utterance in found}
+    if missing := [utterance for utterance in utterances if utterance not in paths]:
+        raise ValueError(
+            f"{missing[0]} (and {len(missing) - 1} more) is aligned but has no audio file below {folder}: "
+            "an utterance is called as its .flac, .wav or .mp3 file without the ending"
+        )
+    if unaligned := len(found) - len(paths):
+        logger.warning(
+            "%d of %d audio files below %s have no alignment and are not used", unaligned, len(found), folder
+        )
+    return paths
+
+
+def phone_sequence(segments: Iterable[Segment]) -> list[str]:
+    """The phones that were said, in order, without silence. A phone said twice in a row stays twice."""
+    return [segment.phone for segment in segments if segment.phone != SILENCE]
+
+
+def phone_inventory(alignments: Iterable[Alignment]) -> list[str]:
+    """All phones, sorted, with ``SIL`` first whether it occurs or not."""
+    seen = {segment.phone for alignment in alignments for row in alignment.values() for segment in row}
+    return [SILENCE, *sorted(seen - {SILENCE})]
+
+
+def frame_count(num_samples: int) -> int:
+    """Frames whose window lies inside so many samples; equals the lengths of HuBERT's seven convolutions."""
+    return max(0, (num_samples - WINDOW) // HOP + 1)
+
+
+def frame_labels(
+    segments: Sequence[Segment],
+    num_frames: int,
+    phones: Sequence[str],
+    start_sample: int = 0,
+    sample_rate: int = 16_000,
+) -> NDArray[np.int64]:
+    """Index into ``phones`` of the phone at the centre of each frame, (F,).
+
+    Args:
+        segments: one utterance's phones in order of time.
+        num_frames: F.
+        phones: the inventory; must hold ``SIL`` and every phone of ``segments``.
+        start_sample: where the audio was cropped; frame 0 covers ``[start_sample, start_sample + WINDOW)``.
+        sample_rate: of the audio that the frames are counted in, Hz.
+    """
+    index = {phone: number for number, phone in enumerate(phones)}
+    labels_F = np.full(num_frames, index[SILENCE], dtype=np.int64)
+    if not segments:
+        return labels_F
+    centres_F = (start_sample + np.arange(num_frames) * HOP + WINDOW / 2) / sample_rate
+    starts = np.array([segment.start_seconds for segment in segments])
+    ends = np.array([segment.end_seconds for segment in segments])
+    row_F = (
+        np.searchsorted(starts, centres_F, side="right") - 1
+    )  # the last phone that began at or before the centre
+    inside_F = (row_F >= 0) & (centres_F < ends[row_F])
+    labels_F[inside_F] = np.array([index[segment.phone] for segment in segments])[row_F[inside_F]]
+    return labels_F

@@ -1,0 +1,155 @@
+"""The only place that reads audio: headers, and mono float32 waveforms from FLAC, WAV and MP3 files.
+
+Everything that can be wrong with a file is a :class:`BadAudioError` of the form ``PATH: what is wrong; what
+would be right``, so that a data module can either stop with it or list the file and go on.
+"""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+AUDIO_SUFFIXES = (".flac", ".wav", ".mp3")
+MOST_SAMPLES = 2**40  # libsndfile reports 2**63 - 1 where a FLAC header leaves the length open
+
+
+class BadAudioError(ValueError):
+    """An audio file that cannot be used; the message names it, what is wrong and what would be right."""
+
+    @classmethod
+    def of(cls, path: str, problem: str) -> "BadAudioError":
+        return cls(f"{path}: {problem}")
+
+
+class AudioInfo(NamedTuple):
+    """What a file's header says."""
+
+    num_samples: int  # per channel, at the file's own rate
+    sample_rate: int  # Hz
+    channels: int
+
+
+def audio_info(path: str) -> AudioInfo:
+    """Read a file's header.
+
+    Raises:
+        BadAudioError: the file is missing, empty or no audio, or a WAV file that is shorter than its header
+            says.
+    """
+    _require_content(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            # libsndfile shortens a truncated WAV file in silence; only its log tells. Truncated FLAC and MP3
+            # files keep the promised length and are found when they are decoded.
+            if file.format.startswith("WAV") and "(should be" in _data_chunk_line(file.extra_info):
+                raise BadAudioError.of(path, "is shorter than its header says (truncated); copy it again")
+            return AudioInfo(file.frames, file.samplerate, file.channels)
+    except (soundfile.SoundFileError, OSError) as error:
+        problem = f"cannot be read as audio ({_reason(error)}); copy it again or convert it to FLAC"
+        raise BadAudioError.of(path, problem) from error
+
+
+def usable_samples(path: str, sample_rate: int = 16000, min_samples: int = 1, resample: bool = False) -> int:
+    """Number of samples that :func:`read_audio` will return for a file, from its header alone.
+
+    Raises:
+        BadAudioError: besides the cases of :func:`audio_info`, the file holds no samples, is not mono, has
+            another
+            rate while ``resample`` is off, or has fewer than ``min_samples`` samples at ``sample_rate``.
+    """
+    info = audio_info(path)
+    if info.num_samples == 0:
+        raise BadAudioError.of(path, "holds no samples; record or copy it again")
+    if info.num_samples > MOST_SAMPLES:
+        raise BadAudioError.of(
+            path, "does not state its length (made by a pipe); encode it again from a file"
+        )
+    _require_usable(path, info, sample_rate, resample)
+    num_samples = resampled_length(info.num_samples, info.sample_rate, sample_rate)
+    if num_samples < min_samples:
+        problem = (
+            f"is too short: {num_samples} samples at {sample_rate} Hz, at least {min_samples} are needed"
+        )
+        raise BadAudioError.of(path, problem)
+    return num_samples
+
+
+def read_audio(
+    path: str, sample_rate: int = 16000, start: int = 0, stop: int | None = None, resample: bool = False
+) -> np.ndarray:
+    """Decode samples ``start`` to ``stop`` (default: the end) of a mono file.
+
+    Args:
+        path: FLAC, WAV or MP3 file.
+        sample_rate: rate in Hz of the result; ``start`` and ``stop`` count at this rate.
+        resample: convert a file of another rate (with soxr, high quality); off, such a file is an error.
+
+    Returns:
+        float32 array (T,) with T = stop - start exactly; a slice equals the same slice of the whole file.
+
+    Raises:
+        BadAudioError: the file is unreadable, not mono, of another rate, or has fewer samples than asked for.
+    """
+    info = audio_info(path)
+    _require_usable(path, info, sample_rate, resample)
+    total = resampled_length(info.num_samples, info.sample_rate, sample_rate)
+    stop = total if stop is None else stop
+    if stop > total:
+        raise BadAudioError.of(path, f"has {total} samples at {sample_rate} Hz, not {stop}; it has changed")
+    if info.sample_rate != sample_rate:
+        # The filter looks to both sides, so that a slice is cut after conversion.
+        whole = _decode(path, 0, info.num_samples)
+        return _resample(whole, info.sample_rate, sample_rate, total)[start:stop]
+    if path.lower().endswith(".mp3"):
+        # Seeking in MP3 is approximate with some encoders' headers.
+        return _decode(path, 0, stop)[start:]
+    return _decode(path, start, stop)
+
+
+def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:
+    """Length after conversion, rounded to the nearest sample; at least 1 for audio that is not empty."""
+    return max(min(num_samples, 1), (num_samples * to_rate + from_rate // 2) // from_rate)
+
+
+def _require_content(path: str) -> None:
+    if not os.path.isfile(path):
+        raise BadAudioError.of(path, "does not exist; restore it or build the manifest again")
+    if os.path.getsize(path) == 0:
+        raise BadAudioError.of(path, "is an empty file (0 bytes); copy it again")
+
+
+def _require_usable(path: str, info: AudioInfo, sample_rate: int, resample: bool) -> None:
+    if info.channels != 1:
+        raise BadAudioError.of(path, f"has {info.channels} channels; mix it down to mono")
+    if info.sample_rate != sample_rate and not resample:
+        problem = f"has {info.sample_rate} Hz instead of {sample_rate}; set resample: true or convert it"
+        raise BadAudioError.of(path, problem)
+
+
+def _decode(path: str, start: int, stop: int) -> np.ndarray:
+    try:
+        waveform_T, _ = soundfile.read(path, start=start, stop=stop, dtype="float32")
+    except (soundfile.SoundFileError, OSError) as error:
+        problem = f"cannot be decoded ({_reason(error)}), truncated or damaged; copy it again"
+        raise BadAudioError.of(path, problem) from error
+    if len(waveform_T) != stop - start:
+        end = start + len(waveform_T)
+        problem = f"ends after {end} samples, its header promises more (truncated); copy it again"
+        raise BadAudioError.of(path, problem)
+    return waveform_T
+
+
+def _resample(waveform_T: np.ndarray, from_rate: int, to_rate: int, num_samples: int) -> np.ndarray:
+    """soxr rounds the length in its own way; the manifest's length is made exact by a sample more or less."""
+    resampled_T = soxr.resample(waveform_T, from_rate, to_rate)[:num_samples]
+    return np.pad(resampled_T, (0, num_samples - len(resampled_T)))
+
+
+def _data_chunk_line(log: str) -> str:
+    return next((line for line in log.splitlines() if line.startswith("data")), "")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rstrip(". ").rpartition(": ")[2]

@@ -1,0 +1,178 @@
+"""A speech corpus on disk in LibriSpeech's layout: where its splits are, which files it has, what was said.
+
+::
+
+    ROOT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac      (or .wav, .mp3)
+    ROOT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt        lines of "UTTERANCE_ID TEXT"; may be missing
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from datamodules.audio import AUDIO_SUFFIXES
+
+TRANSCRIPT_SUFFIX = ".trans.txt"
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """Everything that decides which rows a corpus has.
+
+    ``transcripts``: "optional" (text where there is some) or "required" (an utterance without text is bad
+    input). ``on_bad_audio``: "error" or "skip"; see :mod:`datamodules.scanning`.
+    """
+
+    roots: tuple[str, ...]
+    splits: tuple[str, ...]
+    sample_rate: int = 16000
+    min_samples: int = 400
+    resample: bool = False
+    on_bad_audio: str = "error"
+    transcripts: str = "optional"
+
+    @property
+    def absolute_roots(self) -> list[str]:
+        return [os.path.abspath(os.path.expanduser(root)) for root in self.roots]
+
+
+class CorpusFile(NamedTuple):
+    """An audio or transcript file, with what tells that it has changed."""
+
+    split: str
+    folder: str  # folder of the split
+    path: str
+    size: int
+    mtime_ns: int
+
+    @property
+    def is_audio(self) -> bool:
+        return self.path.lower().endswith(AUDIO_SUFFIXES)
+
+    @property
+    def relative(self) -> str:
+        """Path from the corpus root, the same wherever the corpus lies: SPLIT/SPEAKER/CHAPTER/NAME."""
+        return "/".join((self.split, *self._parts))
+
+    @property
+    def speaker(self) -> str:
+        return self._parts[0]
+
+    @property
+    def has_speaker_and_chapter(self) -> bool:
+        return len(self._parts) >= 3
+
+    @property
+    def _parts(self) -> list[str]:
+        return os.path.relpath(self.path, self.folder).split(os.sep)
+
+
+def split_folders(settings: CorpusSettings) -> list[tuple[str, str]]:
+    """(split, folder) for every requested split in every root that has it.
+
+    A root is the folder that holds the splits, or its parent.
+
+    Raises:
+        ValueError: a root does not exist, a split is in none of them, or a root's subfolders leave a choice.
+    """
+    homes = list(dict.fromkeys(_home_of_splits(root, settings.splits) for root in settings.absolute_roots))
+    found: list[tuple[str, str]] = []
+    for split in settings.splits:
+        folders = [os.path.join(home, split) for home in homes if os.path.isdir(os.path.join(home, split))]
+        if not folders:
+            raise ValueError(
+                f"there is no split {split!r} in {', '.join(homes)}; it has {_subfolders(homes)}"
+            )
+        found += [(split, folder) for folder in folders]
+    return found
+
+
+def list_files(folders: Sequence[tuple[str, str]]) -> list[CorpusFile]:
+    """All audio and transcript files of the splits, in order of split, root and path.
+
+    Raises:
+        ValueError: a split has no audio file.
+    """
+    files: list[CorpusFile] = []
+    with ThreadPoolExecutor(max_workers=8) as pool:  # network file systems answer in parallel
+        for split, folder in folders:
+            per_speaker = pool.map(_files_below, _entries(folder))
+            entries = [entry for speaker in per_speaker for entry in speaker]
+            files += sorted(CorpusFile(split, folder, *entry) for entry in entries)
+    _require_audio(folders, files)
+    return files
+
+
+def read_transcripts(path: str) -> dict[str, str]:
+    """Utterance id -> text of one transcript file.
+
+    Raises:
+        ValueError: the file is not UTF-8 text.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip().partition(" ") for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text; lines of 'UTTERANCE_ID TEXT' are expected") from error
+    return {utterance_id: text.strip() for utterance_id, _, text in lines}
+
+
+def utterance_id(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _home_of_splits(root: str, splits: Sequence[str]) -> str:
+    """The root itself if it has any of the splits, else its one subfolder that has (LibriSpeech first)."""
+    if not os.path.isdir(root):
+        raise ValueError(f"the corpus folder {root} does not exist")
+    children = [os.path.join(root, name) for name in sorted(os.listdir(root))]
+    conventional = os.path.join(root, "LibriSpeech")
+    for candidates in ([root], [conventional], children):
+        homes = [
+            home for home in candidates if any(os.path.isdir(os.path.join(home, split)) for split in splits)
+        ]
+        if len(homes) == 1:
+            return homes[0]
+        if homes:
+            raise ValueError(
+                f"{root} has several folders with these splits: name those to use, of {', '.join(homes)}"
+            )
+    return conventional if os.path.isdir(conventional) else root
+
+
+def _subfolders(homes: Sequence[str]) -> str:
+    names = sorted({entry.name for home in homes for entry in os.scandir(home) if entry.is_dir()})
+    return ", ".join(names) if names else "no folders"
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        # Names with a leading dot are leftovers of other programs, such as macOS' copies of attributes.
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _files_below(entry: os.DirEntry[str]) -> list[tuple[str, int, int]]:
+    return list(_walk(entry))
+
+
+def _walk(entry: os.DirEntry[str]) -> Iterator[tuple[str, int, int]]:
+    if entry.is_dir():
+        for child in _entries(entry.path):
+            yield from _walk(child)
+    elif entry.name.lower().endswith((*AUDIO_SUFFIXES, TRANSCRIPT_SUFFIX)):
+        try:
+            status = entry.stat()
+        except OSError:  # a link to nothing: reported with the bad audio
+            yield entry.path, -1, -1
+        else:
+            yield entry.path, status.st_size, status.st_mtime_ns
+
+
+def _require_audio(folders: Sequence[tuple[str, str]], files: Sequence[CorpusFile]) -> None:
+    with_audio = {file.folder for file in files if file.is_audio}
+    for split, folder in folders:
+        if folder not in with_audio:
+            kinds = ", ".join(AUDIO_SUFFIXES)
+            raise ValueError(f"the split {split!r} is empty: {folder} has no audio file ({kinds})")

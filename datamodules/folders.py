@@ -1,0 +1,57 @@
+"""Folders that are complete or absent: made under a temporary name, known by the settings stored in them."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def is_finished(folder: Path, marker: str, settings: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether ``folder`` already holds the result of ``settings``.
+
+    Args:
+        folder: where the result belongs.
+        marker: name of the JSON file in it whose key ``settings`` says what it was made with.
+        settings: plain values, as JSON gives them back.
+        overwrite: allow replacing a result of other settings.
+
+    Raises:
+        ValueError: it holds something else, or a result of other settings without ``overwrite``. Something
+            else is never replaced, so that no flag deletes a real corpus or model.
+    """
+    if not folder.exists():
+        return False
+    if not (folder / marker).is_file():
+        raise ValueError(f"{folder} exists and was not made by this command: choose another output folder")
+    found = json.loads((folder / marker).read_text(encoding="utf-8"))["settings"]
+    if found == settings:
+        return True
+    if not overwrite:
+        names = sorted(name for name in {*found, *settings} if found.get(name) != settings.get(name))
+        difference = ", ".join(f"{name} {found.get(name)} instead of {settings.get(name)}" for name in names)
+        raise ValueError(
+            f"{folder} was made with {difference}: set overwrite to replace it, or choose another output"
+        )
+    return False
+
+
+def write_marker(folder: Path, marker: str, settings: Mapping[str, Any], **more: Any) -> None:
+    """Store the settings and what else is worth knowing, as readable JSON."""
+    text = json.dumps({"settings": settings, **more}, indent=2, ensure_ascii=False)
+    (folder / marker).write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``folder`` when the block ends without an exception."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            os.replace(folder, Path(temporary) / "old")
+        os.replace(new, folder)

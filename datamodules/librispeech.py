@@ -1,0 +1,248 @@
+"""LibriSpeech, or any corpus in its layout: manifest, length-bucketed batches, resumable loaders.
+
+The corpus (960 h: the three train splits) is read where it lies; see :mod:`datamodules.corpus` for the
+layout. Its table is built once and cached (:mod:`datamodules.manifest`); which utterances form which
+optimizer step is decided in :mod:`datamodules.batching`; :mod:`datamodules.loading` decodes them.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+
+from datamodules.batching import BatchPlan, CropRule, GlobalBatchSampler, plan_by_samples, plan_by_utterances
+from datamodules.corpus import CorpusSettings
+from datamodules.download import download_missing
+from datamodules.loading import SKIPPED_FILE, AudioBatch, AudioDataset, ResumableLoader, list_skipped
+from datamodules.manifest import Manifest, load_manifest, prepare_manifest
+
+__all__ = ["AudioBatch", "LibriSpeechDataModule"]
+
+logger = logging.getLogger(__name__)
+
+# Settings that change which samples an optimizer step sees.
+ORDER_SETTINGS = (
+    *("sample_rate", "batch_size", "batch_seconds", "length", "max_samples", "min_samples", "resample"),
+    *("batches_per_epoch", "seed"),
+)
+TRAIN_SPLITS_960H = ("train-clean-100", "train-clean-360", "train-other-500")
+
+
+class LibriSpeechDataModule(L.LightningDataModule):
+    """Batches of speech for distillation.
+
+    Args:
+        root: folder that holds the splits (LibriSpeech/) or its parent; several may be given.
+        train_splits: folders to train on.
+        val_splits: folders to validate on; none is allowed.
+        sample_rate: rate of the waveforms in Hz.
+        batch_size: utterances per optimizer step, over all ranks and accumulation steps.
+        batch_seconds: seconds of audio per optimizer step at most, padding included; needs ``batch_size:
+            null``. length: "crop" every item to the shortest of its global batch (no padding), or "pad" to
+            the longest. max_samples: longer utterances are cropped to this, at a place that changes with the
+            epoch. min_samples: shorter files are bad audio; 400 samples make one frame. resample: convert
+            files of another rate instead of calling them bad audio. on_bad_audio: "error" stops at the first;
+            "skip" leaves them out, counts and lists them in
+            ``run_dir/skipped_audio.tsv``.
+        batches_per_epoch: optimizer steps of a virtual epoch; by default an epoch is one pass over the
+            corpus. val_batch_size: utterances per validation batch over all ranks; by default as in training.
+            num_workers: loader processes per rank. download: fetch missing splits through torchaudio.
+            cache_dir: where manifests are kept; by default interstack/ in $XDG_CACHE_HOME or ~/.cache. seed:
+            of the order of batches and the places of crops. run_dir: folder of the run, for the list of
+            skipped audio.
+
+    Raises:
+        ValueError: settings that contradict each other; from ``prepare_data``, a split that is missing or
+            empty, or
+            bad audio; from the loaders, global batches too small for the number of processes.
+    """
+
+    def __init__(
+        self,
+        root: str | list[str],
+        train_splits: Sequence[str] = TRAIN_SPLITS_960H,
+        val_splits: Sequence[str] = ("dev-clean",),
+        sample_rate: int = 16000,
+        batch_size: int | None = 64,
+        batch_seconds: float | None = None,
+        length: Literal["crop", "pad"] = "crop",
+        max_samples: int = 250_000,
+        min_samples: int = 400,
+        resample: bool = False,
+        on_bad_audio: Literal["error", "skip"] = "error",
+        batches_per_epoch: int | None = None,
+        val_batch_size: int | None = None,
+        num_workers: int = 2,
+        download: bool = False,
+        cache_dir: str | None = None,
+        seed: int = 0,
+        run_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.roots = tuple(
+            os.fspath(path) for path in ([root] if isinstance(root, str | os.PathLike) else root)
+        )
+        self.train_splits, self.val_splits = tuple(train_splits), tuple(val_splits)
+        self.sample_rate, self.resample = sample_rate, resample
+        self.batch_size, self.batch_seconds, self.val_batch_size = batch_size, batch_seconds, val_batch_size
+        self.length, self.max_samples, self.min_samples = length, max_samples, min_samples
+        self.on_bad_audio, self.run_dir = on_bad_audio, run_dir
+        self.batches_per_epoch, self.seed = batches_per_epoch, seed
+        self.num_workers, self.download, self.cache_dir = num_workers, download, cache_dir
+        self._manifests: dict[str, Manifest] = {}
+        self._plans: dict[str, BatchPlan] = {}
+        self._check_settings()
+
+    def prepare_data(self) -> None:
+        """Download what is missing and bring the manifests up to date.
+
+        Lightning runs this on one process per node, inside a barrier without a timeout (its
+        ``_InfiniteBarrier``), so that the others wait for the manifest of a large corpus however long it
+        takes.
+        """
+        for stage in self._stages():
+            if self.download:
+                download_missing(self.roots, self._splits(stage))
+            prepare_manifest(self._corpus(stage), self.cache_dir)
+
+    def setup(self, stage: str | None = None) -> None:
+        for part in self._stages():
+            manifest = load_manifest(self._corpus(part), self.cache_dir)
+            self._manifests[part] = manifest
+            self._plans[part] = self._plan(part, np.minimum(manifest.num_samples, self.max_samples))
+            self._report_skipped(part, manifest)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch, the same for any number of processes; known after ``setup``."""
+        return self.batches_per_epoch or self._require("train", self._plans).num_batches
+
+    def train_dataloader(self) -> ResumableLoader:
+        """``steps_per_epoch * accumulate_grad_batches`` micro-batches per epoch for this rank."""
+        trainer = self.trainer
+        sampler = GlobalBatchSampler(
+            self._require("train", self._plans),
+            self._crop_rule("train", self.seed),
+            seed=self.seed,
+            steps_per_epoch=self.batches_per_epoch,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            accumulate=trainer.accumulate_grad_batches if trainer else 1,
+            # On a resume the loader's iterator is made before the trainer calls set_epoch.
+            epoch=_finished_epochs(trainer),
+        )
+        return self._loader("train", sampler)
+
+    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        """Batches in order of length, cropped at the utterance's start: the same in every epoch."""
+        if not self.val_splits:
+            return []
+        sampler = GlobalBatchSampler(
+            self._require("val", self._plans),
+            self._crop_rule("val", seed=None),
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+        return self._loader("val", sampler)
+
+    def example_batch(self, num_items: int) -> AudioBatch:
+        """The training utterances around the median length (all, if fewer), cut as validation batches are.
+
+        Read directly: no loader, no random numbers, the same whenever it is called.
+        """
+        rows = self._require("train", self._plans).rows
+        first = max(0, (len(rows) - num_items) // 2)
+        batch = self._crop_rule("train", seed=None).resolve(rows[first : first + num_items], pass_index=0)
+        return self._dataset("train")[batch]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the training data and their order, in plain values; equal wherever the corpus lies."""
+        manifest = self._require("train", self._manifests)
+        return {
+            "train_splits": list(self.train_splits),
+            "rows": len(manifest),
+            "row_hash": manifest.row_hash,
+            "skipped": len(manifest.skipped),
+            **{name: getattr(self, name) for name in ORDER_SETTINGS},
+        }
+
+    def _check_settings(self) -> None:
+        if (self.batch_size is None) == (self.batch_seconds is None):
+            raise ValueError(
+                f"batch_size={self.batch_size} and batch_seconds={self.batch_seconds}: set exactly one, "
+                f"the other to null"
+            )
+        for name, known in (("length", ("crop", "pad")), ("on_bad_audio", ("error", "skip"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it may be {' or '.join(known)}")
+        for name in ("batch_size", "batch_seconds", "val_batch_size", "batches_per_epoch", "min_samples"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.max_samples < self.min_samples:
+            raise ValueError(f"max_samples ({self.max_samples}) is below min_samples ({self.min_samples})")
+        if not self.train_splits:
+            raise ValueError("train_splits is empty; name at least one folder to train on")
+
+    def _stages(self) -> list[str]:
+        return ["train", "val"] if self.val_splits else ["train"]
+
+    def _splits(self, stage: str) -> tuple[str, ...]:
+        return self.train_splits if stage == "train" else self.val_splits
+
+    def _corpus(self, stage: str) -> CorpusSettings:
+        return CorpusSettings(
+            roots=self.roots,
+            splits=self._splits(stage),
+            sample_rate=self.sample_rate,
+            min_samples=self.min_samples,
+            resample=self.resample,
+            on_bad_audio=self.on_bad_audio,
+        )
+
+    def _plan(self, stage: str, lengths_N: np.ndarray) -> BatchPlan:
+        if stage == "val" and self.val_batch_size is not None:
+            return plan_by_utterances(lengths_N, self.val_batch_size)
+        if self.batch_size is not None:
+            return plan_by_utterances(lengths_N, self.batch_size)
+        assert self.batch_seconds is not None
+        return plan_by_samples(lengths_N, int(self.batch_seconds * self.sample_rate))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Only the waveforms move: lengths are used on the host; reading them back would stall a GPU."""
+        return batch._replace(waveforms=batch.waveforms.to(device, non_blocking=True))
+
+    def _crop_rule(self, stage: str, seed: int | None) -> CropRule:
+        return CropRule(
+            self._require(stage, self._manifests).num_samples, self.max_samples, self.length, seed
+        )
+
+    def _dataset(self, stage: str) -> AudioDataset:
+        manifest = self._require(stage, self._manifests)
+        return AudioDataset(
+            manifest, self.sample_rate, self.resample, self.on_bad_audio == "skip", self.run_dir
+        )
+
+    def _loader(self, stage: str, sampler: GlobalBatchSampler) -> ResumableLoader:
+        return ResumableLoader(self._dataset(stage), sampler, self.num_workers)
+
+    def _require(self, stage: str, table: dict[str, Any]) -> Any:
+        if stage not in table:
+            raise ValueError(f"the {stage} data are not ready: call prepare_data() and setup() first")
+        return table[stage]
+
+    def _report_skipped(self, stage: str, manifest: Manifest) -> None:
+        if manifest.skipped and (self.trainer is None or self.trainer.is_global_zero):
+            listed = (self.run_dir, SKIPPED_FILE) if self.run_dir else (manifest.folder, "meta.json")
+            where = os.path.join(*listed)
+            logger.warning("%s data: %d bad files skipped, listed in %s", stage, len(manifest.skipped), where)
+            list_skipped(self.run_dir, manifest.skipped)
+
+
+def _finished_epochs(trainer: L.Trainer | None) -> int:
+    if trainer is None:
+        return 0
+    return trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]

@@ -1,0 +1,196 @@
+"""From micro-batches of rows to tensors: the dataset decodes, the loader can resume in mid-epoch."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.audio import BadAudioError, read_audio
+from datamodules.batching import GlobalBatchSampler, MicroBatch
+from datamodules.manifest import Manifest
+from datamodules.scanning import Problem
+
+logger = logging.getLogger(__name__)
+
+SKIPPED_FILE = "skipped_audio.tsv"
+
+
+class AudioBatch(NamedTuple):
+    """This rank's and this accumulation step's share of a global batch."""
+
+    waveforms: Tensor  # (B, T) float32, T is the longest item of the global batch, zeros after an item's end
+    num_samples: Tensor  # (B,) int64 valid samples; T everywhere with length="crop"
+    global_num_samples: Tensor  # (G,) int64 the same of every item of the global batch
+    index: Tensor  # type: ignore[assignment]  # (B,) int64 manifest rows; hides tuple.index
+
+
+class AudioDataset(Dataset[AudioBatch]):
+    """Decodes micro-batches. Holds a memory-mapped manifest and no state: workers cost no copy.
+
+    With ``skip_bad_audio`` an item that cannot be decoded is replaced by the next longer utterance that can,
+    which is the same in every run and on every rank; the file is listed in ``run_dir`` (if given) and logged.
+
+    Raises:
+        BadAudioError: a file cannot be decoded and bad audio is not skipped, or nothing can replace it.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        sample_rate: int,
+        resample: bool = False,
+        skip_bad_audio: bool = False,
+        run_dir: str | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.sample_rate, self.resample = sample_rate, resample
+        self.skip_bad_audio, self.run_dir = skip_bad_audio, run_dir
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, batch: MicroBatch) -> AudioBatch:
+        width = int(batch.global_num_samples.max())
+        waveforms_BT = torch.zeros(len(batch.rows), width)
+        index_B = batch.rows.astype(np.int64)
+        for item, (row, start, num_samples) in enumerate(zip(*batch[:3], strict=True)):
+            index_B[item], waveform_T = self._read(int(row), int(start), int(num_samples))
+            waveforms_BT[item, :num_samples] = torch.from_numpy(waveform_T)
+        return AudioBatch(
+            waveforms_BT,
+            torch.from_numpy(batch.num_samples.astype(np.int64)),
+            torch.from_numpy(batch.global_num_samples.astype(np.int64)),
+            torch.from_numpy(index_B),
+        )
+
+    # A batch sampler's item is a whole micro-batch; this is where the loader hands it over.
+    __getitems__ = __getitem__
+
+    def _read(self, row: int, start: int, num_samples: int) -> tuple[int, np.ndarray]:
+        try:
+            return row, self._decode(row, start, num_samples)
+        except BadAudioError as error:
+            if not self.skip_bad_audio:
+                raise
+            self._report(row, error)
+            return self._read_replacement(row, start, num_samples, error)
+
+    def _read_replacement(
+        self, row: int, start: int, num_samples: int, cause: BadAudioError
+    ) -> tuple[int, np.ndarray]:
+        for other in _next_longer(self.manifest.num_samples, row, num_samples):
+            latest = int(self.manifest.num_samples[other]) - num_samples
+            try:
+                return other, self._decode(other, min(start, latest), num_samples)
+            except BadAudioError as error:
+                self._report(other, error)
+        raise BadAudioError(f"{cause}; no readable utterance of {num_samples} samples is left to replace it")
+
+    def _decode(self, row: int, start: int, num_samples: int) -> np.ndarray:
+        path = self.manifest.path(row)
+        return read_audio(path, self.sample_rate, start, start + num_samples, self.resample)
+
+    def _report(self, row: int, error: BadAudioError) -> None:
+        path = self.manifest.path(row)
+        logger.warning("skipped, another utterance takes its place: %s", error)
+        list_skipped(self.run_dir, [Problem(path, str(error).removeprefix(f"{path}: "))])
+
+
+class ResumableLoader(DataLoader[AudioBatch]):
+    """Lightning's stateful loader protocol; counts micro-batches handed out, not those prefetched.
+
+    A state at the end of an epoch means the start of the next. A state of an epoch before the sampler's own
+    is ignored: the trainer has finished that epoch, perhaps early (``limit_train_batches``).
+    """
+
+    batch_sampler: GlobalBatchSampler  # type: ignore[assignment]
+
+    def __init__(
+        self, dataset: AudioDataset, batch_sampler: GlobalBatchSampler, num_workers: int = 0
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=batch_sampler,  # type: ignore[arg-type]
+            num_workers=num_workers,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            pin_memory=torch.cuda.is_available(),
+        )
+        self._epoch, self._yielded = batch_sampler.epoch, 0
+
+    def __iter__(self) -> Iterator[AudioBatch]:  # type: ignore[override]
+        # DataLoader asks the sampler for its iterator more than once with workers, so that it may not forget
+        # its start by itself.
+        self._epoch, self._yielded = self.batch_sampler.epoch, self.batch_sampler.start
+        batches = super().__iter__()
+        self.batch_sampler.start = 0
+        return self._counted(batches)
+
+    def _counted(self, batches: Iterator[AudioBatch]) -> Iterator[AudioBatch]:
+        for batch in batches:
+            self._yielded += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        sampler = self.batch_sampler
+        position = {"epoch": self._epoch, "yielded": self._yielded}
+        return position | {"length": len(sampler), "accumulate": sampler.accumulate}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the batches that were handed out.
+
+        Raises:
+            ValueError: the state is one of mid-epoch, and accumulation or the number of batches has changed.
+        """
+        sampler = self.batch_sampler
+        epoch, start = state["epoch"], state["yielded"]
+        if start >= state["length"]:
+            epoch, start = epoch + 1, 0
+        if epoch < sampler.epoch:
+            return
+        if start and (state["length"], state["accumulate"]) != (len(sampler), sampler.accumulate):
+            raise ValueError(
+                f"the checkpoint was written in mid-epoch with accumulate_grad_batches={state['accumulate']} "
+                f"and {state['length']} batches per epoch, not {sampler.accumulate} and {len(sampler)}: "
+                f"resume with the same settings, or from a checkpoint of an epoch's end"
+            )
+        sampler.epoch, sampler.start = epoch, start
+
+
+def list_skipped(run_dir: str | None, problems: Sequence[Problem]) -> None:
+    """Append files that are not yet listed to ``run_dir/skipped_audio.tsv`` (path, reason).
+
+    One write in append mode, so that lines of several workers and ranks do not mix.
+    """
+    if run_dir is None or not problems:
+        return
+    os.makedirs(run_dir, exist_ok=True)
+    path = os.path.join(run_dir, SKIPPED_FILE)
+    lines = [f"{problem.path}\t{problem.reason}\n" for problem in problems]
+    listed: set[str] = set()
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            listed = set(file)
+    new = [line for line in lines if line not in listed]
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(handle, "".join(new).encode())
+    finally:
+        os.close(handle)
+
+
+def _next_longer(num_samples_N: np.ndarray, row: int, needed: int) -> Iterator[int]:
+    """Other rows that have ``needed`` samples: the longer ones upwards, then those below downwards."""
+    order_N = np.argsort(num_samples_N, kind="stable")
+    place = int(np.flatnonzero(order_N == row)[0])
+    for other in (*order_N[place + 1 :], *order_N[:place][::-1]):
+        if num_samples_N[other] >= needed:
+            yield int(other)
+
+
+def _as_it_is(batch: AudioBatch) -> AudioBatch:
+    return batch

@@ -1,0 +1,157 @@
+"""Speech with phone alignments as tensors: crops with a label per frame, and utterances with their phone
+sequence.
+
+Shapes: B batch, T samples (16 kHz), F frames.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.alignments import (
+    WINDOW,
+    Segment,
+    find_audio,
+    frame_count,
+    frame_labels,
+    phone_sequence,
+    read_split,
+)
+from datamodules.audio import read_audio, usable_samples
+
+SAMPLE_RATE = 16_000
+IGNORED = -100
+"""Label of frames that are padding; torch's ``cross_entropy`` leaves it out by default."""
+
+
+class FrameBatch(NamedTuple):
+    """Crops of one length and their labels."""
+
+    waveforms: Tensor  # (B, T) float32
+    labels: Tensor  # (B, F) int64, IGNORED where the audio is padding
+
+
+class FrameLabelDataset(Dataset[FrameBatch]):
+    """``length`` random crops of aligned utterances; item i is a pure function of (seed, i).
+
+    Items ``e N ... (e + 1) N - 1`` are a permutation of the N utterances, drawn anew for every pass e, so
+    that a loader that reads the items in order needs no state.
+
+    Args:
+        root: folder of the splits, with ``alignments`` beside them.
+        splits: splits to read.
+        phones: the inventory; see ``alignments.phone_inventory``.
+        crop_samples: samples per item; a shorter utterance is padded at its end.
+        length: items; ``None``: one pass.
+        seed: of order and crops.
+
+    Raises:
+        ValueError: alignments without audio, audio that cannot be used, or phones outside the inventory.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        splits: Sequence[str],
+        phones: Sequence[str],
+        crop_samples: int,
+        length: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.phones, self.crop_samples, self.seed = phones, crop_samples, seed
+        self.paths: list[str] = []
+        self.segments: list[list[Segment]] = []
+        for split in splits:
+            alignment = read_split(root, split)
+            self.paths += [str(path) for path in find_audio(root, split, alignment).values()]
+            self.segments += alignment.values()
+        self.num_samples = [usable_samples(path, SAMPLE_RATE, WINDOW) for path in self.paths]
+        self.length = len(self.paths) if length is None else length
+        self._order = (-1, np.zeros(0, dtype=np.int64))
+        if unknown := {s.phone for segments in self.segments for s in segments} - set(phones):
+            raise ValueError(
+                f"phones {', '.join(sorted(unknown))} of {', '.join(splits)} are not in the inventory"
+            )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def crop(self, index: int) -> tuple[int, int]:
+        """(utterance, first sample) of item ``index``."""
+        epoch, position = divmod(index, len(self.paths))
+        if self._order[0] != epoch:
+            generator = np.random.default_rng((self.seed, epoch))
+            self._order = (epoch, generator.permutation(len(self.paths)))
+        row = int(self._order[1][position])
+        slack = max(0, self.num_samples[row] - self.crop_samples)
+        return row, int(np.random.default_rng((self.seed, epoch, row)).integers(slack + 1))
+
+    def __getitem__(self, index: int) -> FrameBatch:
+        row, start = self.crop(index)
+        stop = min(start + self.crop_samples, self.num_samples[row])
+        waveform_T = torch.zeros(self.crop_samples)
+        waveform_T[: stop - start] = torch.from_numpy(read_audio(self.paths[row], SAMPLE_RATE, start, stop))
+        labels_F = torch.full((frame_count(self.crop_samples),), IGNORED)
+        valid = frame_count(stop - start)
+        labels_F[:valid] = torch.from_numpy(frame_labels(self.segments[row], valid, self.phones, start))
+        return FrameBatch(waveform_T, labels_F)
+
+
+def stack_crops(items: Iterable[FrameBatch]) -> FrameBatch:
+    """Collate crops of one length."""
+    waveforms, labels = zip(*items, strict=True)
+    return FrameBatch(torch.stack(waveforms), torch.stack(labels))
+
+
+class PhoneUtterance(NamedTuple):
+    """One utterance and what is said in it."""
+
+    waveform_T: Tensor  # float32
+    phones: list[str]  # without silence
+
+
+class ProbeCorpus(NamedTuple):
+    """Utterances of training speakers and of held-out speakers.
+
+    Attributes:
+        phones: inventory without silence, of both parts: a phone that only the held-out speakers use is an
+            error that no probe can avoid, and is counted.
+    """
+
+    phones: list[str]
+    train: list[PhoneUtterance]
+    test: list[PhoneUtterance]
+
+    @classmethod
+    def read(
+        cls,
+        root: str | Path,
+        train_splits: Sequence[str] = ("train-clean-100",),
+        test_splits: Sequence[str] = ("test-clean",),
+    ) -> "ProbeCorpus":
+        """Read aligned splits whole into memory (230 MB an hour); utterances without any phone are left out.
+
+        Raises:
+            ValueError: no alignments, no phones in them, or audio that is missing or cannot be used.
+        """
+        train, test = _read_utterances(root, train_splits), _read_utterances(root, test_splits)
+        return cls(sorted({phone for utterance in train + test for phone in utterance.phones}), train, test)
+
+
+def _read_utterances(root: str | Path, splits: Sequence[str]) -> list[PhoneUtterance]:
+    utterances = []
+    for split in splits:
+        alignment = read_split(root, split)
+        paths = find_audio(root, split, alignment)
+        for utterance, segments in alignment.items():
+            if phones := phone_sequence(segments):
+                waveform_T = torch.from_numpy(read_audio(str(paths[utterance]), SAMPLE_RATE))
+                utterances.append(PhoneUtterance(waveform_T, phones))
+    if not utterances:
+        raise ValueError(f"the alignments of {', '.join(splits)} below {root} hold nothing but silence")
+    return utterances

@@ -1,0 +1,118 @@
+"""Reading audio: exact slices, exact lengths, and a clear error for every kind of bad file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from datamodules.audio import (
+    AudioInfo,
+    BadAudioError,
+    audio_info,
+    read_audio,
+    resampled_length,
+    usable_samples,
+)
+from tests.datamodules.corpora import noise, truncate, write_audio
+
+
+@pytest.mark.parametrize("suffix", ["flac", "wav", "mp3"])
+def test_a_slice_equals_the_slice_of_the_whole(tmp_path: Path, suffix: str) -> None:
+    path = str(write_audio(tmp_path / f"a.{suffix}", 20000))
+    whole_T = read_audio(path)
+    assert audio_info(path) == AudioInfo(len(whole_T), 16000, 1)
+    assert whole_T.dtype == np.float32
+    slice_T = read_audio(path, start=5000, stop=9001)
+    np.testing.assert_array_equal(slice_T, whole_T[5000:9001])
+    assert not np.array_equal(slice_T, whole_T[5001:9002])
+
+
+def test_flac_samples_are_those_written(tmp_path: Path) -> None:
+    path = str(write_audio(tmp_path / "a.flac", 20000))
+    np.testing.assert_allclose(read_audio(path), noise(20000), atol=2**-15)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000])
+@pytest.mark.parametrize("num_samples", [1, 441, 8001, 12345])
+def test_resampled_length_is_what_the_header_promises(tmp_path: Path, rate: int, num_samples: int) -> None:
+    path = str(write_audio(tmp_path / "a.wav", num_samples, rate=rate))
+    promised = usable_samples(path, resample=True)
+    whole_T = read_audio(path, resample=True)
+    assert len(whole_T) == promised == resampled_length(num_samples, rate, 16000)
+    middle = promised // 2
+    np.testing.assert_array_equal(
+        read_audio(path, start=middle, stop=promised, resample=True), whole_T[middle:]
+    )
+
+
+def test_resampling_keeps_a_tone(tmp_path: Path) -> None:
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000), 8000)
+    expected_T = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    difference_T = read_audio(str(path), resample=True) - expected_T
+    assert np.abs(difference_T[1000:-1000]).max() < 1e-3
+
+
+def test_real_eight_kilohertz_speech_needs_resample(real_data: Path) -> None:
+    path = str(next((real_data / "fsdd").rglob("*.flac")))
+    with pytest.raises(BadAudioError, match=r"8000 Hz instead of 16000; set resample: true"):
+        usable_samples(path)
+    assert len(read_audio(path, resample=True)) == 2 * audio_info(path).num_samples
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "does not exist"),
+        ("zero_bytes", r"empty file \(0 bytes\)"),
+        ("no_samples", "holds no samples"),
+        ("text", "cannot be read as audio"),
+        ("stereo", "has 2 channels; mix it down to mono"),
+        ("short", "too short: 399 samples at 16000 Hz, at least 400"),
+        ("rate", "8000 Hz instead of 16000"),
+        ("cut_wav", "shorter than its header says"),
+        ("no_length", "does not state its length"),
+    ],
+)
+def test_bad_headers_name_the_file_and_the_remedy(tmp_path: Path, kind: str, message: str) -> None:
+    path = make_bad(tmp_path, kind)
+    with pytest.raises(BadAudioError, match=message) as caught:
+        usable_samples(str(path), min_samples=400)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("suffix", ["flac", "mp3"])
+def test_a_truncated_file_is_found_when_it_is_decoded(
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = str(truncate(write_audio(tmp_path / f"a.{suffix}", 100_000)))
+    assert usable_samples(path) >= 100_000
+    with pytest.raises(BadAudioError, match=r"truncated"):
+        read_audio(path)
+    capfd.readouterr()  # the MP3 decoder complains on its own
+
+
+def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
+    path = str(write_audio(tmp_path / "a.flac", 1000))
+    with pytest.raises(BadAudioError, match="has 1000 samples at 16000 Hz, not 1001"):
+        read_audio(path, start=500, stop=1001)
+
+
+def make_bad(folder: Path, kind: str) -> Path:
+    path = folder / ("bad.wav" if kind in ("cut_wav", "no_samples") else "bad.flac")
+    settings = {"stereo": {"channels": 2}, "rate": {"rate": 8000}}.get(kind, {})
+    if kind == "zero_bytes":
+        path.touch()
+    elif kind == "text":
+        path.write_text("not audio at all", encoding="utf-8")
+    elif kind != "missing":
+        write_audio(path, {"no_samples": 0, "short": 399}.get(kind, 8000), **settings)
+    if kind == "cut_wav":
+        truncate(path)
+    elif kind == "no_length":
+        content = bytearray(path.read_bytes())
+        content[21] &= 0xF0  # the 36 bits of STREAMINFO's number of samples
+        content[22:26] = bytes(4)
+        path.write_bytes(content)
+    return path

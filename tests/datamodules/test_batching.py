@@ -1,0 +1,277 @@
+"""The order of the data: purity, completeness, balance, and the cut over devices and accumulation steps."""
+
+import time
+
+import numpy as np
+import pytest
+
+from datamodules.batching import (
+    BatchPlan,
+    CropRule,
+    GlobalBatchSampler,
+    MicroBatch,
+    cut,
+    order_of_pass,
+    plan_by_samples,
+    plan_by_utterances,
+    uniform,
+)
+
+MAX_SAMPLES = 250_000
+LIBRISPEECH_960H_ROWS = 281_241
+
+
+def librispeech_like(num_rows: int, seed: int = 0) -> np.ndarray:
+    """Most utterances have 12 to 17 s, the others anything from 1.5 s; 12.1 s on average."""
+    generator = np.random.default_rng(seed)
+    long = generator.normal(14.4, 1.2, num_rows).clip(10, 17.5)
+    seconds = np.where(generator.random(num_rows) < 0.3, generator.uniform(1.5, 12, num_rows), long)
+    return (seconds * 16000).astype(np.int64)
+
+
+LENGTHS_N = librispeech_like(1000)
+
+
+def plan_of(kind: str, lengths_N: np.ndarray = LENGTHS_N) -> BatchPlan:
+    effective_N = np.minimum(lengths_N, MAX_SAMPLES)
+    if kind == "utterances":
+        return plan_by_utterances(effective_N, 24)
+    return plan_by_samples(effective_N, 200 * 16000)
+
+
+def sampler_of(
+    kind: str = "utterances", length: str = "crop", seed: int = 0, **cut_by: int
+) -> GlobalBatchSampler:
+    return GlobalBatchSampler(
+        plan_of(kind), CropRule(LENGTHS_N, MAX_SAMPLES, length, seed), seed=seed, **cut_by
+    )
+
+
+def as_lists(batches: list[MicroBatch]) -> list[list[list[int]]]:
+    return [[column.tolist() for column in batch] for batch in batches]
+
+
+def epoch_of(sampler: GlobalBatchSampler, epoch: int) -> list[MicroBatch]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+both_kinds = pytest.mark.parametrize("kind", ["utterances", "seconds"])
+
+
+@both_kinds
+def test_every_row_exactly_once_in_every_pass(kind: str) -> None:
+    for epoch in range(3):
+        rows = np.concatenate([batch.rows for batch in epoch_of(sampler_of(kind), epoch)])
+        assert sorted(rows.tolist()) == list(range(len(LENGTHS_N)))
+
+
+@both_kinds
+def test_the_order_is_a_function_of_seed_and_epoch(kind: str) -> None:
+    sampler = sampler_of(kind)
+    first = as_lists(epoch_of(sampler, 3))
+    epoch_of(sampler, 1)
+    assert as_lists(epoch_of(sampler, 3)) == first == as_lists(epoch_of(sampler_of(kind), 3))
+    assert as_lists(epoch_of(sampler, 4)) != first
+    assert as_lists(epoch_of(sampler_of(kind, seed=1), 3)) != first
+
+
+@both_kinds
+def test_the_composition_of_batches_changes_with_the_epoch(kind: str) -> None:
+    def compositions(epoch: int) -> set[frozenset[int]]:
+        return {frozenset(batch.rows.tolist()) for batch in epoch_of(sampler_of(kind), epoch)}
+
+    assert len(compositions(0) & compositions(1)) <= 1
+
+
+def test_utterance_batches_are_balanced_and_nothing_is_dropped() -> None:
+    plan = plan_of("utterances")
+    sizes = np.diff(plan.starts)
+    assert plan.num_batches == 42  # ceil(1000 / 24)
+    assert (sizes.sum(), sizes.min(), sizes.max()) == (1000, 23, 24)
+
+
+def test_the_papers_number_of_batches() -> None:
+    plan = plan_by_utterances(np.full(LIBRISPEECH_960H_ROWS, 1), 64)
+    assert plan.num_batches == 4395
+    assert set(np.diff(plan.starts).tolist()) == {63, 64}
+
+
+@pytest.mark.parametrize("length", ["crop", "pad"])
+@pytest.mark.parametrize("seconds", [16, 40, 200, 100_000])
+def test_seconds_batches_never_exceed_the_limit_and_keep_their_number(seconds: int, length: str) -> None:
+    plan = plan_by_samples(np.minimum(LENGTHS_N, MAX_SAMPLES), seconds * 16000)
+    sampler = GlobalBatchSampler(plan, CropRule(LENGTHS_N, MAX_SAMPLES, length, 0), seed=0)
+    for epoch in range(3):
+        batches = epoch_of(sampler, epoch)
+        assert len(batches) == len(sampler) == plan.num_batches
+        padded = [len(batch.rows) * batch.global_num_samples.max() for batch in batches]
+        assert max(padded) <= seconds * 16000
+
+
+def test_seconds_batches_are_well_filled() -> None:
+    plan = plan_of("seconds")
+    total_seconds = np.minimum(LENGTHS_N, MAX_SAMPLES).sum() / 16000
+    assert plan.num_batches <= 1.1 * np.ceil(total_seconds / 200)
+
+
+def test_an_utterance_longer_than_a_seconds_batch_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"160000 samples, but the longest .* has 250000; raise batch_seconds"
+    ):
+        plan_by_samples(np.array([100, MAX_SAMPLES]), 160_000)
+
+
+def test_little_audio_is_lost_by_cropping_to_the_shortest() -> None:
+    """The number that the module states: under 1 % at LibriSpeech's size, with batches that are really mixed."""
+    lengths_N = np.minimum(librispeech_like(LIBRISPEECH_960H_ROWS), MAX_SAMPLES)
+    plan = plan_by_utterances(lengths_N, 64)
+    rows = order_of_pass(plan, seed=0, pass_index=0).rows
+    shortest = np.minimum.reduceat(lengths_N[rows], plan.starts[:-1])
+    lost = 1 - (shortest * np.diff(plan.starts)).sum() / lengths_N.sum()
+    assert 0.005 < lost < 0.01
+    assert np.diff(plan.buckets).min() >= 64
+
+
+def test_an_epochs_order_at_960_hours_takes_less_than_a_second() -> None:
+    lengths_N = librispeech_like(LIBRISPEECH_960H_ROWS)
+    start = time.perf_counter()
+    plan = plan_by_utterances(np.minimum(lengths_N, MAX_SAMPLES), 64)
+    sampler = GlobalBatchSampler(plan, CropRule(lengths_N, MAX_SAMPLES, "crop", 0), seed=0, accumulate=2)
+    assert sum(len(batch.rows) for batch in sampler) == LIBRISPEECH_960H_ROWS
+    assert time.perf_counter() - start < 1
+
+
+@both_kinds
+@pytest.mark.parametrize("length", ["crop", "pad"])
+def test_the_cut_changes_nothing_in_the_global_batches(kind: str, length: str) -> None:
+    whole = as_lists(epoch_of(sampler_of(kind, length), 2))
+    for world_size, accumulate in ((1, 4), (2, 2), (4, 1)):
+        ranks = [
+            epoch_of(sampler_of(kind, length, rank=rank, world_size=world_size, accumulate=accumulate), 2)
+            for rank in range(world_size)
+        ]
+        assert as_lists(rejoin(ranks, accumulate)) == whole
+    assert as_lists(epoch_of(sampler_of(kind, length), 1)) != whole
+
+
+def rejoin(ranks: list[list[MicroBatch]], accumulate: int) -> list[MicroBatch]:
+    """Global batches from the micro-batches of all ranks, by undoing the stride of the cut."""
+    joined = []
+    for first in range(0, len(ranks[0]), accumulate):
+        parts = [rank[first + step] for step in range(accumulate) for rank in ranks]
+        whole = parts[0].global_num_samples
+        assert all(np.array_equal(part.global_num_samples, whole) for part in parts)
+        columns = [np.empty_like(whole) for _ in range(3)]
+        for number, part in enumerate(parts):
+            for column, values in zip(columns, part[:3], strict=True):
+                column[number :: len(parts)] = values
+        joined.append(MicroBatch(*columns, whole))
+    return joined
+
+
+def test_steps_of_two_processes_are_pairs_of_steps_of_one() -> None:
+    one = epoch_of(sampler_of(accumulate=4), 0)
+    two = [epoch_of(sampler_of(rank=rank, world_size=2, accumulate=2), 0) for rank in range(2)]
+    interleaved = [two[rank][step] for step in range(len(two[0])) for rank in range(2)]
+    assert as_lists(interleaved) == as_lists(one)
+
+
+def test_parts_differ_by_at_most_one_item() -> None:
+    whole = MicroBatch(*(np.arange(23) for _ in range(4)))
+    sizes = [len(cut(whole, part, 4).rows) for part in range(4)]
+    assert sizes == [6, 6, 6, 5]
+
+
+def test_a_global_batch_too_small_for_the_processes_is_an_error() -> None:
+    message = "smallest global batch has 23 utterances, fewer than 8 processes x 3 accumulation steps"
+    with pytest.raises(ValueError, match=message):
+        sampler_of(world_size=8, accumulate=3)
+
+
+@both_kinds
+@pytest.mark.parametrize("steps", [1, 7, 100])
+def test_virtual_epochs_walk_through_the_stream_of_passes(kind: str, steps: int) -> None:
+    per_pass = plan_of(kind).num_batches
+    passes = [batch for epoch in range(5) for batch in as_lists(epoch_of(sampler_of(kind), epoch))]
+    virtual = sampler_of(kind, steps_per_epoch=steps)
+    assert len(virtual) == steps
+    epochs = -(-2 * per_pass // steps)
+    stream = [batch for epoch in range(epochs) for batch in as_lists(epoch_of(virtual, epoch))]
+    assert stream == passes[: epochs * steps]
+    assert stream != passes[1 : epochs * steps + 1]
+
+
+def test_a_start_continues_inside_an_accumulation_window_and_holds_for_one_epoch() -> None:
+    sampler = sampler_of(accumulate=3)
+    whole = as_lists(epoch_of(sampler, 1))
+    sampler.start = 4
+    assert as_lists(list(sampler)) == whole[4:]
+    assert len(sampler) == len(whole)
+    sampler.set_epoch(1)
+    assert as_lists(list(sampler)) == whole[4:]
+    assert len(epoch_of(sampler, 2)) == len(whole)
+
+
+def test_an_iterator_keeps_the_epoch_and_start_it_was_made_with() -> None:
+    sampler = sampler_of()
+    expected = as_lists(epoch_of(sampler, 0))[2:]
+    sampler.start = 2
+    iterator = iter(sampler)
+    sampler.start, sampler.epoch = 0, 5
+    assert as_lists(list(iterator)) == expected
+
+
+def test_crops_are_to_the_shortest_of_the_global_batch() -> None:
+    for batch in epoch_of(sampler_of(rank=1, world_size=2, accumulate=2), 0):
+        assert set(batch.num_samples.tolist()) == set(batch.global_num_samples.tolist())
+        assert (batch.starts + batch.num_samples <= LENGTHS_N[batch.rows]).all()
+
+
+def test_padding_keeps_everything_up_to_the_maximum() -> None:
+    for batch in epoch_of(sampler_of(length="pad"), 0):
+        assert batch.num_samples.tolist() == np.minimum(LENGTHS_N[batch.rows], MAX_SAMPLES).tolist()
+        assert (batch.starts[LENGTHS_N[batch.rows] <= MAX_SAMPLES] == 0).all()
+
+
+def test_a_crop_depends_on_seed_epoch_and_row_and_on_nothing_else() -> None:
+    lengths_N = np.full(4000, 1010)
+    rule = CropRule(lengths_N, max_samples=1000, length="crop", seed=5)
+    rows = np.arange(4000)
+    starts = rule.resolve(rows, 7).starts
+    assert rule.resolve(rows[::-1], 7).starts[::-1].tolist() == starts.tolist()
+    assert rule.resolve(rows[10:11], 7).starts[0] == starts[10]
+    assert rule.resolve(rows, 8).starts.tolist() != starts.tolist()
+    other = CropRule(lengths_N, max_samples=1000, length="crop", seed=6)
+    assert other.resolve(rows, 7).starts.tolist() != starts.tolist()
+
+
+def test_every_place_of_a_crop_is_equally_likely() -> None:
+    rule = CropRule(np.full(11_000, 1010), max_samples=1000, length="crop", seed=0)
+    counts = np.bincount(rule.resolve(np.arange(11_000), 0).starts)
+    assert len(counts) == 11  # 0 to 10: the last crop ends with the utterance
+    assert np.abs(counts - 1000).max() < 150  # five standard deviations
+
+
+def test_uniform_numbers_are_uncorrelated_between_neighbours_and_passes() -> None:
+    rows = np.arange(20_000)
+    numbers = uniform(0, 0, rows)
+    assert (numbers.min() >= 0, numbers.max() < 1) == (True, True)
+    for other in (np.roll(numbers, 1), uniform(0, 1, rows), uniform(1, 0, rows)):
+        assert abs(np.corrcoef(numbers, other)[0, 1]) < 0.035
+
+
+def test_validation_is_in_order_of_length_and_cropped_at_the_start() -> None:
+    sampler = GlobalBatchSampler(plan_of("utterances"), CropRule(LENGTHS_N, MAX_SAMPLES, "crop", None))
+    first = epoch_of(sampler, 0)
+    assert as_lists(first) == as_lists(epoch_of(sampler, 9))
+    assert all((batch.starts == 0).all() for batch in first)
+    assert np.diff([batch.num_samples[0] for batch in first]).min() >= 0
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 9])
+def test_tiny_corpora(num_rows: int) -> None:
+    lengths_N = np.arange(num_rows) + 500
+    for plan in (plan_by_utterances(lengths_N, 2), plan_by_samples(lengths_N, 1100)):
+        sampler = GlobalBatchSampler(plan, CropRule(lengths_N, MAX_SAMPLES, "crop", 0), seed=0)
+        assert sorted(np.concatenate([batch.rows for batch in sampler]).tolist()) == list(range(num_rows))
