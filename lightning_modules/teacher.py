@@ -331,11 +331,13 @@ def copyable_front_end(feature_extractor: nn.Module, config: Any) -> FrontEnd | 
     layout = {name: list(value) if isinstance(value, tuple) else value for name, value in layout.items()}
     layout["feat_extract_norm"] = _feat_extract_norm(config)
     layout["num_feat_extract_layers"] = len(layout["conv_dim"])
-    state_dict = feature_extractor.state_dict()
+    # A plain dict of copies: `assign=True` below is remembered in a state dict's metadata, and a student that loads
+    # the same object would then silently share, and train, the teacher's own weights.
+    state_dict = {name: value.clone() for name, value in feature_extractor.state_dict().items()}
     with torch.device("meta"):  # draws no random numbers and takes no memory
         twin = HubertFeatureEncoder(HubertConfig(**layout)).eval()
     try:
-        twin.load_state_dict(state_dict, assign=True)
+        twin.load_state_dict(dict(state_dict), assign=True)
     except RuntimeError:
         return None
     with torch.no_grad():

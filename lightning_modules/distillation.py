@@ -1,0 +1,255 @@
+"""DistillationModule: wires teacher, student, objective and optimisation for Lightning.
+
+Shapes: B batch, T samples, F frames, D width.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any, Protocol, cast
+
+import lightning as L
+import numpy as np
+import torch
+import transformers
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_modules.export import CHECKPOINT_FORMAT
+from lightning_modules.objective import LossTerms, Objective, ObjectiveConfig
+from lightning_modules.optimisation import (
+    OptimizerConfig,
+    ParameterGroups,
+    build_optimizer,
+    learning_rate_factor,
+    parameter_groups,
+)
+from lightning_modules.stopwatch import StepStopwatch
+from lightning_modules.student import Student, StudentConfig
+from lightning_modules.teacher import Teacher, build_teacher, normalize_waveforms
+
+class Batch(Protocol):
+    """What the module needs of a batch; ``datamodules`` makes them."""
+
+    waveforms: Tensor  # (B, T) float32, this rank's share of this accumulation step
+    num_samples: Tensor  # (B,) valid samples
+    global_num_samples: Tensor  # (G,) valid samples of every item of the global batch
+
+
+class DistillationModule(L.LightningModule):
+    """Distil a frozen teacher into a student whose depth a callback may change.
+
+    The teacher is no submodule: it is in no checkpoint, in no gradient reducer, and ``train()`` does not reach it.
+
+    Args:
+        teacher: the frozen encoder, or (from a checkpoint) ``{"class_path": ..., "init_args": ...}``.
+        student: sizes and settings of the student; like the next two, a plain dict of its fields does as well.
+        objective: the losses.
+        optimizer: optimizer and learning-rate schedule.
+        seed: of dropout, masking and fresh layers. Randomness is a function of (seed, epoch, batch, rank), so a
+            resumed run draws what the uninterrupted one would have drawn, and no generator state is saved.
+        total_steps: length of the learning-rate schedule in optimizer steps; default: epochs x the data module's
+            steps per epoch (the loader is never touched for it: that would break resuming).
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student: StudentConfig = StudentConfig(),  # noqa: B008 (never mutated)
+        objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        seed: int = 0,
+        total_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        teacher = build_teacher(teacher)
+        student, objective, optimizer = (
+            StudentConfig(**student) if isinstance(student, dict) else student,
+            ObjectiveConfig(**objective) if isinstance(objective, dict) else objective,
+            OptimizerConfig(**optimizer) if isinstance(optimizer, dict) else optimizer,
+        )
+        # Plain values only: a checkpoint with a dataclass in it cannot be loaded with weights_only=True.
+        settings = {"student": student, "objective": objective, "optimizer": optimizer}
+        plain = {name: _plain(asdict(setting)) for name, setting in settings.items()}
+        self.save_hyperparameters({"teacher": teacher.spec(), **plain, "seed": seed, "total_steps": total_steps})
+        self._hidden_teacher = [teacher]  # in a list, or nn.Module would register it
+        self.seed, self.total_steps, self.optimizer_config = seed, total_steps, optimizer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.student = Student(student, teacher.front_end)
+            self.objective = Objective(objective, student.hidden_size, teacher.hidden_size, teacher.num_layers)
+        teacher.select_layers(self.objective.layers, self.objective.output_layer)
+        _check_frame_rates(teacher, self.student)
+        self.stopwatch = StepStopwatch()
+        self.growth_epochs: tuple[int, ...] = ()
+        self.rewarm_steps = 0
+        self.checkpoint_checks: list[Callable[[dict[str, Any]], None]] = []
+
+    @property
+    def teacher(self) -> Teacher:
+        return self._hidden_teacher[0]
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch, scale: float = 1.0) -> LossTerms:
+        """Loss terms of this share of a global batch, times ``scale``.
+
+        Sums over this share's frames are divided by the *global* number of frames; ``scale`` = ranks x accumulation
+        steps undoes the averaging of DDP and of accumulation, so that the gradient is that of the global mean.
+        """
+        num_samples = None if _unpadded(batch) else batch.num_samples
+        waveforms_BT = batch.waveforms
+        if self.teacher.normalize:
+            waveforms_BT = normalize_waveforms(waveforms_BT, num_samples)
+        with self.stopwatch.section("teacher"):
+            targets = self.teacher(waveforms_BT, num_samples)
+        hidden_states = self.student(waveforms_BT, num_samples)
+        valid_BF = None
+        if num_samples is not None:
+            frames = torch.arange(hidden_states[-1].shape[1], device=self.device)
+            valid_BF = frames < self.student.num_frames(num_samples).to(self.device).unsqueeze(1)
+        num_frames = self.student.num_frames(batch.global_num_samples).sum().item() / scale
+        return self.objective(hidden_states, targets, self.student.originals, valid_BF, num_frames)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        accumulate = self.trainer.accumulate_grad_batches
+        terms = self.losses(batch, scale=self.trainer.world_size * accumulate)
+        self.log("train/loss", terms.total.detach(), prog_bar=True, logger=False, batch_size=1)
+        return {"loss": terms.total, "terms": terms.named()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        terms = self.losses(batch, scale=self.trainer.world_size)
+        frames = int(self.student.num_frames(batch.global_num_samples).sum())
+        metrics = {f"val/{name}": value for name, value in terms.named().items()}
+        self.log_dict(metrics, batch_size=frames, sync_dist=True, prog_bar=False)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        words = np.random.SeedSequence(
+            [self.seed, self.trainer.current_epoch, batch_idx, self.global_rank]
+        ).generate_state(2)
+        torch.manual_seed(int(words[0]))
+        if self.student.config.mask_time_prob > 0:
+            np.random.seed(int(words[1]))  # noqa: NPY002 (Hugging Face's SpecAugment draws from numpy's global state)
+
+    # -- optimisation ---------------------------------------------------------------------------------------------
+
+    def parameter_groups(self) -> ParameterGroups:
+        """The optimizer's groups in canonical order; the one source for a new optimizer and for a growth."""
+        modules: Iterator[tuple[str, nn.Module]] = iter(
+            [("student", self.student), ("objective", self.objective)]
+        )
+        return parameter_groups(modules, self.optimizer_config.weight_decay)
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch, from the data module and ``limit_train_batches``, without touching a loader."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None or not hasattr(datamodule, "steps_per_epoch"):
+            raise ValueError(
+                "the learning-rate schedule needs model.total_steps, since this data has no `steps_per_epoch`"
+            )
+        accumulate, limit = self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
+        batches = datamodule.steps_per_epoch * accumulate
+        if limit is not None:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return -(-batches // accumulate)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = build_optimizer(self.parameter_groups(), self.optimizer_config)
+        if self.growth_epochs or self.total_steps is None:
+            per_epoch = self.steps_per_epoch()
+        total = self.total_steps or per_epoch * cast(int, self.trainer.max_epochs)
+        growth_steps = [epoch * per_epoch for epoch in self.growth_epochs]
+
+        def factor(step: int) -> float:
+            return learning_rate_factor(step, total, self.optimizer_config, growth_steps, self.rewarm_steps)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm with torch itself: Lightning refuses to clip for fused AdamW under any mixed precision.
+
+        Gradients are unscaled at this point (bf16 has no scaler; with one, fused optimizers unscale in ``step``,
+        and clipping scaled gradients would be wrong, so that stays Lightning's refusal).
+        """
+        if not gradient_clip_val:
+            return
+        if self.trainer.precision == "16-mixed" or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    # -- set-up and checkpoints -----------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        rate = getattr(getattr(self.trainer, "datamodule", None), "sample_rate", self.teacher.sample_rate)
+        if rate != self.teacher.sample_rate:
+            raise ValueError(
+                f"data.sample_rate={rate} Hz, but the teacher was trained on {self.teacher.sample_rate} Hz: set "
+                f"data.sample_rate={self.teacher.sample_rate} and data.resample=true"
+            )
+
+    def on_fit_start(self) -> None:
+        self.teacher.to(self.device)
+
+    on_validation_start = on_fit_start
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let callbacks refuse a checkpoint before its weights are loaded; their own hooks come after."""
+        for check in self.checkpoint_checks:
+            check(checkpoint)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is needed to rebuild, export and describe the student, in plain values."""
+        trainer = self._trainer
+        datamodule = getattr(trainer, "datamodule", None)
+        metrics = trainer.callback_metrics if trainer is not None else {}
+        meta = checkpoint.setdefault("interstack", {})
+        meta |= {
+            "format": CHECKPOINT_FORMAT,
+            "student_config": _plain(self.student.hubert.config.to_dict()),
+            "normalize": self.teacher.normalize,
+            "sample_rate": self.teacher.sample_rate,
+            "teacher": self.teacher.spec(),
+            "recipe": _plain(dict(self.hparams)),
+            "ancestry": list(self.student.ancestry),
+            "originals": list(self.student.originals),
+            "data": datamodule.fingerprint() if hasattr(datamodule, "fingerprint") else {},
+            "metrics": {name: float(value) for name, value in metrics.items()},
+            "versions": {
+                "torch": str(torch.__version__),
+                "lightning": L.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+
+
+def _unpadded(batch: Batch) -> bool:
+    return bool((batch.num_samples == batch.waveforms.shape[1]).all())
+
+
+def _plain(value: Any) -> Any:
+    """Containers of primitives, as ``torch.load(weights_only=True)`` and YAML need them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def _check_frame_rates(teacher: Teacher, student: Student) -> None:
+    """Refuse a teacher whose frames do not fall on the student's, at lengths from 0.1 to 10 s."""
+    num_samples = torch.tensor([1600, 8000, 16_000, 16_079, 40_000, 160_000])
+    teacher_frames, student_frames = teacher.num_frames(num_samples), student.num_frames(num_samples)
+    if not torch.equal(teacher_frames.to(torch.long), student_frames):
+        raise ValueError(
+            f"for {num_samples[-1]} samples the teacher gives {int(teacher_frames[-1])} frames and the student "
+            f"{int(student_frames[-1])}: a teacher must have the student's frame rate (one frame per 320 samples); "
+            "copy its front end (student.front_end_init=teacher) or choose another teacher"
+        )

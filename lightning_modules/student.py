@@ -1,0 +1,269 @@
+"""The student: a HuBERT-layout encoder whose depth can change while it trains.
+
+Shapes: B batch, T samples (16 kHz), F frames, D width, L layers.
+
+Facts that shape this file were measured on transformers 5.23:
+
+* LayerDrop and SpecAugment are on by default in ``HubertConfig``; both are off here unless asked for, since a
+  skipped layer has no gradient and no hidden state.
+* Hugging Face installs its hidden-state capture hooks once per model, so a layer added later can be missing from
+  ``hidden_states``. The forward pass below is an explicit loop over the layers instead; its values are identical.
+* ``requires_grad_(False)`` alone leaves the backward pass of the convolutions on;
+  ``feature_extractor._freeze_parameters()`` removes it (a step took 4.6 s with the flag only, 2.8 s really frozen).
+"""
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import HubertConfig, HubertModel
+from transformers.masking_utils import create_bidirectional_mask
+
+from lightning_modules.teacher import FrontEnd
+
+Initialise = Literal["copy", "zero_output", "fresh"]
+
+
+@dataclass
+class StudentConfig:
+    """Sizes and regularisation of the student; the defaults are the paper's 12 x 384 (26.87M parameters).
+
+    Args:
+        hidden_size: width D of the Transformer.
+        intermediate_size: width of the feed-forward layers.
+        num_heads: attention heads per layer.
+        num_layers: depth at the end of training; a growing run starts shallower.
+        dropout: on hidden states, attention weights and feed-forward activations, as HuBERT has it.
+        mask_time_prob: share of frames that SpecAugment masks in the student's input; 0 removes the mask embedding.
+        mask_time_length: frames per mask.
+        front_end: ``trained``, or ``frozen`` (no gradient flows into the convolutions).
+        front_end_init: ``teacher`` copies the convolutions (and their layout), ``random`` draws HuBERT Base's.
+        compile: compile each layer with ``torch.compile``; one graph serves all layers, before and after a growth.
+        compile_backend: of ``torch.compile``.
+    """
+
+    hidden_size: int = 384
+    intermediate_size: int = 1536
+    num_heads: int = 8
+    num_layers: int = 12
+    dropout: float = 0.1
+    mask_time_prob: float = 0.0
+    mask_time_length: int = 10
+    front_end: Literal["trained", "frozen"] = "trained"
+    front_end_init: Literal["teacher", "random"] = "teacher"
+    compile: bool = False
+    compile_backend: str = "inductor"
+
+
+def hubert_config(config: StudentConfig, front_end: FrontEnd | None) -> HubertConfig:
+    """The Hugging Face configuration of a student, with the convolutions laid out like the teacher's."""
+    if config.hidden_size % config.num_heads:
+        raise ValueError(
+            f"student.hidden_size={config.hidden_size} is not a multiple of student.num_heads={config.num_heads}: "
+            "choose heads that divide the width"
+        )
+    layout: dict[str, Any] = front_end.config if front_end is not None else {}
+    return HubertConfig(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_heads,
+        num_hidden_layers=config.num_layers,
+        hidden_dropout=config.dropout,
+        attention_dropout=config.dropout,
+        activation_dropout=config.dropout,
+        feat_proj_dropout=0.0,
+        final_dropout=0.0,
+        layerdrop=0.0,
+        mask_time_prob=config.mask_time_prob,
+        mask_time_length=config.mask_time_length,
+        mask_feature_prob=0.0,
+        apply_spec_augment=config.mask_time_prob > 0,
+        **layout,
+    )
+
+
+def state_dict_depth(state_dict: dict[str, Any], prefix: str = "") -> int:
+    """Number of Transformer layers in a state dict of a ``HubertModel`` under ``prefix``; 0 if there are none."""
+    pattern = re.compile(re.escape(prefix) + r"encoder\.layers\.(\d+)\.")
+    return max((int(match[1]) + 1 for key in state_dict if (match := pattern.match(key))), default=0)
+
+
+def _match_depth(hubert: HubertModel, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rebuild the stack to the depth that is about to be loaded, deeper or shallower.
+
+    A pre-hook on the ``HubertModel`` also covers plain ``load_state_dict``, averaged copies and evaluation code;
+    the hooks of callbacks come too late (the weights are loaded before them).
+    """
+    depth, layers = state_dict_depth(state_dict, prefix), list(hubert.encoder.layers)
+    if depth and depth != len(layers):
+        layers += [_clone(hubert, layers[-1]) for _ in range(depth - len(layers))]
+        _set_layers(hubert, layers[:depth])
+
+
+def _clone(hubert: HubertModel, layer: nn.Module) -> nn.Module:
+    # The memo keeps ONE shared config object: a copied one would miss later edits such as the attention kernel.
+    return copy.deepcopy(layer, {id(hubert.config): hubert.config})
+
+
+def _set_layers(hubert: HubertModel, layers: Sequence[nn.Module]) -> None:
+    hubert.encoder.layers = nn.ModuleList(layers)
+    hubert.config.num_hidden_layers = len(layers)  # or a reload would silently build another depth
+
+
+def _zero_outputs(layer: nn.Module) -> list[nn.Parameter]:
+    """Zero the attention and feed-forward output projections; returns the parameters that were zeroed."""
+    zeroed = [*layer.attention.out_proj.parameters(), *layer.feed_forward.output_dense.parameters()]
+    for parameter in zeroed:
+        nn.init.zeros_(parameter)
+    return zeroed
+
+
+def _reinitialise(layer: nn.Module, std: float, generator: torch.Generator) -> None:
+    """HuBERT's initialisation, drawn on the CPU so that every rank and every device gets the same numbers."""
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * std)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class Student(nn.Module):
+    """A ``HubertModel`` that returns all hidden states and can grow by a plan.
+
+    Args:
+        config: sizes and settings.
+        front_end: convolutions of the teacher to copy; ``None`` where there are none or ``front_end_init`` is
+            ``random``.
+
+    Attributes:
+        hubert: the Hugging Face model; its state dict of any depth can be loaded.
+        ancestry: for each layer, the first-stage layer that it descends from (0-based), ``None`` for a fresh one.
+        originals: for each first-stage layer, where the very module now stands (0-based).
+    """
+
+    def __init__(self, config: StudentConfig, front_end: FrontEnd | None = None) -> None:
+        super().__init__()
+        self.config = config
+        if config.front_end_init == "teacher" and front_end is None:
+            raise ValueError(
+                "student.front_end_init=teacher, but this teacher has no convolutional front end that a HuBERT "
+                "student can copy: set student.front_end_init=random"
+            )
+        front_end = front_end if config.front_end_init == "teacher" else None
+        self.hubert = HubertModel(hubert_config(config, front_end))
+        self.hubert.register_load_state_dict_pre_hook(_match_depth)
+        if front_end is not None:
+            self.hubert.feature_extractor.load_state_dict(front_end.state_dict)
+        if config.front_end == "frozen":
+            self.hubert.feature_extractor._freeze_parameters()
+        self.ancestry: list[int | None] = list(range(config.num_layers))
+        self.originals: list[int] = list(range(config.num_layers))
+
+    @property
+    def depth(self) -> int:
+        """Current number of Transformer layers."""
+        return len(self.hubert.encoder.layers)
+
+    def num_frames(self, num_samples: Tensor) -> Tensor:
+        """Frames (int64, same shape) that the front end makes of so many samples."""
+        return self.hubert._get_feat_extract_output_lengths(num_samples).to(torch.long)
+
+    def start_at(self, depth: int) -> None:
+        """Cut the freshly built student to the first ``depth`` layers: the first stage of a growing run."""
+        if not 1 <= depth <= self.depth:
+            raise ValueError(f"the first stage has {depth} layers, but the student was built with {self.depth}")
+        _set_layers(self.hubert, list(self.hubert.encoder.layers)[:depth])
+        self.ancestry, self.originals = list(range(depth)), list(range(depth))
+
+    def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> list[Tensor]:
+        """Hidden states, depth + 1 of (B, F, D): entry 0 is the input of the first layer, entry k its k-th output.
+
+        ``num_samples_B`` (valid samples per item) is ``None`` where nothing is padded: then no mask is made.
+        """
+        hubert, encoder = self.hubert, self.hubert.encoder
+        features_BFC = hubert.feature_extractor(waveforms_BT).transpose(1, 2)
+        valid_BF = self._valid_frames(features_BFC, num_samples_B)
+        hidden_BFD = hubert.feature_projection(features_BFC)
+        hidden_BFD = hubert._mask_hidden_states(hidden_BFD, attention_mask=valid_BF)
+        if valid_BF is not None:
+            hidden_BFD = hidden_BFD.masked_fill(~valid_BF.unsqueeze(-1), 0.0)
+        mask = create_bidirectional_mask(
+            config=hubert.config, inputs_embeds=hidden_BFD, attention_mask=valid_BF
+        )
+        hidden_BFD = encoder.layer_norm(hidden_BFD + encoder.pos_conv_embed(hidden_BFD))
+        hidden_states = [encoder.dropout(hidden_BFD)]
+        if self.config.compile:
+            self._compile_layers()
+        for layer in encoder.layers:
+            hidden_states.append(layer(hidden_states[-1], attention_mask=mask))
+        return hidden_states
+
+    def _compile_layers(self) -> None:
+        """Compile the layers that are not: a deep copy drops it, so clones, fresh and loaded layers come without.
+
+        In place, for two reasons: ``torch.compile(layer)`` would put ``_orig_mod`` into the names of the state dict,
+        and a compiled ``layer.forward`` stays bound to its layer, so that a clone would run its source's weights.
+        """
+        for layer in self.hubert.encoder.layers:
+            if layer._compiled_call_impl is None:
+                layer.compile(backend=self.config.compile_backend)
+
+    def _valid_frames(self, features_BFC: Tensor, num_samples_B: Tensor | None) -> Tensor | None:
+        if num_samples_B is None:
+            return None
+        frames = torch.arange(features_BFC.shape[1], device=features_BFC.device)
+        return frames < self.num_frames(num_samples_B).to(features_BFC.device).unsqueeze(1)
+
+    @torch.no_grad()
+    def grow(
+        self, plan: Sequence[int | None], initialise: Initialise = "copy", seed: int = 0
+    ) -> dict[nn.Parameter, nn.Parameter | None]:
+        """Rebuild the stack by ``plan``: for each new position the layer that it comes from, ``None`` for a fresh one.
+
+        The first position that names a layer keeps that very module; every further one is a clone. Kept
+        parameters stay the same objects, so an optimizer's state for them carries over by itself.
+
+        Args:
+            plan: source index of each new layer, 0-based.
+            initialise: what clones start from: ``copy`` of the source, ``zero_output`` (copy whose output
+                projections are zero), ``fresh`` (only for ``None`` entries).
+            seed: of fresh layers; they are drawn from a generator seeded by (seed, depth), alike on all ranks.
+
+        Returns:
+            For every new parameter its source, or ``None`` where its values do not come from one.
+        """
+        old = list(self.hubert.encoder.layers)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + len(old))
+        sources: dict[nn.Parameter, nn.Parameter | None] = {}
+        layers: list[nn.Module] = []
+        for source in plan:
+            template = old[source if source is not None else -1]
+            if source is not None and template not in layers:
+                layers.append(template)
+                continue
+            layer = _clone(self.hubert, template)
+            sources |= dict(zip(layer.parameters(), template.parameters(), strict=True))
+            if source is None:
+                _reinitialise(layer, self.hubert.config.initializer_range, generator)
+                sources |= dict.fromkeys(layer.parameters())
+            elif initialise == "zero_output":
+                sources |= dict.fromkeys(_zero_outputs(layer))
+            layers.append(layer)
+        _set_layers(self.hubert, layers)
+        kept = {source: position for position, source in reversed(list(enumerate(plan)))}
+        self.ancestry = [None if source is None else self.ancestry[source] for source in plan]
+        self.originals = [kept[position] for position in self.originals]
+        return sources
+
+    def get_extra_state(self) -> dict[str, list[Any]]:
+        """The lineage travels with the weights: the loss map of ``attach=original`` depends on it."""
+        return {"ancestry": list(self.ancestry), "originals": list(self.originals)}
+
+    def set_extra_state(self, state: dict[str, list[Any]]) -> None:
+        self.ancestry, self.originals = list(state["ancestry"]), list(state["originals"])

@@ -1,0 +1,150 @@
+"""Student: sizes, hidden states, growth, loading at any depth."""
+
+import copy
+
+import pytest
+import torch
+from transformers import HubertConfig, HubertModel
+
+from lightning_modules.student import Student, StudentConfig, state_dict_depth
+from lightning_modules.teacher import FrontEnd
+
+TINY = StudentConfig(hidden_size=32, intermediate_size=48, num_heads=2, num_layers=6, front_end_init="random")
+
+
+@pytest.fixture(scope="module")
+def front_end() -> FrontEnd:
+    """A narrow front end with HuBERT Base's strides; 512 channels are slow on a CPU."""
+    layout = {"conv_dim": [8] * 7, "feat_extract_norm": "group", "conv_bias": False}
+    model = HubertModel(HubertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, **layout))
+    return FrontEnd(layout, model.feature_extractor.state_dict())
+
+
+@pytest.fixture
+def student(front_end: FrontEnd) -> Student:
+    torch.manual_seed(0)
+    config = copy.copy(TINY)
+    config.front_end_init = "teacher"
+    return Student(config, front_end)
+
+
+def parameters(depth: int, **settings: float) -> int:
+    """Parameters of the paper's student at ``depth``, counted without allocating them."""
+    with torch.device("meta"):
+        student = Student(StudentConfig(num_layers=depth, front_end_init="random", **settings))
+    return sum(parameter.numel() for parameter in student.hubert.parameters())
+
+
+@pytest.mark.parametrize(
+    ("depth", "count"), [(3, 10_902_784), (6, 16_226_176), (9, 21_549_568), (12, 26_872_960)]
+)
+def test_parameter_counts_are_the_papers(depth: int, count: int) -> None:
+    assert parameters(depth) == count
+    assert parameters(depth, mask_time_prob=0.05) == count + 384  # the mask embedding
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_hidden_states_equal_hugging_face(student: Student, padded: bool) -> None:
+    student.eval()
+    waveforms = torch.randn(3, 4000)
+    num_samples = torch.tensor([4000, 2500, 3999]) if padded else None
+    mask = None
+    if num_samples is not None:
+        mask = (torch.arange(4000) < num_samples.unsqueeze(1)).long()
+    with torch.no_grad():
+        ours = student(waveforms, num_samples)
+        theirs = student.hubert(waveforms, attention_mask=mask, output_hidden_states=True).hidden_states
+    assert len(ours) == len(theirs) == student.depth + 1
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+    if padded:  # control: the mask matters
+        assert not torch.allclose(student(waveforms)[-1], ours[-1], atol=1e-3)
+
+
+def test_front_end_is_copied_or_drawn(student: Student, front_end: FrontEnd) -> None:
+    for name, value in student.hubert.feature_extractor.state_dict().items():
+        assert torch.equal(value, front_end.state_dict[name])
+    with pytest.raises(ValueError, match="front_end_init=random"):
+        Student(StudentConfig(), None)
+
+
+def test_frozen_front_end_has_no_backward_pass(front_end: FrontEnd) -> None:
+    config = StudentConfig(32, 48, 2, 2, front_end="frozen")
+    student = Student(config, front_end).train()
+    features = student.hubert.feature_extractor(torch.randn(1, 4000))
+    assert not features.requires_grad
+    student(torch.randn(1, 4000))[-1].sum().backward()
+    assert all(p.grad is None for p in student.hubert.feature_extractor.parameters())
+    trained = Student(StudentConfig(32, 48, 2, 2), front_end).train()  # control
+    assert trained.hubert.feature_extractor(torch.randn(1, 4000)).requires_grad
+
+
+def test_grow_keeps_modules_and_copies_the_rest(student: Student) -> None:
+    student.start_at(3)
+    old = list(student.hubert.encoder.layers)
+    sources = student.grow([0, 1, 1, 2, 2, 0])
+    new = list(student.hubert.encoder.layers)
+    assert [new[0], new[1], new[3]] == old
+    assert student.depth == student.hubert.config.num_hidden_layers == 6
+    for parameter, source in sources.items():
+        assert source is not None
+        assert torch.equal(parameter, source)
+        assert parameter.data_ptr() != source.data_ptr()  # no shared storage
+    assert all(layer.attention.config is student.hubert.config for layer in new)
+    hidden_states = student(torch.randn(1, 4000))
+    assert len(hidden_states) == 7
+    hidden_states[-1].sum().backward()
+    assert all(p.grad is not None for p in student.parameters())
+
+
+def test_lineage_through_two_growths(student: Student) -> None:
+    student.start_at(2)
+    student.grow([0, 0, 1, 1])
+    student.grow([0, 1, 1, 2, 3, 3])
+    assert student.ancestry == [0, 0, 0, 1, 1, 1]
+    assert student.originals == [0, 3]
+
+
+def test_zero_output_layers_pass_their_input_through_the_norms_only(student: Student) -> None:
+    student.start_at(3)
+    sources = student.grow([0, 0, 1, 1, 2, 2], "zero_output")
+    clone = student.hubert.encoder.layers[1]
+    assert not clone.attention.out_proj.weight.any()
+    assert not clone.feed_forward.output_dense.weight.any()
+    assert sources[clone.attention.out_proj.weight] is None  # no optimizer state to copy from
+    assert sources[clone.attention.q_proj.weight] is not None
+    assert student.hubert.encoder.layers[0].attention.out_proj.weight.any()  # the original is untouched
+
+
+def test_fresh_layers_depend_on_seed_and_depth_only(student: Student) -> None:
+    student.start_at(3)
+    twin, other = copy.deepcopy(student), copy.deepcopy(student)
+    torch.manual_seed(1)
+    student.grow([0, 1, 2, None, None], "fresh", seed=7)
+    torch.manual_seed(2)  # the global generator plays no part
+    twin.grow([0, 1, 2, None, None], "fresh", seed=7)
+    other.grow([0, 1, 2, None, None], "fresh", seed=8)
+
+    def weight(model: Student, layer: int) -> torch.Tensor:
+        return model.hubert.encoder.layers[layer].attention.q_proj.weight
+
+    assert torch.equal(weight(student, 3), weight(twin, 3))
+    assert not torch.equal(weight(student, 3), weight(other, 3))
+    assert not torch.equal(weight(student, 3), weight(student, 4))
+    assert student.ancestry == [0, 1, 2, None, None]
+
+
+@pytest.mark.parametrize(("saved", "built"), [(2, 6), (6, 2), (3, 3)])
+def test_loads_a_state_dict_of_any_depth(front_end: FrontEnd, saved: int, built: int) -> None:
+    shallow = Student(StudentConfig(32, 48, 2, saved), front_end)
+    deep = Student(StudentConfig(32, 48, 2, built), front_end)
+    state = shallow.state_dict()
+    assert state_dict_depth(state, "hubert.") == saved
+    deep.load_state_dict(state)
+    assert deep.depth == deep.hubert.config.num_hidden_layers == saved
+    assert all(torch.equal(value, state[name]) for name, value in deep.hubert.state_dict(prefix="hubert.").items())
+
+
+def test_bad_sizes_are_named() -> None:
+    with pytest.raises(ValueError, match="hidden_size=30 is not a multiple of student.num_heads=4"):
+        Student(StudentConfig(hidden_size=30, num_heads=4, front_end_init="random"))
