@@ -1,0 +1,130 @@
+"""``interstack pretrain-teacher``: a small teacher from a corpus with phone alignments."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning as L
+from torch.utils.data import DataLoader
+from transformers import HubertModel, Wav2Vec2FeatureExtractor
+
+from datamodules.alignments import alignment_digest, phone_inventory, read_split
+from datamodules.folders import is_finished, making, write_marker
+from datamodules.phones import SAMPLE_RATE, FrameLabelDataset, stack_crops
+from lightning_modules.pretraining import FrameLabelModule, PretrainingConfig
+
+logger = logging.getLogger(__name__)
+
+MARKER = "training.json"
+
+
+def pretrain_teacher(
+    root: str,
+    output: str,
+    train_splits: list[str] = ["train-clean-100"],  # noqa: B006 (never mutated)
+    val_splits: list[str] = ["dev-clean"],  # noqa: B006
+    steps: int = 400,
+    seed: int = 0,
+    recipe: PretrainingConfig = PretrainingConfig(),  # noqa: B008 (frozen)
+    accelerator: str = "auto",
+    progress_bar: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Train a small HuBERT on the phone of every frame and write it as a Hugging Face folder.
+
+    The corpus needs alignments (`interstack synthesize` makes both; the format for your own is described in
+    datamodules/alignments.py). A teacher that is already there with the same settings is kept.
+
+    Args:
+        root: folder of the splits with alignments/ beside them, or its parent.
+        output: the folder that gets the model.
+        train_splits: splits to train on.
+        val_splits: splits of held-out speakers, for the frame accuracy in training.json.
+        steps: optimizer steps, however long they take, so that the result is the same; 0 writes the untrained
+            model, as a control.
+        seed: of initialisation, dropout, order and crops.
+        recipe: sizes and training settings.
+        accelerator: cpu, cuda, mps or auto.
+        progress_bar: show one.
+        overwrite: replace a teacher of other settings.
+    """
+    if steps < 0:
+        raise ValueError(f"steps={steps} must be 0 (untrained) or more")
+    folder = Path(output)
+    settings = {"steps": steps, "seed": seed, "train_splits": train_splits, "val_splits": val_splits}
+    settings |= {"recipe": asdict(recipe), "alignments": alignment_digest(root, [*train_splits, *val_splits])}
+    if is_finished(folder, MARKER, settings, overwrite):
+        logger.info("kept the teacher in %s, which has these settings already", folder)
+        return
+    phones = phone_inventory([read_split(root, split) for split in (*train_splits, *val_splits)])
+    started = time.perf_counter()
+    module = FrameLabelModule(recipe, len(phones), steps, seed)
+    metrics: dict[str, float] = {}
+    if steps:
+        train_set = _crops(module, root, train_splits, phones, length=steps * recipe.batch_size, seed=seed)
+        val_set = _crops(module, root, val_splits, phones, length=None, seed=seed)
+        metrics = train(module, train_set, val_set, seed, accelerator, progress_bar)
+        logger.info("teacher: %.1f %% of held-out frames are right", 100 * metrics["val/frame_accuracy"])
+    with making(folder) as new:
+        write_model(new, module.hubert.cpu(), phones)
+        seconds = round(time.perf_counter() - started, 1)
+        parameters = sum(parameter.numel() for parameter in module.hubert.parameters())
+        write_marker(new, MARKER, settings, metrics=metrics, seconds=seconds, parameters=parameters)
+    logger.info("wrote the teacher to %s", folder)
+
+
+def _crops(
+    module: FrameLabelModule,
+    root: str,
+    splits: Sequence[str],
+    phones: Sequence[str],
+    length: int | None,
+    seed: int,
+) -> FrameLabelDataset:
+    crop_samples = round(module.config.crop_seconds * SAMPLE_RATE)
+    return FrameLabelDataset(root, splits, phones, crop_samples, length, seed)
+
+
+def train(
+    module: FrameLabelModule,
+    train_set: FrameLabelDataset,
+    val_set: FrameLabelDataset,
+    seed: int,
+    accelerator: str = "auto",
+    progress_bar: bool = True,
+) -> dict[str, float]:
+    """Train in place, for as long as the training set is; returns ``train/loss`` and the held-out ``val/...``.
+
+    The same arguments give the same weights on the same machine.
+    """
+    train_loader, val_loader = (
+        DataLoader(data, module.config.batch_size, collate_fn=stack_crops) for data in (train_set, val_set)
+    )
+    L.seed_everything(seed, verbose=False)  # dropout
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=1,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress_bar,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, train_loader, val_loader)
+    return {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
+
+
+def write_model(folder: Path, hubert: HubertModel, phones: Sequence[str]) -> None:
+    """Model, feature extractor (raw audio, as it was trained) and ``phones.json`` (class index -> phone)."""
+    hubert.save_pretrained(folder)
+    extractor = Wav2Vec2FeatureExtractor(
+        sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True
+    )
+    extractor.save_pretrained(folder)
+    text = json.dumps(list(phones), ensure_ascii=False) + "\n"
+    (folder / "phones.json").write_text(text, encoding="utf-8", newline="\n")
