@@ -1,0 +1,250 @@
+"""Checkpoints from which a grown run resumes exactly, and stopping with one when the machine is taken away.
+
+Why not Lightning's ``ModelCheckpoint``: a file that it saves in ``on_train_batch_end`` of an epoch's last
+batch makes the *next* resume replay data, and right after a resume it can save in the middle of an
+accumulation window, which loses the partial gradients (both reproduced on Lightning 2.6.6 without any
+growth). This callback saves only between optimizer steps, and at an epoch's end only in
+``on_train_epoch_end``.
+
+Why not its file writing: it moves a file from the system's temporary folder, which is no atomic rename but a
+copy where that is another file system, and a kill leaves the temporary file for good.
+
+Why not its signal handlers (2.6.6, ``signal_connector.py``): they act wherever the signal finds the program.
+SIGTERM's calls a collective from inside the handler, a deadlock when only one rank gets the signal, and
+training stops after any micro-batch; SLURM's saves in the middle of an accumulation window, of an optimizer
+step even. Here signals are noted, and acted upon between optimizer steps.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from callbacks.stacking import StackingCallback
+
+log = logging.getLogger(__name__)
+
+EXIT_SIGTERM = 128 + signal.SIGTERM  # 143, what shells call a program that SIGTERM has ended
+TERMINATE, REQUEUE = 1, 2
+
+
+class StopSignals:
+    """SIGTERM and SLURM's requeue signal, noted when they arrive, agreed on by all ranks when asked.
+
+    In place of Lightning's handlers until ``fit`` ends; then Lightning puts back what was there before both.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._requeue: Any = None
+
+    def listen(self, trainer: L.Trainer) -> None:
+        """Note signals from now on; outside the main thread Python has no handlers, and nothing is done."""
+        self.received = TERMINATE if trainer.received_sigterm else 0
+        if threading.current_thread() is not threading.main_thread():
+            return
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            assert environment.requeue_signal is not None
+            self._requeue = signal.getsignal(environment.requeue_signal)
+            signal.signal(environment.requeue_signal, self._note_requeue)
+        signal.signal(signal.SIGTERM, self._note_sigterm)
+
+    def _note_sigterm(self, signum: int, frame: FrameType | None) -> None:
+        self.received = max(self.received, TERMINATE)
+
+    def _note_requeue(self, signum: int, frame: FrameType | None) -> None:
+        self.received = REQUEUE
+
+    def agreed(self, trainer: L.Trainer) -> int:
+        """The strongest signal that any rank has got; every rank must ask at the same point of its program.
+
+        Costs, with several ranks only, an all-reduce of 8 bytes, for which the host waits. Asked once per
+        optimizer step, outside the backward pass, so it cannot cross DDP's own collectives. (Lightning itself
+        broadcasts as much before every micro-batch.)
+        """
+        if trainer.world_size == 1:
+            return self.received
+        own = torch.tensor(self.received, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(own, reduce_op="max"))
+
+    def requeue(self, trainer: L.Trainer) -> None:
+        """On all ranks, run Lightning's handler: ``hpc_ckpt_N.ckpt``, then ``scontrol requeue``."""
+        if callable(self._requeue):
+            self._requeue(signal.SIGUSR1, None)
+        if trainer.is_global_zero:
+            found = Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")
+            for path in sorted(found, key=lambda path: int(path.stem.removeprefix("hpc_ckpt_")))[:-1]:
+                path.unlink()  # Lightning keeps one per requeue for good
+
+
+class RunCheckpoint(Checkpoint):
+    """Save every N optimizer steps, at every epoch's end (before a growth), once per stage, and on SIGTERM.
+
+    Files in ``RUN/checkpoints``: ``step=000001234.ckpt`` (the newest ``keep``), ``last.ckpt`` (the newest of
+    them), ``stage_3.ckpt`` (the end of each stage, kept). A file is written under a temporary name and
+    renamed, so a kill or a full disk at any moment leaves a ``last.ckpt`` that loads, and at most one
+    temporary file, which the next checkpoint overwrites.
+
+    Stops: after SIGTERM to any rank, with a checkpoint at the next optimizer step that is not an epoch's
+    last, else at the epoch's end (after its validation), and exit status 143 of each node's first process
+    (the others say 0: Lightning's launcher would take another status for a crash and kill the first). The
+    same command with ``--ckpt_path last`` goes on from there.
+
+    SLURM: requeues as Lightning does it. ``SLURMEnvironment`` is chosen by Lightning under ``srun`` (one task
+    per device, job not named bash or interactive); ``sbatch --requeue --signal=SIGUSR1@120`` sends the signal
+    two minutes before the end. Then a checkpoint as above, Lightning's own ``hpc_ckpt_N.ckpt`` with the same
+    state, ``scontrol requeue``, and the same exit. Other signals, or none: ``trainer.plugins`` with a
+    ``SLURMEnvironment`` of other ``requeue_signal`` or ``auto_requeue``. The command must hold ``--ckpt_path
+    last`` from the start.
+
+    Args:
+        every_n_steps: optimizer steps between files; 0 saves at epochs' ends only.
+        keep: how many step files to keep; at least 1.
+        keep_stages: also keep the model at the end of each stage.
+
+    Raises:
+        OSError: a checkpoint cannot be written; all ranks raise it. It names the folder.
+    """
+
+    def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_stages: bool = True) -> None:
+        if every_n_steps < 0 or keep < 1:
+            raise ValueError(
+                f"checkpoint.every_n_steps={every_n_steps} must be at least 0, "
+                f"checkpoint.keep={keep} at least 1"
+            )
+        self.every_n_steps, self.keep, self.keep_stages = every_n_steps, keep, keep_stages
+        self.signals = StopSignals()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals.listen(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        window_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not window_done or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        stop = self.signals.agreed(trainer)
+        if stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+            path = self._save(trainer)
+        if stop:
+            self._stop(trainer, stop, path)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        path = self._save(trainer, *self._stage_name(trainer))
+        stop = self.signals.agreed(trainer)
+        if stop and trainer.current_epoch + 1 != trainer.max_epochs:
+            self._stop(trainer, stop, path)
+
+    def _stage_name(self, trainer: L.Trainer) -> list[str]:
+        """Name of the stage that ends with this epoch, if one does."""
+        stacking = next((c for c in trainer.callbacks if isinstance(c, StackingCallback)), None)
+        if stacking is None or not stacking.stages or not self.keep_stages:
+            return []
+        epoch, last = trainer.current_epoch, (trainer.max_epochs or 0) - 1
+        depth = stacking.depth_at(epoch)
+        ends = epoch == last or stacking.depth_at(epoch + 1) != depth
+        return [f"stage_{depth}.ckpt"] if ends else []
+
+    def _stop(self, trainer: L.Trainer, signal_: int, path: Path) -> None:
+        if signal_ == REQUEUE:
+            self.signals.requeue(trainer)
+        if trainer.is_global_zero:
+            log.warning(
+                "stopped by a signal after step %d; %s holds all of it: continue with the same command and "
+                "--ckpt_path last",
+                *(trainer.global_step, path),
+            )
+        raise SIGTERMException(EXIT_SIGTERM if trainer.local_rank == 0 else 0)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Lightning's own SIGTERM exception, before the first batch or in ``validate``, would exit with 0."""
+        if isinstance(exception, SIGTERMException) and exception.code is None and trainer.local_rank == 0:
+            exception.code = EXIT_SIGTERM
+
+    def _save(self, trainer: L.Trainer, *more_names: str) -> Path:
+        """Write the checkpoint of this step, also under ``last.ckpt`` and ``more_names``; on all ranks."""
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        path = folder / f"step={trainer.global_step:09d}.ckpt"
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        problem = None
+        if trainer.is_global_zero:
+            try:
+                _write(checkpoint, path)
+                for name in (*more_names, "last.ckpt"):
+                    _link(path, folder / name)
+                _prune(folder, self.keep)
+            except OSError as error:
+                problem = _describe(error, folder)
+        # The others wait here; they learn of a failure and stop too, rather than in the next collective.
+        problem = trainer.strategy.broadcast(problem)
+        if problem:
+            raise OSError(problem)
+        return path
+
+
+def _describe(error: OSError, folder: Path) -> str:
+    last = folder / "last.ckpt"
+    left = f"{last} is untouched" if last.is_file() else "there is none from before"
+    return (
+        f"cannot write a checkpoint to {folder} ({error.strerror or error}); {left}: make room or make the "
+        "folder writable, then continue with --ckpt_path last"
+    )
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Serialise in memory, write under a temporary name of its own folder, rename."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    with _temporary(path.with_name("unfinished.tmp")) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())  # some file systems say only here that the disk is full
+        os.replace(temporary, path)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give ``source`` a second name, atomically and without a second copy where the file system allows it."""
+    with _temporary(target.with_suffix(".tmp")) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name that holds nothing before and, whatever happens, nothing after."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _prune(folder: Path, keep: int) -> None:
+    steps = sorted(path for path in folder.iterdir() if re.fullmatch(r"step=\d+\.ckpt", path.name))
+    for path in steps[:-keep]:
+        path.unlink()

@@ -1,0 +1,79 @@
+"""The one place that touches Lightning's strategy: taking a model out of DDP, putting it back, comparing ranks.
+
+Checked against Lightning 2.6 (``DDPStrategy.configure_ddp``, ``Strategy.model``); ``tests/callbacks/test_ddp.py``
+fails loudly if either changes.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def require_supported(trainer: L.Trainer) -> None:
+    """Refuse strategies under which a model cannot grow in mid-run."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
+        raise ValueError(
+            f"StackingCallback cannot grow a model under {type(strategy).__name__}: use a single device or "
+            "trainer.strategy=ddp (a student of 27M parameters needs no sharding)"
+        )
+    kwargs = getattr(strategy, "_ddp_kwargs", {})
+    if kwargs.get("static_graph"):
+        raise ValueError("static_graph=True cannot follow a growing model: use trainer.strategy=ddp")
+
+
+def unwrap(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Drop the DDP wrapper; with it die its reducer and the hooks that it has on the parameters."""
+    trainer.strategy.model = module
+
+
+def rewrap(trainer: L.Trainer) -> None:
+    """Wrap the grown model anew, so that every rank reduces the gradients of the new parameters too.
+
+    Without this nothing fails and nothing warns: the ranks silently drift apart.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy):
+        return
+    on_cuda = strategy.root_device.type == "cuda"
+    if on_cuda:
+        torch.cuda.synchronize()  # DDP is built on a side stream
+    strategy.configure_ddp()
+    if on_cuda:
+        torch.cuda.synchronize()
+
+
+def checksum(module: nn.Module, optimizer: Optimizer) -> Tensor:
+    """SHA-256 over all parameters, buffers and optimizer state, as 4 int64 numbers."""
+    digest = hashlib.sha256()
+    for tensor in _tensors(module, optimizer):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.int64)
+
+
+def _tensors(module: nn.Module, optimizer: Optimizer) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            yield from (state[key] for key in sorted(state) if torch.is_tensor(state[key]))
+
+
+def verify_ranks(trainer: L.Trainer, module: L.LightningModule, optimizer: Optimizer) -> None:
+    """Stop the run unless all ranks hold bit-identical parameters and optimizer state (one all-gather)."""
+    if trainer.world_size == 1:
+        return
+    own = checksum(module, optimizer).to(trainer.strategy.root_device)
+    gathered = trainer.strategy.all_gather(own)
+    differing = [rank for rank in range(trainer.world_size) if not torch.equal(gathered[rank], gathered[0])]
+    if differing:
+        raise RuntimeError(
+            f"after the growth at epoch {trainer.current_epoch} ranks {differing} hold other parameters or optimizer "
+            "state than rank 0: stop, and resume from a checkpoint made before it"
+        )

@@ -1,0 +1,97 @@
+"""ResumeGuard: a checkpoint continues only in the run that it belongs to."""
+
+import hashlib
+from functools import partial
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from callbacks.stacking import StackingCallback
+from lightning_modules.distillation import DistillationModule
+from lightning_modules.teacher import Teacher
+
+
+def teacher_digest(teacher: Teacher) -> str:
+    """Hash of the teacher's weights: name, shape and the first 64 values of each; where they lie does not matter."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(teacher.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one with dotted names; lists as they are."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """One phrase for each setting that differs, by name."""
+    old, new = flatten(saved), flatten(current)
+    return [
+        f"{name} was {old.get(name, 'not set')}, is {new.get(name, 'not set')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+class ResumeGuard(Callback):
+    """Store what a run is in its checkpoints, and refuse to resume another run's.
+
+    Acts: when a checkpoint is saved, and in ``fit`` before the weights of one are loaded.
+
+    Compared are the growth settings and stage lengths, student, objective, optimizer, seed, the teacher's weights and
+    the corpus; not the number of devices, accumulation steps, precision, folders or loggers, which may change.
+
+    Args:
+        allow_config_change: resume all the same; what differs is then this run's choice.
+    """
+
+    def __init__(self, allow_config_change: bool = False) -> None:
+        self.allow_config_change = allow_config_change
+
+    def fingerprint(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        """What this run is, in plain values."""
+        assert isinstance(module, DistillationModule)
+        stacking = next((c for c in trainer.callbacks if isinstance(c, StackingCallback)), None)
+        datamodule = getattr(trainer, "datamodule", None)
+        return {
+            "growth": stacking.settings if stacking else {},
+            "model": {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")},
+            "teacher": teacher_digest(module.teacher),
+            "data": datamodule.fingerprint() if hasattr(datamodule, "fingerprint") else {},
+        }
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint.setdefault("interstack", {})["fingerprint"] = self.fingerprint(trainer, pl_module)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # A callback's own hook comes after the weights: those of another student or teacher would fail first,
+        # with shapes instead of settings.
+        if stage == "fit" and isinstance(pl_module, DistillationModule):
+            pl_module.checkpoint_checks = [partial(self.check, trainer, pl_module)]
+
+    def check(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse ``checkpoint`` where it belongs to another run; one without a fingerprint passes.
+
+        Raises:
+            ValueError: names each setting that differs, with both values.
+        """
+        saved = checkpoint.get("interstack", {}).get("fingerprint")
+        if self.allow_config_change or saved is None:
+            return
+        if changed := differences(saved, self.fingerprint(trainer, pl_module)):
+            raise ValueError(
+                f"this checkpoint belongs to another run: {'; '.join(changed)}. Resume with the settings that made "
+                "it, or pass --allow-config-change"
+            )

@@ -1,0 +1,273 @@
+"""StackingCallback: when the student grows, and what follows from it.
+
+The depth is a pure function of the epoch, so the callback keeps no state that training depends on: a resumed run
+grows exactly where an uninterrupted one would. It looks twice, in ``on_train_start`` and in
+``on_train_epoch_start``, because Lightning skips the latter for the first epoch of some resumed runs.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from callbacks import ddp
+from callbacks.ema import StudentEMA
+from callbacks.policies import default_stages, get_policy, make_plan
+from callbacks.schedules import depth_at, growth_epochs, stage_lengths
+from callbacks.throughput import ThroughputCallback
+from lightning_modules.distillation import DistillationModule
+from lightning_modules.optimisation import OptimizerState, carry_state, rebind
+
+log = logging.getLogger(__name__)
+
+
+class StackingCallback(Callback):
+    """Grow the student at epoch boundaries.
+
+    Acts: at the start of the first epoch of each stage, before its first batch. The checkpoint written at the end of
+    the epoch before still holds the shallower model, the one that its metrics belong to.
+
+    Changes: the student's stack (``Student.grow``), its average if there is one (``StudentEMA``), the parameter lists
+    and state of the one optimizer (the object and its scheduler stay), DDP's wrapper (dropped before, built anew
+    after).
+
+    Refuses: strategies other than single device and DDP, more than one optimizer, ``max_steps``, weight-averaging
+    callbacks other than ``StudentEMA``, fewer epochs than stages, stages that do not end at the student's
+    ``num_layers``, a checkpoint with an average where there is no ``StudentEMA`` to take it.
+
+    Resumes: by itself; the depth comes from the state dict and the epoch.
+
+    Args:
+        policy: name in ``callbacks.policies.POLICIES``, or ``none`` for training at full depth throughout.
+        schedule: ``equal``, ``prop-ALPHA``, or ``explicit-E1,E2,...`` (the epochs at which to grow).
+        layers_per_stage: K, the layers added at each growth, where the policy does not say otherwise.
+        stages: depths instead of ``layers_per_stage``, e.g. ``[3, 6, 12]``.
+        offset: phase of the stride of ``interleaved``: ``last`` (the paper's figure) or ``first``.
+        optimizer_state: of new layers: ``copy`` of their source's, ``zero``, or ``reset`` for all layers.
+        lr_after_growth: ``continue`` the one global schedule, or ``rewarm`` over ``rewarm_steps``.
+        rewarm_steps: length of that warm-up in optimizer steps.
+        measure_loss: measure the loss before and after each growth, on one fixed batch without gradients.
+        verify: compare a checksum of parameters and optimizer state across ranks after each growth.
+    """
+
+    def __init__(
+        self,
+        policy: str = "none",
+        schedule: str = "equal",
+        layers_per_stage: int = 3,
+        stages: list[int] | None = None,
+        offset: Literal["last", "first"] = "last",
+        optimizer_state: OptimizerState = "copy",
+        lr_after_growth: Literal["continue", "rewarm"] = "continue",
+        rewarm_steps: int = 500,
+        measure_loss: bool = True,
+        verify: bool = True,
+    ) -> None:
+        if policy != "none":
+            get_policy(policy)  # refuses an unknown name before anything is loaded
+        self.policy, self.schedule, self.offset = policy, schedule, offset
+        self.layers_per_stage, self.requested_stages = layers_per_stage, stages
+        self.optimizer_state: OptimizerState = optimizer_state
+        self.lr_after_growth, self.rewarm_steps = lr_after_growth, rewarm_steps
+        self.measure_loss, self.verify = measure_loss, verify
+        self.stages: Sequence[int] = ()
+        self.lengths: Sequence[int] = ()
+        self.events: list[dict[str, Any]] = []
+
+    # -- when -----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or not isinstance(pl_module, DistillationModule):
+            return
+        full_depth = pl_module.student.config.num_layers
+        if self.policy == "none":
+            self.stages, self.lengths = (full_depth,), (trainer.max_epochs or 0,)
+            return
+        self._refuse(trainer)
+        self.stages = tuple(
+            self.requested_stages or default_stages(self.policy, full_depth, self.layers_per_stage)
+        )
+        if self.stages[-1] != full_depth:
+            raise ValueError(
+                f"growth.stages={list(self.stages)} end at {self.stages[-1]} layers, but student.num_layers="
+                f"{full_depth}: make them equal"
+            )
+        assert trainer.max_epochs is not None  # refused above
+        self.lengths = stage_lengths(self.schedule, len(self.stages), trainer.max_epochs)
+        for depth, target in zip(self.stages, self.stages[1:], strict=False):
+            make_plan(self.policy, depth, target, self.offset)  # every plan must exist before the first step
+        pl_module.student.start_at(self.stages[0])
+        pl_module.growth_epochs = tuple(growth_epochs(self.lengths))
+        pl_module.rewarm_steps = self.rewarm_steps if self.lr_after_growth == "rewarm" else 0
+
+    def _refuse(self, trainer: L.Trainer) -> None:
+        ddp.require_supported(trainer)
+        if trainer.max_steps != -1 or trainer.max_epochs is None or trainer.max_epochs < 1:
+            raise ValueError(
+                f"a growing run is measured in epochs: trainer.max_steps={trainer.max_steps}, trainer.max_epochs="
+                f"{trainer.max_epochs}; set max_epochs, leave max_steps at -1, and shape the epochs with "
+                "data.batches_per_epoch"
+            )
+        for callback in trainer.callbacks:
+            if isinstance(callback, WeightAveraging) and not isinstance(callback, StudentEMA):
+                raise ValueError(
+                    f"{type(callback).__name__} keeps a copy of the model that StackingCallback cannot grow: use "
+                    "callbacks.ema.StudentEMA instead"
+                )
+
+    def depth_at(self, epoch: int) -> int:
+        """Depth during ``epoch`` (0-based)."""
+        return depth_at(epoch, self.stages, self.lengths)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.policy != "none" and len(trainer.optimizers) != 1:
+            raise ValueError(f"a growing run has one optimizer, not {len(trainer.optimizers)}")
+        self.events = [event for event in self.events if event["epoch"] <= trainer.current_epoch]
+        self._describe(trainer)
+        self._ensure(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ensure(trainer, pl_module)
+
+    def _ensure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.policy == "none":
+            return
+        assert isinstance(module, DistillationModule)
+        wanted = self.depth_at(trainer.current_epoch)
+        if module.student.depth > wanted or module.student.depth not in self.stages:
+            raise ValueError(
+                f"the student has {module.student.depth} layers, but the schedule has {wanted} in epoch "
+                f"{trainer.current_epoch}: this checkpoint was made with other stages or another schedule"
+            )
+        while module.student.depth < wanted:
+            position = list(self.stages).index(module.student.depth)
+            self._grow(trainer, module, self.stages[position + 1])
+
+    # -- how ------------------------------------------------------------------------------------------------------
+
+    def _grow(self, trainer: L.Trainer, module: DistillationModule, target: int) -> None:
+        student, (optimizer,) = module.student, trainer.optimizers
+        depth, policy = student.depth, get_policy(self.policy)
+        plan = make_plan(self.policy, depth, target, self.offset)
+        loss_before = self._loss(trainer, module)
+        started = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)  # frees gradients that are views of the old reducer's buckets
+        ddp.unwrap(trainer, module)
+        sources = student.grow(plan, policy.initialise, module.seed)
+        for average in (c for c in trainer.callbacks if isinstance(c, StudentEMA)):
+            average.grow(plan, policy.initialise, module.seed)
+        rebind(optimizer, module.parameter_groups())
+        carry_state(optimizer, sources, self.optimizer_state)
+        if self.verify:  # before DDP is built: its constructor overwrites drifted parameters with rank 0's
+            ddp.verify_ranks(trainer, module, optimizer)
+        ddp.rewrap(trainer)
+        seconds = time.perf_counter() - started
+        event = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "policy": self.policy,
+            "plan": plan,
+            "ancestry": list(student.ancestry),
+            "depth_before": depth,
+            "depth": target,
+            "parameters": sum(p.numel() for p in student.parameters()),
+            "seconds": seconds,
+            "loss_before": loss_before,
+            "loss_after": self._loss(trainer, module),
+            "train_seconds": _train_seconds(trainer),
+        }
+        self.events.append(event)
+        self._record(trainer, event)
+
+    def _loss(self, trainer: L.Trainer, module: DistillationModule) -> float | None:
+        """Loss on one fixed batch, in eval mode and without gradients: nothing of the run changes by it."""
+        datamodule = getattr(trainer, "datamodule", None)
+        if not self.measure_loss or not hasattr(datamodule, "example_batch"):
+            return None
+        batch = module.transfer_batch_to_device(datamodule.example_batch(4), module.device, 0)
+        training = [part for part in module.modules() if part.training]
+        module.eval()
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            loss = module.losses(batch).total.item()
+        for part in training:
+            part.training = True
+        return loss
+
+    # -- telling --------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        meta = checkpoint.setdefault("interstack", {})
+        meta |= {"growth": list(self.events), "growth_settings": self.settings}
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        averaged = any(isinstance(c, StudentEMA) for c in trainer.callbacks)
+        if trainer.state.fn == "fit" and "current_model_state" in checkpoint and not averaged:
+            # Lightning would silently train on from the averaged weights, with the optimizer state of the others.
+            raise ValueError(
+                "this checkpoint holds an average of the weights beside them: add "
+                "--trainer.callbacks+=callbacks.ema.StudentEMA to resume from it"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The log of past growths; training does not depend on it."""
+        return {"events": list(self.events)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.events = list(state_dict["events"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What this run will do, for logs and summaries."""
+        return {
+            "policy": self.policy,
+            "schedule": self.schedule,
+            "stages": list(self.stages),
+            "stage_epochs": list(self.lengths),
+            "offset": self.offset,
+            "optimizer_state": self.optimizer_state,
+            "lr_after_growth": self.lr_after_growth,
+            "rewarm_steps": self.rewarm_steps if self.lr_after_growth == "rewarm" else 0,
+        }
+
+    @rank_zero_only
+    def _describe(self, trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update({"growth": self.settings}, allow_val_change=True)
+
+    @rank_zero_only
+    def _record(self, trainer: L.Trainer, event: dict[str, Any]) -> None:
+        log.info(
+            "epoch %d, step %d: grown from %d to %d layers (%s, plan %s) in %.2f s, loss %s -> %s",
+            *(event[k] for k in ("epoch", "step", "depth_before", "depth", "policy", "plan", "seconds")),
+            event["loss_before"],
+            event["loss_after"],
+        )
+        path = Path(trainer.default_root_dir) / "growth.json"
+        temporary = path.with_suffix(".json.tmp")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(self.events, indent=1) + "\n")
+        os.replace(temporary, path)
+        numbers = {f"growth/{k}": event[k] for k in ("depth", "parameters", "seconds", "loss_before", "loss_after")}
+        for logger in trainer.loggers:
+            logger.log_metrics({k: v for k, v in numbers.items() if v is not None}, step=event["step"])
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary["growth_events"] = self.events
+
+
+def _train_seconds(trainer: L.Trainer) -> float | None:
+    clocks = [c.train_seconds for c in trainer.callbacks if isinstance(c, ThroughputCallback)]
+    return clocks[0] if clocks else None

@@ -1,0 +1,76 @@
+"""RunSummary: what a finished run comes to, as ``RUN/summary.json`` and in the W&B summary."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import transformers
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from callbacks.metrics import TrainingMetrics
+from callbacks.stacking import StackingCallback
+from callbacks.throughput import ThroughputCallback
+from lightning_modules.distillation import DistillationModule
+
+
+def hardware() -> str:
+    """The device in words, with the number of cores or GPUs."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+
+
+class RunSummary(Callback):
+    """Write the summary when ``fit`` ends by itself; an interrupted run has none, so its absence says so."""
+
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch < (trainer.max_epochs or 0):
+            return
+        summary = summarise(trainer, pl_module)
+        path = Path(trainer.default_root_dir) / "summary.json"
+        temporary = path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(summary, indent=1) + "\n")
+        os.replace(temporary, path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary.update(summary)
+
+
+def summarise(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    """Settings, cost and final losses of a run, in plain values."""
+    assert isinstance(module, DistillationModule)
+    found: dict[type, Any] = {type(callback): callback for callback in trainer.callbacks}
+    stacking, clock, metrics = (found.get(t) for t in (StackingCallback, ThroughputCallback, TrainingMetrics))
+    validation = {name: float(trainer.callback_metrics.get(f"val/{name}", "nan")) for name in ("loss", "output")}
+    return {
+        "name": Path(trainer.default_root_dir).name,
+        "policy": stacking.policy if stacking else "none",
+        "schedule": stacking.schedule if stacking else None,
+        "growth": stacking.settings if stacking else None,
+        "seed": module.seed,
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "depth": module.student.depth,
+        "parameters": sum(p.numel() for p in module.student.parameters()),
+        "train_seconds": clock.train_seconds if clock else None,
+        "audio_seconds": clock.audio_seconds if clock else None,
+        "train_loss": metrics.epoch_loss if metrics else None,
+        "val_loss": validation["loss"],
+        # Comparable between systems whose intermediate losses differ, which val_loss is not.
+        "val_output": validation["output"],
+        "world_size": trainer.world_size,
+        "precision": str(trainer.precision),
+        "hardware": hardware(),
+        "versions": {
+            "torch": str(torch.__version__),
+            "lightning": L.__version__,
+            "transformers": transformers.__version__,
+        },
+    }

@@ -1,0 +1,274 @@
+"""Stopping on signals with a checkpoint, SLURM's requeue, and checkpoints that cannot be written."""
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from callbacks.checkpointing import EXIT_SIGTERM, RunCheckpoint, StopSignals
+from tests.callbacks.faults import SendSignal
+from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_corpus(tmp_path_factory.mktemp("corpus"), {"train": 12, "dev": 4})
+
+
+Fit = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def fit(teacher: Path, corpus: Path, tmp_path: Path) -> Fit:
+    """Train four epochs of 3 steps, 2 micro-batches each, growing; returns the last checkpoint."""
+
+    def run(name: str, *callbacks: Callback, every_n_steps: int = 0, ckpt_path: Path | None = None) -> Any:
+        own = (make_stacking(), RunCheckpoint(every_n_steps=every_n_steps), *callbacks)
+        folder = tmp_path / name
+        trainer = make_trainer(folder, *own, enable_checkpointing=True, accumulate_grad_batches=2)
+        data = make_data(corpus, tmp_path / "cache")
+        trainer.fit(make_module(teacher), datamodule=data, ckpt_path=ckpt_path and str(ckpt_path))
+        return load(folder)
+
+    return run
+
+
+def load(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether weights, optimizer state and schedule of two checkpoints are the same bits."""
+    if one["lr_schedulers"] != other["lr_schedulers"]:
+        return False
+    return all(_same(one[key], other[key]) for key in ("state_dict", "optimizer_states"))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if torch.is_tensor(one):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "batch", "step"),
+    [(1, 0, 4), (1, 1, 4), (1, 4, 6), (1, "validation", 6)],
+    ids=["first half of a window", "second half", "last window of an epoch", "validation"],
+)
+def test_sigterm_stops_with_a_checkpoint_that_resumes_exactly(
+    epoch: int, batch: Any, step: int, tmp_path: Path, fit: Fit
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    whole = fit("whole")
+    with pytest.raises(SIGTERMException) as stop:
+        fit("stopped", SendSignal(epoch, batch))
+    assert stop.value.code == EXIT_SIGTERM == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    stopped = load(tmp_path / "stopped")
+    assert stopped["global_step"] == step
+    assert not equal(whole, stopped)
+    resumed = fit("stopped", ckpt_path=tmp_path / "stopped" / "checkpoints" / "last.ckpt")
+    assert resumed["global_step"] == whole["global_step"] == 12
+    assert equal(whole, resumed)
+
+
+def test_in_the_last_epochs_end_there_is_nothing_to_stop(fit: Fit) -> None:
+    assert equal(fit("whole"), fit("signalled", SendSignal(3, 4)))
+
+
+def test_control_lightnings_own_handlers_lose_the_step(
+    tmp_path: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StopSignals, "listen", lambda self, trainer: None)
+    with pytest.raises(SIGTERMException) as stop:
+        fit("stopped", SendSignal(1, 1))
+    assert stop.value.code == EXIT_SIGTERM
+    assert load(tmp_path / "stopped")["global_step"] == 3  # the end of epoch 0; with the handlers it is 4
+
+
+# -- SLURM
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The environment of one task under srun, and a scontrol that writes down what it is asked for."""
+    variables = {"JOB_ID": 123, "JOB_NAME": "train", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    scontrol, record = tmp_path / "bin" / "scontrol", tmp_path / "requests"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {record}\n')
+    scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    return record
+
+
+@pytest.mark.filterwarnings("ignore:The `srun` command is available")
+def test_slurms_signal_requeues_between_optimizer_steps(slurm: Path, tmp_path: Path, fit: Fit) -> None:
+    folder = tmp_path / "run"
+    ckpt_path = None
+    for attempt, (batch, step) in enumerate([(0, 4), (2, 5), (4, 6)], start=1):
+        with pytest.raises(SIGTERMException) as stop:
+            fit("run", SendSignal(1, batch, "SIGUSR1"), ckpt_path=ckpt_path)
+        assert stop.value.code == EXIT_SIGTERM
+        assert slurm.read_text() == "requeue 123\n" * attempt
+        (own,) = folder.glob("hpc_ckpt_*.ckpt")
+        assert own.name == f"hpc_ckpt_{attempt}.ckpt"
+        assert equal(torch.load(own, weights_only=True), load(folder))
+        assert load(folder)["global_step"] == step
+        ckpt_path = folder / "checkpoints" / "last.ckpt"
+    assert equal(fit("whole"), fit("run", ckpt_path=own))
+
+
+def test_lightning_still_has_what_is_taken_from_it() -> None:
+    """Private names that the module touches; if this fails, read the new version's signal_connector.py."""
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", devices=1)
+    assert callable(trainer._checkpoint_connector.dump_checkpoint)
+    assert hasattr(trainer._accelerator_connector, "cluster_environment")
+    assert trainer.received_sigterm is False
+    assert issubclass(SIGTERMException, SystemExit)
+    for name in ("_slurm_sigusr_handler_fn", "_sigterm_notifier_fn", "register_signal_handlers", "teardown"):
+        assert callable(getattr(_SignalConnector, name))
+
+
+# -- checkpoints that cannot be written
+
+
+class NoRoom(Callback):
+    """From an epoch on, files may have a quarter of the last checkpoint's size: then an error."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            size = (Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 4, self.limits[1]))
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, fit: Fit) -> None:
+    whole, folder = fit("whole"), tmp_path / "run" / "checkpoints"
+    with pytest.raises(
+        OSError, match=r"cannot write a checkpoint to .*/run/checkpoints \(File too large\)"
+    ) as error:
+        fit("run", NoRoom(epoch=1))
+    assert f"{folder / 'last.ckpt'} is untouched" in str(error.value)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "last.ckpt",
+        "stage_1.ckpt",
+        "step=000000003.ckpt",
+    ]
+    assert load(tmp_path / "run")["global_step"] == 3
+    assert equal(whole, fit("run", ckpt_path=folder / "last.ckpt"))
+
+
+def test_control_writing_in_place_destroys_the_checkpoint_before(
+    tmp_path: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_in_place(checkpoint: dict[str, Any], path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, path)
+
+    monkeypatch.setattr("callbacks.checkpointing._write", write_in_place)
+    with pytest.raises((OSError, RuntimeError)):
+        fit("run", NoRoom(epoch=1))
+    steps = list((tmp_path / "run" / "checkpoints").glob("step=*"))
+    assert len(steps) == 2  # the unfinished one took a checkpoint's name
+    with pytest.raises((OSError, EOFError, RuntimeError)):
+        torch.load(max(steps), weights_only=True)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, fit: Fit) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.parent.mkdir()
+    folder.write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="there is none from before: make room or make the folder writable"):
+        fit("run")
+    assert folder.is_file()
+
+
+def test_what_a_kill_left_behind_is_cleared(tmp_path: Path, fit: Fit) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("unfinished.tmp", "last.tmp"):
+        (folder / name).write_text("half a checkpoint")
+    fit("run")
+    assert not list(folder.glob("*.tmp"))
+
+
+# -- the program
+
+
+def test_the_program_stops_on_sigterm_and_goes_on_with_last(
+    teacher: Path, corpus: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "experiments.cli", "fit", "--config", "interleave_equal"]
+    settings = {
+        "model.student.hidden_size": 16, "model.student.intermediate_size": 24, "model.student.num_heads": 2,
+        "model.student.num_layers": 4, "model.objective.layers": "[4]", "growth.stages": "[1,2,3,4]",
+        "model.teacher.init_args.model": teacher, "data.root": corpus, "data.train_splits": "[train]",
+        "data.val_splits": "[dev]", "data.batch_size": 4, "data.batches_per_epoch": 12, "data.num_workers": 0,
+        "trainer.max_epochs": 4, "trainer.accelerator": "cpu", "trainer.devices": 1,
+        "trainer.enable_progress_bar": "false", "log_samples": "false", "wandb.mode": "disabled",
+        "checkpoint.every_n_steps": 0, "runs_dir": tmp_path,
+    }  # fmt: skip
+    command += [f"--{name}={value}" for name, value in settings.items()]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+
+    def start(*more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*command, *more], cwd=REPOSITORY, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    whole = start("--name=whole")
+    output, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, output
+
+    stopped = start("--name=run", "--ckpt_path=last")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    while not last.is_file() and stopped.poll() is None:
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGTERM)
+    output, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode == EXIT_SIGTERM, output
+    (line,) = [line for line in output.splitlines() if line.startswith("stopped by a signal")]
+    assert str(tmp_path / "run" / "checkpoints" / "step=") in line
+    assert "--ckpt_path last" in line
+    assert "Traceback" not in output
+    assert 12 <= load(tmp_path / "run")["global_step"] < 48
+
+    resumed = start("--name=run", "--ckpt_path=last")
+    output, _ = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, output
+    assert equal(load(tmp_path / "whole"), load(tmp_path / "run"))

@@ -1,0 +1,198 @@
+"""Growth inside one fit: every policy, what is kept, what is refused, and that measuring it changes nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+
+from callbacks.policies import POLICIES, make_plan
+from callbacks.stacking import StackingCallback
+from tests.helpers import (
+    POLICY_STAGES,
+    make_data,
+    make_module,
+    make_stacking,
+    make_trainer,
+    save_corpus,
+    save_teacher,
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_corpus(tmp_path_factory.mktemp("corpus"), {"train": 12, "dev": 4})
+
+
+class Recorder(Callback):
+    """Loss, depth, learning rate and optimizer groups of every step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.depths: list[int] = []
+        self.rates: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(float(outputs["loss"]))
+        self.depths.append(pl_module.student.depth)
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        assert len(trainer.optimizers[0].param_groups) == 2
+        trained = {p for group in trainer.optimizers[0].param_groups for p in group["params"]}
+        assert trained == {p for p in pl_module.parameters() if p.requires_grad}
+
+
+def fit(
+    folder: Path, teacher: Path, corpus: Path, stacking: StackingCallback, **settings: Any
+) -> tuple[L.Trainer, Any, Recorder]:
+    recorder = Recorder()
+    optimizer = settings.pop("optimizer", None)
+    trainer = make_trainer(folder, stacking, recorder, **settings)
+    module = make_module(teacher, optimizer=optimizer)
+    trainer.fit(module, datamodule=make_data(corpus, folder / "cache"))
+    return trainer, module, recorder
+
+
+def test_the_table_covers_every_policy() -> None:
+    assert set(POLICY_STAGES) == set(POLICIES)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_grows_through_its_stages(
+    policy: str, tmp_path: Path, teacher: Path, corpus: Path
+) -> None:
+    stages = POLICY_STAGES[policy]
+    _, module, recorder = fit(tmp_path, teacher, corpus, make_stacking(policy))
+    assert module.student.depth == 4
+    assert sorted(set(recorder.depths)) == stages
+    assert recorder.depths == sorted(recorder.depths)
+    assert len(recorder.losses) == 12
+    assert all(torch.isfinite(torch.tensor(recorder.losses)))
+    events = json.loads((tmp_path / "growth.json").read_text())
+    assert [event["depth"] for event in events] == stages[1:]
+    for depth, event in zip(stages, events, strict=False):
+        assert event["plan"] == make_plan(policy, depth, event["depth"])
+        assert event["step"] == event["epoch"] * 3
+        assert event["parameters"] > 0
+        assert event["seconds"] < 5
+        assert event["loss_before"] > 0
+        assert event["loss_after"] > 0
+    assert events[-1]["ancestry"] == module.student.ancestry
+    assert events[-1]["parameters"] == sum(p.numel() for p in module.student.parameters())
+
+
+def test_learning_rate_follows_one_schedule_or_rewarms(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    flat = {"schedule": "constant", "warmup_fraction": 0.0}
+    _, _, kept = fit(tmp_path / "a", teacher, corpus, make_stacking(), optimizer=flat)
+    assert kept.rates == [1e-3] * 12
+    again = make_stacking(lr_after_growth="rewarm", rewarm_steps=2)
+    _, _, rewarmed = fit(tmp_path / "b", teacher, corpus, again, optimizer=flat)
+    # Rates are read after the scheduler moved on: the dip belongs to steps 3, 6 and 9.
+    assert rewarmed.rates == [1e-3, 1e-3, 5e-4, 1e-3, 1e-3, 5e-4, 1e-3, 1e-3, 5e-4, 1e-3, 1e-3, 1e-3]
+
+
+@pytest.mark.parametrize("setting", ["copy", "zero", "reset"])
+def test_optimizer_state_after_a_growth(setting: str, tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    seen: dict[str, list[bool]] = {}
+
+    class Look(Callback):
+        def on_train_batch_start(
+            self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int
+        ) -> None:
+            if trainer.current_epoch == 1 and batch_idx == 0:  # right after 1 -> 2, plan [0, 0]
+                state = trainer.optimizers[0].state
+                layers = pl_module.student.hubert.encoder.layers
+                seen["has"] = [layer.attention.q_proj.weight in state for layer in layers]
+
+    stacking = make_stacking(optimizer_state=setting)
+    trainer = make_trainer(tmp_path, stacking, Look())
+    trainer.fit(make_module(teacher), datamodule=make_data(corpus, tmp_path / "cache"))
+    assert seen["has"] == {"copy": [True, True], "zero": [True, False], "reset": [False, False]}[setting]
+
+
+def test_measuring_the_loss_changes_nothing_bit_for_bit(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    runs = {}
+    for name, settings in {"with": {}, "without": {"measure_loss": False, "verify": False}}.items():
+        _, module, recorder = fit(tmp_path / name, teacher, corpus, make_stacking(**settings))
+        runs[name] = (recorder.losses, [p.detach().clone() for p in module.parameters()])
+    assert runs["with"][0] == runs["without"][0]
+    assert all(torch.equal(a, b) for a, b in zip(runs["with"][1], runs["without"][1], strict=True))
+    # Control: the comparison sees a difference as small as another optimizer state.
+    _, _, other = fit(tmp_path / "other", teacher, corpus, make_stacking(optimizer_state="zero"))
+    assert other.losses[:3] == runs["with"][0][:3]
+    assert other.losses[-1] != runs["with"][0][-1]
+
+
+def test_full_depth_is_the_default(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    _, _, recorder = fit(tmp_path, teacher, corpus, StackingCallback())
+    assert set(recorder.depths) == {4}
+    assert not (tmp_path / "growth.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("callback", "trainer", "message"),
+    [
+        ({}, {"max_epochs": 3}, "max_epochs=3 is too few for 4 stages"),
+        ({}, {"max_steps": 5}, "max_steps=5"),
+        ({"stages": [1, 2]}, {}, r"end at 2 layers, but student.num_layers=4"),
+        ({"stages": [3, 4], "policy": "stackbert"}, {}, "stackbert"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    callback: dict[str, Any],
+    trainer: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    teacher: Path,
+    corpus: Path,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(
+            tmp_path,
+            teacher,
+            corpus,
+            StackingCallback(**({"policy": "interleaved", "stages": [1, 2, 3, 4]} | callback)),
+            **trainer,
+        )
+
+
+def test_weight_averaging_is_refused(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    trainer = make_trainer(tmp_path, make_stacking(), EMAWeightAveraging())
+    with pytest.raises(ValueError, match="EMAWeightAveraging keeps a copy"):
+        trainer.fit(make_module(teacher), datamodule=make_data(corpus, tmp_path / "cache"))
+
+
+def test_an_unknown_policy_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="interleaved"):
+        StackingCallback("interleave")
+
+
+def test_two_optimizers_are_refused(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    module = make_module(teacher)
+    module.automatic_optimization = False
+    groups = [p for p in module.parameters() if p.requires_grad]
+    module.configure_optimizers = lambda: [torch.optim.SGD(groups[:2], 0.1), torch.optim.SGD(groups[2:], 0.1)]
+    trainer = make_trainer(tmp_path, make_stacking())
+    with pytest.raises(ValueError, match="one optimizer, not 2"):
+        trainer.fit(module, datamodule=make_data(corpus, tmp_path / "cache"))
+
+
+def test_a_deeper_checkpoint_than_the_schedule_is_refused(
+    tmp_path: Path, teacher: Path, corpus: Path
+) -> None:
+    class Deeper(Callback):
+        def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+            pl_module.student.grow([0, 0, 0])
+
+    trainer = make_trainer(tmp_path, Deeper(), make_stacking())
+    with pytest.raises(ValueError, match="has 3 layers, but the schedule has 1 in epoch 0"):
+        trainer.fit(make_module(teacher), datamodule=make_data(corpus, tmp_path / "cache"))

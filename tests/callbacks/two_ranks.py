@@ -1,0 +1,77 @@
+"""Run by two processes under torch.distributed.run: faults that reach one rank. Writes one JSON per rank."""
+
+import errno
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from callbacks.checkpointing import RunCheckpoint
+from callbacks.guards import NonFiniteGuard
+from lightning_modules.distillation import DistillationModule
+from tests.callbacks.faults import PoisonLoss, SendSignal
+from tests.helpers import make_data, make_module, make_stacking, make_trainer
+
+
+def fit(folder: Path, *callbacks: Callback, ckpt_path: str | None = None) -> tuple[DistillationModule, Any]:
+    trainer = make_trainer(
+        folder,
+        make_stacking(),
+        RunCheckpoint(every_n_steps=0),
+        *callbacks,
+        strategy=DDPStrategy(process_group_backend="gloo"),
+        devices=2,
+        accumulate_grad_batches=2,
+        enable_checkpointing=True,
+    )
+    module = make_module(folder.parent / "teacher")
+    error: Any = None
+    try:
+        data = make_data(folder.parent / "corpus", folder.parent / "cache")
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    except (SIGTERMException, OSError) as raised:
+        error = raised
+    return module, error
+
+
+def checksum(module: DistillationModule) -> str:
+    digest = hashlib.sha256()
+    for parameter in module.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def main(folder: Path) -> None:
+    result: dict[str, Any] = {}
+    guards = [NonFiniteGuard(), NonFiniteGuard()]
+    module, _ = fit(folder / "whole", guards[0])
+    result["whole"] = checksum(module)
+    module, _ = fit(folder / "skip", guards[1], PoisonLoss({8}, "infinite", rank=1))
+    result["skip"] = checksum(module)
+    result["finite"] = all(bool(p.isfinite().all()) for p in module.parameters())
+    result["skipped"] = [guard.skipped_steps for guard in guards]
+
+    _, stop = fit(folder / "stop", SendSignal(1, 0, rank=1))
+    result["code"] = stop.code
+    last = folder / "stop" / "checkpoints" / "last.ckpt"
+    result["step"] = torch.load(last, weights_only=True)["global_step"]
+    module, _ = fit(folder / "stop", ckpt_path=str(last))
+    result["resumed"] = checksum(module)
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with mock.patch("callbacks.checkpointing.os.fsync", side_effect=full):
+        _, error = fit(folder / "full")
+    result["error"] = str(error)
+    (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
