@@ -27,8 +27,8 @@ MINIATURE = (
 )
 COLUMN_NOTES = (
     "PER: phone error rate of a small linear CTC probe on the frozen student, in percent, lower is better.",
-    "Train and val loss: distillation loss at the end of training (train: mean of the last epoch). "
-    "Losses compare only between systems with the same objective.",
+    "Train loss: the whole distillation loss, mean of the last epoch; it compares only between systems with the same "
+    "objective. Dev output loss: the part that all systems share, on held-out speakers.",
     "Training s: wall-clock seconds of training, without validation and checkpoints. "
     "Speed-up: training seconds of the Full row of this report divided by those of the row.",
     "Mean depth: layers of the student averaged over optimizer steps.",
@@ -160,7 +160,7 @@ def _measured_row(run: ReportRun, log: RunLog, full: RunLog | None) -> ResultRow
         parameters=log.parameters,
         per=run.per,
         train_loss=log.train_loss,
-        val_loss=log.val_loss,
+        val_output=log.val_output,
         train_seconds=log.train_seconds,
         mean_depth=log.mean_depth(),
     )

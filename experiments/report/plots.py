@@ -42,7 +42,7 @@ def draw_all(pairs: Sequence[Pair], references: Sequence[ReferenceRow]) -> list[
 
 
 def loss_vs_time(pairs: Sequence[Pair]) -> Picture | None:
-    """Smoothed training loss against training seconds, a vertical tick at each growth; log scale."""
+    """Smoothed output loss of training batches against training seconds, a vertical tick at each growth; log scale."""
     curves = {index: stages for index, (_, log) in enumerate(pairs) if (stages := loss_stages(log))}
     if not curves:
         return None
@@ -55,11 +55,11 @@ def loss_vs_time(pairs: Sequence[Pair]) -> Picture | None:
             axes.plot(*jump, "|-", color=series_colour(index), lw=2.2, markersize=11, markeredgewidth=2.2)
     log_scale(axes, np.concatenate([loss for stages in curves.values() for _, loss in stages]))
     axes.set_xlabel("training time (s)")
-    axes.set_title("training loss", loc="left", fontsize=FONT, color=MUTED)
+    axes.set_title("output loss", loc="left", fontsize=FONT, color=MUTED)
     ends = {index: (stages[-1][0][-1], stages[-1][1][-1]) for index, stages in curves.items()}
     label_ends(figure, axes, ends, [run.label for run, _ in pairs])
     caption = (
-        "Distillation loss on the training batches (running mean, log scale) against training time without "
+        "Output loss on the training batches (running mean, log scale) against training time without "
         "validation and checkpoints. A vertical tick marks a growth of the student."
     )
     return Picture("loss_vs_time", "Loss against training time", caption, figure)
@@ -70,7 +70,7 @@ def loss_stages(log: RunLog, points: int = 40) -> list[tuple[NDArray[np.float64]
 
     The loss is a running mean over 2 / ``points`` of the run, taken within a stage: a growth stays sharp.
     """
-    logged = log.series("train/loss")
+    logged = log.series("train/output")
     seconds = log.seconds_at(logged.steps)
     known = np.isfinite(logged.values) & np.isfinite(seconds)
     steps, seconds, loss = logged.steps[known], seconds[known], logged.values[known]

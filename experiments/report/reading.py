@@ -53,7 +53,7 @@ class RunLog:
     parameters: int | None
     train_seconds: float | None
     train_loss: float | None
-    val_loss: float | None
+    val_output: float | None
     hardware: Any
     growth: tuple[GrowthMark, ...]
     metrics: dict[str, Series]
@@ -112,7 +112,7 @@ def read_run(folder: Path) -> RunLog:
         parameters=summary.get("parameters"),
         train_seconds=summary.get("train_seconds"),
         train_loss=summary.get("train_loss"),
-        val_loss=summary.get("val_loss"),
+        val_output=summary.get("val_output"),
         hardware=summary.get("hardware"),
         growth=growth,
         metrics=metrics,

@@ -25,7 +25,7 @@ class ResultRow:
     parameters: int | None = None
     per: float | None = None
     train_loss: float | None = None
-    val_loss: float | None = None
+    val_output: float | None = None
     train_seconds: float | None = None
     speed_up: float | None = None
     mean_depth: float | None = None
@@ -93,7 +93,7 @@ RESULT_COLUMNS = (
     Column("parameters", "Parameters", show_count),
     Column("per", "PER %", _fixed(1)),
     Column("train_loss", "Train loss", show_loss),
-    Column("val_loss", "Val loss", show_loss),
+    Column("val_output", "Dev output loss", show_loss),
     Column("train_seconds", "Training s", show_seconds),
     Column("speed_up", "Speed-up", _fixed(2)),
     Column("mean_depth", "Mean depth", _fixed(1)),

@@ -17,7 +17,7 @@ SUMMARY: dict[str, Any] = {
     "parameters": 873_472,
     "train_seconds": 100.0,
     "train_loss": 0.148,
-    "val_loss": 0.1593,
+    "val_output": 0.1593,
     "audio_seconds": 640.0,
     "hardware": "2 CPU cores",
     "versions": {},
@@ -41,7 +41,7 @@ def write_run(folder: Path, stages: tuple[int, ...] = (12,), **changes: Any) -> 
         for index in range(1, len(stages))
     ]
     (folder / "growth.json").write_text(json.dumps(events))
-    lines = ["epoch,step,train/loss,perf/train_seconds,val/loss"]
+    lines = ["epoch,step,train/output,perf/train_seconds,val/loss"]
     lines += [f"{step // 10},{step},{1 / step},{2.5 * step}," for step in range(2, 41, 2)]
     lines += ["3,40,,,0.1593"]
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
@@ -70,7 +70,7 @@ def two_runs(folder: Path) -> list[ReportRun]:
     """Full and InterleaveStack, with everything that a report can show."""
     matrix = [[1.0 if row == column else 0.4 for column in range(12)] for row in range(12)]
     shown: dict[str, Any] = {"layer_weights": [1 / 13] * 13, "similarity": {"student CKA": matrix}}
-    grown = {"policy": "interleaved", "train_seconds": 80.0, "train_loss": 0.0513, "val_loss": 0.2}
+    grown = {"policy": "interleaved", "train_seconds": 80.0, "train_loss": 0.0513, "val_output": 0.2}
     return [
         ReportRun(write_run(folder / "full"), "Full", 21.34, **shown),
         ReportRun(write_run(folder / "interleave", (3, 6, 9, 12), **grown), "Interleave", 24.0, **shown),

@@ -46,10 +46,10 @@ def test_without_full_there_is_no_speed_up_and_it_says_so(tmp_path: Path) -> Non
 
 
 def test_a_diverged_run_is_a_dash_and_is_explained(tmp_path: Path) -> None:
-    run = ReportRun(write_run(tmp_path / "run", val_loss=float("nan")), "Bad", float("inf"))
+    run = ReportRun(write_run(tmp_path / "run", val_output=float("nan")), "Bad", float("inf"))
     report = report_of([run])
-    assert (report.rows[0].val_loss, report.rows[0].per) == (None, None)
-    assert "Bad: per, val_loss came out as NaN or infinite; the run diverged." in report.footnotes
+    assert (report.rows[0].val_output, report.rows[0].per) == (None, None)
+    assert "Bad: per, val_output came out as NaN or infinite; the run diverged." in report.footnotes
 
 
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_an_unfinished_run_has_what_it_has(tmp_path: Path) -> None:
     (folder / "summary.json").unlink()
     log = read_run(folder)
     assert not log.finished
-    assert (log.steps, log.depth, log.train_seconds, log.val_loss) == (40, 6, None, None)
+    assert (log.steps, log.depth, log.train_seconds, log.val_output) == (40, 6, None, None)
 
 
 def test_an_empty_folder_is_a_run_that_knows_nothing(tmp_path: Path) -> None:

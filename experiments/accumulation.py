@@ -1,0 +1,28 @@
+"""From what one device can hold to accumulation steps; the global batch stays what it is."""
+
+
+def accumulation_steps(
+    batch_size: int | None, num_devices: int, max_batch_per_device: int, given: int = 1
+) -> int:
+    """Micro-batches per optimizer step, the fewest with which no device holds too many utterances at once.
+
+    Args:
+        batch_size: utterances per optimizer step over all devices; ``None`` where batches are measured in seconds.
+        num_devices: of all nodes.
+        max_batch_per_device: utterances that one device holds at once.
+        given: ``trainer.accumulate_grad_batches`` as the user has it; 1 is its default.
+
+    Raises:
+        ValueError: batches are measured in seconds, or accumulation is given as well.
+    """
+    if batch_size is None:
+        raise ValueError(
+            f"max_batch_per_device={max_batch_per_device} counts utterances, but data.batch_seconds is set: set "
+            "trainer.accumulate_grad_batches instead"
+        )
+    if given != 1:
+        raise ValueError(
+            f"max_batch_per_device={max_batch_per_device} derives trainer.accumulate_grad_batches, which is also "
+            f"given ({given}): leave one of them out"
+        )
+    return -(-batch_size // (num_devices * max_batch_per_device))

@@ -1,0 +1,100 @@
+"""The ``interstack`` program.
+
+``interstack COMMAND --help`` describes each command; ``fit`` and ``validate`` are LightningCLI subcommands, the others
+are functions whose signatures are their options. Each command's module is imported only when it is called.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+COMMANDS = {
+    "quickstart": ("experiments.quickstart", "corpus, teacher, four students and a report, on a CPU in minutes"),
+    "fit": ("experiments.training", "distil a student that grows while it trains"),
+    "validate": ("experiments.training", "distillation losses of a checkpoint"),
+    "export": ("lightning_modules.export", "write a checkpoint's student as a Hugging Face folder"),
+    "synthesize": ("experiments.synthesize", "make a small speech corpus in LibriSpeech layout"),
+    "pretrain-teacher": ("experiments.pretrain_teacher", "train a small teacher on a corpus with alignments"),
+}
+
+# What dependencies say to each other, and Lightning's advice about small machines.
+DEPENDENCY_WARNINGS = (
+    ".*LeafSpec.*",
+    r"(?s).*jsonargparse.*",
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+)
+
+HELP = """usage: interstack COMMAND [options]
+
+Distil speech foundation models fast: grow the student's depth while it trains.
+
+commands:
+{commands}
+
+`interstack COMMAND --help` lists the options of a command.
+Errors are one line; set INTERSTACK_TRACEBACK=1 to see where they come from.
+Exit status: 0; 2 after an error; 143 where SIGTERM stopped `fit` with a checkpoint for `--ckpt_path last`.
+"""
+
+
+def help_text() -> str:
+    """The text of ``interstack --help``."""
+    return HELP.format(commands="\n".join(f"  {name:<18}{text}" for name, (_, text) in COMMANDS.items()))
+
+
+def run(args: list[str]) -> None:
+    """Run one command in this process; errors are exceptions.
+
+    Raises:
+        ValueError: an unknown command, or whatever the command refuses.
+    """
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        raise ValueError(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
+    module = importlib.import_module(COMMANDS[name][0])
+    if name in ("fit", "validate"):
+        module.DistillationCLI([name, *rest])
+        return
+    from jsonargparse import auto_cli
+
+    command: Callable[..., None] = getattr(module, name.replace("-", "_"))
+    auto_cli(command, args=rest, prog=f"interstack {name}", as_positional=False)
+
+
+def main() -> int:
+    """Entry point: exit status 0, or 2 with one line on what is wrong.
+
+    SIGTERM during ``fit`` and ``validate`` comes through here as a ``SystemExit`` of status 143.
+    """
+    args = sys.argv[1:]
+    sys.path.append(os.getcwd())  # own policies and teachers are named by module path
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Lightning repeats advertisements and "GPU available" for every trainer; what matters is in the run folder.
+    for chatty in ("httpx", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for message in DEPENDENCY_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("interstack"))
+        return 0
+    try:
+        run(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("INTERSTACK_TRACEBACK"):
+            raise
+        print(f"interstack: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

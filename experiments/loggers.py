@@ -1,0 +1,255 @@
+"""Loggers of a run: ``RUN/metrics.csv`` always, Weights & Biases where it is wanted.
+
+``metrics.csv`` has one column per metric and one row per call that logs: a step may have several rows
+(training and validation apart, steps repeated after a resume). For each column the last value of a step
+counts.
+"""
+
+import csv
+import io
+import logging
+import netrc
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+
+class MetricsFile:
+    """A CSV file that only grows: rows are appended, a new column rewrites the file atomically.
+
+    A process that is killed while it writes can leave half a last line; it is dropped when the file is next
+    opened.
+
+    Args:
+        path: the file; what it holds already is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.columns = self._repair()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row; it is in the file when this returns, and outlives a kill of this process."""
+        new = [name for name in row if name not in self.columns]
+        if new:
+            self._add_columns(new)
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_line([row.get(name, "") for name in self.columns]))
+
+    def _repair(self) -> list[str]:
+        if not self.path.is_file():
+            return []
+        with self.path.open("r+b") as file:
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+        with self.path.open(encoding="utf-8", newline="") as file:
+            return next(csv.reader(file), [])
+
+    def _add_columns(self, names: list[str]) -> None:
+        rows: list[list[str]] = []
+        if self.path.is_file():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.reader(file))[1:]
+        self.columns = [*self.columns, *names]
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            for row in [self.columns, *rows]:
+                file.write(_line([*row, *[""] * (len(self.columns) - len(row))]))
+        os.replace(temporary, self.path)
+
+
+def _line(values: list[Any]) -> str:
+    # One string, so that a row reaches the file in one write.
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()
+
+
+class AppendingCSVLogger(CSVLogger):
+    """``RUN/metrics.csv``, continued by a resumed run; Lightning's own logger would delete it.
+
+    Hyper-parameters are not written here: every attempt keeps its resolved configuration.
+
+    Args:
+        run_dir: folder of the run.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(save_dir=run_dir, name="", version="")
+        self._metrics: MetricsFile | None = None
+
+    @property
+    def log_dir(self) -> str:
+        return self.save_dir
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The file, opened when it is first asked for, on rank zero."""
+        if self._metrics is None:
+            self._metrics = MetricsFile(Path(self.log_dir) / "metrics.csv")
+        return self._metrics
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append one row.
+
+        Args:
+            metrics: numbers, or tensors of one element.
+            step: optimizer steps done; required, since a row without one cannot be placed.
+        """
+        if step is None:
+            raise ValueError(f"metrics {', '.join(metrics)} were logged without a step")
+        values = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
+        self.experiment.append({"step": step, **values})
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
+        """Nothing: see the class."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Nothing: rows are in the file already."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Nothing: rows are in the file already."""
+
+
+@dataclass
+class WandbSettings:
+    """Weights & Biases.
+
+    Args:
+        mode: ``auto`` is online where a key is set and offline elsewhere (upload later with ``wandb sync``);
+            ``disabled`` does not even import it.
+        project: project of the run.
+        entity: user or team; default: that of the key.
+        group: shown together in the dashboard, for example the seeds of one recipe.
+        tags: labels.
+        id: run id; default: one that this run made for itself and keeps over every resume.
+        init_timeout_seconds: how long an unreachable server may hold up the start (some 10 s more in
+            practice); then the run goes on offline.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "interstack"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    id: str | None = None
+    init_timeout_seconds: float = 30.0
+
+
+class ResilientWandbLogger(WandbLogger):
+    """A ``WandbLogger`` that goes offline when the server does not answer, and ends its run with the fit."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, started when it is first asked for, on rank zero."""
+        import wandb
+
+        if self._experiment is not None:
+            return self._experiment
+        try:
+            return super().experiment
+        except wandb.errors.Error as error:
+            if self._wandb_init["mode"] != "online":
+                raise
+            reason = str(error).splitlines()[0]
+            log.warning("W&B could not start online (%s): it logs offline, `wandb sync` uploads", reason)
+        wandb.teardown()  # its service still holds the run id
+        self._wandb_init["mode"] = "offline"
+        return super().experiment
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the run: the next one in this process must not be written into it."""
+        super().finalize(status)
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
+            self._experiment = None
+
+
+def build_loggers(
+    run_dir: Path,
+    name: str,
+    wandb: WandbSettings,
+    run_id: str | None = None,
+    config: dict[str, Any] | None = None,
+) -> list[Logger]:
+    """The loggers of a run; nothing is written or started before the first metric.
+
+    Args:
+        run_dir: folder of the run; ``metrics.csv`` and ``wandb/`` lie in it.
+        name: name of the run in W&B.
+        wandb: settings of W&B.
+        run_id: W&B run id to continue or to start; ``wandb.id`` goes before it.
+        config: resolved configuration in plain values, for W&B.
+    """
+    loggers: list[Logger] = [AppendingCSVLogger(run_dir)]
+    if wandb.mode != "disabled":
+        loggers.append(_wandb_logger(run_dir, name, wandb, wandb.id or run_id, config or {}))
+    return loggers
+
+
+def _wandb_logger(
+    run_dir: Path, name: str, settings: WandbSettings, run_id: str | None, config: dict[str, Any]
+) -> WandbLogger:
+    import wandb
+
+    mode: str = settings.mode
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        if mode == "offline":
+            rank_zero_only(log.info)(
+                "W&B logs offline into %s: no key is set (`wandb login`), or WANDB_MODE=offline", run_dir
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return ResilientWandbLogger(
+        name=name,
+        save_dir=run_dir,
+        project=settings.project,
+        id=run_id,
+        mode=mode,
+        entity=settings.entity,
+        group=settings.group,
+        tags=settings.tags,
+        config=config,
+        allow_val_change=True,  # a resumed run may have another configuration
+        settings=wandb.Settings(init_timeout=settings.init_timeout_seconds),
+    )
+
+
+def _has_key() -> bool:
+    """Whether W&B could log in without asking: a key in the environment, its settings, or netrc."""
+    import wandb
+
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    settings = wandb.setup().settings
+    hosts = [urlsplit(settings.base_url).netloc]
+    if "WANDB_BASE_URL" not in os.environ:
+        hosts.append("api.wandb.ai")  # where `wandb login` of any version puts the key of the public server
+    return bool(settings.api_key) or any(_in_netrc(host) for host in hosts)
+
+
+def _in_netrc(host: str) -> bool:
+    paths = [Path(os.environ.get("NETRC") or "~/.netrc").expanduser(), Path("~/_netrc").expanduser()]
+    path = next((path for path in paths if path.is_file()), None)
+    try:
+        return path is not None and netrc.netrc(path).authenticators(host) is not None
+    except (netrc.NetrcParseError, OSError):
+        return False

@@ -1,0 +1,105 @@
+"""A run is one folder: its configs, metrics, growth log, checkpoints and summary; a resumed run stays in it."""
+
+import json
+import logging
+import os
+import subprocess
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to a temporary name in the same folder, then rename it over ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def git_commit() -> str | None:
+    """Commit of the source tree, with ``-dirty`` where it has changes; ``None`` outside a clone."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None
+
+
+class RunFolder:
+    """``RUNS_DIR/NAME`` and the record of its attempts, ``run.json``.
+
+    Args:
+        path: the folder; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record: dict[str, Any] = {"name": path.name, "attempts": [], "wandb_id": None}
+        if self._record_path.is_file():
+            self.record = json.loads(self._record_path.read_text(encoding="utf-8"))
+
+    @property
+    def _record_path(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def used(self) -> bool:
+        """Whether a run was started here before. Only rank zero can tell: it records this run while others start."""
+        return bool(self.record["attempts"]) and rank_zero_only.rank == 0
+
+    @property
+    def wandb_id(self) -> str:
+        """The W&B run id: made once, kept over every resume."""
+        if self.record["wandb_id"] is None:
+            self.record["wandb_id"] = uuid.uuid4().hex[:12]
+        return str(self.record["wandb_id"])
+
+    def resolve_checkpoint(self, ckpt_path: str | None) -> str | None:
+        """What ``--ckpt_path`` means for this folder.
+
+        ``last`` is this run's newest checkpoint, or nothing where there is none yet: a job scheduler gives the same
+        command on its first start.
+
+        Raises:
+            ValueError: a new run, or another run's checkpoint, in a folder that is in use; a file that is not there.
+        """
+        if ckpt_path == "last":
+            if self.last_checkpoint.is_file():
+                return str(self.last_checkpoint)
+            log.warning("no checkpoint in %s yet: starting from the beginning", self.path)
+            return None
+        if ckpt_path is None:
+            if self.used:
+                raise ValueError(
+                    f"{self.path} already holds a run: continue it with --ckpt_path last, or choose another --name"
+                )
+            return None
+        if not Path(ckpt_path).is_file():
+            raise ValueError(f"--ckpt_path {ckpt_path} is not a file: give a checkpoint, or `last`")
+        own = Path(ckpt_path).resolve().parent == self.last_checkpoint.resolve().parent
+        if self.used and not own:
+            raise ValueError(
+                f"{self.path} already holds another run than {ckpt_path} belongs to: choose another --name"
+            )
+        return ckpt_path
+
+    def start_attempt(self, config: str, resumed_from: str | None) -> None:
+        """Record one more attempt and keep its resolved configuration as ``config_N.yaml``."""
+        name = f"config_{len(self.record['attempts']) + 1}.yaml"
+        write_atomically(self.path / name, config)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self.record["attempts"].append({"started": started, "config": name, "resumed_from": resumed_from})
+        self.record["git_commit"] = git_commit()
+        write_atomically(self._record_path, json.dumps(self.record, indent=1) + "\n")

@@ -1,0 +1,199 @@
+"""``interstack fit`` and ``interstack validate``: LightningCLI with run folders.
+
+The typed signatures of the classes are the configuration; YAML files hold only what differs from their defaults.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+from callbacks.checkpointing import RunCheckpoint
+from callbacks.fingerprint import ResumeGuard
+from callbacks.guards import NonFiniteGuard
+from callbacks.metrics import TrainingMetrics
+from callbacks.progress import DistillationProgressBar
+from callbacks.samples import SampleSpectrograms
+from callbacks.stacking import StackingCallback
+from callbacks.summary import RunSummary
+from callbacks.throughput import ThroughputCallback
+from datamodules.librispeech import LibriSpeechDataModule
+from experiments.accumulation import accumulation_steps
+from experiments.loggers import WandbSettings, build_loggers
+from experiments.runs import RunFolder
+from lightning_modules.distillation import DistillationModule
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+DEFAULT_TEACHER = {
+    "class_path": "lightning_modules.teacher.HuggingFaceTeacher",
+    "init_args": {"model": "facebook/hubert-base-ls960"},
+}
+TRAINER_DEFAULTS = {
+    "max_epochs": 75,
+    "gradient_clip_val": 5.0,
+    "log_every_n_steps": 50,
+    "num_sanity_val_steps": 0,
+    # The data module cuts global batches by rank itself.
+    "use_distributed_sampler": False,
+}
+
+
+def resolve_configs(args: list[str]) -> list[str]:
+    """Let ``--config NAME`` name a shipped file of ``experiments/configs`` where no such file is at hand."""
+
+    def resolve(value: str) -> str:
+        shipped = CONFIGS / f"{Path(value).stem}.yaml"
+        if Path(value).is_file() or not shipped.is_file():
+            return value
+        return str(shipped)
+
+    resolved = list(args)
+    for position, argument in enumerate(args):
+        if argument.startswith("--config="):
+            resolved[position] = "--config=" + resolve(argument.removeprefix("--config="))
+        elif position and args[position - 1] in ("--config", "-c"):
+            resolved[position] = resolve(argument)
+    return resolved
+
+
+def default_name(args: list[str]) -> str:
+    """Name of a run that was given none: its last config file, or ``run``."""
+    name = "run"
+    for before, argument in zip(["", *args], args, strict=False):
+        if argument.startswith("--config=") or before in ("--config", "-c"):
+            name = Path(argument.removeprefix("--config=")).stem
+    return name
+
+
+def _refuse_half_precision_on_cpu(trainer: Any) -> None:
+    """Lightning would train in bf16-mixed instead, with only a warning."""
+    on_cpu = trainer.accelerator == "cpu" or (
+        trainer.accelerator == "auto" and not torch.accelerator.is_available()
+    )
+    if on_cpu and str(trainer.precision) in ("16-mixed", "16"):
+        raise ValueError(
+            f"trainer.precision={trainer.precision} needs a GPU, and this run is on a CPU: use 32-true or "
+            "bf16-mixed"
+        )
+
+
+class DistillationCLI(LightningCLI):
+    """The command line of training; one instance parses, builds and runs.
+
+    Args:
+        args: subcommand and arguments, as on a command line.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self._arguments = resolve_configs(args)
+        super().__init__(
+            DistillationModule,
+            LibriSpeechDataModule,
+            seed_everything_default=0,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            save_config_callback=None,
+            load_from_checkpoint_support=False,  # DistillationModule saves plain hyper-parameters itself
+            args=self._arguments,
+            parser_kwargs={
+                name: {"prog": f"interstack {name}", "description": help_}
+                for name, help_ in _DESCRIPTIONS.items()
+            },
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "weights_only"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(StackingCallback, "growth")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(NonFiniteGuard, "guard")
+        parser.add_class_arguments(WandbSettings, "wandb")
+        parser.add_argument(
+            "--name", type=str, default=default_name(self._arguments), help="Name of the run's folder."
+        )
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder that holds the runs.")
+        parser.add_argument("--log_samples", type=bool, default=True, help="Log spectrograms once per run.")
+        parser.add_argument(
+            "--max_batch_per_device",
+            type=PositiveInt | None,
+            default=None,
+            help="Utterances that one device holds at once; sets trainer.accumulate_grad_batches by it.",
+        )
+        parser.add_argument(
+            "--allow-config-change",
+            action="store_true",
+            help="Resume a checkpoint of a run with other settings (policy, schedule, teacher, corpus, ...).",
+        )
+        parser.set_defaults({"model.teacher": DEFAULT_TEACHER})
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Off: Lightning would silently replace the configuration by the checkpoint's hyper-parameters."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        _refuse_half_precision_on_cpu(config.trainer)
+        self.run_folder = RunFolder(Path(config.runs_dir) / config.name)
+        if self.subcommand == "fit" or config.ckpt_path == "last":
+            config.ckpt_path = self.run_folder.resolve_checkpoint(config.ckpt_path)
+        config.trainer.default_root_dir = str(self.run_folder.path)
+        config.data.run_dir = str(self.run_folder.path)
+        if config.trainer.precision is None:
+            bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            config.trainer.precision = "bf16-mixed" if bf16 else "32-true"
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config[self.subcommand]
+        fitting = self.subcommand == "fit"
+        if fitting:
+            self._start_attempt()
+        if config.trainer.logger is None:
+            kwargs["logger"] = (
+                build_loggers(
+                    self.run_folder.path, config.name, self.config_init[self.subcommand].wandb,
+                    run_id=self.run_folder.wandb_id, config=self.config_dump,
+                )
+                if fitting
+                else False
+            )
+        callbacks: list[Any] = [TrainingMetrics(), ThroughputCallback(), RunSummary()]
+        callbacks.append(ResumeGuard(config.allow_config_change))
+        if config.trainer.enable_progress_bar is not False:
+            callbacks.append(DistillationProgressBar())
+        if config.log_samples:
+            callbacks.append(SampleSpectrograms())
+        own = self.config_init[self.subcommand].trainer.get("callbacks") or []
+        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
+        trainer = super().instantiate_trainer(**kwargs)
+        if config.max_batch_per_device is not None:
+            trainer.accumulate_grad_batches = accumulation_steps(
+                batch_size=config.data.batch_size,
+                num_devices=trainer.num_devices * trainer.num_nodes,
+                max_batch_per_device=config.max_batch_per_device,
+                given=trainer.accumulate_grad_batches,
+            )
+        return trainer
+
+    @rank_zero_only
+    def _start_attempt(self) -> None:
+        self._dump_config()
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        self.run_folder.start_attempt(text, self.config[self.subcommand].ckpt_path)
+
+
+_DESCRIPTIONS = {
+    "fit": "Distil a student. Shipped configs: " + ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml"))),
+    "validate": "Measure the distillation losses of a checkpoint (--ckpt_path FILE or last).",
+}

@@ -1,0 +1,70 @@
+"""Start scenarios in several processes on the CPU, as ``torchrun`` does, and never leave one behind."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.ddp.scenarios import Scenario, dump
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+# What a launcher sets; left over from an outer one it would send these processes elsewhere.
+LAUNCHER_PREFIXES = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "PL_", "SLURM_")
+
+
+def environment() -> dict[str, str]:
+    """This environment without a launcher's variables, on the CPU and the loopback device, one thread each."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_PREFIXES)}
+    return kept | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+
+
+def launch(
+    scenarios: list[Scenario], folder: Path, processes: int = 2, timeout: float = 400
+) -> dict[str, dict[str, Any]]:
+    """Records of ``scenarios`` by name, run one after another in one set of processes.
+
+    Raises:
+        RuntimeError: a process failed, or all of them took longer than ``timeout`` seconds and were killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    specs, results = folder / "specs.json", folder / "results.json"
+    specs.write_text(dump(scenarios))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += [str(Path(__file__).with_name("scenarios.py")), str(specs), str(results)]
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise RuntimeError(f"{processes} processes hung for {timeout} s:\n{output[-6000:]}") from None
+    if process.returncode:
+        raise RuntimeError(f"{processes} processes failed:\n{output[-6000:]}")
+    return json.loads(results.read_text())
+
+
+def launch_once(scenarios: list[Scenario], folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
+    """:func:`launch`, or what it gave before into the same ``folder``: workers of pytest-xdist share one launch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / "results.json").is_file():
+            return json.loads((folder / "results.json").read_text())
+        return launch(scenarios, folder, **settings)

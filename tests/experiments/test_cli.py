@@ -1,0 +1,105 @@
+"""The interstack program: help, errors, configs by name, resolved configuration."""
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.cli import COMMANDS, help_text, run
+from experiments.training import CONFIGS, DistillationCLI, default_name, resolve_configs
+
+
+def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with contextlib.suppress(SystemExit):
+        run(arguments)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed([command, "--help"], capsys)
+    assert command in text
+    assert "usage" in text.lower()
+    assert len(text.splitlines()) > 8
+    assert command in help_text()
+
+
+def test_help_shows_what_settings_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(["fit", "--help"], capsys)
+    for setting in ("--growth.policy", "--model.objective.weight", "--data.root", "--wandb.mode", "--name"):
+        assert setting in text
+    assert "interleave_equal" in text
+    assert "optimizer steps between files" in text  # docstrings are the help
+
+
+def test_unknown_commands_and_bad_values_are_one_line() -> None:
+    for arguments, message in (
+        (["fitt"], "unknown command 'fitt': choose one of"),
+        (["export", "--checkpoint", "none.ckpt", "--output", "x"], "none.ckpt"),
+    ):
+        command = [sys.executable, "-m", "experiments.cli", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 2
+        assert message in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_shipped_configs_are_found_by_name(tmp_path: Path) -> None:
+    shipped = str(CONFIGS / "full.yaml")
+    assert resolve_configs(["--config", "full"]) == ["--config", shipped]
+    assert resolve_configs(["--config=full.yaml", "-c", "full"]) == [f"--config={shipped}", "-c", shipped]
+    own = tmp_path / "full.yaml"
+    own.write_text("{}")
+    assert resolve_configs(["--config", str(own)]) == ["--config", str(own)]
+    assert resolve_configs(["--name", "full"]) == ["--name", "full"]
+
+
+def test_runs_are_named_after_their_last_config() -> None:
+    assert default_name(["fit", "--config", "a/full.yaml", "--config=midas_equal"]) == "midas_equal"
+    assert default_name(["fit", "-c", "midas_equal"]) == "midas_equal"
+    assert default_name(["fit"]) == "run"
+
+
+def print_config(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
+    with pytest.raises(SystemExit):
+        DistillationCLI(["fit", *arguments, "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_the_defaults_are_the_papers_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    config = print_config(["--config", "interleave_prop1", "--data.root", "corpus"], capsys)
+    student, optimizer, objective = (config["model"][k] for k in ("student", "optimizer", "objective"))
+    assert (student["hidden_size"], student["intermediate_size"], student["num_heads"]) == (384, 1536, 8)
+    assert student["num_layers"] == 12
+    assert (optimizer["lr"], optimizer["weight_decay"], optimizer["warmup_fraction"]) == (5e-4, 1e-4, 0.07)
+    assert optimizer["schedule"] == "linear"
+    assert (objective["intermediate"], objective["weight"], objective["distance"]) == ("l2l", 0.5, "mse")
+    assert config["model"]["teacher"]["init_args"]["model"] == "facebook/hubert-base-ls960"
+    assert (config["growth"]["policy"], config["growth"]["schedule"]) == ("interleaved", "prop-1")
+    assert config["growth"]["layers_per_stage"] == 3
+    assert (config["data"]["batch_size"], config["data"]["max_samples"]) == (64, 250_000)
+    assert config["data"]["train_splits"] == ["train-clean-100", "train-clean-360", "train-other-500"]
+    assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (75, 5.0)
+
+
+def test_any_value_can_be_overridden(capsys: pytest.CaptureFixture[str]) -> None:
+    config = print_config(
+        ["--data.root", "corpus", "--growth.policy", "midas", "--model.optimizer.lr", "1e-3", "--seed_everything", "5"],
+        capsys,
+    )
+    assert config["growth"]["policy"] == "midas"
+    assert config["model"]["optimizer"]["lr"] == 1e-3
+    assert config["seed_everything"] == 5
+
+
+def test_importing_needs_no_optional_package() -> None:
+    # None in sys.modules makes an import fail, as if the package were not there. (librosa and matplotlib cannot be
+    # tested so: torchmetrics, which Lightning imports, loads them itself where they are installed.)
+    code = "import sys; sys.modules.update(dict.fromkeys(['wandb', 'espeakng_loader']));"
+    modules = "experiments.cli, experiments.training, experiments.quickstart, experiments.report, datamodules.synthetic"
+    for last, returncode in ((f"import {modules}", 0), ("import wandb", 1)):
+        command = [sys.executable, "-c", code + last]
+        assert subprocess.run(command, capture_output=True, timeout=120).returncode == returncode

@@ -1,0 +1,71 @@
+"""Run folders: new, continued, refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.runs import RunFolder, git_commit, write_atomically
+
+
+def test_a_new_run_then_a_used_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a")
+    assert folder.resolve_checkpoint(None) is None
+    folder.start_attempt("x: 1\n", None)
+    with pytest.raises(ValueError, match="already holds a run: continue it with --ckpt_path last"):
+        RunFolder(tmp_path / "a").resolve_checkpoint(None)
+
+
+def test_last_without_a_checkpoint_starts_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert RunFolder(tmp_path / "a").resolve_checkpoint("last") is None
+    assert "no checkpoint in" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_last_is_the_runs_own_checkpoint(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a")
+    folder.start_attempt("", None)
+    folder.last_checkpoint.parent.mkdir()
+    folder.last_checkpoint.write_bytes(b"x")
+    again = RunFolder(tmp_path / "a")
+    assert again.resolve_checkpoint("last") == str(folder.last_checkpoint)
+    assert again.resolve_checkpoint(str(folder.last_checkpoint)) == str(folder.last_checkpoint)
+    elsewhere = tmp_path / "other.ckpt"
+    elsewhere.write_bytes(b"x")
+    with pytest.raises(ValueError, match="holds another run"):
+        again.resolve_checkpoint(str(elsewhere))
+    assert RunFolder(tmp_path / "new").resolve_checkpoint(str(elsewhere)) == str(elsewhere)
+    with pytest.raises(ValueError, match="is not a file"):
+        again.resolve_checkpoint(str(tmp_path / "none.ckpt"))
+
+
+def test_every_attempt_is_kept_and_the_wandb_id_stays(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "a")
+    run_id = first.wandb_id
+    first.start_attempt("a: 1\n", None)
+    second = RunFolder(tmp_path / "a")
+    assert second.wandb_id == run_id
+    second.start_attempt("a: 2\n", "last.ckpt")
+    assert (tmp_path / "a" / "config_1.yaml").read_text() == "a: 1\n"
+    assert (tmp_path / "a" / "config_2.yaml").read_text() == "a: 2\n"
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert [attempt["resumed_from"] for attempt in record["attempts"]] == [None, "last.ckpt"]
+    assert RunFolder(tmp_path / "b").wandb_id != run_id
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_commit_is_a_hash_or_nothing() -> None:
+    commit = git_commit()
+    assert commit is None or len(commit.removesuffix("-dirty")) == 12

@@ -1,0 +1,68 @@
+"""Every shipped YAML runs through the command line: shrunk, through its growths, with checkpoints and a resume."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.training import CONFIGS, DistillationCLI
+from tests.helpers import save_corpus, save_teacher
+
+# Sizes only; everything that makes a recipe what it is comes from its file.
+SHRUNK = [
+    *("--model.student.hidden_size", "16", "--model.student.intermediate_size", "24", "--model.student.num_heads", "2"),
+    *("--data.train_splits", "[train]", "--data.val_splits", "[dev]", "--data.batch_size", "4"),
+    *("--data.batches_per_epoch", "2", "--data.num_workers", "0", "--trainer.max_epochs", "4"),
+    *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.enable_model_summary", "false", "--log_samples", "false", "--checkpoint.every_n_steps", "1"),
+    *("--wandb.mode", "disabled"),
+]
+GROWS = {"full": [12], "full_l2l": [12], "quickstart": [12]}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher"), layers=12)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_corpus(tmp_path_factory.mktemp("corpus"), {"train": 8, "dev": 2})
+
+
+def test_there_is_a_config_for_each_row_of_the_paper() -> None:
+    rows = {"full", "full_l2l"} | {
+        f"{policy}_{schedule}"
+        for policy in ("interleave", "midas", "gradstack", "gradstack_l2l")
+        for schedule in ("equal", "prop1")
+    }
+    assert rows <= {path.stem for path in CONFIGS.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_config_trains_grows_and_resumes_exactly(
+    config: str, teacher: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ["fit", "--config", config, *SHRUNK, "--runs_dir", str(tmp_path / "runs")]
+    arguments += ["--data.root", str(corpus), "--model.teacher.init_args.model", str(teacher)]
+    DistillationCLI(arguments)
+    run = tmp_path / "runs" / config
+    stages = GROWS.get(config, [3, 6, 9, 12])
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["steps"], summary["depth"]) == (8, 12)
+    if len(stages) > 1:
+        assert [event["depth"] for event in json.loads((run / "growth.json").read_text())] == stages[1:]
+    for depth in stages:
+        assert (run / "checkpoints" / f"stage_{depth}.ckpt").is_file()
+    first = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+    early = run / "checkpoints" / f"stage_{stages[0]}.ckpt" if len(stages) > 1 else sorted(run.glob("*/step=*"))[0]
+    DistillationCLI([*arguments, "--ckpt_path", str(early)])
+    second = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, value in first["state_dict"].items():
+        assert value == second["state_dict"][name] if isinstance(value, dict) else torch.equal(
+            value, second["state_dict"][name]
+        )
+    assert (run / "config_2.yaml").is_file()
