@@ -34,6 +34,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class RunCheckpoint(Checkpoint):
 
     def _stage_name(self, trainer: L.Trainer) -> list[str]:
         """Name of the stage that ends with this epoch, if one does."""
-        stacking = next((c for c in trainer.callbacks if isinstance(c, StackingCallback)), None)
+        stacking = find_callback(trainer, StackingCallback)
         if stacking is None or not stacking.stages or not self.keep_stages:
             return []
         epoch, last = trainer.current_epoch, (trainer.max_epochs or 0) - 1

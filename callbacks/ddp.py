@@ -52,7 +52,7 @@ def checksum(module: nn.Module, optimizer: Optimizer) -> Tensor:
     """SHA-256 over all parameters, buffers and optimizer state, as 4 int64 numbers."""
     digest = hashlib.sha256()
     for tensor in _tensors(module, optimizer):
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.int64)
 
 

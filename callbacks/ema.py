@@ -4,7 +4,7 @@ Turn it on with ``--trainer.callbacks+=callbacks.ema.StudentEMA`` (and ``--train
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
@@ -67,9 +67,7 @@ class StudentEMA(WeightAveraging):
     def student(self) -> Student:
         """The averaged student (during ``fit``)."""
         assert self._average_model is not None
-        student = self._average_model.module["student"]
-        assert isinstance(student, Student)
-        return student
+        return cast(Student, cast(nn.ModuleDict, self._average_model.module)["student"])
 
     @property
     def settings(self) -> dict[str, Any]:

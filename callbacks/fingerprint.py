@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import Teacher
@@ -59,13 +60,13 @@ class ResumeGuard(Callback):
     def fingerprint(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         """What this run is, in plain values."""
         assert isinstance(module, DistillationModule)
-        stacking = next((c for c in trainer.callbacks if isinstance(c, StackingCallback)), None)
+        stacking = find_callback(trainer, StackingCallback)
         datamodule = getattr(trainer, "datamodule", None)
         return {
             "growth": stacking.settings if stacking else {},
             "model": {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")},
             "teacher": teacher_digest(module.teacher),
-            "data": datamodule.fingerprint() if hasattr(datamodule, "fingerprint") else {},
+            "data": datamodule.fingerprint() if datamodule is not None and hasattr(datamodule, "fingerprint") else {},
         }
 
     def on_save_checkpoint(

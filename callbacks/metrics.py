@@ -40,7 +40,8 @@ class TrainingMetrics(Callback):
         window, self._window = self._window, {}
         self._epoch.append(window["loss"])
         step = trainer.global_step
-        if step != 1 and step % trainer.log_every_n_steps:
+        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if step != 1 and step % every:
             return
         values = trainer.strategy.reduce(torch.stack(list(window.values())), reduce_op="mean").tolist()
         metrics = {f"train/{name}": value for name, value in zip(window, values, strict=True)}

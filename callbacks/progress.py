@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
 
 log = logging.getLogger(__name__)
@@ -78,9 +79,8 @@ class DistillationProgressBar(TQDMProgressBar):
             shown["depth"] = depth
         if "train/loss" in others:
             shown["loss"] = others.pop("train/loss")
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        clocks = [callback for callback in callbacks if isinstance(callback, ThroughputCallback)]
-        if clocks and (rate := clocks[0].audio_seconds_per_second) is not None:
+        clock = find_callback(trainer, ThroughputCallback)
+        if clock is not None and (rate := clock.audio_seconds_per_second) is not None:
             shown["audio_s/s"] = f"{rate:.3g}" if rate < 100 else f"{rate:.0f}"
         return {**shown, **others}
 

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks import ddp
 from callbacks.ema import StudentEMA
+from callbacks.lookup import find_callback
 from callbacks.policies import default_stages, get_policy, make_plan
 from callbacks.schedules import depth_at, growth_epochs, stage_lengths
 from callbacks.throughput import ThroughputCallback
@@ -117,12 +118,12 @@ class StackingCallback(Callback):
                 f"{trainer.max_epochs}; set max_epochs, leave max_steps at -1, and shape the epochs with "
                 "data.batches_per_epoch"
             )
-        for callback in trainer.callbacks:
-            if isinstance(callback, WeightAveraging) and not isinstance(callback, StudentEMA):
-                raise ValueError(
-                    f"{type(callback).__name__} keeps a copy of the model that StackingCallback cannot grow: use "
-                    "callbacks.ema.StudentEMA instead"
-                )
+        averaging = find_callback(trainer, WeightAveraging)
+        if averaging is not None and not isinstance(averaging, StudentEMA):
+            raise ValueError(
+                f"{type(averaging).__name__} keeps a copy of the model that StackingCallback cannot grow: use "
+                "callbacks.ema.StudentEMA instead"
+            )
 
     def depth_at(self, epoch: int) -> int:
         """Depth during ``epoch`` (0-based)."""
@@ -163,7 +164,7 @@ class StackingCallback(Callback):
         optimizer.zero_grad(set_to_none=True)  # frees gradients that are views of the old reducer's buckets
         ddp.unwrap(trainer, module)
         sources = student.grow(plan, policy.initialise, module.seed)
-        for average in (c for c in trainer.callbacks if isinstance(c, StudentEMA)):
+        if (average := find_callback(trainer, StudentEMA)) is not None:
             average.grow(plan, policy.initialise, module.seed)
         rebind(optimizer, module.parameter_groups())
         carry_state(optimizer, sources, self.optimizer_state)
@@ -191,7 +192,7 @@ class StackingCallback(Callback):
     def _loss(self, trainer: L.Trainer, module: DistillationModule) -> float | None:
         """Loss on one fixed batch, in eval mode and without gradients: nothing of the run changes by it."""
         datamodule = getattr(trainer, "datamodule", None)
-        if not self.measure_loss or not hasattr(datamodule, "example_batch"):
+        if not self.measure_loss or datamodule is None or not hasattr(datamodule, "example_batch"):
             return None
         batch = module.transfer_batch_to_device(datamodule.example_batch(4), module.device, 0)
         training = [part for part in module.modules() if part.training]
@@ -213,7 +214,7 @@ class StackingCallback(Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        averaged = any(isinstance(c, StudentEMA) for c in trainer.callbacks)
+        averaged = find_callback(trainer, StudentEMA) is not None
         if trainer.state.fn == "fit" and "current_model_state" in checkpoint and not averaged:
             # Lightning would silently train on from the averaged weights, with the optimizer state of the others.
             raise ValueError(
@@ -269,5 +270,5 @@ class StackingCallback(Callback):
 
 
 def _train_seconds(trainer: L.Trainer) -> float | None:
-    clocks = [c.train_seconds for c in trainer.callbacks if isinstance(c, ThroughputCallback)]
-    return clocks[0] if clocks else None
+    clock = find_callback(trainer, ThroughputCallback)
+    return clock.train_seconds if clock is not None else None

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from callbacks.lookup import find_callback
 from callbacks.metrics import TrainingMetrics
 from callbacks.stacking import StackingCallback
 from callbacks.throughput import ThroughputCallback
@@ -46,8 +47,8 @@ class RunSummary(Callback):
 def summarise(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     """Settings, cost and final losses of a run, in plain values."""
     assert isinstance(module, DistillationModule)
-    found: dict[type, Any] = {type(callback): callback for callback in trainer.callbacks}
-    stacking, clock, metrics = (found.get(t) for t in (StackingCallback, ThroughputCallback, TrainingMetrics))
+    stacking, metrics = find_callback(trainer, StackingCallback), find_callback(trainer, TrainingMetrics)
+    clock = find_callback(trainer, ThroughputCallback)
     validation = {name: float(trainer.callback_metrics.get(f"val/{name}", "nan")) for name in ("loss", "output")}
     return {
         "name": Path(trainer.default_root_dir).name,

@@ -57,7 +57,7 @@ class RunFolder:
     @property
     def used(self) -> bool:
         """Whether a run was started here before. Only rank zero can tell: it records this run while others start."""
-        return bool(self.record["attempts"]) and rank_zero_only.rank == 0
+        return bool(self.record["attempts"]) and getattr(rank_zero_only, "rank", 0) == 0
 
     @property
     def wandb_id(self) -> str:

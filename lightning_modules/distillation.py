@@ -69,7 +69,7 @@ class DistillationModule(L.LightningModule):
             OptimizerConfig(**optimizer) if isinstance(optimizer, dict) else optimizer,
         )
         # Plain values only: a checkpoint with a dataclass in it cannot be loaded with weights_only=True.
-        settings = {"student": student, "objective": objective, "optimizer": optimizer}
+        settings: dict[str, Any] = {"student": student, "objective": objective, "optimizer": optimizer}
         plain = {name: _plain(asdict(setting)) for name, setting in settings.items()}
         self.save_hyperparameters({"teacher": teacher.spec(), **plain, "seed": seed, "total_steps": total_steps})
         self._hidden_teacher = [teacher]  # in a list, or nn.Module would register it
@@ -220,7 +220,7 @@ class DistillationModule(L.LightningModule):
             "recipe": _plain(dict(self.hparams)),
             "ancestry": list(self.student.ancestry),
             "originals": list(self.student.originals),
-            "data": datamodule.fingerprint() if hasattr(datamodule, "fingerprint") else {},
+            "data": datamodule.fingerprint() if datamodule is not None and hasattr(datamodule, "fingerprint") else {},
             "metrics": {name: float(value) for name, value in metrics.items()},
             "versions": {
                 "torch": str(torch.__version__),

@@ -16,7 +16,7 @@ import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ def _set_layers(hubert: HubertModel, layers: Sequence[nn.Module]) -> None:
     hubert.config.num_hidden_layers = len(layers)  # or a reload would silently build another depth
 
 
-def _zero_outputs(layer: nn.Module) -> list[nn.Parameter]:
+def _zero_outputs(layer: Any) -> list[nn.Parameter]:
     """Zero the attention and feed-forward output projections; returns the parameters that were zeroed."""
     zeroed = [*layer.attention.out_proj.parameters(), *layer.feed_forward.output_dense.parameters()]
     for parameter in zeroed:
@@ -172,7 +172,7 @@ class Student(nn.Module):
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Frames (int64, same shape) that the front end makes of so many samples."""
-        return self.hubert._get_feat_extract_output_lengths(num_samples).to(torch.long)
+        return self.hubert._get_feat_extract_output_lengths(cast(torch.LongTensor, num_samples)).to(torch.long)
 
     def start_at(self, depth: int) -> None:
         """Cut the freshly built student to the first ``depth`` layers: the first stage of a growing run."""
@@ -190,7 +190,7 @@ class Student(nn.Module):
         features_BFC = hubert.feature_extractor(waveforms_BT).transpose(1, 2)
         valid_BF = self._valid_frames(features_BFC, num_samples_B)
         hidden_BFD = hubert.feature_projection(features_BFC)
-        hidden_BFD = hubert._mask_hidden_states(hidden_BFD, attention_mask=valid_BF)
+        hidden_BFD = hubert._mask_hidden_states(hidden_BFD, attention_mask=cast(torch.LongTensor, valid_BF))
         if valid_BF is not None:
             hidden_BFD = hidden_BFD.masked_fill(~valid_BF.unsqueeze(-1), 0.0)
         mask = create_bidirectional_mask(

@@ -99,7 +99,7 @@ def test_the_papers_number_of_batches() -> None:
 
 @pytest.mark.parametrize("length", ["crop", "pad"])
 @pytest.mark.parametrize("seconds", [16, 40, 200, 100_000])
-def test_seconds_batches_never_exceed_the_limit_and_keep_their_number(seconds: int, length: str) -> None:
+def test_seconds_batches_keep_limit_and_number(seconds: int, length: str) -> None:
     plan = plan_by_samples(np.minimum(LENGTHS_N, MAX_SAMPLES), seconds * 16000)
     sampler = GlobalBatchSampler(plan, CropRule(LENGTHS_N, MAX_SAMPLES, length, 0), seed=0)
     for epoch in range(3):
@@ -123,7 +123,7 @@ def test_an_utterance_longer_than_a_seconds_batch_is_an_error() -> None:
 
 
 def test_little_audio_is_lost_by_cropping_to_the_shortest() -> None:
-    """The number that the module states: under 1 % at LibriSpeech's size, with batches that are really mixed."""
+    """The number that the module states: under 1 % at LibriSpeech's size, with mixed batches."""
     lengths_N = np.minimum(librispeech_like(LIBRISPEECH_960H_ROWS), MAX_SAMPLES)
     plan = plan_by_utterances(lengths_N, 64)
     rows = order_of_pass(plan, seed=0, pass_index=0).rows

@@ -1,0 +1,29 @@
+"""The wheel works outside the clone."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tests.conftest import REPOSITORY
+
+
+def test_wheel_holds_code_and_data_and_runs_elsewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(REPOSITORY)]
+    subprocess.run(command, check=True, timeout=300)
+    (wheel,) = tmp_path.glob("interstack-*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(site)
+    for needed in ("experiments/configs/interleave_equal.yaml", "experiments/report/page.html", "datamodules/grammar.txt"):
+        assert needed in names
+    assert not [name for name in names if name.startswith("tests/")]
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); import experiments.training as t;"
+        f"assert t.__file__.startswith({str(site)!r}), t.__file__;"
+        "t.DistillationCLI(['fit', '--config', 'interleave_equal', '--data.root', 'x', '--print_config'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "policy: interleaved" in result.stdout

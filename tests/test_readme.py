@@ -1,0 +1,133 @@
+"""Every command of the README runs: as it stands, shrunk, or (what needs a corpus, GPUs or a network) with --print_config."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import COMMANDS
+from experiments.training import CONFIGS
+from tests.conftest import REPOSITORY
+from tests.helpers import save_corpus, save_teacher
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+# What makes a command small enough for a test; the later of two values wins.
+SMALL = {
+    "synthesize": ["--minutes", "0.5", "--voices", "3"],
+    "pretrain-teacher": ["--steps", "1", "--recipe.crop_seconds", "0.5", "--progress_bar", "false"],
+    "quickstart": ["--fast", "true"],
+}
+
+
+def commands(page: Path) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def interstack_commands() -> list[str]:
+    return [line[line.index("interstack ") :] for page in PAGES for line in commands(page) if "interstack " in line]
+
+
+def call(arguments: list[str], folder: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "experiments.cli", *arguments]
+    environment = {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(folder / "cache")}
+    return subprocess.run(
+        ["env", *(f"{k}={v}" for k, v in environment.items()), *command],
+        cwd=folder, capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+
+
+def test_there_are_commands_to_test() -> None:
+    tested = {shlex.split(line)[1] for line in interstack_commands()}
+    assert tested == set(COMMANDS) - {"quickstart"}  # which is behind `make quickstart`
+    assert "make quickstart" in commands(PAGES[0])
+    assert "make test" in commands(PAGES[0])
+
+
+@pytest.mark.parametrize("line", sorted({line for page in PAGES for line in commands(page) if line.startswith("make")}))
+def test_make_targets_exist(line: str) -> None:
+    subprocess.run(["make", "--dry-run", *shlex.split(line)[1:]], cwd=REPOSITORY, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in interstack_commands() if shlex.split(line)[1] in ("fit", "validate")]
+)
+def test_training_commands_parse_and_resolve(line: str, tmp_path: Path) -> None:
+    arguments = shlex.split(line)[1:]
+    more = [] if {"--help", "--print_config"} & set(arguments) else ["--print_config"]
+    result = call([*arguments, *more], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "growth" in result.stdout
+
+
+def test_the_corpus_of_ones_own_example_runs(tmp_path: Path) -> None:
+    """Corpus, teacher, student and export, in the README's order and with its paths."""
+    lines = [line for line in interstack_commands() if "small" in line or "synthesize" in line]
+    assert [shlex.split(line)[1] for line in lines] == ["synthesize", "pretrain-teacher", "fit"]
+    for line in lines:
+        name, *arguments = shlex.split(line)[1:]
+        shrunk = SMALL.get(name) or [
+            *("--data.val_splits", "[]", "--data.batch_size", "2", "--data.batches_per_epoch", "1"),
+            *("--data.max_samples", "8000", "--trainer.max_epochs", "4", "--trainer.accelerator", "cpu"),
+            *("--model.student.hidden_size", "32", "--model.student.intermediate_size", "32"),
+            *("--trainer.devices", "1", "--wandb.mode", "disabled"),
+        ]
+        result = call([name, *arguments, *shrunk], tmp_path)
+        assert result.returncode == 0, f"{line}\n{result.stderr[-2000:]}"
+    checkpoint = tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt"
+    (export,) = (line for line in interstack_commands() if " export " in line)
+    arguments = [str(checkpoint) if "last.ckpt" in word else word for word in shlex.split(export)[1:]]
+    assert call(arguments, tmp_path).returncode == 0
+    python = re.search(r"```python\n(from transformers.*?)```", PAGES[0].read_text(), re.DOTALL)
+    assert python is not None
+    subprocess.run([sys.executable, "-c", python[1]], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+
+
+def test_the_example_policy_runs(tmp_path: Path) -> None:
+    """The README's policy, saved as the file that it names, grows a student."""
+    code = re.search(r"```python\n(# my_policies.py.*?)```", PAGES[0].read_text(), re.DOTALL)
+    assert code is not None
+    (tmp_path / "my_policies.py").write_text(code[1])
+    teacher, corpus = save_teacher(tmp_path / "teacher"), save_corpus(tmp_path / "corpus", {"train": 4})
+    result = call(
+        [
+            *("fit", "--growth.policy", "my_policies.reversed_stack", "--growth.stages", "[2, 4]"),
+            *("--model.student.hidden_size", "16", "--model.student.intermediate_size", "24"),
+            *("--model.student.num_heads", "2", "--model.student.num_layers", "4", "--model.objective.weight", "0"),
+            *("--model.teacher.init_args.model", str(teacher), "--data.root", str(corpus)),
+            *("--data.train_splits", "[train]", "--data.val_splits", "[]", "--data.batch_size", "2"),
+            *("--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--wandb.mode", "disabled"),
+        ],
+        tmp_path,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    (event,) = json.loads((tmp_path / "runs/run/growth.json").read_text())
+    assert event["plan"] == [0, 1, 1, 0]
+
+
+def test_quickstart_makes_its_report_and_keeps_finished_parts(tmp_path: Path) -> None:
+    """``make quickstart ARGS=--fast``, then again: the second call repeats nothing."""
+    first = call(["quickstart", *SMALL["quickstart"]], tmp_path, timeout=560)
+    assert first.returncode == 0, first.stderr[-2000:]
+    output = tmp_path / "runs" / "quickstart"
+    page = (output / "report.html").read_text()
+    assert "miniature" in page
+    assert all(name in page for name in ("Full L2L", "GradStack", "MIDAS", "InterleaveStack", "teacher"))
+    assert (output / "loss_vs_time.png").stat().st_size > 10_000
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.suffix in (".ckpt", ".flac")}
+    again = call(["quickstart", *SMALL["quickstart"]], tmp_path)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    other = call(["quickstart", *SMALL["quickstart"], "--seed", "1"], tmp_path)
+    assert other.returncode == 2
+    assert "choose another --output" in other.stderr
+
+
+def test_every_config_is_in_the_readme() -> None:
+    text = PAGES[0].read_text()
+    assert all(path.stem in text for path in CONFIGS.glob("*.yaml") if path.stem != "quickstart")
