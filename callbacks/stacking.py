@@ -194,7 +194,7 @@ class StackingCallback(Callback):
         datamodule = getattr(trainer, "datamodule", None)
         if not self.measure_loss or datamodule is None or not hasattr(datamodule, "example_batch"):
             return None
-        batch = module.transfer_batch_to_device(datamodule.example_batch(4), module.device, 0)
+        batch = datamodule.transfer_batch_to_device(datamodule.example_batch(4), module.device, 0)
         training = [part for part in module.modules() if part.training]
         module.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():

@@ -143,6 +143,12 @@ def test_a_state_at_the_end_of_an_epoch_means_the_next(corpus: Path) -> None:
     assert (resumed.batch_sampler.epoch, resumed.batch_sampler.start) == (1, 0)
 
 
+def test_a_start_is_used_once(corpus: Path) -> None:
+    loader = loader_of(corpus)
+    loader.load_state_dict({"epoch": 0, "yielded": 3, "length": 10, "accumulate": 2})
+    assert [len(list(loader)) for _ in range(2)] == [7, 10]
+
+
 def test_a_state_between_two_epochs_is_of_the_finished_one(corpus: Path) -> None:
     loader = loader_of(corpus)
     list(loader)
