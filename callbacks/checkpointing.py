@@ -125,8 +125,7 @@ class RunCheckpoint(Checkpoint):
     def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_stages: bool = True) -> None:
         if every_n_steps < 0 or keep < 1:
             raise ValueError(
-                f"checkpoint.every_n_steps={every_n_steps} must be at least 0, "
-                f"checkpoint.keep={keep} at least 1"
+                f"checkpoint.every_n_steps={every_n_steps} must be at least 0, checkpoint.keep={keep} at least 1"
             )
         self.every_n_steps, self.keep, self.keep_stages = every_n_steps, keep, keep_stages
         self.signals = StopSignals()
@@ -173,9 +172,7 @@ class RunCheckpoint(Checkpoint):
             )
         raise SIGTERMException(EXIT_SIGTERM if trainer.local_rank == 0 else 0)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Lightning's own SIGTERM exception, before the first batch or in ``validate``, would exit with 0."""
         if isinstance(exception, SIGTERMException) and exception.code is None and trainer.local_rank == 0:
             exception.code = EXIT_SIGTERM

@@ -54,14 +54,10 @@ class NonFiniteGuard(Callback):
         factor = loss.detach() * 0
         loss.register_hook(lambda gradient: gradient + factor)
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # All ranks decide alike without asking each other: the last backward of the accumulation window has
         # averaged the gradients over the ranks, so each computes the norm of the same bits.
-        gradients = [
-            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
             self.skipped_in_a_row = 0
             return
@@ -70,9 +66,8 @@ class NonFiniteGuard(Callback):
         if self.skipped_in_a_row >= self.max_skipped_steps:
             self._stop(trainer)
         if not _has_scaler(trainer):
-            optimizer.zero_grad(
-                set_to_none=True
-            )  # parameters without gradients are left out of clipping and step
+            # Clipping and the update leave out parameters without gradients.
+            optimizer.zero_grad(set_to_none=True)
         self._report(trainer)
 
     def _stop(self, trainer: L.Trainer) -> None:

@@ -55,5 +55,6 @@ class TrainingMetrics(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._epoch:
-            mean = torch.stack(self._epoch).mean()
+            losses = torch.stack(self._epoch)
+            mean = losses[losses.isfinite()].mean()  # skipped steps changed nothing
             self.epoch_loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))

@@ -95,6 +95,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         self.num_workers, self.download, self.cache_dir = num_workers, download, cache_dir
         self._manifests: dict[str, Manifest] = {}
         self._plans: dict[str, BatchPlan] = {}
+        self._loaders: dict[str, ResumableLoader] = {}
         self._check_settings()
 
     def prepare_data(self) -> None:
@@ -227,7 +228,13 @@ class LibriSpeechDataModule(L.LightningDataModule):
         )
 
     def _loader(self, stage: str, sampler: GlobalBatchSampler) -> ResumableLoader:
-        return ResumableLoader(self._dataset(stage), sampler, self.num_workers)
+        self._loaders[stage] = ResumableLoader(self._dataset(stage), sampler, self.num_workers)
+        return self._loaders[stage]
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Name the file that a killed worker was reading."""
+        for loader in self._loaders.values():
+            loader.explain(exception)
 
     def _require(self, stage: str, table: dict[str, Any]) -> Any:
         if stage not in table:

@@ -2,13 +2,15 @@
 
 import logging
 import os
+import re
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datamodules.audio import BadAudioError, read_audio
 from datamodules.batching import GlobalBatchSampler, MicroBatch
@@ -18,6 +20,7 @@ from datamodules.scanning import Problem
 logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_audio.tsv"
+SECONDS_AFTER_SIGTERM = 15  # how long a worker goes on: several optimizer steps
 
 
 class AudioBatch(NamedTuple):
@@ -50,6 +53,7 @@ class AudioDataset(Dataset[AudioBatch]):
         self.manifest = manifest
         self.sample_rate, self.resample = sample_rate, resample
         self.skip_bad_audio, self.run_dir = skip_bad_audio, run_dir
+        self.notes: Tensor | None = None  # (workers, 2) int64 in shared memory: process id, row that it reads
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -72,6 +76,7 @@ class AudioDataset(Dataset[AudioBatch]):
     __getitems__ = __getitem__
 
     def _read(self, row: int, start: int, num_samples: int) -> tuple[int, np.ndarray]:
+        self._note(row)
         try:
             return row, self._decode(row, start, num_samples)
         except BadAudioError as error:
@@ -95,6 +100,16 @@ class AudioDataset(Dataset[AudioBatch]):
         path = self.manifest.path(row)
         return read_audio(path, self.sample_rate, start, start + num_samples, self.resample)
 
+    def _note(self, row: int) -> None:
+        """Leave word of what this worker reads: one that is killed cannot tell any more."""
+        if self.notes is not None and (worker := get_worker_info()) is not None:
+            self.notes[worker.id] = torch.tensor([os.getpid(), row])
+
+    def last_read(self, process: int) -> str | None:
+        """The file that the worker of that process id read last; ``None`` for no worker of this dataset."""
+        notes = [] if self.notes is None else self.notes.tolist()
+        return next((self.manifest.path(row) for pid, row in notes if pid == process), None)
+
     def _report(self, row: int, error: BadAudioError) -> None:
         path = self.manifest.path(row)
         logger.warning("skipped, another utterance takes its place: %s", error)
@@ -109,6 +124,7 @@ class ResumableLoader(DataLoader[AudioBatch]):
     """
 
     batch_sampler: GlobalBatchSampler  # type: ignore[assignment]
+    dataset: AudioDataset
 
     def __init__(
         self, dataset: AudioDataset, batch_sampler: GlobalBatchSampler, num_workers: int = 0
@@ -119,7 +135,10 @@ class ResumableLoader(DataLoader[AudioBatch]):
             num_workers=num_workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_outlive_sigterm,
         )
+        if num_workers:
+            dataset.notes = torch.full((num_workers, 2), -1).share_memory_()
         self._epoch, self._yielded = batch_sampler.epoch, 0
 
     def __iter__(self) -> Iterator[AudioBatch]:  # type: ignore[override]
@@ -129,6 +148,20 @@ class ResumableLoader(DataLoader[AudioBatch]):
         batches = super().__iter__()
         self.batch_sampler.start = 0
         return self._counted(batches)
+
+    def explain(self, error: BaseException) -> None:
+        """Add to torch's error about a dead worker which file it was reading; other errors stay as they are.
+
+        torch raises it from a signal handler, wherever the main process happens to be, so the message is amended
+        where the run's exceptions pass by.
+        """
+        if (match := re.search(r"DataLoader worker \(pid\(?s?\)? (\d+)", str(error))) is None:
+            return
+        if (path := self.dataset.last_read(int(match[1]))) is not None:
+            error.args = (
+                f"a data worker died while it was reading {path}: check that file and the machine's memory, or find "
+                f"the cause with data.num_workers=0 ({str(error).strip()})",
+            )
 
     def _counted(self, batches: Iterator[AudioBatch]) -> Iterator[AudioBatch]:
         for batch in batches:
@@ -190,6 +223,13 @@ def _next_longer(num_samples_N: np.ndarray, row: int, needed: int) -> Iterator[i
     for other in (*order_N[place + 1 :], *order_N[:place][::-1]):
         if num_samples_N[other] >= needed:
             yield int(other)
+
+
+def _outlive_sigterm(worker: int) -> None:
+    # A scheduler signals the whole process group; workers that died of it at once would take the run along before
+    # it has written its checkpoint. They may not ignore it either: it is also how a broken loader ends the workers
+    # that it cannot reach. So they die of it later.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
 
 
 def _as_it_is(batch: AudioBatch) -> AudioBatch:

@@ -46,9 +46,9 @@ class Size:
 
 
 FULL = Size(
-    20.0, 400, 8, 34, 400, {"corpus": 10, "teacher": 150, "each of 4 students": 100, "each of 6 probes": 15}
+    20.0, 160, 8, 17, 400, {"corpus": 5, "teacher": 160, "each of 4 students": 90, "each of 6 probes": 20}
 )
-FAST = Size(4.0, 60, 4, 6, 100, {"corpus": 5, "teacher": 25, "each of 4 students": 12, "each of 6 probes": 4})
+FAST = Size(4.0, 30, 4, 5, 100, {"corpus": 3, "teacher": 35, "each of 4 students": 12, "each of 6 probes": 4})
 
 # System -> shipped config. GradStack has the prediction-style loss, as in the paper.
 STUDENTS = {

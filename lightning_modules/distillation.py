@@ -4,7 +4,7 @@ Shapes: B batch, T samples, F frames, D width.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol, cast
 
 import lightning as L
@@ -154,7 +154,11 @@ class DistillationModule(L.LightningModule):
         return -(-batches // accumulate)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = build_optimizer(self.parameter_groups(), self.optimizer_config)
+        config = self.optimizer_config
+        if config.implementation == "auto" and self.trainer.precision == "16-mixed":
+            # A fused optimizer unscales gradients itself, after clipping: Lightning refuses the pair.
+            config = replace(config, implementation="foreach")
+        optimizer = build_optimizer(self.parameter_groups(), config)
         if self.growth_epochs or self.total_steps is None:
             per_epoch = self.steps_per_epoch()
         total = self.total_steps or per_epoch * cast(int, self.trainer.max_epochs)

@@ -170,17 +170,13 @@ class NoRoom(Callback):
             size = (Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt").stat().st_size
             resource.setrlimit(resource.RLIMIT_FSIZE, (size // 4, self.limits[1]))
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, fit: Fit) -> None:
     whole, folder = fit("whole"), tmp_path / "run" / "checkpoints"
-    with pytest.raises(
-        OSError, match=r"cannot write a checkpoint to .*/run/checkpoints \(File too large\)"
-    ) as error:
+    with pytest.raises(OSError, match=r"cannot write a checkpoint to .*/run/checkpoints \(File too large\)") as error:
         fit("run", NoRoom(epoch=1))
     assert f"{folder / 'last.ckpt'} is untouched" in str(error.value)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -229,9 +225,7 @@ def test_what_a_kill_left_behind_is_cleared(tmp_path: Path, fit: Fit) -> None:
 # -- the program
 
 
-def test_the_program_stops_on_sigterm_and_goes_on_with_last(
-    teacher: Path, corpus: Path, tmp_path: Path
-) -> None:
+def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpus: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.cli", "fit", "--config", "interleave_equal"]
     settings = {
         "model.student.hidden_size": 16, "model.student.intermediate_size": 24, "model.student.num_heads": 2,

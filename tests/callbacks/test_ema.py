@@ -66,17 +66,17 @@ class Recorder(Callback):
         self.validated: list[Weights] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.before[trainer.global_step] = weights(pl_module.student)
+        self.before.setdefault(trainer.global_step, weights(pl_module.student))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.after[trainer.global_step] = weights(pl_module.student)
+        self.after.setdefault(trainer.global_step, weights(pl_module.student))
         if self.ema is not None:
             assert self.ema.student.depth == pl_module.student.depth
             assert self.ema.student.ancestry == pl_module.student.ancestry
             assert self.ema.student.originals == pl_module.student.originals
-            self.averages[trainer.global_step] = weights(self.ema.student)
+            self.averages.setdefault(trainer.global_step, weights(self.ema.student))
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -266,7 +266,10 @@ def test_the_average_takes_the_memory_of_one_student(tmp_path: Path, teacher: Pa
 
 def test_resuming_without_the_callback_is_refused(tmp_path: Path, teacher: Path, corpus: Path) -> None:
     run = Run(tmp_path / "whole", teacher, corpus, ema=StudentEMA(DECAY))
-    with pytest.raises(ValueError, match="holds an average of the weights beside them"):
+    with (
+        pytest.warns(UserWarning, match=r"add the following callbacks: \['StudentEMA'\]"),  # Lightning's own word
+        pytest.raises(ValueError, match="holds an average of the weights beside them"),
+    ):
         Run(tmp_path / "resumed", teacher, corpus, ckpt_path=run.checkpoint(5))
 
 
@@ -302,6 +305,7 @@ def test_the_command_line_turns_it_on(
         "model.teacher.init_args.model": teacher,
         **{f"model.student.{name}": value for name, value in student.items()},
         "model.objective.layers": "[2]",
+        "model.objective.intermediate": "prediction",
         "growth.policy": "gradual",
         "growth.layers_per_stage": 1,
         "trainer.max_epochs": 2,

@@ -35,9 +35,7 @@ class Snapshots(Callback):
         self.tensors: list[list[Tensor]] = []
         self.rates: list[float] = []
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         (optimizer,) = trainer.optimizers
@@ -90,25 +88,19 @@ def test_a_bad_step_changes_nothing(
     assert all(tensor.isfinite().all() for tensor in run.tensors[-1])
     assert len(set(run.rates)) == 6  # the learning rate goes on over the skipped step
 
-    _, control = fit(
-        tmp_path, teacher, corpus, PoisonLoss({2}, kind), optimizer=settings, gradient_clip_val=1.0
-    )
+    _, control = fit(tmp_path, teacher, corpus, PoisonLoss({2}, kind), optimizer=settings, gradient_clip_val=1.0)
     assert control.changed(2)
     assert kind == "infinite" or control.tensors[2][0].isnan().any()
 
 
-def test_one_bad_micro_batch_costs_its_accumulation_window(
-    tmp_path: Path, teacher: Path, corpus: Path
-) -> None:
+def test_one_bad_micro_batch_costs_its_accumulation_window(tmp_path: Path, teacher: Path, corpus: Path) -> None:
     guard = NonFiniteGuard()
     _, run = fit(tmp_path, teacher, corpus, PoisonLoss({2}), guard, accumulate_grad_batches=2)
     assert [step for step in range(1, 6) if not run.changed(step)] == [1]
     assert guard.skipped_steps == 1
 
 
-def test_a_good_run_is_the_same_with_the_guard_bit_for_bit(
-    tmp_path: Path, teacher: Path, corpus: Path
-) -> None:
+def test_a_good_run_is_the_same_with_the_guard_bit_for_bit(tmp_path: Path, teacher: Path, corpus: Path) -> None:
     _, plain = fit(tmp_path, teacher, corpus, precision="bf16-mixed")
     _, guarded = fit(tmp_path, teacher, corpus, NonFiniteGuard(), precision="bf16-mixed")
     assert all(map(torch.equal, plain.tensors[-1], guarded.tensors[-1]))
@@ -133,17 +125,11 @@ def test_a_gradient_scaler_skips_by_itself(tmp_path: Path, teacher: Path, corpus
         run(PoisonLoss({1, 2}), NonFiniteGuard(max_skipped_steps=2))
 
 
-def test_too_many_in_a_row_stop_the_run_also_over_a_resume(
-    tmp_path: Path, teacher: Path, corpus: Path
-) -> None:
+def test_too_many_in_a_row_stop_the_run_also_over_a_resume(tmp_path: Path, teacher: Path, corpus: Path) -> None:
     logger = AppendingCSVLogger(tmp_path)
     callbacks = (RunCheckpoint(every_n_steps=1), PoisonLoss({0, 2, 3, 4, 5}))
-    with pytest.raises(
-        RuntimeError, match=r"not finite in 3 optimizer steps in a row, up to step 5"
-    ) as error:
-        fit(
-            tmp_path, teacher, corpus, *callbacks, NonFiniteGuard(3), logger=logger, enable_checkpointing=True
-        )
+    with pytest.raises(RuntimeError, match=r"not finite in 3 optimizer steps in a row, up to step 5") as error:
+        fit(tmp_path, teacher, corpus, *callbacks, NonFiniteGuard(3), logger=logger, enable_checkpointing=True)
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert str(last) in str(error.value)
     saved = torch.load(last, weights_only=True)

@@ -1,6 +1,11 @@
 """Decoding micro-batches, replacing what cannot be decoded, and resuming a loader in mid-epoch."""
 
 import pickle
+import re
+import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +183,31 @@ def test_listing_appends_what_is_not_yet_listed(tmp_path: Path) -> None:
     list_skipped(str(tmp_path / "run"), [one, two])
     listed = (tmp_path / "run" / SKIPPED_FILE).read_text(encoding="utf-8")
     assert listed == "/a.flac\tis too short\n/b.flac\thas 2 channels\n"
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL])
+def test_a_worker_that_is_killed_names_its_file(signal_: signal.Signals, tmp_path: Path) -> None:
+    """The worker kills itself in the middle of decoding; the trainer's error names the file that it had open."""
+    script = textwrap.dedent(
+        f"""
+        import os, sys
+        from pathlib import Path
+        import datamodules.loading as loading
+        from tests.helpers import make_data, make_module, make_trainer, save_corpus, save_teacher
+
+        folder = Path({str(tmp_path)!r})
+        read = loading.read_audio
+        def deadly(path, *rest):
+            if path.endswith("0003.flac"):
+                os.kill(os.getpid(), {int(signal_)})
+            return read(path, *rest)
+        loading.read_audio = deadly
+        corpus = save_corpus(folder / "corpus", {{"train": 8, "dev": 2}})
+        module = make_module(save_teacher(folder / "teacher"))
+        data = make_data(corpus, folder / "cache", num_workers=2)
+        make_trainer(folder, max_epochs=1).fit(module, datamodule=data)
+        """
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert re.search(r"a data worker died while it was reading .*0003\.flac", result.stderr), result.stderr[-1500:]

@@ -16,8 +16,6 @@ def test_half_precision_on_a_cpu_is_refused(
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     arguments = ["fit", "--data.root", str(tmp_path), "--runs_dir", str(tmp_path / "runs")]
     arguments += ["--trainer.accelerator", accelerator, "--trainer.precision", precision]
-    with pytest.raises(
-        ValueError, match=f"trainer.precision={precision} needs a GPU, and this run is on a CPU"
-    ):
+    with pytest.raises(ValueError, match=f"trainer.precision={precision} needs a GPU, and this run is on a CPU"):
         DistillationCLI(arguments)
     assert not (tmp_path / "runs").exists()

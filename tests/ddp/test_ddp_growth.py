@@ -1,0 +1,240 @@
+"""Growth in two processes is growth in one: same losses, ranks equal bit for bit, no wrapper left behind.
+
+Every control takes the mechanism itself away, and must miss the tolerance by a factor of 100 at least.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ddp.launch import launch_once
+from tests.ddp.scenarios import OPTIMIZERS, STEPS, STEPS_PER_EPOCH, Record, Scenario, run_alone
+from tests.helpers import POLICY_STAGES
+
+TOLERANCE, MARGIN = 1e-6, 1e-4
+# Sums of another order in a format of 8 or 11 bits; measured at most 6e-4 and 2e-4 on losses of 2.4 to 1.0.
+HALF_TOLERANCE = 5e-3
+WINDOWS = ("single", "accumulate", "accumulate, odd tail")
+CLIPS, LENGTHS = (None, 0.1), ("crop", "pad")
+
+
+def window_settings(window: str) -> dict[str, Any]:
+    """Of two processes: 1 or 2 micro-batches per step; with a tail the last step of an epoch has 1 of 2."""
+    limit = 2 * STEPS_PER_EPOCH - 1 if window == WINDOWS[2] else None
+    return {"accumulate": 1 if window == WINDOWS[0] else 2, "limit_train_batches": limit}
+
+
+def alone(scenario: Scenario, by: str = "accumulate") -> Scenario:
+    """The same in one process: with twice the micro-batches per step, or with micro-batches of twice the size."""
+    single = replace(scenario, name=f"{scenario.name}, alone by {by}", fault=None, expect_error=False)
+    if by == "batch":
+        return single
+    limit = scenario.limit_train_batches
+    return replace(single, accumulate=2 * scenario.accumulate, limit_train_batches=limit and 2 * limit)
+
+
+def pairwise() -> Iterator[tuple[str, str, str, float | None, str, str]]:
+    """All policies x all optimizers, with every pair of the other settings, and of them and those two."""
+    for (p, policy), (o, optimizer) in itertools.product(enumerate(POLICY_STAGES), enumerate(OPTIMIZERS)):
+        window = (p + o) % 3
+        by = "accumulate" if window == 2 or (p + window) % 2 else "batch"  # a cut tail has no double batch
+        yield policy, optimizer, WINDOWS[window], CLIPS[(p + o) % 2], LENGTHS[(p // 2 + o) % 2], by
+
+
+def scenario_of(home: Path, row: tuple[str, str, str, float | None, str]) -> Scenario:
+    policy, optimizer, window, clip, length = row
+    name = f"{policy}, {optimizer}, {window}, clip {clip}, {length}"
+    settings = window_settings(window)
+    return Scenario(
+        name, str(home), policy=policy, optimizer=optimizer, clip=clip, length=length, **settings
+    )
+
+
+def largest_difference(one: Record, two: Record) -> float:
+    assert [step["step"] for step in one["steps"]] == [step["step"] for step in two["steps"]]
+    return max(abs(a["loss"] - b["loss"]) for a, b in zip(one["steps"], two["steps"], strict=True))
+
+
+def ranks_agree(record: Record) -> list[bool]:
+    """Per step: do all ranks hold the same parameters, buffers and optimizer state, bit for bit?"""
+    assert all(len(step["checksums"]) == 2 for step in record["steps"])
+    return [step["checksums"][0] == step["checksums"][1] for step in record["steps"]]
+
+
+def assert_equal_runs(one: Record, two: Record, stages: list[int], tolerance: float = TOLERANCE) -> None:
+    assert len(two["steps"]) == STEPS
+    assert two["growths"] == one["growths"] == stages[1:]
+    for key in ("index", "depth", "epoch", "lr"):
+        assert [step[key] for step in one["steps"]] == [step[key] for step in two["steps"]], key
+    assert largest_difference(one, two) <= tolerance
+    assert abs(one["val_loss"] - two["val_loss"]) <= tolerance
+    assert all(ranks_agree(two))
+    assert two["without_gradient"] == [[], []]
+    assert two["alive"] == [[0] * len(two["growths"])] * 2  # every old wrapper was dead before the next was made
+    assert two["wrapper_settings"] == [[False, False]]  # no find_unused_parameters, no static_graph
+
+
+def test_the_normal_suite_covers_all_pairs() -> None:
+    rows = list(pairwise())
+    factors = (tuple(POLICY_STAGES), tuple(OPTIMIZERS), WINDOWS, CLIPS, LENGTHS, ("accumulate", "batch"))
+    for i, j in itertools.combinations(range(len(factors)), 2):
+        wanted = set(itertools.product(factors[i], factors[j])) - {(WINDOWS[2], "batch")}
+        assert wanted == {(row[i], row[j]) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def equality(home: Path) -> dict[str, Record]:
+    return launch_once([scenario_of(home, row[:5]) for row in pairwise()], home / "equality", timeout=500)
+
+
+@pytest.mark.parametrize("policy", POLICY_STAGES)
+def test_two_processes_equal_one(policy: str, home: Path, equality: dict[str, Record]) -> None:
+    for row in (row for row in pairwise() if row[0] == policy):
+        scenario = scenario_of(home, row[:5])
+        one = run_alone(alone(scenario, by=row[5]))
+        assert_equal_runs(one, equality[scenario.name], POLICY_STAGES[policy])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", POLICY_STAGES)
+def test_two_processes_equal_one_in_every_combination(policy: str, home: Path) -> None:
+    rows = list(itertools.product([policy], OPTIMIZERS, WINDOWS, CLIPS, LENGTHS))
+    scenarios = [scenario_of(home, row) for row in rows]
+    records = launch_once(scenarios, home / f"product-{policy}", timeout=400)
+    for scenario in scenarios:
+        one = run_alone(replace(alone(scenario), name=f"{scenario.name}, product"))
+        assert_equal_runs(one, records[scenario.name], POLICY_STAGES[policy])
+
+
+# -- single mechanisms ------------------------------------------------------------------------------------------------
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "original": {"objective": {"intermediate": "l2l", "attach": "original"}, "stages": [2, 3, 4]},
+    "block end": {"objective": {"intermediate": "l2l"}, "policy": "stackbert", "stages": [2, 4]},
+    "shared": {"objective": {"intermediate": "l2l", "projection": "shared"}, "stages": [2, 4]},
+    "prediction": {"objective": {"intermediate": "prediction"}, "policy": "lidas"},
+    "none": {"objective": {"intermediate": "none"}, "policy": "identity"},
+}
+HALF = {"bf16-mixed": "adamw-fused", "16-mixed": "adamw-foreach"}
+FAULTS: dict[str, dict[str, Any]] = {
+    "no_rewrap": {"verify": False},
+    "same_wrapper": {"verify": False, "optimizer": "sgd"},
+    "own_frames": {"length": "pad"},
+    "new_scaler": {"precision": "16-mixed"},
+    "hold": {},
+    "perturb_weight": {"expect_error": True},
+    "perturb_state": {"expect_error": True},
+}
+
+
+def mechanism_scenarios(home: Path) -> dict[str, Scenario]:
+    common = {"accumulate": 2, "clip": 0.3, "length": "pad"}
+    scenarios = [
+        *(Scenario(name, str(home), **settings) for name, settings in OBJECTIVES.items()),
+        *(Scenario(p, str(home), optimizer=o, precision=p, **common) for p, o in HALF.items()),
+        Scenario("overflow", str(home), precision="16-mixed", init_scale=2.0**14),
+        *(Scenario(name, str(home), fault=name, **settings) for name, settings in FAULTS.items()),
+        Scenario("no_rewrap, verified", str(home), fault="no_rewrap", expect_error=True),
+        Scenario("perturb_weight, unverified", str(home), fault="perturb_weight", verify=False),
+        Scenario("memory", str(home), kind="rewraps"),
+        Scenario("memory, hold", str(home), kind="rewraps", fault="hold"),
+    ]
+    return {scenario.name: scenario for scenario in scenarios}
+
+
+@pytest.fixture(scope="module")
+def mechanisms(home: Path) -> dict[str, Record]:
+    return launch_once(list(mechanism_scenarios(home).values()), home / "mechanisms", timeout=500)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_trains_all_parameters_at_every_depth(
+    name: str, home: Path, mechanisms: dict[str, Record]
+) -> None:
+    scenario = mechanism_scenarios(home)[name]
+    stages = scenario.stages or POLICY_STAGES[scenario.policy]
+    assert_equal_runs(run_alone(alone(scenario, by="batch")), mechanisms[name], stages)
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_mixed_precision_equals_one_process(
+    precision: str, home: Path, mechanisms: dict[str, Record]
+) -> None:
+    one, two = run_alone(alone(mechanism_scenarios(home)[precision], by="batch")), mechanisms[precision]
+    assert_equal_runs(one, two, [1, 2, 3, 4], HALF_TOLERANCE)
+    if precision == "16-mixed":
+        assert two["scales"][0] == two["scales"][1] == one["scales"][0] == doubling()
+
+
+def doubling() -> list[float]:
+    """Scale after each step: doubled after every second, whether or not the model grew in between."""
+    return [2.0 ** (8 + step // 2) for step in range(1, STEPS + 1)]
+
+
+def test_the_scaler_of_each_growth_is_the_old_one(mechanisms: dict[str, Record]) -> None:
+    # 14, 15, overflow: the counts of steps since then go on over growths, on all ranks alike.
+    first, second = mechanisms["overflow"]["scales"]
+    assert first == second
+    factors = [after / before for before, after in itertools.pairwise([2.0**14, *first])]
+    assert set(factors) == {0.5, 1.0, 2.0}
+    assert all(ranks_agree(mechanisms["overflow"]))
+    # Control: with a new scaler at growths the scale falls back by a factor of 2 at least.
+    reset = mechanisms["new_scaler"]["scales"][0]
+    assert reset[:STEPS_PER_EPOCH] == doubling()[:STEPS_PER_EPOCH]
+    ratios = zip(reset[STEPS_PER_EPOCH:], doubling()[STEPS_PER_EPOCH:], strict=True)
+    assert all(after <= wanted / 2 for after, wanted in ratios)
+
+
+@pytest.mark.parametrize("fault", ["no_rewrap", "same_wrapper"])
+def test_without_a_new_wrapper_the_ranks_diverge(
+    fault: str, home: Path, mechanisms: dict[str, Record]
+) -> None:
+    # Nothing fails and nothing warns: only the comparisons above can see it.
+    one, two = run_alone(alone(mechanism_scenarios(home)[fault])), mechanisms[fault]
+    assert two["growths"] == one["growths"]
+    agree = ranks_agree(two)
+    assert agree == [True] * STEPS_PER_EPOCH + [False] * (STEPS - STEPS_PER_EPOCH)
+    assert largest_difference(one, two) > MARGIN
+
+
+def test_a_mean_over_a_ranks_own_frames_is_another_loss(home: Path, mechanisms: dict[str, Record]) -> None:
+    one = run_alone(alone(mechanism_scenarios(home)["own_frames"]))
+    assert largest_difference(one, mechanisms["own_frames"]) > MARGIN
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("perturb_weight", 3), ("perturb_state", 3), ("no_rewrap, verified", 6)]
+)
+def test_a_growth_stops_a_run_whose_ranks_differ(
+    name: str, steps: int, mechanisms: dict[str, Record]
+) -> None:
+    record = mechanisms[name]
+    epoch = steps // STEPS_PER_EPOCH
+    message = f"after the growth at epoch {epoch} ranks [1] hold other parameters or optimizer state than rank 0"
+    assert [error[: len(message)] for error in record["error"]] == [message] * 2
+    assert len(record["steps"]) == steps
+
+
+def test_without_the_check_drifted_ranks_train_on(mechanisms: dict[str, Record]) -> None:
+    record = mechanisms["perturb_weight, unverified"]
+    assert record["error"] == [None, None]
+    assert len(record["steps"]) == STEPS
+    assert ranks_agree(record)[:2] == [True, True]
+    assert not any(ranks_agree(record)[2:])
+
+
+def test_a_held_wrapper_is_seen(mechanisms: dict[str, Record]) -> None:
+    assert mechanisms["hold"]["alive"] == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_memory_is_flat_over_twelve_rewraps(mechanisms: dict[str, Record]) -> None:
+    # The student has 27 MB of parameters; a reducer that stays holds at least as much.
+    for megabytes in mechanisms["memory"]["megabytes"]:
+        assert megabytes[14] - megabytes[2] < 30
+    assert mechanisms["memory"]["alive"] == [[0] * 15] * 2
+    for megabytes in mechanisms["memory, hold"]["megabytes"]:
+        assert megabytes[14] - megabytes[2] > 300
