@@ -69,9 +69,7 @@ class ResumeGuard(Callback):
             "data": datamodule.fingerprint() if datamodule is not None and hasattr(datamodule, "fingerprint") else {},
         }
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint.setdefault("interstack", {})["fingerprint"] = self.fingerprint(trainer, pl_module)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -80,9 +78,7 @@ class ResumeGuard(Callback):
         if stage == "fit" and isinstance(pl_module, DistillationModule):
             pl_module.checkpoint_checks = [partial(self.check, trainer, pl_module)]
 
-    def check(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def check(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse ``checkpoint`` where it belongs to another run; one without a fingerprint passes.
 
         Raises:

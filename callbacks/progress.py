@@ -61,9 +61,7 @@ class DistillationProgressBar(TQDMProgressBar):
     def _log_line(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._shown = time.monotonic()
         if trainer.is_global_zero:
-            metrics = ", ".join(
-                f"{name} {_short(value)}" for name, value in self.get_metrics(trainer, module).items()
-            )
+            metrics = ", ".join(f"{name} {_short(value)}" for name, value in self.get_metrics(trainer, module).items())
             epoch, epochs, step = trainer.current_epoch + 1, trainer.max_epochs, trainer.global_step
             log.info("epoch %d of %s, step %d: %s", epoch, epochs, step, metrics)
 

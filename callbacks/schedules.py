@@ -62,8 +62,7 @@ def _between(epochs: list[int], num_stages: int, max_epochs: int) -> list[int]:
     """Lengths of the stages that growths at the start of ``epochs`` leave."""
     if len(epochs) != num_stages - 1:
         raise ValueError(
-            f"the schedule names {len(epochs)} growth epochs {epochs}, but {num_stages} stages need "
-            f"{num_stages - 1}"
+            f"the schedule names {len(epochs)} growth epochs {epochs}, but {num_stages} stages need {num_stages - 1}"
         )
     boundaries = [0, *epochs, max_epochs]
     if any(end <= start for start, end in pairwise(boundaries)):

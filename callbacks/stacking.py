@@ -94,9 +94,7 @@ class StackingCallback(Callback):
             self.stages, self.lengths = (full_depth,), (trainer.max_epochs or 0,)
             return
         self._refuse(trainer)
-        self.stages = tuple(
-            self.requested_stages or default_stages(self.policy, full_depth, self.layers_per_stage)
-        )
+        self.stages = tuple(self.requested_stages or default_stages(self.policy, full_depth, self.layers_per_stage))
         if self.stages[-1] != full_depth:
             raise ValueError(
                 f"growth.stages={list(self.stages)} end at {self.stages[-1]} layers, but student.num_layers="
@@ -205,15 +203,11 @@ class StackingCallback(Callback):
 
     # -- telling --------------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         meta = checkpoint.setdefault("interstack", {})
         meta |= {"growth": list(self.events), "growth_settings": self.settings}
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         averaged = find_callback(trainer, StudentEMA) is not None
         if trainer.state.fn == "fit" and "current_model_state" in checkpoint and not averaged:
             # Lightning would silently train on from the averaged weights, with the optimizer state of the others.

@@ -104,9 +104,7 @@ def _row(path: str | Path, number: int, line: str) -> tuple[str, Segment]:
     except ValueError:
         raise ValueError(f"{path}, line {number}: expected {' '.join(HEADER)}, got {line!r}") from None
     if not utterance or not phone or phone.split() != [phone]:
-        raise ValueError(
-            f"{path}, line {number}: utterance and phone must be symbols without spaces, got {line!r}"
-        )
+        raise ValueError(f"{path}, line {number}: utterance and phone must be symbols without spaces, got {line!r}")
     return utterance, segment
 
 
@@ -149,9 +147,7 @@ def read_split(root: str | Path, split: str) -> dict[str, list[Segment]]:
     for path in _split_files(root, split):
         part = read_alignment(path)
         if double := merged.keys() & part.keys():
-            raise ValueError(
-                f"{path}: utterance {min(double)} is aligned in another file too; keep one of them"
-            )
+            raise ValueError(f"{path}: utterance {min(double)} is aligned in another file too; keep one of them")
         merged |= part
     return merged
 
@@ -216,9 +212,7 @@ def frame_labels(
     centres_F = (start_sample + np.arange(num_frames) * HOP + WINDOW / 2) / sample_rate
     starts = np.array([segment.start_seconds for segment in segments])
     ends = np.array([segment.end_seconds for segment in segments])
-    row_F = (
-        np.searchsorted(starts, centres_F, side="right") - 1
-    )  # the last phone that began at or before the centre
+    row_F = np.searchsorted(starts, centres_F, side="right") - 1  # the last phone that began at or before the centre
     inside_F = (row_F >= 0) & (centres_F < ends[row_F])
     labels_F[inside_F] = np.array([index[segment.phone] for segment in segments])[row_F[inside_F]]
     return labels_F

@@ -63,15 +63,11 @@ def usable_samples(path: str, sample_rate: int = 16000, min_samples: int = 1, re
     if info.num_samples == 0:
         raise BadAudioError.of(path, "holds no samples; record or copy it again")
     if info.num_samples > MOST_SAMPLES:
-        raise BadAudioError.of(
-            path, "does not state its length (made by a pipe); encode it again from a file"
-        )
+        raise BadAudioError.of(path, "does not state its length (made by a pipe); encode it again from a file")
     _require_usable(path, info, sample_rate, resample)
     num_samples = resampled_length(info.num_samples, info.sample_rate, sample_rate)
     if num_samples < min_samples:
-        problem = (
-            f"is too short: {num_samples} samples at {sample_rate} Hz, at least {min_samples} are needed"
-        )
+        problem = f"is too short: {num_samples} samples at {sample_rate} Hz, at least {min_samples} are needed"
         raise BadAudioError.of(path, problem)
     return num_samples
 

@@ -57,9 +57,7 @@ class MicroBatch(NamedTuple):
     rows: np.ndarray  # (B,)
     starts: np.ndarray  # (B,) first sample to read
     num_samples: np.ndarray  # (B,) samples to read
-    global_num_samples: (
-        np.ndarray
-    )  # (G,) the same of every item of the global batch; its maximum is the batch's width
+    global_num_samples: np.ndarray  # (G,) the same of every item of the global batch; its maximum is the batch's width
 
 
 @dataclass(frozen=True)
@@ -161,9 +159,7 @@ def uniform(seed: int, pass_index: int, rows: np.ndarray) -> np.ndarray:
 def cut(batch: MicroBatch, part: int, num_parts: int) -> MicroBatch:
     """Every ``num_parts``-th item: parts differ by at most one item, and all know the global lengths."""
     chosen = slice(part, None, num_parts)
-    return MicroBatch(
-        batch.rows[chosen], batch.starts[chosen], batch.num_samples[chosen], batch.global_num_samples
-    )
+    return MicroBatch(batch.rows[chosen], batch.starts[chosen], batch.num_samples[chosen], batch.global_num_samples)
 
 
 class GlobalBatchSampler(Sampler[MicroBatch]):
@@ -236,9 +232,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
             yield self.crop.resolve(rows, pass_index)
 
     def _order(self, pass_index: int) -> PassOrder:
-        return (
-            fixed_order(self.plan) if self.seed is None else order_of_pass(self.plan, self.seed, pass_index)
-        )
+        return fixed_order(self.plan) if self.seed is None else order_of_pass(self.plan, self.seed, pass_index)
 
 
 def _length_order(lengths_N: np.ndarray) -> np.ndarray:

@@ -82,9 +82,7 @@ def split_folders(settings: CorpusSettings) -> list[tuple[str, str]]:
     for split in settings.splits:
         folders = [os.path.join(home, split) for home in homes if os.path.isdir(os.path.join(home, split))]
         if not folders:
-            raise ValueError(
-                f"there is no split {split!r} in {', '.join(homes)}; it has {_subfolders(homes)}"
-            )
+            raise ValueError(f"there is no split {split!r} in {', '.join(homes)}; it has {_subfolders(homes)}")
         found += [(split, folder) for folder in folders]
     return found
 
@@ -130,15 +128,11 @@ def _home_of_splits(root: str, splits: Sequence[str]) -> str:
     children = [os.path.join(root, name) for name in sorted(os.listdir(root))]
     conventional = os.path.join(root, "LibriSpeech")
     for candidates in ([root], [conventional], children):
-        homes = [
-            home for home in candidates if any(os.path.isdir(os.path.join(home, split)) for split in splits)
-        ]
+        homes = [home for home in candidates if any(os.path.isdir(os.path.join(home, split)) for split in splits)]
         if len(homes) == 1:
             return homes[0]
         if homes:
-            raise ValueError(
-                f"{root} has several folders with these splits: name those to use, of {', '.join(homes)}"
-            )
+            raise ValueError(f"{root} has several folders with these splits: name those to use, of {', '.join(homes)}")
     return conventional if os.path.isdir(conventional) else root
 
 

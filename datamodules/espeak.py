@@ -50,9 +50,7 @@ class _Event(ctypes.Structure):
     ]
 
 
-_Callback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 class Utterance(NamedTuple):
@@ -145,9 +143,7 @@ def _speak_until(synthesizer: Synthesizer, request: dict[str, Any]) -> list[tupl
         if request["min_seconds"] <= len(utterance.samples) / SAMPLE_RATE <= request["max_seconds"]:
             kept.append((index, utterance))
             total += len(utterance.samples)
-    raise ValueError(
-        f"{len(request['texts'])} texts give {total / SAMPLE_RATE:.0f} s, not {request['seconds']} s"
-    )
+    raise ValueError(f"{len(request['texts'])} texts give {total / SAMPLE_RATE:.0f} s, not {request['seconds']} s")
 
 
 def main(request_path: str, result_path: str) -> None:

@@ -32,9 +32,7 @@ def is_finished(folder: Path, marker: str, settings: Mapping[str, Any], overwrit
     if not overwrite:
         names = sorted(name for name in {*found, *settings} if found.get(name) != settings.get(name))
         difference = ", ".join(f"{name} {found.get(name)} instead of {settings.get(name)}" for name in names)
-        raise ValueError(
-            f"{folder} was made with {difference}: set overwrite to replace it, or choose another output"
-        )
+        raise ValueError(f"{folder} was made with {difference}: set overwrite to replace it, or choose another output")
     return False
 
 

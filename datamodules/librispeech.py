@@ -83,9 +83,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         run_dir: str | None = None,
     ) -> None:
         super().__init__()
-        self.roots = tuple(
-            os.fspath(path) for path in ([root] if isinstance(root, str | os.PathLike) else root)
-        )
+        self.roots = tuple(os.fspath(path) for path in ([root] if isinstance(root, str | os.PathLike) else root))
         self.train_splits, self.val_splits = tuple(train_splits), tuple(val_splits)
         self.sample_rate, self.resample = sample_rate, resample
         self.batch_size, self.batch_seconds, self.val_batch_size = batch_size, batch_seconds, val_batch_size
@@ -217,15 +215,11 @@ class LibriSpeechDataModule(L.LightningDataModule):
         return batch._replace(waveforms=batch.waveforms.to(device, non_blocking=True))
 
     def _crop_rule(self, stage: str, seed: int | None) -> CropRule:
-        return CropRule(
-            self._require(stage, self._manifests).num_samples, self.max_samples, self.length, seed
-        )
+        return CropRule(self._require(stage, self._manifests).num_samples, self.max_samples, self.length, seed)
 
     def _dataset(self, stage: str) -> AudioDataset:
         manifest = self._require(stage, self._manifests)
-        return AudioDataset(
-            manifest, self.sample_rate, self.resample, self.on_bad_audio == "skip", self.run_dir
-        )
+        return AudioDataset(manifest, self.sample_rate, self.resample, self.on_bad_audio == "skip", self.run_dir)
 
     def _loader(self, stage: str, sampler: GlobalBatchSampler) -> ResumableLoader:
         self._loaders[stage] = ResumableLoader(self._dataset(stage), sampler, self.num_workers)

@@ -85,9 +85,7 @@ class AudioDataset(Dataset[AudioBatch]):
             self._report(row, error)
             return self._read_replacement(row, start, num_samples, error)
 
-    def _read_replacement(
-        self, row: int, start: int, num_samples: int, cause: BadAudioError
-    ) -> tuple[int, np.ndarray]:
+    def _read_replacement(self, row: int, start: int, num_samples: int, cause: BadAudioError) -> tuple[int, np.ndarray]:
         for other in _next_longer(self.manifest.num_samples, row, num_samples):
             latest = int(self.manifest.num_samples[other]) - num_samples
             try:
@@ -126,9 +124,7 @@ class ResumableLoader(DataLoader[AudioBatch]):
     batch_sampler: GlobalBatchSampler  # type: ignore[assignment]
     dataset: AudioDataset
 
-    def __init__(
-        self, dataset: AudioDataset, batch_sampler: GlobalBatchSampler, num_workers: int = 0
-    ) -> None:
+    def __init__(self, dataset: AudioDataset, batch_sampler: GlobalBatchSampler, num_workers: int = 0) -> None:
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,  # type: ignore[arg-type]

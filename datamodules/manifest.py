@@ -123,9 +123,7 @@ def load_manifest(settings: CorpusSettings, cache_dir: str | None = None) -> Man
     cache = _cache_folder(settings, cache_dir)
     pointer = os.path.join(cache, "current")
     if not os.path.isfile(pointer):
-        raise ValueError(
-            f"there is no manifest of {', '.join(settings.splits)} in {cache}; call prepare_data first"
-        )
+        raise ValueError(f"there is no manifest of {', '.join(settings.splits)} in {cache}; call prepare_data first")
     with open(pointer, encoding="utf-8") as file:
         return Manifest(os.path.join(cache, file.read()))
 
@@ -160,15 +158,11 @@ def _cache_folder(settings: CorpusSettings, cache_dir: str | None) -> str:
 
 def _list_corpus(settings: CorpusSettings) -> _Listing:
     files = list_files(split_folders(settings))
-    return _Listing(
-        files, _digest([f"{FORMAT}", *(f"{file.path} {file.size} {file.mtime_ns}" for file in files)])
-    )
+    return _Listing(files, _digest([f"{FORMAT}", *(f"{file.path} {file.size} {file.mtime_ns}" for file in files)]))
 
 
 def _write_columns(folder: str, rows: Sequence[Row]) -> None:
-    np.save(
-        os.path.join(folder, "num_samples.npy"), np.array([row.num_samples for row in rows], dtype=np.int64)
-    )
+    np.save(os.path.join(folder, "num_samples.npy"), np.array([row.num_samples for row in rows], dtype=np.int64))
     has_transcript = np.array([row.transcript is not None for row in rows], dtype=bool)
     np.save(os.path.join(folder, "has_transcript.npy"), has_transcript)
     StringColumn.write(folder, "path", [row.path for row in rows])

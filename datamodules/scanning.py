@@ -160,6 +160,4 @@ def _require_rows(audio: Sequence[CorpusFile], rows: Sequence[Row]) -> None:
     usable = {file.split for file in audio if file.path in used}
     for file in audio:
         if file.split not in usable:
-            raise ValueError(
-                f"nothing in the split {file.split!r} is usable: all of {file.folder} was skipped"
-            )
+            raise ValueError(f"nothing in the split {file.split!r} is usable: all of {file.folder} was skipped")

@@ -122,9 +122,7 @@ def plan_speakers(minutes: float, voices: int, seed: int) -> list[Speaker]:
     held_out = max(1, voices // 6)
     splits = ["dev-clean"] * held_out + ["test-clean"] * held_out
     splits += ["train-clean-100"] * (voices - len(splits))
-    return [
-        Speaker(1001 + number, split, VOICES[number], seconds, seed) for number, split in enumerate(splits)
-    ]
+    return [Speaker(1001 + number, split, VOICES[number], seconds, seed) for number, split in enumerate(splits)]
 
 
 def _library() -> dict[str, str]:
@@ -167,9 +165,7 @@ def _recordings(result: dict[str, NDArray[Any]], texts: Sequence[str]) -> Iterat
     phones = np.split(result["phones"], np.cumsum(result["num_phones"])[:-1])
     starts = np.split(result["phone_starts"], np.cumsum(result["num_phones"])[:-1])
     for index, spoken_T, phone, start in zip(result["text"], samples, phones, starts, strict=True):
-        resampled_T = soxr.resample(
-            spoken_T.astype(np.float32), espeak.SAMPLE_RATE, SAMPLE_RATE, quality="HQ"
-        )
+        resampled_T = soxr.resample(spoken_T.astype(np.float32), espeak.SAMPLE_RATE, SAMPLE_RATE, quality="HQ")
         samples_T = np.clip(np.rint(resampled_T), -(2**15), 2**15 - 1).astype(np.int16)
         events = list(zip(start.tolist(), phone.tolist(), strict=True))
         yield Recording(samples_T, transcript(texts[index]), phone_segments(events, len(spoken_T)))
@@ -229,9 +225,7 @@ def _write_tables(root: Path, chapters: dict[Speaker, list[tuple[int, float]]]) 
     for speaker, spoken in chapters.items():
         minutes = sum(seconds for _, seconds in spoken) / 60
         voice = speaker.voice
-        speakers.append(
-            f"{speaker.number} | {voice.sex} | {speaker.split:16} | {minutes:.2f} | eSpeak NG {voice.name}"
-        )
+        speakers.append(f"{speaker.number} | {voice.sex} | {speaker.split:16} | {minutes:.2f} | eSpeak NG {voice.name}")
         rows += [
             f"{chapter} | {speaker.number} | {seconds / 60:.2f} | {speaker.split:16} | 0 | 0 | - | Synthetic"
             for chapter, seconds in spoken

@@ -1,9 +1,7 @@
 """From what one device can hold to accumulation steps; the global batch stays what it is."""
 
 
-def accumulation_steps(
-    batch_size: int | None, num_devices: int, max_batch_per_device: int, given: int = 1
-) -> int:
+def accumulation_steps(batch_size: int | None, num_devices: int, max_batch_per_device: int, given: int = 1) -> int:
     """Micro-batches per optimizer step, the fewest with which no device holds too many utterances at once.
 
     Args:

@@ -79,9 +79,7 @@ def _as_matrix(layer: Layer) -> Tensor:
     """(N, D) float64 on the layer's own device."""
     layer_ND = torch.as_tensor(layer).detach().to(torch.float64)
     if layer_ND.ndim != 2 or not layer_ND.numel():
-        raise ValueError(
-            f"a layer has shape {tuple(layer_ND.shape)}; it must be (frames, features), neither zero"
-        )
+        raise ValueError(f"a layer has shape {tuple(layer_ND.shape)}; it must be (frames, features), neither zero")
     return layer_ND
 
 
@@ -92,8 +90,7 @@ def _check_comparable(rows: Sequence[Tensor], columns: Sequence[Tensor], measure
     widths = {layer_ND.shape[1] for layer_ND in [*rows, *columns]}
     if measure == "cosine" and len(widths) > 1:
         raise ValueError(
-            f"layers have widths {sorted(widths)}; cosine needs one width: project the layers first, or use "
-            f"cka"
+            f"layers have widths {sorted(widths)}; cosine needs one width: project the layers first, or use cka"
         )
 
 

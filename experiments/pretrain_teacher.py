@@ -122,9 +122,7 @@ def train(
 def write_model(folder: Path, hubert: HubertModel, phones: Sequence[str]) -> None:
     """Model, feature extractor (raw audio, as it was trained) and ``phones.json`` (class index -> phone)."""
     hubert.save_pretrained(folder)
-    extractor = Wav2Vec2FeatureExtractor(
-        sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True
-    )
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True)
     extractor.save_pretrained(folder)
     text = json.dumps(list(phones), ensure_ascii=False) + "\n"
     (folder / "phones.json").write_text(text, encoding="utf-8", newline="\n")

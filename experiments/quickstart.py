@@ -21,13 +21,13 @@ from transformers import HubertModel
 
 from callbacks.summary import hardware
 from datamodules.audio import read_audio
+from datamodules.phones import ProbeCorpus
 from experiments.analysis import layer_similarity
 from experiments.report.build import build_report
 from experiments.report.document import ReferenceRow, ReportNotes, ReportRun
 from experiments.runs import RunFolder, git_commit, write_atomically
 from experiments.training import DistillationCLI
 from lightning_modules.export import load_student
-from datamodules.phones import ProbeCorpus
 from lightning_modules.probe import phone_probe
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,7 @@ class Size:
     budget: dict[str, int]
 
 
-FULL = Size(
-    20.0, 160, 8, 17, 400, {"corpus": 5, "teacher": 160, "each of 4 students": 90, "each of 6 probes": 20}
-)
+FULL = Size(20.0, 160, 8, 17, 400, {"corpus": 5, "teacher": 160, "each of 4 students": 90, "each of 6 probes": 20})
 FAST = Size(4.0, 30, 4, 5, 100, {"corpus": 3, "teacher": 35, "each of 4 students": 12, "each of 6 probes": 4})
 
 # System -> shipped config. GradStack has the prediction-style loss, as in the paper.
@@ -138,9 +136,7 @@ def _student(folder: Path, config: str) -> HubertModel:
     return load_student(folder / "students" / config / "checkpoints" / "last.ckpt").model.eval()
 
 
-def _probe_all(
-    console: Console, folder: Path, root: Path, size: Size, seed: int
-) -> dict[str, dict[str, Any]]:
+def _probe_all(console: Console, folder: Path, root: Path, size: Size, seed: int) -> dict[str, dict[str, Any]]:
     """Probe results of teacher, untrained twin and students, each kept in ``probes/NAME.json``."""
     results: dict[str, dict[str, Any]] = {}
     corpus: ProbeCorpus | None = None
@@ -157,9 +153,7 @@ def _probe_all(
     return results
 
 
-def _rows(
-    folder: Path, root: Path, probes: dict[str, dict[str, Any]]
-) -> tuple[list[ReportRun], list[ReferenceRow]]:
+def _rows(folder: Path, root: Path, probes: dict[str, dict[str, Any]]) -> tuple[list[ReportRun], list[ReferenceRow]]:
     teacher = HubertModel.from_pretrained(folder / "teacher").eval()
     waveforms = [torch.from_numpy(read_audio(str(path))) for path in sorted(root.glob("test-clean/*/*/*.flac"))[:12]]
     teacher_layers = _hidden_states(teacher, waveforms)
@@ -171,9 +165,7 @@ def _rows(
             "student and teacher (CKA)": layer_similarity(layers, teacher_layers),
         }
         probe = probes[config]
-        runs.append(
-            ReportRun(folder / "students" / config, label, probe["per"], probe["layer_weights"], similarity)
-        )
+        runs.append(ReportRun(folder / "students" / config, label, probe["per"], probe["layer_weights"], similarity))
     size = sum(parameter.numel() for parameter in teacher.parameters())
     references = [
         ReferenceRow("teacher", probes["teacher"]["per"], size),

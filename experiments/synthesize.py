@@ -3,9 +3,7 @@
 from datamodules.synthetic import synthesize_corpus
 
 
-def synthesize(
-    output: str, minutes: float = 20.0, voices: int = 12, seed: int = 0, overwrite: bool = False
-) -> None:
+def synthesize(output: str, minutes: float = 20.0, voices: int = 12, seed: int = 0, overwrite: bool = False) -> None:
     """Make a corpus of synthetic English speech in LibriSpeech layout, with phone alignments beside it.
 
     It takes seconds and needs `pip install 'interstack[synthetic]'` (eSpeak NG, GPL-3.0). A corpus that is

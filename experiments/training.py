@@ -71,13 +71,10 @@ def default_name(args: list[str]) -> str:
 
 def _refuse_half_precision_on_cpu(trainer: Any) -> None:
     """Lightning would train in bf16-mixed instead, with only a warning."""
-    on_cpu = trainer.accelerator == "cpu" or (
-        trainer.accelerator == "auto" and not torch.accelerator.is_available()
-    )
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
     if on_cpu and str(trainer.precision) in ("16-mixed", "16"):
         raise ValueError(
-            f"trainer.precision={trainer.precision} needs a GPU, and this run is on a CPU: use 32-true or "
-            "bf16-mixed"
+            f"trainer.precision={trainer.precision} needs a GPU, and this run is on a CPU: use 32-true or bf16-mixed"
         )
 
 
@@ -99,8 +96,7 @@ class DistillationCLI(LightningCLI):
             load_from_checkpoint_support=False,  # DistillationModule saves plain hyper-parameters itself
             args=self._arguments,
             parser_kwargs={
-                name: {"prog": f"interstack {name}", "description": help_}
-                for name, help_ in _DESCRIPTIONS.items()
+                name: {"prog": f"interstack {name}", "description": help_} for name, help_ in _DESCRIPTIONS.items()
             },
         )
 
@@ -116,9 +112,7 @@ class DistillationCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(NonFiniteGuard, "guard")
         parser.add_class_arguments(WandbSettings, "wandb")
-        parser.add_argument(
-            "--name", type=str, default=default_name(self._arguments), help="Name of the run's folder."
-        )
+        parser.add_argument("--name", type=str, default=default_name(self._arguments), help="Name of the run's folder.")
         parser.add_argument("--runs_dir", type=str, default="runs", help="Folder that holds the runs.")
         parser.add_argument("--log_samples", type=bool, default=True, help="Log spectrograms once per run.")
         parser.add_argument(
@@ -162,8 +156,11 @@ class DistillationCLI(LightningCLI):
         if config.trainer.logger is None:
             kwargs["logger"] = (
                 build_loggers(
-                    self.run_folder.path, config.name, self.config_init[self.subcommand].wandb,
-                    run_id=self.run_folder.wandb_id, config=self.config_dump,
+                    self.run_folder.path,
+                    config.name,
+                    self.config_init[self.subcommand].wandb,
+                    run_id=self.run_folder.wandb_id,
+                    config=self.config_dump,
                 )
                 if fitting
                 else False

@@ -28,6 +28,7 @@ from lightning_modules.stopwatch import StepStopwatch
 from lightning_modules.student import Student, StudentConfig
 from lightning_modules.teacher import Teacher, build_teacher, normalize_waveforms
 
+
 class Batch(Protocol):
     """What the module needs of a batch; ``datamodules`` makes them."""
 
@@ -135,9 +136,7 @@ class DistillationModule(L.LightningModule):
 
     def parameter_groups(self) -> ParameterGroups:
         """The optimizer's groups in canonical order; the one source for a new optimizer and for a growth."""
-        modules: Iterator[tuple[str, nn.Module]] = iter(
-            [("student", self.student), ("objective", self.objective)]
-        )
+        modules: Iterator[tuple[str, nn.Module]] = iter([("student", self.student), ("objective", self.objective)])
         return parameter_groups(modules, self.optimizer_config.weight_decay)
 
     def steps_per_epoch(self) -> int:

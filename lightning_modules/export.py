@@ -80,9 +80,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _load_folder(folder: Path) -> StudentCheckpoint:
     if not (folder / META_FILE).is_file():
-        raise ValueError(
-            f"{str(folder)!r} holds no {META_FILE}: give a .ckpt file, or what `interstack export` wrote"
-        )
+        raise ValueError(f"{str(folder)!r} holds no {META_FILE}: give a .ckpt file, or what `interstack export` wrote")
     meta = _checked(json.loads((folder / META_FILE).read_text()), folder / META_FILE)
     return StudentCheckpoint(HubertModel.from_pretrained(folder).eval(), meta)
 
@@ -146,9 +144,7 @@ def _refuse_used(output: Path, overwrite: bool) -> None:
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not overwrite:
-        raise ValueError(
-            f"output folder {str(output)!r} is not empty: give another one, or set overwrite=true"
-        )
+        raise ValueError(f"output folder {str(output)!r} is not empty: give another one, or set overwrite=true")
     if not (output / META_FILE).is_file():  # someone's files, which a slip must not delete
         raise ValueError(f"output folder {str(output)!r} is no earlier export, so it stays: give another one")
 

@@ -147,9 +147,7 @@ class Objective(nn.Module):
         teacher_layers: depth of the teacher.
     """
 
-    def __init__(
-        self, config: ObjectiveConfig, student_width: int, teacher_width: int, teacher_layers: int
-    ) -> None:
+    def __init__(self, config: ObjectiveConfig, student_width: int, teacher_width: int, teacher_layers: int) -> None:
         super().__init__()
         self.config = config
         self.distance = DISTANCES[config.distance]

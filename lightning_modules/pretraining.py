@@ -58,9 +58,7 @@ class PretrainingConfig:
                 "(the groups of the positional convolution)"
             )
         if self.num_layers % 3:
-            raise ValueError(
-                f"num_layers={self.num_layers} must be a multiple of 3: the losses stand at its thirds"
-            )
+            raise ValueError(f"num_layers={self.num_layers} must be a multiple of 3: the losses stand at its thirds")
         if self.crop_seconds < 0.025 or self.batch_size < 1:
             raise ValueError(
                 f"batch_size={self.batch_size} must be at least 1, "
@@ -101,9 +99,7 @@ def initial_model(config: PretrainingConfig, seed: int) -> HubertModel:
 
 def supervised_loss(logits: Sequence[Tensor], labels_BF: Tensor) -> Tensor:
     """Mean over layers of the cross entropy of (B, F, C) logits, over the frames that are not padding."""
-    return torch.stack(
-        [nn.functional.cross_entropy(x_BFC.transpose(1, 2), labels_BF) for x_BFC in logits]
-    ).mean()
+    return torch.stack([nn.functional.cross_entropy(x_BFC.transpose(1, 2), labels_BF) for x_BFC in logits]).mean()
 
 
 class Batch(Protocol):

@@ -193,9 +193,7 @@ class Student(nn.Module):
         hidden_BFD = hubert._mask_hidden_states(hidden_BFD, attention_mask=cast(torch.LongTensor, valid_BF))
         if valid_BF is not None:
             hidden_BFD = hidden_BFD.masked_fill(~valid_BF.unsqueeze(-1), 0.0)
-        mask = create_bidirectional_mask(
-            config=hubert.config, inputs_embeds=hidden_BFD, attention_mask=valid_BF
-        )
+        mask = create_bidirectional_mask(config=hubert.config, inputs_embeds=hidden_BFD, attention_mask=valid_BF)
         hidden_BFD = encoder.layer_norm(hidden_BFD + encoder.pos_conv_embed(hidden_BFD))
         hidden_states = [encoder.dropout(hidden_BFD)]
         if self.config.compile:

@@ -108,9 +108,7 @@ class Teacher(nn.Module, ABC):
         """
         for layer in [*hidden, *([] if output is None else [output])]:
             if not 1 <= layer <= self.num_layers:
-                raise ValueError(
-                    f"teacher layer {layer} is out of range: choose layers from 1 to {self.num_layers}"
-                )
+                raise ValueError(f"teacher layer {layer} is out of range: choose layers from 1 to {self.num_layers}")
         self.hidden_layers, self._output_layer = tuple(sorted(set(hidden))), output
 
     def spec(self) -> dict[str, Any]:
@@ -248,9 +246,7 @@ def _load_config(model: str, revision: str | None) -> Any:
     except (OSError, ValueError) as error:
         raise ValueError(_not_found(model, error)) from error
     if not all(hasattr(config, name) for name in CONV_FIELDS):
-        raise ValueError(
-            f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}"
-        )
+        raise ValueError(f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}")
     return config
 
 
@@ -283,8 +279,7 @@ def _load_model(model: str, revision: str | None, attn_implementation: str | Non
         )
     if not hasattr(encoder, "feature_extractor") or not hasattr(getattr(encoder, "encoder", None), "layers"):
         raise ValueError(
-            f"teacher {model!r} ({type(encoder).__name__}) has no feature_extractor or no encoder.layers: "
-            f"{ADVICE}"
+            f"teacher {model!r} ({type(encoder).__name__}) has no feature_extractor or no encoder.layers: {ADVICE}"
         )
     if getattr(encoder, "adapter", None) is not None:
         encoder.adapter = None  # shortens the frames of last_hidden_state for a decoder; no layer's output

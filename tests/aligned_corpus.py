@@ -24,9 +24,7 @@ def save_aligned_corpus(root: Path, splits: dict[str, int], seed: int = 0) -> Pa
             for phone in ("SIL", *generator.permutation(list(TONES)), "SIL"):
                 length = int(generator.integers(2000, 4000))
                 times = np.arange(length) / RATE
-                pieces.append(
-                    0.3 * np.sin(2 * np.pi * TONES[phone] * times) if phone in TONES else np.zeros(length)
-                )
+                pieces.append(0.3 * np.sin(2 * np.pi * TONES[phone] * times) if phone in TONES else np.zeros(length))
                 segments.append(Segment(str(phone), position / RATE, (position + length) / RATE))
                 position += length
             waveform_T = np.concatenate(pieces) + 0.003 * generator.standard_normal(position)

@@ -48,9 +48,7 @@ def save_teacher(folder: Path, layers: int = 4, width: int = 16) -> Path:
     return folder
 
 
-def save_corpus(
-    root: Path, splits: dict[str, int], seconds: tuple[float, float] = (0.3, 0.8), seed: int = 0
-) -> Path:
+def save_corpus(root: Path, splits: dict[str, int], seconds: tuple[float, float] = (0.3, 0.8), seed: int = 0) -> Path:
     """Coloured noise in LibriSpeech layout, three utterances to a chapter, with transcripts."""
     generator = np.random.default_rng(seed)
     for number, (split, utterances) in enumerate(splits.items()):

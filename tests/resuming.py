@@ -56,9 +56,7 @@ class Recorder(Callback):
     batches: list[tuple[int, int, float, list[int], float]] = field(default_factory=list)
     validations: list[tuple[int, float]] = field(default_factory=list)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         row = (trainer.current_epoch, batch_idx, float(outputs["loss"]), batch.index.tolist(), rate)
         self.batches.append(row)
@@ -135,7 +133,7 @@ def file_differences(one: Path, other: Path) -> list[str]:
 def resume_problems(whole: Path, reference: Recorder, resumed: Path, run: Recorder, start: Path) -> list[str]:
     """What a run resumed from ``start`` did otherwise than the uninterrupted one from there on."""
     done = torch.load(start, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
-    expected = reference.batches[done["completed"] :]
+    expected = reference.batches[done["processed"] :]
     problems = [f"{len(run.batches)} batches instead of {len(expected)}"] if len(run.batches) != len(expected) else []
     problems += [f"batch {b} instead of {a}" for a, b in zip(expected, run.batches, strict=False) if a != b]
     last = reference.validations[len(reference.validations) - len(run.validations) :]

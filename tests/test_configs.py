@@ -62,7 +62,9 @@ def test_config_trains_grows_and_resumes_exactly(
     DistillationCLI([*arguments, "--ckpt_path", str(early)])
     second = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     for name, value in first["state_dict"].items():
-        assert value == second["state_dict"][name] if isinstance(value, dict) else torch.equal(
-            value, second["state_dict"][name]
+        assert (
+            value == second["state_dict"][name]
+            if isinstance(value, dict)
+            else torch.equal(value, second["state_dict"][name])
         )
     assert (run / "config_2.yaml").is_file()

@@ -16,7 +16,11 @@ def test_wheel_holds_code_and_data_and_runs_elsewhere(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(site)
-    for needed in ("experiments/configs/interleave_equal.yaml", "experiments/report/page.html", "datamodules/grammar.txt"):
+    for needed in (
+        "experiments/configs/interleave_equal.yaml",
+        "experiments/report/page.html",
+        "datamodules/grammar.txt",
+    ):
         assert needed in names
     assert not [name for name in names if name.startswith("tests/")]
     code = (

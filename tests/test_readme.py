@@ -1,4 +1,4 @@
-"""Every command of the README runs: as it stands, shrunk, or (what needs a corpus, GPUs or a network) with --print_config."""
+"""Every command of the README runs: as it stands, shrunk, or (what needs a corpus or GPUs) with --print_config."""
 
 import json
 import re

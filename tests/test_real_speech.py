@@ -45,10 +45,9 @@ def fit(real_data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_every_policy_grows_the_papers_student(
     policy: str, offset: str, real_data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = fit(
-        real_data, teacher, tmp_path, monkeypatch, "--growth.policy", policy, "--growth.offset", offset, "--trainer.limit_train_batches", "1",
-        "--trainer.limit_val_batches", "0", "--checkpoint.keep_stages", "false",
-    )  # fmt: skip
+    few = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "0"]
+    few += ["--checkpoint.keep_stages", "false", "--growth.policy", policy, "--growth.offset", offset]
+    run = fit(real_data, teacher, tmp_path, monkeypatch, *few)
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["depth"], summary["parameters"], summary["steps"]) == (12, 26_872_960, 4)
     events = json.loads((run / "growth.json").read_text())

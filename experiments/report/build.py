@@ -47,9 +47,7 @@ def build_report(
     pairs = read_runs(runs)
     report = assemble(pairs, references, notes)
     pictures = draw_all(pairs, references)
-    plots = {
-        picture.name: write_atomic(output / f"{picture.name}.png", picture.png()) for picture in pictures
-    }
+    plots = {picture.name: write_atomic(output / f"{picture.name}.png", picture.png()) for picture in pictures}
     shown = [(plots[picture.name].name, picture.heading, picture.caption) for picture in pictures]
     return ReportPaths(
         markdown=write_atomic(output / "report.md", markdown(report, shown)),

@@ -170,11 +170,7 @@ def _measured_row(run: ReportRun, log: RunLog, full: RunLog | None) -> ResultRow
 
 
 def _footnotes(pairs: Sequence[Pair], rows: Sequence[ResultRow], full: RunLog | None) -> list[str]:
-    notes = [
-        f"{run.label}: the run has not finished, its row is incomplete."
-        for run, log in pairs
-        if not log.finished
-    ]
+    notes = [f"{run.label}: the run has not finished, its row is incomplete." for run, log in pairs if not log.finished]
     for row in rows:
         broken = [name for name, value in asdict(row).items() if value is not None and _finite(value) is None]
         if broken:

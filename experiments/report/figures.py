@@ -46,9 +46,7 @@ class Picture:
 
         buffer = io.StringIO()
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):
-            self.figure.savefig(
-                buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-            )
+            self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
         svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
@@ -118,9 +116,7 @@ def log_scale(axes: "Axes", values: NDArray[np.float64]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def label_ends(
-    figure: "Figure", axes: "Axes", ends: dict[int, tuple[float, float]], labels: Sequence[str]
-) -> None:
+def label_ends(figure: "Figure", axes: "Axes", ends: dict[int, tuple[float, float]], labels: Sequence[str]) -> None:
     """A marker at each curve's end and its name in the right margin, joined by a thin line."""
     axes.set_xmargin(0.02)
     axes.autoscale_view()
@@ -130,9 +126,7 @@ def label_ends(
     places = spread(list(wanted.values()), gap=1.45 * FONT / height)
     for (index, (x, y)), place in zip(ends.items(), places, strict=True):
         colour = series_colour(index)
-        axes.plot(
-            [x], [y], MARKERS[index % len(MARKERS)], color=colour, markersize=5.5, clip_on=False, zorder=4
-        )
+        axes.plot([x], [y], MARKERS[index % len(MARKERS)], color=colour, markersize=5.5, clip_on=False, zorder=4)
         axes.annotate(
             labels[index], (x, y), (1.04, place), xycoords="data", textcoords="axes fraction", color=colour,
             fontsize=FONT, va="center", annotation_clip=False,
@@ -140,9 +134,7 @@ def label_ends(
         )  # fmt: skip
 
 
-def label_points(
-    figure: "Figure", axes: "Axes", points: dict[int, tuple[float, float]], labels: Sequence[str]
-) -> None:
+def label_points(figure: "Figure", axes: "Axes", points: dict[int, tuple[float, float]], labels: Sequence[str]) -> None:
     """The name of each point beside it, covering no other name and no point."""
     figure.draw_without_rendering()
     scale = figure.dpi / 72

@@ -75,9 +75,7 @@ def layer_weights(pairs: Sequence[Pair]) -> Picture | None:
 
 def _heat_map(axes: "Axes", matrix: NDArray[np.float64], low: float, log: RunLog) -> Any:
     """One matrix, first layer at the bottom; the strip needs an ancestry that fits the rows."""
-    image = axes.imshow(
-        matrix, cmap="cividis", vmin=low, vmax=1, origin="lower", interpolation="none", aspect="auto"
-    )
+    image = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=1, origin="lower", interpolation="none", aspect="auto")
     axes.grid(False)
     axes.spines[:].set_visible(False)
     rows, columns = matrix.shape

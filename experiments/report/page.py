@@ -20,9 +20,7 @@ def page(report: Report, pictures: Sequence[Picture]) -> str:
         light=css_variables(LIGHT),
         dark=css_variables(DARK),
         caveats=_each("p", notes.caveats),
-        results=html_table(
-            RESULT_COLUMNS, report.rows, "PER and losses: lower is better. Speed-up: higher is better."
-        ),
+        results=html_table(RESULT_COLUMNS, report.rows, "PER and losses: lower is better. Speed-up: higher is better."),
         footnotes=_each("li", [*report.footnotes, *COLUMN_NOTES]),
         pictures="\n".join(_figure(picture) for picture in pictures),
         published=html_table(PUBLISHED_COLUMNS, report.published, PUBLISHED_NOTE),

@@ -106,9 +106,7 @@ def depth_vs_step(pairs: Sequence[Pair]) -> Picture | None:
         profile = log.depth_profile()
         steps = [start for start, _ in profile] + [log.steps or 0]
         depths = np.array([depth for _, depth in profile] + [profile[-1][1]]) + shift
-        axes.step(
-            steps, depths, where="post", lw=1.8, color=series_colour(index), linestyle=series_dash(index)
-        )
+        axes.step(steps, depths, where="post", lw=1.8, color=series_colour(index), linestyle=series_dash(index))
         ends[index] = (float(steps[-1]), float(depths[-1]))
     depths_seen = {depth for index in known for _, depth in pairs[index][1].depth_profile()}
     axes.set_yticks(sorted(depths_seen))

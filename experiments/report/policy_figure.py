@@ -97,9 +97,7 @@ def _panel(policy: str, note: str, x: float, y: float) -> str:
             _layer(left, base - (layer + 1) * (BOX_HEIGHT + GAP), stage.ancestry[layer], stage.new[layer])
             for layer in range(len(stage.ancestry))
         ]
-        parts.append(
-            _text(left + BOX_WIDTH / 2, base + 14, str(len(stage.ancestry)), MUTED, 11, anchor="middle")
-        )
+        parts.append(_text(left + BOX_WIDTH / 2, base + 14, str(len(stage.ancestry)), MUTED, 11, anchor="middle"))
     return "".join(parts)
 
 
@@ -121,16 +119,13 @@ def _legend(x: float, y: float) -> str:
         (_layer(x, y + 102, None, True), "new fresh layer"),
     ]
     parts = [
-        box + _text(x + BOX_WIDTH + 8, y + 62 + 26 * place, text, INK, 11)
-        for place, (box, text) in enumerate(lines)
+        box + _text(x + BOX_WIDTH + 8, y + 62 + 26 * place, text, INK, 11) for place, (box, text) in enumerate(lines)
     ]
     parts += [_text(x, y + 146 + 16 * place, line, MUTED, 11) for place, line in enumerate(LEGEND)]
     return "".join(parts)
 
 
-def _text(
-    x: float, y: float, text: str, fill: str, size: int, weight: str = "400", anchor: str = "start"
-) -> str:
+def _text(x: float, y: float, text: str, fill: str, size: int, weight: str = "400", anchor: str = "start") -> str:
     return (
         f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="{weight}" fill="{fill}" '
         f'text-anchor="{anchor}">{escape(text)}</text>\n'

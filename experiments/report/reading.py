@@ -140,9 +140,7 @@ def read_metrics(path: Path) -> dict[str, Series]:
             try:
                 _merge_row(columns, row)
             except (TypeError, ValueError):
-                raise ValueError(
-                    f"{path}: line {reader.line_num} holds a value that is not a number"
-                ) from None
+                raise ValueError(f"{path}: line {reader.line_num} holds a value that is not a number") from None
     return {name: _series(values) for name, values in columns.items()}
 
 

@@ -68,9 +68,7 @@ class Recorder(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.before.setdefault(trainer.global_step, weights(pl_module.student))
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.after.setdefault(trainer.global_step, weights(pl_module.student))
         if self.ema is not None:
             assert self.ema.student.depth == pl_module.student.depth
@@ -105,9 +103,7 @@ class Run:
         if ema_first:
             callbacks.reverse()
         saving = RunCheckpoint(every_n_steps=1, keep=100)
-        self.trainer = make_trainer(
-            folder, *callbacks, self.recorder, saving, enable_checkpointing=True, **settings
-        )
+        self.trainer = make_trainer(folder, *callbacks, self.recorder, saving, enable_checkpointing=True, **settings)
         self.module = make_module(teacher)
         data = make_data(corpus, folder / "cache")
         self.trainer.fit(self.module, datamodule=data, ckpt_path=str(ckpt_path) if ckpt_path else None)
@@ -180,9 +176,7 @@ def test_average_equals_the_plain_loop_and_resumes_bit_for_bit(
         assert distance(run.recorder.averages[12], wrong[12]) > 1e-4
     # Resume: in the middle of the first stage, at a boundary before its growth, and in a deep stage.
     for step in (2, 3, 10):
-        resumed = Run(
-            tmp_path / str(step), teacher, corpus, policy, StudentEMA(DECAY), run.checkpoint(step)
-        )
+        resumed = Run(tmp_path / str(step), teacher, corpus, policy, StudentEMA(DECAY), run.checkpoint(step))
         assert min(resumed.recorder.after) == step + 1
         for later in range(step + 1, 13):
             assert equal(resumed.recorder.after[later], run.recorder.after[later])
@@ -214,9 +208,7 @@ def test_training_does_not_see_the_average(tmp_path: Path, teacher: Path, corpus
 
 
 def test_updates_every_n_steps_and_in_accumulation(tmp_path: Path, teacher: Path, corpus: Path) -> None:
-    run = Run(
-        tmp_path, teacher, corpus, ema=StudentEMA(DECAY, every_n_steps=2), accumulate_grad_batches=2
-    )
+    run = Run(tmp_path, teacher, corpus, ema=StudentEMA(DECAY, every_n_steps=2), accumulate_grad_batches=2)
     expected = reference(run, "interleaved", every_n_steps=2)
     assert max(distance(run.recorder.averages[step], expected[step]) for step in expected) < 1e-6
     assert equal(run.recorder.averages[1], run.recorder.averages[2])
@@ -224,9 +216,7 @@ def test_updates_every_n_steps_and_in_accumulation(tmp_path: Path, teacher: Path
 
 
 @pytest.mark.parametrize("ema_first", [False, True])
-def test_order_of_the_callbacks_does_not_matter(
-    ema_first: bool, tmp_path: Path, teacher: Path, corpus: Path
-) -> None:
+def test_order_of_the_callbacks_does_not_matter(ema_first: bool, tmp_path: Path, teacher: Path, corpus: Path) -> None:
     run = Run(tmp_path, teacher, corpus, ema=StudentEMA(DECAY), ema_first=ema_first, max_epochs=4)
     assert distance(run.recorder.averages[12], reference(run, "interleaved")[12]) < 1e-6
 
@@ -324,4 +314,6 @@ def test_the_command_line_turns_it_on(
     assert (ema.decay, ema.student.depth) == (0.9, 2)
     assert equal(weights(ema.student), weights(cli.model.student))
     checkpoint = torch.load(tmp_path / "averaged" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert not equal(checkpoint["state_dict"], checkpoint["current_model_state"])
+    name = "student.hubert.encoder.layers.1.attention.q_proj.weight"
+    assert torch.equal(checkpoint["state_dict"][name], ema.student.state_dict()[name.removeprefix("student.")])
+    assert not torch.equal(checkpoint["state_dict"][name], checkpoint["current_model_state"][name])

@@ -198,9 +198,7 @@ def test_every_policy_needs_a_target_above_the_depth(policy: str, depth: int, ta
 
 
 def test_an_unknown_policy_lists_the_names() -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown policy 'interleave': .*gradual, identity, interleaved, lidas"
-    ):
+    with pytest.raises(ValueError, match=r"unknown policy 'interleave': .*gradual, identity, interleaved, lidas"):
         make_plan("interleave", 3, 6)
     with pytest.raises(ValueError, match="unknown policy 'x'"):
         default_stages("x")

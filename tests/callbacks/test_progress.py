@@ -60,9 +60,7 @@ def fit(folder: Path, bar: DistillationProgressBar, num_batches: int = 50) -> No
     trainer.fit(Tiny(), loader)
 
 
-def test_on_a_terminal_the_bar_shows_depth_loss_and_throughput(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_terminal_the_bar_shows_depth_loss_and_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     fit(tmp_path, DistillationProgressBar())

@@ -40,9 +40,7 @@ class Recorder(Callback):
         self.depths: list[int] = []
         self.rates: list[float] = []
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(float(outputs["loss"]))
         self.depths.append(pl_module.student.depth)
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
@@ -67,9 +65,7 @@ def test_the_table_covers_every_policy() -> None:
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_every_policy_grows_through_its_stages(
-    policy: str, tmp_path: Path, teacher: Path, corpus: Path
-) -> None:
+def test_every_policy_grows_through_its_stages(policy: str, tmp_path: Path, teacher: Path, corpus: Path) -> None:
     stages = POLICY_STAGES[policy]
     _, module, recorder = fit(tmp_path, teacher, corpus, make_stacking(policy))
     assert module.student.depth == 4
@@ -105,9 +101,7 @@ def test_optimizer_state_after_a_growth(setting: str, tmp_path: Path, teacher: P
     seen: dict[str, list[bool]] = {}
 
     class Look(Callback):
-        def on_train_batch_start(
-            self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int
-        ) -> None:
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
             if trainer.current_epoch == 1 and batch_idx == 0:  # right after 1 -> 2, plan [0, 0]
                 state = trainer.optimizers[0].state
                 layers = pl_module.student.hubert.encoder.layers
@@ -186,9 +180,7 @@ def test_two_optimizers_are_refused(tmp_path: Path, teacher: Path, corpus: Path)
         trainer.fit(module, datamodule=make_data(corpus, tmp_path / "cache"))
 
 
-def test_a_deeper_checkpoint_than_the_schedule_is_refused(
-    tmp_path: Path, teacher: Path, corpus: Path
-) -> None:
+def test_a_deeper_checkpoint_than_the_schedule_is_refused(tmp_path: Path, teacher: Path, corpus: Path) -> None:
     class Deeper(Callback):
         def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
             pl_module.student.grow([0, 0, 0])

@@ -160,9 +160,7 @@ def test_the_sample_rate_is_the_data_modules(tmp_path: Path) -> None:
 
 def test_validation_sanity_checks_and_checkpoints_are_not_training_time(tmp_path: Path) -> None:
     callback = ThroughputCallback()
-    trainer, logger = make_trainer(
-        tmp_path, callback, SlowCheckpoint(), num_sanity_val_steps=1, val_check_interval=2
-    )
+    trainer, logger = make_trainer(tmp_path, callback, SlowCheckpoint(), num_sanity_val_steps=1, val_check_interval=2)
     started = time.perf_counter()
     trainer.fit(Validated(), batches(4), batches(1))
     # Three validation batches and four checkpoints of 0.2 s each lie outside.
@@ -286,9 +284,7 @@ def test_on_a_gpu_parts_add_up_to_wall_clock(tmp_path: Path) -> None:
                     matrix = matrix @ matrix
             return self.linear(batch.waveforms).mean() + (matrix @ matrix).mean() * 0
 
-    trainer, logger = make_trainer(
-        tmp_path, ThroughputCallback(every_n_steps=20), accelerator="gpu", devices=1
-    )
+    trainer, logger = make_trainer(tmp_path, ThroughputCallback(every_n_steps=20), accelerator="gpu", devices=1)
     trainer.fit(Heavy(sleep=False), batches(40))
     row = logger.rows[-1]
     assert row["perf/teacher_ms"] > 10 * row["perf/student_ms"] / 2

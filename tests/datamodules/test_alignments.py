@@ -143,10 +143,7 @@ def test_labels_of_a_crop_are_a_slice_of_the_whole() -> None:
 def test_labels_at_another_rate() -> None:
     phones = ["SIL", "h", "l", "\u0259"]
     doubled = [Segment(s.phone, s.start_seconds * 2, s.end_seconds * 2) for s in HELLO]
-    assert (
-        frame_labels(doubled, 30, phones, sample_rate=8000).tolist()
-        == frame_labels(HELLO, 30, phones).tolist()
-    )
+    assert frame_labels(doubled, 30, phones, sample_rate=8000).tolist() == frame_labels(HELLO, 30, phones).tolist()
 
 
 def test_unknown_phone_is_an_error() -> None:

@@ -41,9 +41,7 @@ def test_resampled_length_is_what_the_header_promises(tmp_path: Path, rate: int,
     whole_T = read_audio(path, resample=True)
     assert len(whole_T) == promised == resampled_length(num_samples, rate, 16000)
     middle = promised // 2
-    np.testing.assert_array_equal(
-        read_audio(path, start=middle, stop=promised, resample=True), whole_T[middle:]
-    )
+    np.testing.assert_array_equal(read_audio(path, start=middle, stop=promised, resample=True), whole_T[middle:])
 
 
 def test_resampling_keeps_a_tone(tmp_path: Path) -> None:

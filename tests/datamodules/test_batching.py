@@ -39,12 +39,8 @@ def plan_of(kind: str, lengths_N: np.ndarray = LENGTHS_N) -> BatchPlan:
     return plan_by_samples(effective_N, 200 * 16000)
 
 
-def sampler_of(
-    kind: str = "utterances", length: str = "crop", seed: int = 0, **cut_by: int
-) -> GlobalBatchSampler:
-    return GlobalBatchSampler(
-        plan_of(kind), CropRule(LENGTHS_N, MAX_SAMPLES, length, seed), seed=seed, **cut_by
-    )
+def sampler_of(kind: str = "utterances", length: str = "crop", seed: int = 0, **cut_by: int) -> GlobalBatchSampler:
+    return GlobalBatchSampler(plan_of(kind), CropRule(LENGTHS_N, MAX_SAMPLES, length, seed), seed=seed, **cut_by)
 
 
 def as_lists(batches: list[MicroBatch]) -> list[list[list[int]]]:
@@ -116,9 +112,7 @@ def test_seconds_batches_are_well_filled() -> None:
 
 
 def test_an_utterance_longer_than_a_seconds_batch_is_an_error() -> None:
-    with pytest.raises(
-        ValueError, match=r"160000 samples, but the longest .* has 250000; raise batch_seconds"
-    ):
+    with pytest.raises(ValueError, match=r"160000 samples, but the longest .* has 250000; raise batch_seconds"):
         plan_by_samples(np.array([100, MAX_SAMPLES]), 160_000)
 
 

@@ -57,9 +57,7 @@ def test_files_are_audio_and_transcripts_in_a_fixed_order(tmp_path: Path) -> Non
     utterance(tmp_path, 0).with_name("notes.txt").write_text("ignored")
     files = list_files(split_folders(settings(tmp_path)))
     names = ["0000.flac", "0001.flac", "0002.wav", "0003.mp3"]
-    assert [file.relative for file in files if file.is_audio] == [
-        f"train/19/198/19-198-{name}" for name in names
-    ]
+    assert [file.relative for file in files if file.is_audio] == [f"train/19/198/19-198-{name}" for name in names]
     assert [Path(file.path).name for file in files if not file.is_audio] == ["19-198.trans.txt"]
     assert files[0].speaker == "19"
     assert files[0].size == utterance(tmp_path, 0).stat().st_size

@@ -175,9 +175,7 @@ def test_a_trainer_sees_every_accumulation_step(corpus: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("step", [1, 5, 6])
-def test_a_resumed_run_sees_what_it_would_have_seen(
-    corpus: Path, tmp_path: Path, step: int, num_workers: int
-) -> None:
+def test_a_resumed_run_sees_what_it_would_have_seen(corpus: Path, tmp_path: Path, step: int, num_workers: int) -> None:
     data = data_of(corpus, num_workers=num_workers)
     whole = fit(data, tmp_path).seen
     rest = fit(data_of(corpus, num_workers=num_workers), resume=tmp_path / f"{step}.ckpt").seen
@@ -229,9 +227,7 @@ def test_bad_audio_is_an_error_before_training(corpus: Path) -> None:
         data_of(corpus)
 
 
-def test_skipped_audio_is_counted_and_listed(
-    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_skipped_audio_is_counted_and_listed(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bad = write_audio(utterance(corpus, 30), 5000, channels=2)
     truncated = truncate(utterance(corpus, 29), keep=0.3)
     run = tmp_path / "run"

@@ -1,5 +1,4 @@
 import hashlib
-import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -44,9 +43,7 @@ def test_layout_is_that_of_librispeech(corpus: Path) -> None:
     for path in corpus.glob("*/*/*/*.trans.txt"):
         lines = [line.split(" ", 1) for line in path.read_text().splitlines()]
         assert [name for name, _ in lines] == [flac.stem for flac in sorted(path.parent.glob("*.flac"))]
-        assert all(
-            text == text.upper() and text.replace("'", "").replace(" ", "").isalpha() for _, text in lines
-        )
+        assert all(text == text.upper() and text.replace("'", "").replace(" ", "").isalpha() for _, text in lines)
 
 
 def test_every_split_has_speakers_of_its_own(corpus: Path) -> None:
@@ -97,9 +94,7 @@ def test_alignments_cover_the_audio_and_hear_its_pauses(corpus: Path) -> None:
             assert all(a.end_seconds == b.start_seconds for a, b in pairwise(segments))
             for segment in segments:
                 # The 10 ms at each end belong to the transition.
-                start, end = (
-                    round(16_000 * t) for t in (segment.start_seconds + 0.01, segment.end_seconds - 0.01)
-                )
+                start, end = (round(16_000 * t) for t in (segment.start_seconds + 0.01, segment.end_seconds - 0.01))
                 if end > start:
                     energy = float(np.mean(np.square(samples_T[start:end])))
                     loud[segment.phone == "SIL"].append(energy)

@@ -65,9 +65,7 @@ class Perturb(Callback):
     def __init__(self, what: str) -> None:
         self.what = what
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_rank != 1 or trainer.current_epoch != 0 or batch_idx != 1:
             return
         parameter = pl_module.student.hubert.encoder.layers[0].attention.q_proj.weight

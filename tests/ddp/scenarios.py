@@ -91,9 +91,7 @@ class Recorder(Callback):
         missing = (name for name, p in pl_module.named_parameters() if p.requires_grad and p.grad is None)
         self.without_gradient.update(missing)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         accumulate = trainer.accumulate_grad_batches
         self._loss += float(outputs["terms"]["loss"]) / accumulate
         self._index += batch.index.tolist()
@@ -177,9 +175,7 @@ class Rewraps(Callback):
     def __init__(self) -> None:
         self.megabytes: list[float] = []
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         trainer.optimizers[0].zero_grad(set_to_none=True)
         ddp.unwrap(trainer, pl_module)
         ddp.rewrap(trainer)

@@ -49,9 +49,7 @@ def scenario_of(home: Path, row: tuple[str, str, str, float | None, str]) -> Sce
     policy, optimizer, window, clip, length = row
     name = f"{policy}, {optimizer}, {window}, clip {clip}, {length}"
     settings = window_settings(window)
-    return Scenario(
-        name, str(home), policy=policy, optimizer=optimizer, clip=clip, length=length, **settings
-    )
+    return Scenario(name, str(home), policy=policy, optimizer=optimizer, clip=clip, length=length, **settings)
 
 
 def largest_difference(one: Record, two: Record) -> float:
@@ -161,9 +159,7 @@ def test_every_objective_trains_all_parameters_at_every_depth(
 
 
 @pytest.mark.parametrize("precision", HALF)
-def test_mixed_precision_equals_one_process(
-    precision: str, home: Path, mechanisms: dict[str, Record]
-) -> None:
+def test_mixed_precision_equals_one_process(precision: str, home: Path, mechanisms: dict[str, Record]) -> None:
     one, two = run_alone(alone(mechanism_scenarios(home)[precision], by="batch")), mechanisms[precision]
     assert_equal_runs(one, two, [1, 2, 3, 4], HALF_TOLERANCE)
     if precision == "16-mixed":
@@ -190,9 +186,7 @@ def test_the_scaler_of_each_growth_is_the_old_one(mechanisms: dict[str, Record])
 
 
 @pytest.mark.parametrize("fault", ["no_rewrap", "same_wrapper"])
-def test_without_a_new_wrapper_the_ranks_diverge(
-    fault: str, home: Path, mechanisms: dict[str, Record]
-) -> None:
+def test_without_a_new_wrapper_the_ranks_diverge(fault: str, home: Path, mechanisms: dict[str, Record]) -> None:
     # Nothing fails and nothing warns: only the comparisons above can see it.
     one, two = run_alone(alone(mechanism_scenarios(home)[fault])), mechanisms[fault]
     assert two["growths"] == one["growths"]
@@ -206,12 +200,8 @@ def test_a_mean_over_a_ranks_own_frames_is_another_loss(home: Path, mechanisms: 
     assert largest_difference(one, mechanisms["own_frames"]) > MARGIN
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"), [("perturb_weight", 3), ("perturb_state", 3), ("no_rewrap, verified", 6)]
-)
-def test_a_growth_stops_a_run_whose_ranks_differ(
-    name: str, steps: int, mechanisms: dict[str, Record]
-) -> None:
+@pytest.mark.parametrize(("name", "steps"), [("perturb_weight", 3), ("perturb_state", 3), ("no_rewrap, verified", 6)])
+def test_a_growth_stops_a_run_whose_ranks_differ(name: str, steps: int, mechanisms: dict[str, Record]) -> None:
     record = mechanisms[name]
     epoch = steps // STEPS_PER_EPOCH
     message = f"after the growth at epoch {epoch} ranks [1] hold other parameters or optimizer state than rank 0"

@@ -172,9 +172,7 @@ def wandb_logger(run: Path, settings: WandbSettings, run_id: str | None = "abc12
 
 
 @pytest.mark.usefixtures("no_key")
-def test_without_a_key_auto_is_offline_and_says_so_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_key_auto_is_offline_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "experiments.loggers"):
         logger = wandb_logger(tmp_path / "run", WandbSettings())
     assert logger._wandb_init["mode"] == "offline"
@@ -233,7 +231,5 @@ def test_an_unreachable_server_means_offline_after_a_bounded_wait(
     assert logger.experiment.offline
     assert logger.experiment.id == "abc123"
     logger.finalize("success")
-    assert [record.levelname for record in caplog.records if record.name == "experiments.loggers"] == [
-        "WARNING"
-    ]
+    assert [record.levelname for record in caplog.records if record.name == "experiments.loggers"] == ["WARNING"]
     assert list((tmp_path / "wandb").glob("offline-run-*-abc123"))

@@ -22,9 +22,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_aligned_corpus(tmp_path_factory.mktemp("tones"), {"train": 12, "dev": 4})
 
 
-def pretrain(
-    root: Path, output: Path, steps: int = 3, seed: int = 0, **more: bool
-) -> dict[str, torch.Tensor]:
+def pretrain(root: Path, output: Path, steps: int = 3, seed: int = 0, **more: bool) -> dict[str, torch.Tensor]:
     pretrain_teacher(
         str(root),
         str(output),

@@ -29,9 +29,7 @@ def test_labels_beside_crowded_points_cover_neither_points_nor_labels() -> None:
     area = Box(0, 0, 200, 120)
     boxes = place_beside(points, [(60.0, 10.0)] * 4, area)
     assert all(first.overlap(second) == 0 for first, second in combinations(boxes, 2))
-    assert all(
-        not (box.left < x < box.right and box.bottom < y < box.top) for box in boxes for x, y in points
-    )
+    assert all(not (box.left < x < box.right and box.bottom < y < box.top) for box in boxes for x, y in points)
     assert all(box.overlap(area) == pytest.approx(600) for box in boxes)
     right_only = [Box(x + 9, y - 5, x + 69, y + 5) for x, y in points]
     assert any(first.overlap(second) for first, second in combinations(right_only, 2))

@@ -111,9 +111,7 @@ def test_ten_runs_stay_apart(tmp_path: Path) -> None:
     picture = loss_vs_time(read_runs(runs))
     assert picture is not None
     looks = {
-        (line.get_color(), line.get_linestyle())
-        for line in picture.figure.axes[0].lines
-        if line.get_marker() == "None"
+        (line.get_color(), line.get_linestyle()) for line in picture.figure.axes[0].lines if line.get_marker() == "None"
     }
     assert len(looks) == 10
 

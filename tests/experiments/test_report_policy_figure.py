@@ -39,9 +39,7 @@ def test_the_file_is_small_and_well_formed(tmp_path: Path) -> None:
     assert len(text) < 150 * 1024
     assert text == draw_policies()
     assert all(f">{policy}<" in text for policy in PANELS)
-    assert text.count("<rect") > sum(
-        len(stage.ancestry) for policy in PANELS for stage in policy_stages(policy)
-    )
+    assert text.count("<rect") > sum(len(stage.ancestry) for policy in PANELS for stage in policy_stages(policy))
     with pytest.raises(SystemExit, match="usage"):
         main([])
 

@@ -52,9 +52,7 @@ def test_no_value_is_a_dash(value: float | None) -> None:
 def test_markdown() -> None:
     lines = markdown_table(RESULT_COLUMNS, [ROW]).splitlines()
     assert len(lines) == 3
-    assert lines[2] == (
-        "| A \\| <b> [bold] | gradual | equal | 873k | 21.3 | 0.0413 | 1.20 | 143 | 1.24 | 7.5 |"
-    )
+    assert lines[2] == ("| A \\| <b> [bold] | gradual | equal | 873k | 21.3 | 0.0413 | 1.20 | 143 | 1.24 | 7.5 |")
 
 
 def test_html_is_escaped_and_every_cell_has_its_heading() -> None:

@@ -216,9 +216,7 @@ class TestOutput:
 
         monkeypatch.setattr(Wav2Vec2FeatureExtractor, "save_pretrained", refuse)
 
-    def test_failure_leaves_nothing(
-        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_failure_leaves_nothing(self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fail_late(monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             export_student(path, tmp_path / "student")
@@ -307,9 +305,7 @@ class TestErrors:
 
     def test_newer_format(self, tmp_path: Path) -> None:
         path = save(tmp_path, checkpoint_of(tiny_hubert(3), format=CHECKPOINT_FORMAT + 1))
-        with pytest.raises(
-            ValueError, match="has format 2, but this interstack reads up to 1: install a newer"
-        ):
+        with pytest.raises(ValueError, match="has format 2, but this interstack reads up to 1: install a newer"):
             load_student(path)
         with pytest.raises(ValueError, match="its format is None"):
             load_student(save(tmp_path, checkpoint_of(tiny_hubert(3), format=None)))

@@ -28,9 +28,7 @@ def make(teacher_layers: int = 12, **settings: object) -> Objective:
 def data(depth: int, layers: list[int], frames: int = 7) -> tuple[list[torch.Tensor], TeacherTargets]:
     torch.manual_seed(1)
     hidden = [torch.randn(2, frames, D_STUDENT) for _ in range(depth + 1)]
-    targets = TeacherTargets(
-        torch.randn(2, frames, D_TEACHER), {k: torch.randn(2, frames, D_TEACHER) for k in layers}
-    )
+    targets = TeacherTargets(torch.randn(2, frames, D_TEACHER), {k: torch.randn(2, frames, D_TEACHER) for k in layers})
     return hidden, targets
 
 

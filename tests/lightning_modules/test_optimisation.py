@@ -120,7 +120,7 @@ def test_a_grown_optimizer_trains_and_reloads(setting: str) -> None:
 
 
 def test_appending_parameters_instead_would_swap_moments_and_is_refused() -> None:
-    net, optimizer, _, clone = grown("copy")
+    net, optimizer, _, _ = grown("copy")
     saved = copy.deepcopy(optimizer.state_dict())
     order = saved["param_groups"][0]["param_names"]
     order.append(order.pop(1))  # what `params += new` would have stored

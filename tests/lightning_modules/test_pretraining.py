@@ -14,10 +14,7 @@ TINY = PretrainingConfig(hidden_size=16, num_layers=3, num_heads=2, intermediate
 
 
 def test_quick_start_size_is_as_documented() -> None:
-    assert (
-        sum(parameter.numel() for parameter in initial_model(PretrainingConfig(), 0).parameters())
-        == 2_585_600
-    )
+    assert sum(parameter.numel() for parameter in initial_model(PretrainingConfig(), 0).parameters()) == 2_585_600
     assert PretrainingConfig().supervised_layers == [4, 8, 12]
     assert TINY.supervised_layers == [1, 2, 3]
 
@@ -59,9 +56,7 @@ def test_loss_leaves_padding_out() -> None:
     changed_BFC[1, 3:] += torch.randn(3, 5)
     assert torch.equal(supervised_loss([changed_BFC], labels_BF), supervised_loss([logits_BFC], labels_BF))
     changed_BFC[0, 0] += torch.randn(5)
-    assert not torch.equal(
-        supervised_loss([changed_BFC], labels_BF), supervised_loss([logits_BFC], labels_BF)
-    )
+    assert not torch.equal(supervised_loss([changed_BFC], labels_BF), supervised_loss([logits_BFC], labels_BF))
 
 
 def test_loss_is_the_mean_over_layers() -> None:

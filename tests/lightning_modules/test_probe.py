@@ -66,9 +66,7 @@ def test_hidden_states_are_those_of_hugging_face(model: HubertModel) -> None:
     expected = frozen(waveform_T[None], output_hidden_states=True).hidden_states
     states_LFD = hidden_states(frozen, waveform_T, normalize=False)
     assert states_LFD.shape == (4, 12, 32)
-    assert all(
-        torch.equal(state_FD, state_1FD[0]) for state_FD, state_1FD in zip(states_LFD, expected, strict=True)
-    )
+    assert all(torch.equal(state_FD, state_1FD[0]) for state_FD, state_1FD in zip(states_LFD, expected, strict=True))
     quiet = [hidden_states(frozen, 0.01 * waveform_T, normalize) for normalize in (True, False)]
     torch.testing.assert_close(quiet[0], hidden_states(frozen, waveform_T, normalize=True), atol=5e-3, rtol=0)
     assert not torch.allclose(quiet[1], states_LFD, atol=2e-2, rtol=0)
@@ -95,9 +93,7 @@ def test_examples_leave_the_model_as_it_was(model: HubertModel, corpus: ProbeCor
 
 
 def test_batches_are_padded() -> None:
-    examples = [
-        Example(torch.randn(3, frames, 4).half(), torch.tensor(t)) for frames, t in ((5, [1]), (2, [2, 1]))
-    ]
+    examples = [Example(torch.randn(3, frames, 4).half(), torch.tensor(t)) for frames, t in ((5, [1]), (2, [2, 1]))]
     batch = stack_examples(examples)
     assert batch.hidden_LBFD.shape == (3, 2, 5, 4)
     assert torch.equal(batch.hidden_LBFD[:, 1, :2], examples[1].hidden_LFD.float())
@@ -151,8 +147,7 @@ def test_probe_finds_the_layer_that_hears(corpus: ProbeCorpus) -> None:
     assert result.layer_weights[1] == max(result.layer_weights) > 0.4
     assert sum(result.layer_weights) == pytest.approx(1, abs=1e-5)
     swapped = [
-        spoken._replace(phones=other.phones)
-        for spoken, other in zip(corpus.test, corpus.test[1:], strict=False)
+        spoken._replace(phones=other.phones) for spoken, other in zip(corpus.test, corpus.test[1:], strict=False)
     ]
     assert phone_probe(model, corpus._replace(test=swapped), steps=200, lr=0.1).per > 40
 

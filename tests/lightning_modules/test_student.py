@@ -35,9 +35,7 @@ def parameters(depth: int, **settings: float) -> int:
     return sum(parameter.numel() for parameter in student.hubert.parameters())
 
 
-@pytest.mark.parametrize(
-    ("depth", "count"), [(3, 10_902_784), (6, 16_226_176), (9, 21_549_568), (12, 26_872_960)]
-)
+@pytest.mark.parametrize(("depth", "count"), [(3, 10_902_784), (6, 16_226_176), (9, 21_549_568), (12, 26_872_960)])
 def test_parameter_counts_are_the_papers(depth: int, count: int) -> None:
     assert parameters(depth) == count
     assert parameters(depth, mask_time_prob=0.05) == count + 384  # the mask embedding
@@ -146,5 +144,5 @@ def test_loads_a_state_dict_of_any_depth(front_end: FrontEnd, saved: int, built:
 
 
 def test_bad_sizes_are_named() -> None:
-    with pytest.raises(ValueError, match="hidden_size=30 is not a multiple of student.num_heads=4"):
+    with pytest.raises(ValueError, match=r"hidden_size=30 is not a multiple of student\.num_heads=4"):
         Student(StudentConfig(hidden_size=30, num_heads=4, front_end_init="random"))

@@ -76,9 +76,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_model(root / name, config()) for name, config in FAMILIES.items()}
 
 
-def reference(
-    folder: Path, waveforms_BT: Tensor, num_samples_B: Tensor | None
-) -> tuple[list[Tensor], Tensor]:
+def reference(folder: Path, waveforms_BT: Tensor, num_samples_B: Tensor | None) -> tuple[list[Tensor], Tensor]:
     """Hidden states and last hidden state of the whole model, as Hugging Face gives them."""
     model: PreTrainedModel = AutoModel.from_pretrained(folder).eval()
     mask_BT = None
@@ -136,9 +134,7 @@ class TestTargetsOfFamilies:
         if family in STABLE_FAMILIES:
             norm = AutoModel.from_pretrained(folders[family]).encoder.layer_norm
             expected_BFD = norm(expected_BFD).detach()
-            assert far(expected_BFD, hidden_states[3]), (
-                "raw and normed output must differ for this to show anything"
-            )
+            assert far(expected_BFD, hidden_states[3]), "raw and normed output must differ for this to show anything"
         torch.testing.assert_close(targets.output_BFD, expected_BFD)
 
     def test_last_layer_is_also_a_hidden_target(
@@ -187,9 +183,7 @@ def test_num_frames(family: str, folders: dict[str, Path]) -> None:
     assert teacher(waveforms()).output_BFD.shape == (2, 24, WIDTH)
 
 
-def test_no_mask_is_made_where_nothing_is_padded(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_mask_is_made_where_nothing_is_padded(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = HuggingFaceTeacher(str(folders["hubert"]))
     masks: list[Tensor | None] = []
     forward = teacher.model.forward
@@ -246,8 +240,7 @@ class TestFrozen:
         targets = teacher(waveforms())
         prediction_BFD = torch.zeros_like(targets.output_BFD, requires_grad=True)
         loss = sum(
-            nn.functional.mse_loss(prediction_BFD, target_BFD)
-            for target_BFD in (targets.output_BFD, targets.hidden[2])
+            nn.functional.mse_loss(prediction_BFD, target_BFD) for target_BFD in (targets.output_BFD, targets.hidden[2])
         )
         loss.backward()
         assert prediction_BFD.grad is not None
@@ -258,9 +251,7 @@ class TestFrozen:
         assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
     def test_train_changes_nothing(self, tmp_path: Path) -> None:
-        config = HubertConfig(
-            **TINY, num_conv_pos_embeddings=16, layerdrop=0.9, hidden_dropout=0.5, mask_time_prob=0.5
-        )
+        config = HubertConfig(**TINY, num_conv_pos_embeddings=16, layerdrop=0.9, hidden_dropout=0.5, mask_time_prob=0.5)
         teacher = HuggingFaceTeacher(str(save_model(tmp_path, config)))
         first = teacher(waveforms()).output_BFD
         assert teacher.train() is teacher
@@ -314,9 +305,7 @@ class TestNormalize:
             HuggingFaceTeacher(str(folders["hubert"]))
         assert "normalize=False (guessed from feat_extract_norm='group'" in caplog.text
 
-    def test_hubert_base_was_trained_on_raw_audio(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_hubert_base_was_trained_on_raw_audio(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The hub's extractor file says otherwise; a folder of that name stands in for it."""
         folder = tmp_path / "facebook" / "hubert-base-ls960"
         save_model(folder, FAMILIES["hubert"]())
@@ -346,9 +335,7 @@ class TestNormalize:
 class TestErrors:
     def test_unreachable_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(
-            ValueError, match="'nobody/nothing' is neither a local folder nor downloadable"
-        ) as error:
+        with pytest.raises(ValueError, match="'nobody/nothing' is neither a local folder nor downloadable") as error:
             HuggingFaceTeacher("nobody/nothing")
         assert "config.json" in str(error.value)
         assert "\n" not in str(error.value)
@@ -383,9 +370,7 @@ class TestErrors:
             HuggingFaceTeacher(str(tmp_path))
 
     @pytest.mark.parametrize(("hidden", "output"), [([0], None), ([6], None), ([1], 6), ([1], 0), ([-1], 3)])
-    def test_layer_out_of_range(
-        self, hidden: list[int], output: int | None, folders: dict[str, Path]
-    ) -> None:
+    def test_layer_out_of_range(self, hidden: list[int], output: int | None, folders: dict[str, Path]) -> None:
         teacher = HuggingFaceTeacher(str(folders["hubert"]))
         with pytest.raises(ValueError, match="out of range: choose layers from 1 to 5"):
             teacher.select_layers(hidden, output)

@@ -1,0 +1,212 @@
+"""Regional compilation: one graph for all layers, none added by a growth, no layer bound to another's weights."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from lightning_modules.student import Student, StudentConfig
+from lightning_modules.teacher import FrontEnd
+
+# Eager and compiled hidden states (standard deviation 1) differ by 1e-6 at most with aot_eager; inductor fuses sums.
+TOLERANCE = {"counting": 5e-6, "inductor": 5e-5}
+
+
+class Graphs:
+    """A backend that counts the graphs that it is given; it runs them as ``aot_eager`` does."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, examples: Any, **options: Any) -> Callable[..., Any]:
+        self.count += 1
+        return torch._dynamo.lookup_backend("aot_eager")(graph, examples, **options)
+
+
+GRAPHS = Graphs()
+
+
+@pytest.fixture
+def graphs() -> Iterator[Graphs]:
+    if "counting" not in torch._dynamo.list_backends():
+        torch._dynamo.register_backend(GRAPHS, name="counting")
+    torch._dynamo.reset()
+    counters.clear()
+    GRAPHS.count = 0
+    yield GRAPHS
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def front_end() -> FrontEnd:
+    layout = {"conv_dim": [8] * 7, "feat_extract_norm": "group", "conv_bias": False}
+    student = Student(StudentConfig(32, 48, 2, 1, front_end_init="random"))
+    config = copy.deepcopy(student.hubert.config)
+    config.update(layout)
+    extractor = type(student.hubert.feature_extractor)(config)
+    return FrontEnd(layout, extractor.state_dict())
+
+
+def build(front_end: FrontEnd, depth: int = 6, backend: str | None = "counting", dropout: float = 0.0) -> Student:
+    torch.manual_seed(0)
+    compiled = {} if backend is None else {"compile": True, "compile_backend": backend}
+    return Student(StudentConfig(32, 48, 2, depth, dropout, **compiled), front_end)
+
+
+def train(student: Student, samples: int = 4000, batch: int = 4, padded: bool = False) -> Tensor:
+    """Output and backward pass on a fixed batch in train mode."""
+    torch.manual_seed(1)
+    waveforms = torch.randn(batch, samples)
+    num_samples = torch.linspace(samples, samples // 2, batch).long() if padded else None
+    output = student.train()(waveforms, num_samples)[-1]
+    student.zero_grad()
+    output.square().mean().backward()
+    return output.detach()
+
+
+@torch.no_grad()
+def evaluate(student: Student, samples: int = 4000, batch: int = 4) -> Tensor:
+    torch.manual_seed(2)
+    return student.eval()(torch.randn(batch, samples))[-1]
+
+
+def test_growth_adds_no_recompilation(graphs: Graphs, front_end: FrontEnd) -> None:
+    student = build(front_end, dropout=0.1)
+    student.start_at(1)
+    train(student)
+    assert graphs.count == 1  # all layers of a depth share it, and so do all depths
+    student.grow([0, 0])
+    train(student)
+    student.grow([0, 1, 1, 0], "zero_output")
+    train(student)
+    student.grow([0, 1, 2, 3, None, None], "fresh", seed=1)
+    train(student)
+    assert all(layer._compiled_call_impl is not None for layer in student.hubert.encoder.layers)
+    assert graphs.count == counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    # Control: the count does move, once for all further lengths, and once for evaluation (no dropout, no gradient).
+    train(student, 5000)
+    assert graphs.count == 2
+    train(student, 6000)
+    assert graphs.count == 2
+    for samples in (5000, 6000, 4000):
+        evaluate(student, samples)
+        train(student, samples)
+    assert graphs.count == 3
+    assert not counters["graph_break"]
+
+
+def test_padding_and_an_odd_batch_stay_within_dynamos_limit(
+    graphs: Graphs, front_end: FrontEnd, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = build(front_end, depth=3)
+    student.start_at(1)
+    with caplog.at_level(logging.WARNING):
+        for samples in (4000, 5000, 6000):
+            for padded in (False, True):
+                train(student, samples, padded=padded)
+            evaluate(student, samples)
+        evaluate(student, 6000, batch=3)  # the last validation batch
+        before = graphs.count
+        student.grow([0, None, 0], "fresh")
+        train(student, 5000)
+        train(student, 6000, padded=True)
+        evaluate(student, 5000)
+    assert graphs.count == before <= torch._dynamo.config.recompile_limit
+    assert "recompile_limit" not in caplog.text
+    assert not counters["graph_break"]
+
+
+def test_a_layer_has_no_graph_break(graphs: Graphs, front_end: FrontEnd) -> None:
+    student = build(front_end)
+    hidden_BFD = torch.randn(2, 12, 32)
+    assert torch._dynamo.explain(student.hubert.encoder.layers[0])(hidden_BFD).graph_break_count == 0
+    torch._dynamo.reset()
+    # Control: the count sees a break.
+    student.hubert.encoder.layers[0].feed_forward.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    assert torch._dynamo.explain(student.hubert.encoder.layers[0])(hidden_BFD).graph_break_count > 0
+
+
+@pytest.mark.parametrize("backend", ["counting", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_and_eager_agree_through_growths(backend: str, graphs: Graphs, front_end: FrontEnd) -> None:
+    eager, compiled = build(front_end, backend=None), build(front_end, backend=backend)
+    for student in (eager, compiled):
+        student.start_at(2)
+    for plan in ([0, 0, 1, 1], [0, 1, 2, 3, None, None]):
+        for padded in (False, True):
+            difference = (train(eager, padded=padded) - train(compiled, padded=padded)).abs().max()
+            assert difference < TOLERANCE[backend]
+            gradients = zip(eager.parameters(), compiled.parameters(), strict=True)
+            assert all((a.grad - b.grad).abs().max() < TOLERANCE[backend] for a, b in gradients)
+        assert (evaluate(eager) - evaluate(compiled)).abs().max() < TOLERANCE[backend]
+        for student in (eager, compiled):
+            student.grow(plan, "fresh" if None in plan else "copy", seed=3)
+    # Control: another layer order, with the same weights, is well outside the tolerance.
+    layers = list(compiled.hubert.encoder.layers)
+    compiled.hubert.encoder.layers = nn.ModuleList([*layers[1:], layers[0]])
+    assert (evaluate(eager) - evaluate(compiled)).abs().max() > 100 * TOLERANCE[backend]
+
+
+def test_dropout_is_drawn_in_training_only(graphs: Graphs, front_end: FrontEnd) -> None:
+    student = build(front_end, depth=2, dropout=0.3)
+    quiet = build(front_end, depth=2, dropout=0.0)
+    assert (train(student) - train(quiet)).abs().max() > 0.01
+    assert (evaluate(student) - evaluate(quiet)).abs().max() < TOLERANCE["counting"]
+    assert (train(student) - train(quiet)).abs().max() > 0.01
+
+
+def test_a_copy_is_not_bound_to_its_source(graphs: Graphs, front_end: FrontEnd) -> None:
+    student = build(front_end)
+    student.start_at(1)
+    train(student)
+    student.grow([0, 0])
+    train(student)
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    source, clone = student.hubert.encoder.layers
+    assert moves_with(source, clone) == (True, False)
+
+    # Control, the trap: a compiled `forward` is an attribute, and its copy is still bound to the first layer.
+    trapped = build(front_end, backend=None).hubert.encoder.layers[0]
+    trapped.forward = torch.compile(trapped.forward, backend="counting")
+    assert moves_with(trapped, copy.deepcopy(trapped)) == (True, True)
+
+
+@torch.no_grad()
+def moves_with(source: nn.Module, clone: nn.Module) -> tuple[bool, bool]:
+    """Whether the outputs of ``source`` and ``clone`` change when the weights of ``source`` do."""
+    hidden_BFD = torch.randn(2, 12, 32)
+    source.eval()
+    clone.eval()
+    before = source(hidden_BFD), clone(hidden_BFD)
+    source.attention.out_proj.weight.add_(torch.randn(32, 32))
+    after = source(hidden_BFD), clone(hidden_BFD)
+    return not torch.equal(before[0], after[0]), not torch.equal(before[1], after[1])
+
+
+@pytest.mark.parametrize("saved", [2, 6])
+def test_state_dicts_are_clean_and_loaded_layers_are_compiled(saved: int, graphs: Graphs, front_end: FrontEnd) -> None:
+    student = build(front_end, depth=saved)
+    train(student)
+    eager = build(front_end, depth=4, backend=None)
+    eager.load_state_dict(student.state_dict())  # strict: the names are those of an eager student
+    assert eager.depth == saved
+    loaded = build(front_end, depth=4)
+    train(loaded)
+    loaded.load_state_dict(student.state_dict())
+    assert (evaluate(loaded) - evaluate(eager)).abs().max() < TOLERANCE["counting"]
+    assert all(layer._compiled_call_impl is not None for layer in loaded.hubert.encoder.layers)
+    assert all(layer._compiled_call_impl is None for layer in eager.hubert.encoder.layers)
+
+
+def test_a_deep_copy_compiles_again(graphs: Graphs, front_end: FrontEnd) -> None:
+    student = build(front_end, depth=2)
+    train(student)
+    twin = copy.deepcopy(student)
+    assert torch.equal(train(twin), train(student))
+    assert all(layer._compiled_call_impl is not None for layer in twin.hubert.encoder.layers)
+    assert graphs.count == 1
