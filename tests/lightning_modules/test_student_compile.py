@@ -13,6 +13,9 @@ from torch._dynamo.utils import counters
 from lightning_modules.student import Student, StudentConfig
 from lightning_modules.teacher import FrontEnd
 
+# torch's tracer looks at `.grad` of every tensor that it meets; the warning is not about the traced code.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 # Eager and compiled hidden states (standard deviation 1) differ by 1e-6 at most with aot_eager; inductor fuses sums.
 TOLERANCE = {"counting": 5e-6, "inductor": 5e-5}
 
