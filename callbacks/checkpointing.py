@@ -130,6 +130,10 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps, self.keep, self.keep_stages = every_n_steps, keep, keep_stages
         self.signals = StopSignals()
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == "fit" and "loops" in checkpoint:
+            rescale_progress(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.listen(trainer)
 
@@ -196,6 +200,26 @@ class RunCheckpoint(Checkpoint):
         if problem:
             raise OSError(problem)
         return path
+
+
+def rescale_progress(fit_loop: dict[str, Any], accumulate: int) -> None:
+    """Restate a position in mid-epoch, which Lightning counts in micro-batches, for another accumulation; in place.
+
+    A checkpoint lies between optimizer steps, and the global batch is the same however it is cut, so nothing is
+    lost: steps that are done stay done. Positions that are no whole number of steps are left for the loader to judge.
+    """
+    for loader in fit_loop["state_dict"].get("combined_loader", []):
+        saved, done = loader.get("accumulate", accumulate), loader.get("yielded", 0)
+        if saved == accumulate or done % saved or done >= loader["length"]:
+            continue
+        extra = done // saved * (accumulate - saved)
+        loader |= {
+            "yielded": done + extra,
+            "length": loader["length"] // saved * accumulate,
+            "accumulate": accumulate,
+        }
+        for counts in (fit_loop["epoch_loop.batch_progress"][name] for name in ("current", "total")):
+            counts |= {name: count + extra for name, count in counts.items()}
 
 
 def _describe(error: OSError, folder: Path) -> str:

@@ -152,6 +152,7 @@ class DistillationCLI(LightningCLI):
         config = self.config[self.subcommand]
         fitting = self.subcommand == "fit"
         if fitting:
+            self._dump_config()  # on every rank: the loggers are built from it
             self._start_attempt()
         if config.trainer.logger is None:
             kwargs["logger"] = (
@@ -185,7 +186,6 @@ class DistillationCLI(LightningCLI):
 
     @rank_zero_only
     def _start_attempt(self) -> None:
-        self._dump_config()
         text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
         self.run_folder.start_attempt(text, self.config[self.subcommand].ckpt_path)
 

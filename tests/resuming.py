@@ -1,9 +1,18 @@
 """Runs that are resumed from every one of their checkpoints, compared bit for bit with the uninterrupted one.
 
-Shared by the tests of one process and, through ``tests/ddp/resume.py``, of two.
+In one process call :func:`hop_problems`. For two, ``tests/callbacks/test_resume.py`` starts::
+
+    python -m torch.distributed.run --standalone --nproc_per_node=2 tests/resuming.py FOLDER INPUTS SPECS.json
+
+where each rank writes what went wrong to ``FOLDER/problems_RANK.json``.
 """
 
 import itertools
+import json
+import os
+import re
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +28,17 @@ from callbacks.metrics import TrainingMetrics
 from callbacks.throughput import ThroughputCallback
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
 
-# Wall-clock time, which no resume can repeat.
-TIMES = ("train_seconds", "seconds")
+# What no resume repeats and no training depends on: wall-clock time, metrics that describe the last validation
+# (none has been made since the resume), and progress of a validation loop (a checkpoint comes before a validation
+# at the same step, which Lightning leaves out when it resumes).
+IGNORED = re.compile(r"/(train_)?seconds$|^/interstack/metrics/|/epoch_loop\.val_loop\b")
+
+RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Settings that a resume must not notice; 4 epochs, stages 1, 2, 3, 4, dropout 0.1."""
+    """Settings that a resume must not notice; 4 epochs, stages 1, 2, 3, 4."""
 
     num_workers: int = 0
     accumulate: int = 1
@@ -33,6 +46,7 @@ class Scenario:
     batches_per_epoch: int | None = None  # the corpus makes 3 global batches
     precision: str = "32-true"
     odd_tail: bool = False  # the epoch's last accumulation window has fewer micro-batches
+    dropout: float = 0.1
 
     def trainer_settings(self) -> dict[str, Any]:
         batches = (self.batches_per_epoch or 3) * self.accumulate
@@ -44,6 +58,8 @@ class Scenario:
         }
         if self.odd_tail:
             settings["limit_train_batches"] = batches = batches - 1
+        if self.validation == "none":
+            settings["limit_val_batches"] = 0
         if self.validation == "mid":
             settings["val_check_interval"] = max(1, batches // 2)
         return settings
@@ -70,18 +86,20 @@ def fit(folder: Path, inputs: Path, scenario: Scenario, resume: Path | None = No
     recorder = Recorder()
     callbacks = [make_stacking(), ResumeGuard(), TrainingMetrics(), ThroughputCallback(), recorder]
     checkpoint = RunCheckpoint(every_n_steps=1, keep=1000)
-    trainer = make_trainer(folder, *callbacks, checkpoint, **scenario.trainer_settings())
+    settings = scenario.trainer_settings()
+    if WORLD_SIZE > 1:
+        settings |= {"devices": WORLD_SIZE, "strategy": "ddp"}
+    trainer = make_trainer(folder, *callbacks, checkpoint, **settings)
     data = make_data(
         inputs / "corpus",
         inputs / "cache",
         batch_size=8,
         num_workers=scenario.num_workers,
         batches_per_epoch=scenario.batches_per_epoch,
-        val_splits=[] if scenario.validation == "none" else ["dev"],
     )
     optimizer = {"lr": 3e-3, "warmup_fraction": 0.2}
     trainer.fit(
-        make_module(inputs / "teacher", optimizer=optimizer),
+        make_module(inputs / "teacher", dropout=scenario.dropout, optimizer=optimizer),
         datamodule=data,
         ckpt_path=str(resume) if resume else None,
     )
@@ -94,13 +112,13 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """Every place where two checkpoints (or parts of them) are not the same bit for bit, wall-clock times aside."""
+    """Every place where two checkpoints (or parts of them) are not the same bit for bit, ``IGNORED`` aside."""
     if type(one) is not type(other):
         yield f"{where}: {type(one).__name__} against {type(other).__name__}"
     elif isinstance(one, dict):
         for key in one.keys() | other.keys():
             place = f"{where}/{key}"
-            if key in TIMES:
+            if IGNORED.search(place):
                 continue
             if key not in one or key not in other:
                 yield f"{place}: in one only"
@@ -138,44 +156,62 @@ def resume_problems(whole: Path, reference: Recorder, resumed: Path, run: Record
     problems += [f"batch {b} instead of {a}" for a, b in zip(expected, run.batches, strict=False) if a != b]
     last = reference.validations[len(reference.validations) - len(run.validations) :]
     problems += [f"validation {b} instead of {a}" for a, b in zip(last, run.validations, strict=True) if a != b]
+    if RANK == 0:
+        problems += _written_problems(whole, resumed, start)
+    return [f"rank {RANK} from {start.parent.parent.name}/{start.name}: {problem}" for problem in problems]
+
+
+def _written_problems(whole: Path, resumed: Path, start: Path) -> list[str]:
     later = [path for path in checkpoints(whole) if path.name > start.name]
     written = checkpoints(resumed)
     if [path.name for path in written] != [path.name for path in later]:
-        problems.append(f"wrote {[p.name for p in written]} instead of {[p.name for p in later]}")
-    for ours, theirs in zip(later, written, strict=False):
-        problems += file_differences(ours, theirs)
-    return [f"resumed from {start.parent.parent.name}/{start.name}: {problem}" for problem in problems]
+        return [f"wrote {[p.name for p in written]} instead of {[p.name for p in later]}"]
+    return [text for ours, theirs in zip(later, written, strict=True) for text in file_differences(ours, theirs)]
 
 
-def hop_problems(
-    folder: Path, inputs: Path, scenario: Scenario, second_hops: int | None = None
-) -> tuple[list[str], int]:
-    """Resume from every checkpoint of a run, and again from the checkpoints that those runs write.
+def hop_problems(folder: Path, inputs: Path, scenario: Scenario, second_hops: int | None = None) -> list[str]:
+    """What goes wrong on resuming from every checkpoint of a run, and from those that the resumed runs write.
 
     Args:
         second_hops: how many of the second kind, spread over all pairs; default: all.
-
-    Returns:
-        What went wrong (nothing, one hopes), and the number of runs that were resumed.
     """
     whole = folder / "whole"
     reference = fit(whole, inputs, scenario)
     starts = checkpoints(whole)[:-1]
+    assert len(starts) == 4 * (scenario.batches_per_epoch or 3) - 1
     pairs = list(itertools.combinations(range(len(starts)), 2))
-    chosen = set(pairs if second_hops is None else _spread(pairs, second_hops))
+    chosen = sorted(set(pairs if second_hops is None else _spread(pairs, second_hops)))
     problems: list[str] = []
     for first, start in enumerate(starts):
         once = folder / f"from_{first}"
         problems += resume_problems(whole, reference, once, fit(once, inputs, scenario, start), start)
-        for _, second in sorted(pair for pair in chosen if pair[0] == first):
+        for second in (second for at, second in chosen if at == first):
             twice, again = folder / f"from_{first}_{second}", once / "checkpoints" / starts[second].name
-            if not again.is_file():
-                problems.append(f"{again} is missing")
-                continue
             problems += resume_problems(whole, reference, twice, fit(twice, inputs, scenario, again), again)
-    return problems, len(starts) + len(chosen)
+            _remove(twice)
+        _remove(once)
+    _remove(whole)
+    return problems
+
+
+def _remove(folder: Path) -> None:
+    """Only rank zero writes checkpoints, so it alone may remove them: after the comparison, which it makes."""
+    if RANK == 0:
+        shutil.rmtree(folder)
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
     """``count`` of ``items``, evenly spaced, the first and the last among them."""
     return [items[position * (len(items) - 1) // max(1, count - 1)] for position in range(count)]
+
+
+def main() -> None:
+    folder, inputs, specs = (Path(argument) for argument in sys.argv[1:])
+    problems: dict[str, list[str]] = {}
+    for name, spec in json.loads(specs.read_text()).items():
+        problems[name] = hop_problems(folder / name, inputs, Scenario(**spec["scenario"]), spec["second_hops"])
+    (folder / f"problems_{RANK}.json").write_text(json.dumps(problems))
+
+
+if __name__ == "__main__":
+    main()

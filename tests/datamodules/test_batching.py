@@ -129,11 +129,14 @@ def test_little_audio_is_lost_by_cropping_to_the_shortest() -> None:
 
 def test_an_epochs_order_at_960_hours_takes_less_than_a_second() -> None:
     lengths_N = librispeech_like(LIBRISPEECH_960H_ROWS)
-    start = time.perf_counter()
-    plan = plan_by_utterances(np.minimum(lengths_N, MAX_SAMPLES), 64)
-    sampler = GlobalBatchSampler(plan, CropRule(lengths_N, MAX_SAMPLES, "crop", 0), seed=0, accumulate=2)
-    assert sum(len(batch.rows) for batch in sampler) == LIBRISPEECH_960H_ROWS
-    assert time.perf_counter() - start < 1
+    seconds = []
+    for _ in range(5):  # the best of five: other processes share the machine
+        start = time.perf_counter()
+        plan = plan_by_utterances(np.minimum(lengths_N, MAX_SAMPLES), 64)
+        sampler = GlobalBatchSampler(plan, CropRule(lengths_N, MAX_SAMPLES, "crop", 0), seed=0, accumulate=2)
+        assert sum(len(batch.rows) for batch in sampler) == LIBRISPEECH_960H_ROWS
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1
 
 
 @both_kinds

@@ -60,13 +60,13 @@ class Wrappers:
 
 
 class Perturb(Callback):
-    """Change one number of rank 1 by 1e-6 in the middle of the first stage."""
+    """Change one number of rank 1 by 1e-6 after the first step."""
 
     def __init__(self, what: str) -> None:
         self.what = what
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_rank != 1 or trainer.current_epoch != 0 or batch_idx != 1:
+        if trainer.global_rank != 1 or trainer.current_epoch != 0 or batch_idx != 0:
             return
         parameter = pl_module.student.hubert.encoder.layers[0].attention.q_proj.weight
         state = trainer.optimizers[0].state[parameter]

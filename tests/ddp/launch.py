@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from tests.ddp.scenarios import Scenario, dump
+from tests.ddp.scenarios import Record, Scenario, dump
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # What a launcher sets; left over from an outer one it would send these processes elsewhere.
@@ -27,9 +27,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def launch(
-    scenarios: list[Scenario], folder: Path, processes: int = 2, timeout: float = 400
-) -> dict[str, dict[str, Any]]:
+def launch(scenarios: list[Scenario], folder: Path, processes: int = 2, timeout: float = 400) -> dict[str, Record]:
     """Records of ``scenarios`` by name, run one after another in one set of processes.
 
     Raises:
@@ -60,11 +58,17 @@ def launch(
     return json.loads(results.read_text())
 
 
-def launch_once(scenarios: list[Scenario], folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
-    """:func:`launch`, or what it gave before into the same ``folder``: workers of pytest-xdist share one launch."""
+def once(folder: Path, make: Callable[[], dict[str, Record]]) -> dict[str, Record]:
+    """What ``make`` returns, or returned to another worker of pytest-xdist, which then wrote it into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / "results.json").is_file():
-            return json.loads((folder / "results.json").read_text())
-        return launch(scenarios, folder, **settings)
+        made = folder / "made.json"
+        if not made.is_file():
+            made.write_text(json.dumps(make()))
+        return json.loads(made.read_text())
+
+
+def launch_once(scenarios: list[Scenario], folder: Path, timeout: float = 500) -> dict[str, Record]:
+    """:func:`launch`, once per test run and ``folder``."""
+    return once(folder, lambda: launch(scenarios, folder, timeout=timeout))

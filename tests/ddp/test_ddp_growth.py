@@ -86,7 +86,7 @@ def test_the_normal_suite_covers_all_pairs() -> None:
 
 @pytest.fixture(scope="module")
 def equality(home: Path) -> dict[str, Record]:
-    return launch_once([scenario_of(home, row[:5]) for row in pairwise()], home / "equality", timeout=500)
+    return launch_once([scenario_of(home, row[:5]) for row in pairwise()], home / "equality")
 
 
 @pytest.mark.parametrize("policy", POLICY_STAGES)
@@ -102,7 +102,7 @@ def test_two_processes_equal_one(policy: str, home: Path, equality: dict[str, Re
 def test_two_processes_equal_one_in_every_combination(policy: str, home: Path) -> None:
     rows = list(itertools.product([policy], OPTIMIZERS, WINDOWS, CLIPS, LENGTHS))
     scenarios = [scenario_of(home, row) for row in rows]
-    records = launch_once(scenarios, home / f"product-{policy}", timeout=400)
+    records = launch_once(scenarios, home / f"product-{policy}")
     for scenario in scenarios:
         one = run_alone(replace(alone(scenario), name=f"{scenario.name}, product"))
         assert_equal_runs(one, records[scenario.name], POLICY_STAGES[policy])
@@ -146,7 +146,7 @@ def mechanism_scenarios(home: Path) -> dict[str, Scenario]:
 
 @pytest.fixture(scope="module")
 def mechanisms(home: Path) -> dict[str, Record]:
-    return launch_once(list(mechanism_scenarios(home).values()), home / "mechanisms", timeout=500)
+    return launch_once(list(mechanism_scenarios(home).values()), home / "mechanisms")
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -200,7 +200,7 @@ def test_a_mean_over_a_ranks_own_frames_is_another_loss(home: Path, mechanisms: 
     assert largest_difference(one, mechanisms["own_frames"]) > MARGIN
 
 
-@pytest.mark.parametrize(("name", "steps"), [("perturb_weight", 3), ("perturb_state", 3), ("no_rewrap, verified", 6)])
+@pytest.mark.parametrize(("name", "steps"), [("perturb_weight", 2), ("perturb_state", 2), ("no_rewrap, verified", 4)])
 def test_a_growth_stops_a_run_whose_ranks_differ(name: str, steps: int, mechanisms: dict[str, Record]) -> None:
     record = mechanisms[name]
     epoch = steps // STEPS_PER_EPOCH
@@ -209,12 +209,11 @@ def test_a_growth_stops_a_run_whose_ranks_differ(name: str, steps: int, mechanis
     assert len(record["steps"]) == steps
 
 
-def test_without_the_check_drifted_ranks_train_on(mechanisms: dict[str, Record]) -> None:
+def test_a_new_wrapper_hides_drifted_weights(mechanisms: dict[str, Record]) -> None:
+    # DDP's constructor sends rank 0's weights to all: the check must come before it, and without it says nothing.
     record = mechanisms["perturb_weight, unverified"]
     assert record["error"] == [None, None]
-    assert len(record["steps"]) == STEPS
-    assert ranks_agree(record)[:2] == [True, True]
-    assert not any(ranks_agree(record)[2:])
+    assert ranks_agree(record) == [False] * STEPS_PER_EPOCH + [True] * (STEPS - STEPS_PER_EPOCH)
 
 
 def test_a_held_wrapper_is_seen(mechanisms: dict[str, Record]) -> None:
@@ -224,7 +223,7 @@ def test_a_held_wrapper_is_seen(mechanisms: dict[str, Record]) -> None:
 def test_memory_is_flat_over_twelve_rewraps(mechanisms: dict[str, Record]) -> None:
     # The student has 27 MB of parameters; a reducer that stays holds at least as much.
     for megabytes in mechanisms["memory"]["megabytes"]:
-        assert megabytes[14] - megabytes[2] < 30
-    assert mechanisms["memory"]["alive"] == [[0] * 15] * 2
+        assert megabytes[15] - megabytes[3] < 30
+    assert mechanisms["memory"]["alive"] == [[0] * 16] * 2
     for megabytes in mechanisms["memory, hold"]["megabytes"]:
-        assert megabytes[14] - megabytes[2] > 300
+        assert megabytes[15] - megabytes[3] > 300

@@ -161,7 +161,7 @@ def test_compiled_and_eager_agree_through_growths(backend: str, graphs: Graphs, 
     # Control: another layer order, with the same weights, is well outside the tolerance.
     layers = list(compiled.hubert.encoder.layers)
     compiled.hubert.encoder.layers = nn.ModuleList([*layers[1:], layers[0]])
-    assert (evaluate(eager) - evaluate(compiled)).abs().max() > 100 * TOLERANCE[backend]
+    assert (evaluate(eager) - evaluate(compiled)).abs().max() > 20 * TOLERANCE[backend]
 
 
 def test_dropout_is_drawn_in_training_only(graphs: Graphs, front_end: FrontEnd) -> None:

@@ -1,0 +1,199 @@
+"""Killed runs: ``kill -9`` at any moment, then the same command; one rank of two killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests.ddp.launch import REPOSITORY, environment
+from tests.helpers import save_corpus, save_teacher
+from tests.resuming import differences
+from tests.test_configs import SHRUNK
+
+pytestmark = pytest.mark.slow
+
+BATCHES_PER_EPOCH, EPOCHS = 5, 4  # three growths, at steps 5, 10 and 15
+STEPS = BATCHES_PER_EPOCH * EPOCHS
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_teacher(folder / "teacher", layers=12)
+    save_corpus(folder / "corpus", {"train": 20, "dev": 4})
+    inputs = ["--data.root", str(folder / "corpus"), "--model.teacher.init_args.model", str(folder / "teacher")]
+    inputs += ["--data.cache_dir", str(folder / "cache"), "--data.batches_per_epoch", str(BATCHES_PER_EPOCH)]
+    return ["fit", "--config", "interleave_equal", *SHRUNK, *inputs, "--ckpt_path", "last"]
+
+
+def start(command: list[str], output: Path) -> subprocess.Popen[bytes]:
+    """A process group of its own, whose output goes to a file."""
+    with output.open("ab") as file:
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment(), start_new_session=True, stdout=file, stderr=file
+        )
+
+
+def cli(arguments: list[str], runs: Path) -> list[str]:
+    return [sys.executable, "-m", "experiments.cli", *arguments, "--runs_dir", str(runs)]
+
+
+def run_to_the_end(arguments: list[str], runs: Path) -> Path:
+    process = start(cli(arguments, runs), runs.with_suffix(".txt"))
+    assert process.wait(timeout=300) == 0, runs.with_suffix(".txt").read_text()[-4000:]
+    return runs / "interleave_equal" / "checkpoints" / "last.ckpt"
+
+
+def newest_step(run: Path) -> int:
+    """The last optimizer step that has a checkpoint; 0 for none."""
+    return max((int(path.stem.removeprefix("step=")) for path in run.glob("checkpoints/step=*.ckpt")), default=0)
+
+
+def kill_after(step: int, delay: float, arguments: list[str], runs: Path) -> int:
+    """Run until ``step`` has a checkpoint and ``delay`` seconds more, then SIGKILL the group; the step reached."""
+    run = runs / "interleave_equal"
+    process = start(cli(arguments, runs), runs.with_suffix(".txt"))
+    deadline = time.monotonic() + 120
+    while newest_step(run) < step and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, runs.with_suffix(".txt").read_text()[-4000:]
+    return newest_step(run)
+
+
+def assert_kills_leave_no_trace(kills: int, seed: int, arguments: list[str], folder: Path) -> None:
+    whole = run_to_the_end(arguments, folder / "whole")
+    generator, reached = random.Random(seed), []
+    # Moments spread over the run: after some step, plus anything up to about two steps or one growth more. The first
+    # kill comes before there is any checkpoint.
+    steps = sorted(generator.sample(range(1, STEPS - 3), kills - 1))
+    kill_after(0, generator.uniform(1.0, 6.0), arguments, folder / "killed")
+    for step in steps:
+        if reached and step <= reached[-1]:
+            step = min(reached[-1] + 1, STEPS - 3)
+        reached.append(kill_after(step, generator.uniform(0, 0.2), arguments, folder / "killed"))
+    assert reached == sorted(reached)
+    assert reached[-1] < STEPS, "the run was over before its last kill"
+    assert len({step // BATCHES_PER_EPOCH for step in reached}) > 1
+    last = run_to_the_end(arguments, folder / "killed")
+    one, other = (torch.load(path, weights_only=True) for path in (whole, last))
+    assert one["global_step"] == STEPS
+    assert one["interstack"]["ancestry"] == other["interstack"]["ancestry"]
+    assert list(differences(one["state_dict"], other["state_dict"])) == []
+    assert list(differences(one["optimizer_states"], other["optimizer_states"])) == []
+    assert not list((folder / "killed").rglob("*.tmp")), "the next checkpoint removes what a kill leaves"
+
+
+def test_a_run_killed_three_times_ends_as_if_it_never_was(arguments: list[str], tmp_path: Path) -> None:
+    assert_kills_leave_no_trace(3, seed=1, arguments=arguments, folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_killed_nine_times_in_a_row(num_workers: int, arguments: list[str], tmp_path: Path) -> None:
+    workers = ["--data.num_workers", str(num_workers)]
+    assert_kills_leave_no_trace(9, seed=num_workers, arguments=[*arguments, *workers], folder=tmp_path)
+
+
+# -- one rank of two ----------------------------------------------------------------------------------------------
+
+
+class Process(NamedTuple):
+    """What ``/proc`` tells of one."""
+
+    parent: int
+    variables: dict[str, str]
+
+    @property
+    def local_rank(self) -> str:
+        # Lightning's own launcher is rank 0 itself and sets the variable for the others only.
+        return self.variables.get("LOCAL_RANK", "0")
+
+
+def processes_of(marker: str) -> dict[int, Process]:
+    """Living processes with ``marker`` in their command line, by id."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            command, variables, stat = ((folder / name).read_bytes() for name in ("cmdline", "environ", "stat"))
+        except OSError:
+            continue  # it ended while we looked
+        if marker.encode() in command:
+            lines = [line.partition("=") for line in variables.decode(errors="replace").split("\0")]
+            parent = int(stat.rpartition(b")")[2].split()[1])
+            found[int(folder.name)] = Process(parent, {key: value for key, _, value in lines})
+    return found
+
+
+def ranks_of(marker: str, launcher: str) -> dict[int, int]:
+    """Process ids by rank, without torchrun itself and without data workers, which look like their parents."""
+    found = processes_of(marker)
+    if launcher == "torchrun":
+        found = {pid: process for pid, process in found.items() if "RANK" in process.variables}
+    return {
+        int(process.local_rank): pid
+        for pid, process in found.items()
+        if process.parent not in found or found[process.parent].local_rank != process.local_rank
+    }
+
+
+LAUNCHERS = {
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    "lightning": [sys.executable],
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds processes by /proc")
+@pytest.mark.parametrize(
+    ("launcher", "rank"),
+    [
+        ("torchrun", 1),
+        pytest.param("torchrun", 0, marks=pytest.mark.slow),
+        pytest.param("lightning", 1, marks=pytest.mark.slow),
+        pytest.param("lightning", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_when_one_rank_is_killed_the_other_stops(
+    launcher: str, rank: int, arguments: list[str], tmp_path: Path
+) -> None:
+    options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "400"]
+    options += ["--data.num_workers", "1", "--runs_dir", str(tmp_path / "runs")]
+    command = [*LAUNCHERS[launcher], "-m", "experiments.cli", *arguments, *options]
+    process = start(command, tmp_path / "output.txt")
+    try:
+        wait_for(lambda: newest_step(tmp_path / "runs" / "interleave_equal") >= 2, 120, process)
+        ranks = ranks_of(str(tmp_path), launcher)
+        assert set(ranks) == {0, 1}
+        os.kill(ranks[rank], signal.SIGKILL)
+        killed = time.monotonic()
+        assert process.wait(timeout=60) != 0
+        wait_for(lambda: not processes_of(str(tmp_path)), 30)
+        assert time.monotonic() - killed < 30
+    finally:
+        for pid in processes_of(str(tmp_path)):
+            os.kill(pid, signal.SIGKILL)
+    text = (tmp_path / "output.txt").read_text()
+    if launcher == "torchrun":
+        assert f"rank      : {rank}" in text
+        assert "SIGKILL" in text
+    assert "summary.json" not in {path.name for path in (tmp_path / "runs").rglob("*")}
+    assert newest_step(tmp_path / "runs" / "interleave_equal") >= 2
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s"
+        assert process is None or process.poll() is None, "the run ended too early"
+        time.sleep(0.02)
