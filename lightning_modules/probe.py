@@ -4,7 +4,10 @@ recognition.
 As there: frozen encoder, softmax-weighted sum of all hidden states (the input of the first layer included),
 linear CTC head, greedy decoding, phone error rate over held-out speakers. In miniature: one linear layer
 instead of two, a few hundred steps instead of 100,000, phones from alignments, and hidden states computed
-once and kept, since nothing below them changes.
+once and kept, since nothing below them changes. So few steps need a good start and end: hidden states are
+standardised by the training speakers' statistics, the head starts from zero, and the learning rate falls to zero.
+From random weights, a phone's frames can belong to another phone at the start, and CTC with a linear head does not
+find its way out of that.
 
 Shapes: B batch, T samples (16 kHz), F frames, D width, L hidden states (depth + 1), C classes (blank and
     phones).
@@ -19,8 +22,8 @@ from typing import NamedTuple, Protocol, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics.functional.text import word_error_rate
 from transformers import HubertModel
@@ -145,13 +148,35 @@ def compute_examples(
 
 def stack_examples(examples: Sequence[Example]) -> ProbeBatch:
     """Pad hidden states to the longest example; targets are joined, as ``ctc_loss`` takes them."""
-    padded_BFLD = pad_sequence([example.hidden_LFD.transpose(0, 1) for example in examples], batch_first=True)
+    num_frames = torch.tensor([example.hidden_LFD.shape[1] for example in examples])
+    num_hidden, _, width = examples[0].hidden_LFD.shape
+    # Layers outermost and contiguous: the weighted sum, most of a step, is then one pass over memory.
+    padded_LBFD = torch.zeros(num_hidden, len(examples), int(num_frames.max()), width)
+    for item, example in enumerate(examples):
+        padded_LBFD[:, item, : num_frames[item]] = example.hidden_LFD
     return ProbeBatch(
-        padded_BFLD.permute(2, 0, 1, 3).float(),
-        torch.tensor([example.hidden_LFD.shape[1] for example in examples]),
+        padded_LBFD,
+        num_frames,
         torch.cat([example.targets for example in examples]),
         torch.tensor([len(example.targets) for example in examples]),
     )
+
+
+def statistics(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (L, D) over all frames; the latter is 1 where a dimension is constant."""
+    frames = sum(example.hidden_LFD.shape[1] for example in examples)
+    mean_LD = torch.stack([example.hidden_LFD.double().sum(1) for example in examples]).sum(0) / frames
+    squares = [(example.hidden_LFD.double() - mean_LD[:, None]).square().sum(1) for example in examples]
+    std_LD = (torch.stack(squares).sum(0) / frames).sqrt()
+    return mean_LD.float(), std_LD.where(std_LD > 1e-4, 1.0).float()
+
+
+def standardise(examples: Sequence[Example], mean_LD: Tensor, std_LD: Tensor) -> list[Example]:
+    """Examples whose hidden states have lost ``mean_LD`` and been divided by ``std_LD``."""
+    return [
+        example._replace(hidden_LFD=((example.hidden_LFD - mean_LD[:, None]) / std_LD[:, None]).half())
+        for example in examples
+    ]
 
 
 class PhoneProbe(L.LightningModule):
@@ -161,20 +186,23 @@ class PhoneProbe(L.LightningModule):
         num_hidden: hidden states L.
         width: D.
         num_classes: C, with the blank.
-        lr: Adam's learning rate, constant.
+        lr: Adam's learning rate at the first step; it falls linearly to zero.
+        steps: optimizer steps.
     """
 
-    def __init__(self, num_hidden: int, width: int, num_classes: int, lr: float) -> None:
+    def __init__(self, num_hidden: int, width: int, num_classes: int, lr: float, steps: int) -> None:
         super().__init__()
-        self.lr = lr
+        self.lr, self.steps = lr, steps
         self.layer_logits = nn.Parameter(torch.zeros(num_hidden))
         self.head = nn.Linear(width, num_classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
         self.losses: list[float] = []
         self.errors: list[tuple[list[int], list[int]]] = []
 
     def forward(self, hidden_LBFD: Tensor) -> Tensor:
         """Log-probabilities (B, F, C)."""
-        summed_BFD = torch.einsum("l,lbfd->bfd", self.layer_logits.softmax(0), hidden_LBFD)
+        summed_BFD = torch.tensordot(self.layer_logits.softmax(0), hidden_LBFD, 1)
         return self.head(summed_BFD).log_softmax(-1)
 
     def training_step(self, batch: ProbeBatch, batch_idx: int) -> Tensor:
@@ -191,8 +219,10 @@ class PhoneProbe(L.LightningModule):
         for classes_F, frames, reference in zip(classes_BF, batch.num_frames, references, strict=True):
             self.errors.append((greedy_decode(classes_F[:frames].tolist()), reference.tolist()))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=self.lr)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 class RandomOrder(Sampler[int]):
@@ -229,7 +259,7 @@ def phone_probe(
     Args:
         model: the encoder; it is run in eval mode without gradients.
         corpus: utterances of training and held-out speakers.
-        seed: of the head's initialisation and the order.
+        seed: of the order.
         steps: optimizer steps.
         lr: learning rate; the best one depends on the encoder, as in SUPERB.
         batch_size: utterances per step.
@@ -240,9 +270,9 @@ def phone_probe(
     train = compute_examples(model, corpus.train, corpus.phones, normalize)
     test = compute_examples(model, corpus.test, corpus.phones, normalize)
     num_hidden, _, width = train[0].hidden_LFD.shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        probe = PhoneProbe(num_hidden, width, len(corpus.phones) + 1, lr)
+    mean_LD, std_LD = statistics(train)
+    train, test = standardise(train, mean_LD, std_LD), standardise(test, mean_LD, std_LD)
+    probe = PhoneProbe(num_hidden, width, len(corpus.phones) + 1, lr, steps)
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,  # the order is as long as the training
