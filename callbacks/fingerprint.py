@@ -7,10 +7,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.ema import StudentEMA
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import Teacher
+
+HOW_NOT_WHAT = frozenset({"compile", "compile_backend"})
+"""Settings of the student that change how it is computed but not what is learnt."""
 
 
 def teacher_digest(teacher: Teacher) -> str:
@@ -47,8 +51,9 @@ class ResumeGuard(Callback):
 
     Acts: when a checkpoint is saved, and in ``fit`` before the weights of one are loaded.
 
-    Compared are the growth settings and stage lengths, student, objective, optimizer, seed, the teacher's weights and
-    the corpus; not the number of devices, accumulation steps, precision, folders or loggers, which may change.
+    Compared are the growth settings and stage lengths, student, objective, optimizer, average of the weights, seed,
+    the teacher's weights and the corpus; not the number of devices, accumulation steps, precision, compilation,
+    folders or loggers, which may change. A run that starts or stops averaging is another run too.
 
     Args:
         allow_config_change: resume all the same; what differs is then this run's choice.
@@ -61,10 +66,14 @@ class ResumeGuard(Callback):
         """What this run is, in plain values."""
         assert isinstance(module, DistillationModule)
         stacking = find_callback(trainer, StackingCallback)
+        average = find_callback(trainer, StudentEMA)
         datamodule = getattr(trainer, "datamodule", None)
+        model = {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")}
+        model["student"] = {key: value for key, value in model["student"].items() if key not in HOW_NOT_WHAT}
         return {
             "growth": stacking.settings if stacking else {},
-            "model": {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")},
+            "ema": average.settings if average else {},
+            "model": model,
             "teacher": teacher_digest(module.teacher),
             "data": datamodule.fingerprint() if datamodule is not None and hasattr(datamodule, "fingerprint") else {},
         }

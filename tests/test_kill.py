@@ -18,8 +18,6 @@ from tests.helpers import save_corpus, save_teacher
 from tests.resuming import differences
 from tests.test_configs import SHRUNK
 
-pytestmark = pytest.mark.slow
-
 BATCHES_PER_EPOCH, EPOCHS = 5, 4  # three growths, at steps 5, 10 and 15
 STEPS = BATCHES_PER_EPOCH * EPOCHS
 

@@ -15,8 +15,6 @@ from experiments.training import DistillationCLI
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import save_corpus, save_teacher
 
-pytestmark = pytest.mark.slow
-
 TINY = [
     *("--model.student.hidden_size", "16", "--model.student.intermediate_size", "24"),
     *("--model.student.num_heads", "2", "--model.student.num_layers", "4", "--model.objective.layers", "[2]"),
@@ -57,6 +55,7 @@ def checkpoint(inputs: Path, step: int) -> Path:
     return inputs / "runs" / "whole" / "checkpoints" / f"step={step:09d}.ckpt"
 
 
+EMA = ["--trainer.callbacks+=callbacks.ema.StudentEMA", "--trainer.callbacks.decay=0.9"]
 OTHER_SETTINGS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "policy": (lambda _: ["--growth.policy", "midas"], r"growth.policy was interleaved, is midas"),
     "schedule": (
@@ -76,6 +75,7 @@ OTHER_SETTINGS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         r"model.optimizer.lr was 0.0005, is 0.01",
     ),
     "student": (lambda _: ["--model.student.hidden_size", "32"], r"model.student.hidden_size was 16, is 32"),
+    "average": (lambda _: EMA, r"ema.decay was not set, is 0.9; ema.every_n_steps was not set, is 1"),
     "batch": (lambda _: ["--data.batch_size", "6"], r"data.batch_size was 4, is 6"),
 }
 
@@ -88,7 +88,8 @@ def test_another_runs_checkpoint_is_refused_by_what_differs(name: str, inputs: P
         fit(inputs, *place, *settings(inputs))
 
 
-@pytest.mark.parametrize("name", ["policy", "teacher", "corpus", "seed", "learning rate"])
+@pytest.mark.filterwarnings("ignore:The checkpoint was not created with WeightAveraging")  # told as it should be
+@pytest.mark.parametrize("name", ["policy", "teacher", "corpus", "seed", "learning rate", "average"])
 def test_it_is_taken_when_that_is_asked_for(name: str, inputs: Path, tmp_path: Path) -> None:
     settings, _ = OTHER_SETTINGS[name]
     place = ["--runs_dir", str(tmp_path), "--ckpt_path", str(checkpoint(inputs, 5))]
@@ -104,6 +105,7 @@ def test_last_is_guarded_like_a_path(inputs: Path, tmp_path: Path) -> None:
         fit(inputs, *place, "--ckpt_path", "last", "--growth.policy", "midas")
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own look-up
 @pytest.mark.parametrize(
     "settings",
     [
@@ -112,6 +114,7 @@ def test_last_is_guarded_like_a_path(inputs: Path, tmp_path: Path) -> None:
         ["--name", "renamed"],
         ["--trainer.precision", "bf16-mixed"],
         ["--max_batch_per_device", "1"],
+        ["--model.student.compile", "true", "--model.student.compile_backend", "eager"],
         ["--trainer.log_every_n_steps", "1", "--growth.measure_loss", "false", "--checkpoint.every_n_steps", "2"],
     ],
 )

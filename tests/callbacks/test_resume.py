@@ -27,8 +27,6 @@ from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
 from tests.resuming import Recorder, Scenario, checkpoints, differences, file_differences, fit, hop_problems
 
-pytestmark = pytest.mark.slow
-
 # Each pair of values of two settings is in one of these, with one process or with two.
 PAIRS = [
     Scenario(0, 1, "none", None, "32-true"),
@@ -200,9 +198,9 @@ def layers_reversed(groups: ParameterGroups) -> ParameterGroups:
     """Same parameters, same shapes at each place, but the layers' in another order than ``named_parameters``."""
 
     def swap(names: dict[str, Any]) -> list[tuple[str, Any]]:
-        numbers = [int(match[1]) for name in names if (match := re.search(r"layers\.(\d+)\.", name))]
+        numbers = [int(match[1]) for name in names if (match := re.search(r"\.layers\.(\d+)\.", name))]
         other = {
-            name: re.sub(r"layers\.(\d+)\.", lambda m: f"layers.{max(numbers) - int(m[1])}.", name) for name in names
+            name: re.sub(r"\.layers\.(\d+)\.", lambda m: f".layers.{max(numbers) - int(m[1])}.", name) for name in names
         }
         return [(name, names[name]) for name in other.values()]
 
