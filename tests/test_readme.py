@@ -1,6 +1,7 @@
 """Every command of the README runs: as it stands, shrunk, or (what needs a corpus or GPUs) with --print_config."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -9,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import COMMANDS
+from experiments.cli import COMMANDS, run
 from experiments.training import CONFIGS
 from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
 
-PAGES = [REPOSITORY / "README.md"]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "docs" / "launching.md"]
 # What makes a command small enough for a test; the later of two values wins.
 SMALL = {
     "synthesize": ["--minutes", "0.5", "--voices", "3"],
@@ -30,7 +31,10 @@ def commands(page: Path) -> list[str]:
 
 
 def interstack_commands() -> list[str]:
-    return [line[line.index("interstack ") :] for page in PAGES for line in commands(page) if "interstack " in line]
+    """Arguments after the program's name; ``-m experiments.cli`` is how ``torchrun`` names it."""
+    lines = [line for page in PAGES for line in commands(page)]
+    found = [re.search(r"(?:^|\s)(?:interstack|-m experiments\.cli) (.*)", line) for line in lines]
+    return [f"interstack {match[1]}" for match in found if match]
 
 
 def call(arguments: list[str], folder: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
@@ -57,12 +61,17 @@ def test_make_targets_exist(line: str) -> None:
 @pytest.mark.parametrize(
     "line", [line for line in interstack_commands() if shlex.split(line)[1] in ("fit", "validate")]
 )
-def test_training_commands_parse_and_resolve(line: str, tmp_path: Path) -> None:
+def test_training_commands_parse_and_resolve(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = shlex.split(line)[1:]
     more = [] if {"--help", "--print_config"} & set(arguments) else ["--print_config"]
-    result = call([*arguments, *more], tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "growth" in result.stdout
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run([*arguments, *more])
+    printed = capsys.readouterr()
+    assert stop.value.code in (0, None), printed.err
+    assert "growth" in printed.out
 
 
 def test_the_corpus_of_ones_own_example_runs(tmp_path: Path) -> None:
@@ -126,6 +135,27 @@ def test_quickstart_makes_its_report_and_keeps_finished_parts(tmp_path: Path) ->
     other = call(["quickstart", *SMALL["quickstart"], "--seed", "1"], tmp_path)
     assert other.returncode == 2
     assert "choose another --output" in other.stderr
+
+
+def test_the_job_script_passes_its_arguments_on(tmp_path: Path) -> None:
+    """``sbatch`` as the page has it, with an ``srun`` that only runs what it is given, and that only parses."""
+    (line,) = (line for line in commands(PAGES[1]) if line.startswith("sbatch"))
+    _, script, *arguments = shlex.split(line)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text('#!/bin/bash\nshift\nexec "$@" --print_config\n')
+    (tmp_path / "bin" / "interstack").write_text(f'#!/bin/bash\nexec {sys.executable} -m experiments.cli "$@"\n')
+    for program in (tmp_path / "bin").iterdir():
+        program.chmod(0o755)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").write_text("")
+    variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+    variables |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
+    result = subprocess.run(
+        ["bash", str(REPOSITORY / script), *arguments],
+        cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert all(text in result.stdout for text in ("num_nodes: 2", "devices: '4'", "policy: interleaved"))
 
 
 def test_every_config_is_in_the_readme() -> None:
