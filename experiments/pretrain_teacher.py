@@ -26,7 +26,7 @@ def pretrain_teacher(
     output: str,
     train_splits: list[str] = ["train-clean-100"],  # noqa: B006 (never mutated)
     val_splits: list[str] = ["dev-clean"],  # noqa: B006
-    steps: int = 400,
+    steps: int = 900,
     seed: int = 0,
     recipe: PretrainingConfig = PretrainingConfig(),  # noqa: B008 (frozen)
     accelerator: str = "auto",

@@ -45,8 +45,8 @@ class Size:
     budget: dict[str, int]
 
 
-FULL = Size(20.0, 160, 8, 17, 400, {"corpus": 5, "teacher": 160, "each of 4 students": 90, "each of 6 probes": 20})
-FAST = Size(4.0, 30, 4, 5, 100, {"corpus": 3, "teacher": 35, "each of 4 students": 12, "each of 6 probes": 4})
+FULL = Size(20.0, 640, 8, 26, 300, {"corpus": 4, "teacher": 170, "each of 4 students": 110, "each of 6 probes": 20})
+FAST = Size(4.0, 150, 4, 8, 100, {"corpus": 3, "teacher": 40, "each of 4 students": 12, "each of 6 probes": 4})
 
 # System -> shipped config. GradStack has the prediction-style loss, as in the paper.
 STUDENTS = {

@@ -34,7 +34,7 @@ class PretrainingConfig:
         intermediate_size: width of the feed-forward layers.
         conv_channels: width of the seven convolutions.
         dropout: on hidden states, attention weights and feed-forward activations.
-        batch_size: crops per step.
+        batch_size: crops per step; at equal audio, many small steps learn far more than few large ones.
         crop_seconds: length of a crop; a shorter utterance is padded, and its padding is not scored.
         lr: peak learning rate.
         warmup: share of the steps in which the learning rate rises linearly; then it falls linearly to zero.
@@ -46,8 +46,8 @@ class PretrainingConfig:
     intermediate_size: int = 512
     conv_channels: int = 64
     dropout: float = 0.05
-    batch_size: int = 16
-    crop_seconds: float = 3.0
+    batch_size: int = 4
+    crop_seconds: float = 2.0
     lr: float = 2e-3
     warmup: float = 0.1
 

@@ -5,9 +5,10 @@ As there: frozen encoder, softmax-weighted sum of all hidden states (the input o
 linear CTC head, greedy decoding, phone error rate over held-out speakers. In miniature: one linear layer
 instead of two, a few hundred steps instead of 100,000, phones from alignments, and hidden states computed
 once and kept, since nothing below them changes. So few steps need a good start and end: hidden states are
-standardised by the training speakers' statistics, the head starts from zero, and the learning rate falls to zero.
-From random weights, a phone's frames can belong to another phone at the start, and CTC with a linear head does not
-find its way out of that.
+standardised by the training speakers' statistics, the head starts as the best one that hears nothing, and the
+learning rate falls to zero. From random weights, a phone's frames can belong to another phone at the start, and a
+linear head does not find its way out of that; without the blank's share, it names a phone in every frame and inserts
+some at each transition.
 
 Shapes: B batch, T samples (16 kHz), F frames, D width, L hidden states (depth + 1), C classes (blank and
     phones).
@@ -15,6 +16,7 @@ Shapes: B batch, T samples (16 kHz), F frames, D width, L hidden states (depth +
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -172,11 +174,19 @@ def statistics(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
 
 
 def standardise(examples: Sequence[Example], mean_LD: Tensor, std_LD: Tensor) -> list[Example]:
-    """Examples whose hidden states have lost ``mean_LD`` and been divided by ``std_LD``."""
+    """Examples with zero mean and a variance of 1 / D: frames have a norm of about 1, whatever the width."""
+    scale_LD = std_LD * std_LD.shape[1] ** 0.5
     return [
-        example._replace(hidden_LFD=((example.hidden_LFD - mean_LD[:, None]) / std_LD[:, None]).half())
+        example._replace(hidden_LFD=((example.hidden_LFD - mean_LD[:, None]) / scale_LD[:, None]).half())
         for example in examples
     ]
+
+
+def blank_logit(examples: Sequence[Example], num_classes: int) -> float:
+    """Bias of the blank with which a head of zeros is the best that hears nothing: one phone in F / phones frames."""
+    frames = sum(example.hidden_LFD.shape[1] for example in examples)
+    phones = min(sum(len(example.targets) for example in examples), frames - 1)
+    return math.log((frames - phones) / (phones / (num_classes - 1)))
 
 
 class PhoneProbe(L.LightningModule):
@@ -186,17 +196,19 @@ class PhoneProbe(L.LightningModule):
         num_hidden: hidden states L.
         width: D.
         num_classes: C, with the blank.
+        blank: the blank's bias at the start; all other weights are zero.
         lr: Adam's learning rate at the first step; it falls linearly to zero.
         steps: optimizer steps.
     """
 
-    def __init__(self, num_hidden: int, width: int, num_classes: int, lr: float, steps: int) -> None:
+    def __init__(self, num_hidden: int, width: int, num_classes: int, blank: float, lr: float, steps: int) -> None:
         super().__init__()
         self.lr, self.steps = lr, steps
         self.layer_logits = nn.Parameter(torch.zeros(num_hidden))
         self.head = nn.Linear(width, num_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.head.bias.data[BLANK] = blank
         self.losses: list[float] = []
         self.errors: list[tuple[list[int], list[int]]] = []
 
@@ -244,8 +256,8 @@ def phone_probe(
     model: HubertModel,
     corpus: Corpus,
     seed: int = 0,
-    steps: int = 400,
-    lr: float = 1e-2,
+    steps: int = 300,
+    lr: float = 0.1,
     batch_size: int = 16,
     normalize: bool = False,
     progress_bar: bool = False,
@@ -270,9 +282,10 @@ def phone_probe(
     train = compute_examples(model, corpus.train, corpus.phones, normalize)
     test = compute_examples(model, corpus.test, corpus.phones, normalize)
     num_hidden, _, width = train[0].hidden_LFD.shape
+    num_classes = len(corpus.phones) + 1
     mean_LD, std_LD = statistics(train)
     train, test = standardise(train, mean_LD, std_LD), standardise(test, mean_LD, std_LD)
-    probe = PhoneProbe(num_hidden, width, len(corpus.phones) + 1, lr, steps)
+    probe = PhoneProbe(num_hidden, width, num_classes, blank_logit(train, num_classes), lr, steps)
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,  # the order is as long as the training
