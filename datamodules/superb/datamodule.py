@@ -1,0 +1,279 @@
+"""Batches of one SUPERB task: endless in training, as s3prl counts steps; dev and tests as its evaluation does."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.audio import read_audio
+from datamodules.batching import MicroBatch
+from datamodules.superb.fluent import read_fluent
+from datamodules.superb.librispeech import read_librispeech
+from datamodules.superb.recipes import RECIPES, DataRecipe
+from datamodules.superb.rows import SAMPLE_RATE, Reading, Row, SuperbCorpus
+from datamodules.superb.samplers import (
+    BalancedSampling,
+    Crops,
+    EndlessSampler,
+    EvaluationSampler,
+    HalvedSampling,
+    Sampling,
+    ShuffledSampling,
+    WindowSampling,
+    balanced_draw,
+)
+from datamodules.superb.snips import read_snips
+from datamodules.superb.speech_commands import SILENCE, read_speech_commands
+from datamodules.superb.table import read_table
+from datamodules.superb.voxceleb import read_voxceleb1
+
+logger = logging.getLogger(__name__)
+
+TargetLength = Callable[[Row], int]
+
+
+@dataclass(frozen=True)
+class SuperbData:
+    """Where a task's corpus is, and what of it to use.
+
+    Args:
+        root: the corpus folder, in the published layout of the task's corpus, or a ``.tsv`` table (any task).
+        test_root: KS: the test archive, where it is not beside the train archive.
+        train_splits: PR, ASR: LibriSpeech splits to train on. dev_splits: to select on. test_splits: to test on, each
+            by itself.
+        labels: label lists that replace the corpus's own (one list; three for IC; slot types for SF).
+        resample: convert files of another rate instead of calling them bad audio.
+        on_bad_audio: "error" stops at the first; "skip" leaves them out and counts them.
+        max_train_utterances: a random subset of train; for probes. max_eval_utterances: the same of dev and each test.
+        num_workers: loader processes per rank.
+        cache_dir: where LibriSpeech manifests are kept; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
+    """
+
+    root: str
+    test_root: str | None = None
+    train_splits: Sequence[str] = ("train-clean-100",)
+    dev_splits: Sequence[str] = ("dev-clean",)
+    test_splits: Sequence[str] = ("test-clean",)
+    labels: list[list[str]] | None = None
+    resample: bool = False
+    on_bad_audio: Literal["error", "skip"] = "error"
+    max_train_utterances: int | None = None
+    max_eval_utterances: int | None = None
+    num_workers: int = 2
+    cache_dir: str | None = None
+
+
+def read_corpus(task: str, data: SuperbData, seed: int = 1337) -> SuperbCorpus:
+    """The corpus of a task, cut down where ``data`` says so.
+
+    Raises:
+        ValueError: no such task, the corpus is not there, or something in it is wrong.
+    """
+    if task not in RECIPES:
+        raise ValueError(f"there is no task {task!r}; choose one of {', '.join(RECIPES)}")
+    corpus = _read(task, data, Reading(data.resample, data.on_bad_audio))
+    if corpus.skipped:
+        first = corpus.skipped[0]
+        logger.warning("%d files left out, the first: %s: %s", len(corpus.skipped), first.path, first.reason)
+    return replace(
+        corpus,
+        train=_subset(corpus.train, data.max_train_utterances, seed),
+        dev=_subset(corpus.dev, data.max_eval_utterances, seed),
+        tests={name: _subset(rows, data.max_eval_utterances, seed) for name, rows in corpus.tests.items()},
+    )
+
+
+def _read(task: str, data: SuperbData, reading: Reading) -> SuperbCorpus:
+    if data.root.endswith(".tsv"):
+        return read_table(data.root, task, data.labels, reading)
+    if task in ("pr", "asr"):
+        splits = (data.train_splits, data.dev_splits, data.test_splits)
+        return read_librispeech(data.root, *splits, reading, data.cache_dir)
+    if task == "ks":
+        return read_speech_commands(data.root, data.test_root, reading)
+    reader = {"sf": read_snips, "ic": read_fluent, "sid": read_voxceleb1}[task]
+    return reader(data.root, data.labels, reading)
+
+
+class SuperbBatch(NamedTuple):
+    """This rank's part of a batch, unpadded."""
+
+    waveforms: list[Tensor]  # (T_i,) float32 each, cropped and with the recipe's gain
+    rows: list[Row]
+    num_items: int  # of the batch over all ranks
+    longest: int  # samples of its longest item over all ranks
+    whole: list[bool]  # False: a random crop, which no cache may keep
+
+
+class SuperbDataset(Dataset[SuperbBatch]):
+    """Decodes batches.
+
+    Raises:
+        BadAudioError: a file cannot be decoded.
+    """
+
+    def __init__(self, rows: list[Row], resample: bool, gain_db: float) -> None:
+        self.rows, self.resample, self.gain = rows, resample, 10 ** (gain_db / 20)
+
+    def __getitem__(self, batch: MicroBatch) -> SuperbBatch:
+        rows = [self.rows[row] for row in batch.rows]
+        waveforms = [
+            self.gain
+            * torch.from_numpy(read_audio(row.path, SAMPLE_RATE, int(start), int(start + taken), self.resample))
+            for row, start, taken in zip(rows, batch.starts, batch.num_samples, strict=True)
+        ]
+        whole = [row.num_samples == taken for row, taken in zip(rows, batch.num_samples, strict=True)]
+        return SuperbBatch(waveforms, rows, len(batch.global_num_samples), int(batch.global_num_samples.max()), whole)
+
+    # A batch sampler's item is a whole batch; this is where the loader hands it over.
+    __getitems__ = __getitem__
+
+
+class SuperbLoader(DataLoader[SuperbBatch]):
+    """A loader whose place is known from the trainer's step count; Lightning need not warn of a resume in mid-epoch."""
+
+    def __init__(self, dataset: SuperbDataset, batches: Sampler[MicroBatch], num_workers: int) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=num_workers,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+        )
+
+    def __iter__(self) -> Iterator[SuperbBatch]:  # type: ignore[override]
+        return super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore: the sampler starts at the trainer's step."""
+
+
+class SuperbDataModule(L.LightningDataModule):
+    """The data of one task.
+
+    Training batches are endless: set ``max_steps`` and ``max_epochs=-1``. One item is this rank's part of one *recipe
+    micro-batch*; ``accumulate_grad_batches`` is the recipe's ``accumulate``, whatever the number of ranks. On a resume
+    the stream goes on at ``global_step * accumulate_grad_batches``, so checkpoints belong between optimizer steps.
+
+    Args:
+        task: a key of :data:`datamodules.superb.recipes.RECIPES`.
+        data: where the corpus is.
+        target_length: encoded length of a row's target; needed where batches are windows over it (PR, SF).
+        recipe: by default the task's.
+        seed: of order, draws and crops.
+        corpus: already read; by default ``setup`` reads it.
+
+    Raises:
+        ValueError: window sampling without ``target_length``; from ``setup``, what is wrong with the corpus; from
+            ``train_dataloader``, recipe batches smaller than the number of ranks.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        data: SuperbData,
+        target_length: TargetLength | None = None,
+        recipe: DataRecipe | None = None,
+        seed: int = 1337,
+        corpus: SuperbCorpus | None = None,
+    ) -> None:
+        super().__init__()
+        if recipe is None and task not in RECIPES:
+            raise ValueError(f"there is no task {task!r}; choose one of {', '.join(RECIPES)}")
+        self.task, self.data, self.target_length, self.seed = task, data, target_length, seed
+        self.recipe = recipe or RECIPES[task]
+        if self.recipe.sampling == "window" and target_length is None:
+            raise ValueError(f"task {task} sorts its utterances by target length: give target_length")
+        self._corpus = corpus
+
+    @property
+    def corpus(self) -> SuperbCorpus:
+        if self._corpus is None:
+            raise ValueError("the corpus is not read yet: call setup() first")
+        return self._corpus
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._corpus is None:
+            self._corpus = read_corpus(self.task, self.data, self.seed)
+
+    def train_dataloader(self) -> SuperbLoader:
+        rows, trainer = self.corpus.train, self.trainer
+        crops = self._crops(rows, self.recipe.train_max_samples, self.recipe.silence_samples)
+        start = trainer.global_step * trainer.accumulate_grad_batches if trainer else 0
+        return self._loader(rows, EndlessSampler(self._sampling(rows), crops, start, *self._place()))
+
+    def val_dataloader(self) -> SuperbLoader:
+        rows = self.corpus.dev
+        order = np.arange(len(rows))
+        if self.recipe.balanced_dev:
+            order = balanced_draw(_classes(rows), self.seed)
+        return self._evaluation(rows, order, self._crops(rows, None, self.recipe.silence_samples))
+
+    def test_dataloader(self) -> list[SuperbLoader]:
+        """One loader for each of ``corpus.tests``, in its order; utterances whole and in order."""
+        return [
+            self._evaluation(rows, np.arange(len(rows)), self._crops(rows, None, None))
+            for rows in self.corpus.tests.values()
+        ]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch._replace(waveforms=[wave.to(device, non_blocking=True) for wave in batch.waveforms])
+
+    def _evaluation(self, rows: list[Row], order: np.ndarray, crops: Crops) -> SuperbLoader:
+        return self._loader(rows, EvaluationSampler(order, crops, self.recipe.eval_batch_size, *self._place()))
+
+    def _sampling(self, rows: list[Row]) -> Sampling:
+        size, lengths_N = self.recipe.batch_size, _lengths(rows)
+        if self.recipe.sampling == "window":
+            assert self.target_length is not None
+            return WindowSampling(np.array([self.target_length(row) for row in rows]), lengths_N, size, self.seed)
+        if self.recipe.sampling == "halved":
+            return HalvedSampling(lengths_N, size, self.seed)
+        if self.recipe.sampling == "balanced":
+            return BalancedSampling(_classes(rows), size, self.seed)
+        return ShuffledSampling(len(rows), size, self.seed)
+
+    def _crops(self, rows: list[Row], most: int | None, most_of_silence: int | None) -> Crops:
+        most_N = lengths_N = _lengths(rows)
+        if most is not None:
+            most_N = np.minimum(most_N, most)
+        if most_of_silence is not None:
+            is_silence_N = np.array([row.target == SILENCE for row in rows])
+            most_N = np.where(is_silence_N, np.minimum(most_N, most_of_silence), most_N)
+        return Crops(lengths_N, most_N, self.seed)
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, rows: list[Row], batches: Sampler[MicroBatch]) -> SuperbLoader:
+        dataset = SuperbDataset(rows, self.data.resample, self.recipe.gain_db)
+        return SuperbLoader(dataset, batches, self.data.num_workers)
+
+
+def _lengths(rows: list[Row]) -> np.ndarray:
+    return np.array([row.num_samples for row in rows], dtype=np.int64)
+
+
+def _classes(rows: list[Row]) -> np.ndarray:
+    return np.array([row.target for row in rows])
+
+
+def _subset(rows: list[Row], most: int | None, seed: int) -> list[Row]:
+    """At most that many rows, chosen at random, in their order."""
+    if most is None or len(rows) <= most:
+        return rows
+    return [rows[index] for index in sorted(np.random.default_rng(seed).permutation(len(rows))[:most])]
+
+
+def _as_it_is(batch: SuperbBatch) -> SuperbBatch:
+    return batch

@@ -1,0 +1,70 @@
+"""LibriSpeech for PR and ASR: transcripts of the LibriSpeech layout, splits as settings."""
+
+import os
+from collections.abc import Sequence
+
+from datamodules.corpus import CorpusSettings
+from datamodules.manifest import prepare_manifest
+from datamodules.scanning import Problem
+from datamodules.superb.missing import Published
+from datamodules.superb.rows import MIN_SAMPLES, Reading, Row, SuperbCorpus
+
+PUBLISHED = Published(
+    "LibriSpeech",
+    "https://www.openslr.org/12 (train-clean-100, dev-clean, test-clean)",
+    "ROOT/train-clean-100/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac (or .wav, .mp3; ROOT/LibriSpeech/... works too)\n"
+    "ROOT/train-clean-100/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt   lines of 'SPEAKER-CHAPTER-NUMBER TEXT'\n"
+    "ROOT/dev-clean/...\nROOT/test-clean/...",
+)
+
+
+def read_librispeech(
+    root: str,
+    train_splits: Sequence[str] = ("train-clean-100",),
+    dev_splits: Sequence[str] = ("dev-clean",),
+    test_splits: Sequence[str] = ("test-clean",),
+    reading: Reading = Reading(),  # noqa: B008
+    cache_dir: str | None = None,
+) -> SuperbCorpus:
+    """Rows with transcripts; every test split is a test of its own. The manifest is cached.
+
+    Raises:
+        ValueError: the corpus or a split is not there, an utterance has no transcript, or bad audio.
+    """
+    PUBLISHED.require(root)
+    skipped: list[Problem] = []
+
+    def rows(splits: Sequence[str]) -> list[Row]:
+        settings = CorpusSettings(
+            roots=(root,),
+            splits=tuple(splits),
+            min_samples=MIN_SAMPLES,
+            resample=reading.resample,
+            on_bad_audio=reading.on_bad_audio,
+            transcripts="required",
+        )
+        _require_splits(settings)
+        manifest = prepare_manifest(settings, cache_dir)
+        skipped.extend(manifest.skipped)
+        return [
+            Row(
+                manifest.utterance_id(row),
+                manifest.path(row),
+                int(manifest.num_samples[row]),
+                # Upper-casing is all that the recipe does to a transcript.
+                (manifest.transcript(row) or "").upper(),
+                manifest.speaker(row),
+            )
+            for row in range(len(manifest))
+        ]
+
+    tests = {split: rows([split]) for split in test_splits}
+    return SuperbCorpus(rows(train_splits), rows(dev_splits), tests, [], skipped)
+
+
+def _require_splits(settings: CorpusSettings) -> None:
+    root = settings.absolute_roots[0]
+    homes = [root, *(entry.path for entry in os.scandir(root) if entry.is_dir())]
+    for split in settings.splits:
+        if not any(os.path.isdir(os.path.join(home, split)) for home in homes):
+            raise ValueError(PUBLISHED.missing(f"there is no split {split!r} in {root}"))

@@ -1,0 +1,46 @@
+"""How s3prl draws the batches of each task: the constants of the SUPERB configs (s3prl v0.4.18)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Sampling = Literal["window", "halved", "balanced", "shuffled"]
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Batches of one task.
+
+    Attributes:
+        sampling: "window": ``batch_size`` neighbours of the list sorted by target length, at every start; "halved":
+            fixed groups of the list sorted by audio length, full ones split in two; "balanced": draws with replacement,
+            every class as likely as any other; "shuffled": permutations.
+        batch_size: utterances of a micro-batch, over all ranks.
+        accumulate: micro-batches of an optimizer step.
+        eval_batch_size: utterances of a dev or test batch.
+        train_max_samples: training crops longer utterances to this, at random.
+        silence_samples: ``_silence_`` recordings of train and dev are cropped to this, at random.
+        gain_db: gain applied to all audio.
+        balanced_dev: dev is a balanced draw too, of its own size.
+    """
+
+    sampling: Sampling
+    batch_size: int
+    accumulate: int = 1
+    eval_batch_size: int = 1
+    train_max_samples: int | None = None
+    silence_samples: int | None = None
+    gain_db: float = 0.0
+    balanced_dev: bool = False
+
+
+RECIPES: dict[str, DataRecipe] = {
+    "pr": DataRecipe("window", batch_size=16, accumulate=2),
+    # 32 in the config; what is trained on are its halves of 16.
+    "asr": DataRecipe("halved", batch_size=32),
+    "sf": DataRecipe("window", batch_size=32),
+    "ks": DataRecipe(
+        "balanced", batch_size=32, eval_batch_size=32, silence_samples=16_000, gain_db=-3.0, balanced_dev=True
+    ),
+    "ic": DataRecipe("shuffled", batch_size=32, eval_batch_size=32),
+    "sid": DataRecipe("shuffled", batch_size=8, accumulate=4, train_max_samples=128_000),
+}

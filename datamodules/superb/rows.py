@@ -1,0 +1,147 @@
+"""What every SUPERB corpus becomes: rows of audio file and target, in splits, with label lists."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from datamodules.audio import BadAudioError, usable_samples
+from datamodules.scanning import Problem
+
+SAMPLE_RATE = 16_000
+MIN_SAMPLES = 400
+"""One frame of a HuBERT-like front end; shorter audio is bad audio."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One utterance.
+
+    ``target`` is, by task, PR and ASR: the transcript; SF: ``w1 w2 ...<TAB>tag1 tag2 ...``; KS and SID: the label; IC:
+    ``action<TAB>object<TAB>location``; empty where a task has none.
+    """
+
+    key: str  # utterance id, as in the files of hypotheses
+    path: str
+    num_samples: int  # at 16 kHz
+    target: str
+    speaker: str = ""
+
+
+@dataclass(frozen=True)
+class SuperbCorpus:
+    """What a task is trained and scored on.
+
+    ``labels``: one list for KS and SID, three for IC (action, object, location), the slot types for SF, none for PR
+    and ASR. A label's class is its place in the list. ``skipped``: audio that was left out, and why.
+    """
+
+    train: list[Row]
+    dev: list[Row]
+    tests: dict[str, list[Row]]
+    labels: list[list[str]]
+    skipped: list[Problem] = field(default_factory=list)
+
+    @property
+    def splits(self) -> dict[str, list[Row]]:
+        return {"train": self.train, "dev": self.dev, **self.tests}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How audio is judged while a corpus is read; see :func:`datamodules.audio.usable_samples`."""
+
+    resample: bool = False
+    on_bad_audio: str = "error"
+
+
+def measure(rows: Iterable[Row], reading: Reading) -> tuple[list[Row], list[Problem]]:
+    """The rows with their lengths read from the files' headers, and what cannot be used.
+
+    Raises:
+        BadAudioError: a file cannot be used and ``reading.on_bad_audio`` is "error".
+        ValueError: two rows of one corpus have the same key, or nothing is usable.
+    """
+    rows = list(rows)
+    with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
+        chunks = [rows[start : start + 256] for start in range(0, len(rows), 256)]
+        found = [
+            item for part in pool.map(lambda chunk: [_measured(row, reading) for row in chunk], chunks) for item in part
+        ]
+    problems = [item for item in found if isinstance(item, Problem)]
+    usable = [item for item in found if isinstance(item, Row)]
+    if problems and reading.on_bad_audio == "error":
+        others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        remedy = "or leave such files out with on_bad_audio: skip"
+        raise BadAudioError(f"{problems[0].path}: {problems[0].reason}, {remedy}{others}")
+    if rows and not usable:
+        raise ValueError(f"none of {len(rows)} files is usable, the first: {problems[0].path}: {problems[0].reason}")
+    return usable, problems
+
+
+def measured_corpus(
+    splits: dict[str, list[Row]],
+    labels: list[list[str]],
+    reading: Reading,
+    targets: Sequence[Callable[[Row], str]] = (),
+) -> SuperbCorpus:
+    """The corpus of splits "train", "dev" and any number of tests, with lengths read and labels checked.
+
+    Args:
+        splits: rows whose ``num_samples`` is not known yet.
+        labels: the label lists.
+        reading: how to judge the audio.
+        targets: for each label list, what picks a row's label.
+
+    Raises:
+        ValueError: an empty split, a key that occurs twice, or a label outside its list.
+    """
+    measured: dict[str, list[Row]] = {}
+    skipped: list[Problem] = []
+    for name, rows in splits.items():
+        if not rows:
+            raise ValueError(f"the split {name!r} has no utterance; it needs at least one")
+        _require_unique_keys(name, rows)
+        for pick, known in zip(targets, labels, strict=True):
+            require_labels(name, rows, pick, known)
+        measured[name], problems = measure(rows, reading)
+        skipped += problems
+    return SuperbCorpus(measured.pop("train"), measured.pop("dev"), measured, labels, skipped)
+
+
+def require_labels(split: str, rows: Iterable[Row], pick: Callable[[Row], str], known: Sequence[str]) -> None:
+    """Every label must be in the list, or its utterance could not be counted.
+
+    Raises:
+        ValueError: naming the first label that is not, and its file.
+    """
+    classes = set(known)
+    for row in rows:
+        if (label := pick(row)) not in classes:
+            raise ValueError(
+                f"{row.path}: the label {label!r} of split {split!r} is not among the {len(known)} labels "
+                f"({', '.join(known[:5])}, ...): a label must occur in train; if it is meant to be missing there, give "
+                "the whole list as the setting `labels`, and its utterances count as errors"
+            )
+
+
+def in_order_of_appearance(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _measured(row: Row, reading: Reading) -> Row | Problem:
+    try:
+        num_samples = usable_samples(row.path, SAMPLE_RATE, MIN_SAMPLES, reading.resample)
+    except BadAudioError as error:
+        return Problem(row.path, str(error).removeprefix(f"{row.path}: "))
+    return Row(row.key, row.path, num_samples, row.target, row.speaker)
+
+
+def _require_unique_keys(split: str, rows: Iterable[Row]) -> None:
+    seen: dict[str, str] = {}
+    for row in rows:
+        if row.key in seen:
+            raise ValueError(
+                f"{row.path} and {seen[row.key]} have the same utterance id {row.key!r} in split {split!r}"
+            )
+        seen[row.key] = row.path
