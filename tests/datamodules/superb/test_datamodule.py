@@ -1,0 +1,130 @@
+"""Batches as a trainer gets them: audio, gain, crops, resume at the trainer's step."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from datamodules.audio import read_audio
+from datamodules.superb.datamodule import SuperbBatch, SuperbData, SuperbDataModule
+from datamodules.superb.recipes import RECIPES
+from datamodules.superb.rows import Row
+from tests.datamodules.superb import corpora
+
+
+def target_length(row: Row) -> int:
+    return len(row.target)
+
+
+def make(task: str, root: Path, **more: Any) -> SuperbDataModule:
+    data = SuperbData(str(root), num_workers=0, cache_dir=str(root.parent / "cache"))
+    module = SuperbDataModule(task, data, target_length, **more)
+    module.setup()
+    return module
+
+
+def test_recipes_are_those_of_the_benchmark() -> None:
+    found = {task: (r.batch_size, r.accumulate, r.eval_batch_size) for task, r in RECIPES.items()}
+    assert found == {
+        "pr": (16, 2, 1),
+        "asr": (32, 1, 1),
+        "sf": (32, 1, 1),
+        "ks": (32, 1, 32),
+        "ic": (32, 1, 32),
+        "sid": (8, 4, 1),
+    }
+
+
+def test_keywords_have_gain_and_a_new_second_of_silence_each_time(tmp_path: Path) -> None:
+    module = make("ks", corpora.speech_commands(tmp_path))
+    batches = list(itertools.islice(module.train_dataloader(), 3))
+    assert [len(batch.rows) for batch in batches] == [32] * 3
+    items = [item for batch in batches for item in zip(batch.rows, batch.waveforms, batch.whole, strict=True)]
+    silence = [wave for row, wave, _ in items if row.target == "_silence_"]
+    assert {len(wave) for wave in silence} == {16_000}
+    assert len({tuple(wave[:5].tolist()) for wave in silence}) == len(silence) > 5
+    row, wave, whole = next(item for item in items if item[0].target != "_silence_")
+    assert whole
+    torch.testing.assert_close(wave, torch.from_numpy(read_audio(row.path)) * 10 ** (-3 / 20))
+    assert not any(whole for row, _, whole in items if row.target == "_silence_")
+
+
+def test_dev_of_keywords_is_one_balanced_draw_and_test_natural(tmp_path: Path) -> None:
+    module = make("ks", corpora.speech_commands(tmp_path))
+    first, again = ([row.key for batch in module.val_dataloader() for row in batch.rows] for _ in range(2))
+    assert first == again
+    assert len(first) == len(module.corpus.dev)
+    (test,) = module.test_dataloader()
+    assert [row for batch in test for row in batch.rows] == module.corpus.tests["test"]
+
+
+def test_speakers_are_cropped_in_training_only(tmp_path: Path) -> None:
+    recipe = replace(RECIPES["sid"], train_max_samples=12_000, batch_size=6)
+    module = make("sid", corpora.voxceleb1(tmp_path), recipe=recipe)
+    batch = next(iter(module.train_dataloader()))
+    assert sorted(map(len, batch.waveforms)) == [9600] * 3 + [12_000] * 3
+    assert (batch.longest, batch.num_items) == (12_000, 6)
+    assert [row.num_samples == len(wave) for row, wave in zip(batch.rows, batch.waveforms, strict=True)] == batch.whole
+    evaluated = [wave for batch in module.val_dataloader() for wave in batch.waveforms]
+    assert [len(wave) for wave in evaluated] == [row.num_samples for row in module.corpus.dev]
+
+
+def test_window_sampling_needs_target_lengths(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="task pr sorts its utterances by target length"):
+        SuperbDataModule("pr", SuperbData(str(tmp_path)))
+    with pytest.raises(ValueError, match="no task 'er'; choose one of pr, asr"):
+        SuperbDataModule("er", SuperbData(str(tmp_path)))
+
+
+class Recorder(L.LightningModule):
+    """Writes down what it is given; one parameter, so that there are optimizer steps to count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[list[str]] = []
+
+    def training_step(self, batch: SuperbBatch) -> Tensor:
+        self.seen.append([f"{row.key} {len(wave)} {wave[:3]}" for row, wave in zip(*batch[1::-1], strict=True)])
+        return self.weight * torch.cat(batch.waveforms).mean()
+
+    def validation_step(self, batch: SuperbBatch) -> None:
+        assert len(batch.rows) == 1
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def train(root: Path, steps: int, workers: int = 0, ckpt_path: Path | None = None) -> tuple[Recorder, L.Trainer]:
+    data = SuperbData(str(root), num_workers=workers)
+    module = Recorder()
+    trainer = L.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accumulate_grad_batches=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    recipe = replace(RECIPES["sid"], batch_size=4, train_max_samples=8_000)
+    trainer.fit(module, SuperbDataModule("sid", data, recipe=recipe), ckpt_path=ckpt_path)
+    return module, trainer
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_trainer_sees_the_rest_of_the_stream(workers: int, tmp_path: Path) -> None:
+    root = corpora.voxceleb1(tmp_path)
+    whole, _ = train(root, 7)
+    assert len(whole.seen) == 14
+    first, trainer = train(root, 3, workers)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    second, _ = train(root, 7, workers, tmp_path / "a.ckpt")
+    assert first.seen + second.seen == whole.seen
+    assert whole.seen[:8] != second.seen
