@@ -212,8 +212,7 @@ def step_parts(laps: list[Lap], num_steps: int) -> dict[str, float]:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory that this process held so far, in 10^9 bytes: tensors on a GPU, else resident "
-    "memory."""
+    """The most memory that this process held so far, in 10^9 bytes: tensors on a GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

@@ -56,8 +56,7 @@ def usable_samples(path: str, sample_rate: int = 16000, min_samples: int = 1, re
 
     Raises:
         BadAudioError: besides the cases of :func:`audio_info`, the file holds no samples, is not mono, has
-            another
-            rate while ``resample`` is off, or has fewer than ``min_samples`` samples at ``sample_rate``.
+            another rate while ``resample`` is off, or has fewer than ``min_samples`` samples at ``sample_rate``.
     """
     info = audio_info(path)
     if info.num_samples == 0:

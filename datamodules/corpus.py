@@ -21,8 +21,14 @@ TRANSCRIPT_SUFFIX = ".trans.txt"
 class CorpusSettings:
     """Everything that decides which rows a corpus has.
 
-    ``transcripts``: "optional" (text where there is some) or "required" (an utterance without text is bad
-    input). ``on_bad_audio``: "error" or "skip"; see :mod:`datamodules.scanning`.
+    Args:
+        roots: folders that hold splits, or their parents.
+        splits: names of the folders below them.
+        sample_rate: wanted rate in Hz.
+        min_samples: files with fewer samples are bad audio.
+        resample: whether files of another rate are good audio.
+        on_bad_audio: ``error`` or ``skip``; see :mod:`datamodules.scanning`.
+        transcripts: ``optional`` (text where there is some) or ``required`` (an utterance without text is bad input).
     """
 
     roots: tuple[str, ...]

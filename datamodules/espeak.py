@@ -67,7 +67,9 @@ class Synthesizer:
         library: path of the shared library.
         data: path of ``espeak-ng-data``.
         voice: language and variant, such as ``en-us+f2``.
-        pitch: 0 to 99; pitch_range: 0 (monotone) to 99; words_per_minute: 80 to 450.
+        pitch: 0 to 99.
+        pitch_range: 0 (monotone) to 99.
+        words_per_minute: 80 to 450.
         seed: of the library's random numbers.
 
     Raises:

@@ -41,23 +41,23 @@ class LibriSpeechDataModule(L.LightningDataModule):
         val_splits: folders to validate on; none is allowed.
         sample_rate: rate of the waveforms in Hz.
         batch_size: utterances per optimizer step, over all ranks and accumulation steps.
-        batch_seconds: seconds of audio per optimizer step at most, padding included; needs ``batch_size:
-            null``. length: "crop" every item to the shortest of its global batch (no padding), or "pad" to
-            the longest. max_samples: longer utterances are cropped to this, at a place that changes with the
-            epoch. min_samples: shorter files are bad audio; 400 samples make one frame. resample: convert
-            files of another rate instead of calling them bad audio. on_bad_audio: "error" stops at the first;
-            "skip" leaves them out, counts and lists them in
-            ``run_dir/skipped_audio.tsv``.
-        batches_per_epoch: optimizer steps of a virtual epoch; by default an epoch is one pass over the
-            corpus. val_batch_size: utterances per validation batch over all ranks; by default as in training.
-            num_workers: loader processes per rank. download: fetch missing splits through torchaudio.
-            cache_dir: where manifests are kept; by default interstack/ in $XDG_CACHE_HOME or ~/.cache. seed:
-            of the order of batches and the places of crops. run_dir: folder of the run, for the list of
-            skipped audio.
+        batch_seconds: seconds of audio per optimizer step at most, padding included; needs ``batch_size: null``.
+        length: ``crop`` every item to the shortest of its global batch (no padding), or ``pad`` to the longest.
+        max_samples: longer utterances are cropped to this, at a place that changes with the epoch.
+        min_samples: shorter files are bad audio; 400 samples make one frame.
+        resample: convert files of another rate instead of calling them bad audio.
+        on_bad_audio: ``error`` stops at the first bad file; ``skip`` leaves bad files out, counts them and lists them
+            in ``skipped_audio.tsv`` in the run's folder.
+        batches_per_epoch: optimizer steps of a virtual epoch; by default an epoch is one pass over the corpus.
+        val_batch_size: utterances per validation batch over all ranks; by default as in training.
+        num_workers: loader processes per rank.
+        download: fetch missing splits through torchaudio.
+        cache_dir: where manifests are kept; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
+        seed: of the order of batches and the places of crops.
+        run_dir: folder for the list of skipped audio; ``interstack fit`` sets it to the run's folder.
 
     Raises:
-        ValueError: settings that contradict each other; from ``prepare_data``, a split that is missing or
-            empty, or
+        ValueError: settings that contradict each other; from ``prepare_data``, a split that is missing or empty, or
             bad audio; from the loaders, global batches too small for the number of processes.
     """
 

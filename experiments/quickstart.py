@@ -45,7 +45,7 @@ class Size:
     budget: dict[str, int]
 
 
-FULL = Size(20.0, 640, 8, 26, 300, {"corpus": 4, "teacher": 170, "each of 4 students": 110, "each of 6 probes": 20})
+FULL = Size(20.0, 900, 8, 60, 300, {"corpus": 2, "teacher": 115, "each of 4 students": 105, "each of 6 probes": 13})
 FAST = Size(4.0, 150, 4, 8, 100, {"corpus": 3, "teacher": 40, "each of 4 students": 12, "each of 6 probes": 4})
 
 # System -> shipped config. GradStack has the prediction-style loss, as in the paper.

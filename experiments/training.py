@@ -93,6 +93,7 @@ class DistillationCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             save_config_callback=None,
+            auto_configure_optimizers=False,  # its --optimizer would replace what a growth relies on
             load_from_checkpoint_support=False,  # DistillationModule saves plain hyper-parameters itself
             args=self._arguments,
             parser_kwargs={
@@ -129,6 +130,12 @@ class DistillationCLI(LightningCLI):
         parser.set_defaults({"model.teacher": DEFAULT_TEACHER})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            action.help = _HELP.get(action.dest, action.help)
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -193,4 +200,17 @@ class DistillationCLI(LightningCLI):
 _DESCRIPTIONS = {
     "fit": "Distil a student. Shipped configs: " + ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml"))),
     "validate": "Measure the distillation losses of a checkpoint (--ckpt_path FILE or last).",
+}
+
+# Where Lightning's own text would be untrue here.
+_HELP = {
+    "config": "A YAML file, or the name of a shipped one; may be given several times, later ones win.",
+    "ckpt_path": "A checkpoint, or `last`: the newest of this run (`fit` starts anew where there is none yet).",
+    "trainer.default_root_dir": "Ignored: the run's folder is RUNS_DIR/NAME, see --runs_dir and --name.",
+    "trainer.precision": "Default: bf16-mixed on GPUs that have bfloat16, else 32-true.",
+    "trainer.logger": "Default: metrics.csv in the run's folder, and Weights & Biases by the --wandb settings.",
+    "trainer.use_distributed_sampler": "Leave it off: the data module cuts global batches by rank itself.",
+    "trainer.max_epochs": "Epochs of the whole run; a growth schedule divides them into stages.",
+    "trainer.num_sanity_val_steps": "Validation batches run before training; off by default.",
+    "data.run_dir": "Ignored: it is the run's folder.",
 }

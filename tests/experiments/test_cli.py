@@ -1,6 +1,7 @@
 """The interstack program: help, errors, configs by name, resolved configuration."""
 
 import contextlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,41 @@ def test_help_shows_what_settings_mean(capsys: pytest.CaptureFixture[str]) -> No
         assert setting in text
     assert "interleave_equal" in text
     assert "optimizer steps between files" in text  # docstrings are the help
+
+
+def option_helps(text: str) -> dict[str, str]:
+    """What a help text says of each option, on one line; an option is set off from its text by two spaces or a line."""
+    blocks = re.split(r"\n(?=  -|\S|\n)", text[text.index("options:") :])
+    options = [re.split(r"\n +| {2,}", block.strip(), maxsplit=1) for block in blocks if block.startswith("  -")]
+    return {head: " ".join("".join(rest).split()) for head, *rest in options}
+
+
+def options_without_help(text: str) -> list[str]:
+    """Options that say nothing, or only their type."""
+    return [head for head, says in option_helps(text).items() if not says or says.startswith(("(type:", "(required"))]
+
+
+def swallowed_options(text: str) -> list[str]:
+    """Options that are explained within the text of another, as a reflowed docstring does it."""
+    helps = {head: says for head, says in option_helps(text).items() if "--trainer" not in head}
+    names = {head.split()[0].rstrip(",").split(".")[-1].lstrip("-") for head in helps}
+    return [name for name in names for says in helps.values() if re.search(rf"[.;)`] {name}: ", says)]
+
+
+def test_faults_of_a_help_text_are_noticed() -> None:
+    silent = "  --b {x,y}\n          (type: Literal['x', 'y'])\n"
+    text = f"options:\n  --a A   first. b: other. (type: int)\n{silent}  --c\n    third.\n  --d D\n"
+    assert options_without_help(text) == ["--b {x,y}", "--d D"]
+    assert swallowed_options(text) == ["b"]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_option_has_a_help_text_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed([command, "--help"], capsys)
+    assert len(option_helps(text)) > 3
+    assert options_without_help(text) == []
+    assert swallowed_options(text) == []
+    assert "lacks type and help" not in text
 
 
 def test_unknown_commands_and_bad_values_are_one_line() -> None:
