@@ -8,7 +8,7 @@ ARGS ?=
 .PHONY: help install quickstart test test-full lint clean
 
 help:
-	@echo "make quickstart   corpus, teacher, four students and a report under runs/quickstart (ARGS=--fast: two minutes)"
+	@echo "make quickstart   corpus, teacher, four students and a report under runs/quickstart (ARGS=--fast: one to two minutes)"
 	@echo "make test         all tests that take seconds; make test-full: the long ones too"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove the virtual environment"

@@ -7,10 +7,9 @@ workers share the pages.
 
 Cache layout::
 
-    CACHE/manifests/KEY/            KEY: hash of the settings
-        current                     name of the newest finished manifest, replaced atomically after that is
-        complete SIGNATURE/                  hash of path, size and modification time of every file of the
-        corpus
+    CACHE/manifests/KEY/     KEY: hash of the settings
+        current              name of the newest finished manifest, replaced atomically after that is complete
+        SIGNATURE/           hash of path, size and modification time of every file of the corpus
 
 A changed corpus makes a new SIGNATURE folder; the old one stays, so that a run that is reading it is not
 disturbed.

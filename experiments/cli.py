@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from inspect import signature
 
 COMMANDS = {
     "quickstart": ("experiments.quickstart", "corpus, teacher, four students and a report, on a CPU in minutes"),
@@ -37,13 +38,23 @@ commands:
 
 `interstack COMMAND --help` lists the options of a command.
 Errors are one line; set INTERSTACK_TRACEBACK=1 to see where they come from.
-Exit status: 0; 2 after an error; 143 where SIGTERM stopped `fit` with a checkpoint for `--ckpt_path last`.
+Exit status: 0; 2 after an error; 130 after an interrupt (1 within `fit`);
+143 where SIGTERM stopped `fit` with a checkpoint for `--ckpt_path last`.
 """
 
 
 def help_text() -> str:
     """The text of ``interstack --help``."""
     return HELP.format(commands="\n".join(f"  {name:<18}{text}" for name, (_, text) in COMMANDS.items()))
+
+
+def complete_switches(args: list[str], switches: set[str]) -> list[str]:
+    """Let a bare ``--fast`` stand for ``--fast true``, which is all that jsonargparse takes."""
+    completed: list[str] = []
+    for argument, following in zip(args, [*args[1:], "--"], strict=True):
+        bare = argument.removeprefix("--") in switches and following.startswith("-")
+        completed += [argument, "true"] if bare else [argument]
+    return completed
 
 
 def run(args: list[str]) -> None:
@@ -62,7 +73,8 @@ def run(args: list[str]) -> None:
     from jsonargparse import auto_cli
 
     command: Callable[..., None] = getattr(module, name.replace("-", "_"))
-    auto_cli(command, args=rest, prog=f"interstack {name}", as_positional=False)
+    switches = {name for name, parameter in signature(command).parameters.items() if parameter.annotation is bool}
+    auto_cli(command, args=complete_switches(rest, switches), prog=f"interstack {name}", as_positional=False)
 
 
 def main() -> int:
@@ -93,6 +105,9 @@ def main() -> int:
             raise
         print(f"interstack: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interstack: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

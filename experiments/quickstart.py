@@ -45,8 +45,8 @@ class Size:
     budget: dict[str, int]
 
 
-FULL = Size(20.0, 900, 8, 60, 300, {"corpus": 2, "teacher": 115, "each of 4 students": 105, "each of 6 probes": 13})
-FAST = Size(4.0, 150, 4, 8, 100, {"corpus": 3, "teacher": 40, "each of 4 students": 12, "each of 6 probes": 4})
+FULL = Size(20.0, 900, 8, 60, 300, {"corpus": 2, "teacher": 120, "each of 4 students": 115, "each of 6 probes": 11})
+FAST = Size(4.0, 150, 4, 8, 100, {"corpus": 1, "teacher": 20, "each of 4 students": 8, "each of 6 probes": 3})
 
 # System -> shipped config. GradStack has the prediction-style loss, as in the paper.
 STUDENTS = {
@@ -62,14 +62,14 @@ def quickstart(output: str = "runs/quickstart", fast: bool = False, seed: int = 
 
     Args:
         output: folder for everything; finished parts in it are kept.
-        fast: about two minutes instead of about twelve, with worse models.
+        fast: one to two minutes instead of about eleven, with models too poor to compare.
         seed: of corpus, teacher, students and probes.
     """
     from experiments.pretrain_teacher import pretrain_teacher
     from experiments.synthesize import synthesize
 
     folder, size, console = Path(output), FAST if fast else FULL, Console()
-    console.width = max(console.width, 110)  # the table of results needs it
+    console.width = max(console.width, 100)  # the table of results needs it
     _check_settings(folder, {"fast": fast, "seed": seed})
     _print_budget(console, size, folder)
     started = time.perf_counter()

@@ -20,7 +20,7 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "docs" / "launching.md"]
 SMALL = {
     "synthesize": ["--minutes", "0.5", "--voices", "3"],
     "pretrain-teacher": ["--steps", "1", "--recipe.crop_seconds", "0.5", "--progress_bar", "false"],
-    "quickstart": ["--fast", "true"],
+    "quickstart": ["--fast"],
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -149,11 +150,18 @@ def _class(column: Column, missing: bool = False) -> str:
     return f" class='{' '.join(names)}'" if names else ""
 
 
+def _whole(column: Column, rows: Sequence[Any]) -> int:
+    """Width at which no cell, and no word of the title, is cut."""
+    return max(map(len, [*column.title.split(), *(cell(column, row) for row in rows)]))
+
+
 def rich_table(columns: Sequence[Column], rows: Sequence[Any], title: str, caption: str) -> Table:
     """The same table for the terminal."""
-    table = Table(title=Text(title), caption=Text(caption), caption_justify="left")
+    # Narrow borders, names whole: the ten columns of a report then fit into 110 characters.
+    table = Table(title=Text(title), caption=Text(caption), caption_justify="left", box=SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding, table.show_edge = False, True, False
     for column in columns:
-        table.add_column(column.title, justify="right" if column.numeric else "left")
+        table.add_column(column.title, justify="right" if column.numeric else "left", width=_whole(column, rows))
     for row in rows:
         table.add_row(*(Text(cell(column, row)) for column in columns))
     return table

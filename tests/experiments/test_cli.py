@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.cli import COMMANDS, help_text, run
+from experiments.cli import COMMANDS, complete_switches, help_text, run
 from experiments.training import CONFIGS, DistillationCLI, default_name, resolve_configs
 
 
@@ -69,6 +69,14 @@ def test_every_option_has_a_help_text_of_its_own(command: str, capsys: pytest.Ca
     assert options_without_help(text) == []
     assert swallowed_options(text) == []
     assert "lacks type and help" not in text
+
+
+def test_a_bare_switch_means_true() -> None:
+    switches = {"fast", "overwrite"}
+    assert complete_switches(["--fast"], switches) == ["--fast", "true"]
+    assert complete_switches(["--fast", "--seed", "1"], switches) == ["--fast", "true", "--seed", "1"]
+    for untouched in (["--fast", "false"], ["--fast=false"], ["--output", "fast"], ["--output"]):
+        assert complete_switches(untouched, switches) == untouched
 
 
 def test_unknown_commands_and_bad_values_are_one_line() -> None:

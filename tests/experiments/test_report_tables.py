@@ -1,6 +1,7 @@
 """Cells, and the three forms of a table."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -69,6 +70,16 @@ def test_terminal_shows_labels_as_they_are() -> None:
     text = console.export_text()
     assert "A | <b> [bold]" in text
     assert "1.24" in text
+
+
+def test_nothing_is_cut_at_the_width_of_the_quick_start() -> None:
+    rows = [replace(ROW, system="InterleaveStack", policy="interleaved"), ResultRow("untrained teacher", per=88.1)]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(rich_table(RESULT_COLUMNS, rows, "title", "caption"))
+    text = console.export_text()
+    for word in ("InterleaveStack", "untrained teacher", "interleaved", "Parameters", "Speed-up"):
+        assert text.count(word) == 1
+    assert "\u2026" not in text
 
 
 def test_published_rows() -> None:
