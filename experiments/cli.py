@@ -52,7 +52,8 @@ def complete_switches(args: list[str], switches: set[str]) -> list[str]:
     """Let a bare ``--fast`` stand for ``--fast true``, which is all that jsonargparse takes."""
     completed: list[str] = []
     for argument, following in zip(args, [*args[1:], "--"], strict=True):
-        bare = argument.removeprefix("--") in switches and following.startswith("-")
+        switch = argument.startswith("--") and argument[2:] in switches
+        bare = switch and following.startswith("-")
         completed += [argument, "true"] if bare else [argument]
     return completed
 

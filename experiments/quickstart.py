@@ -69,7 +69,7 @@ def quickstart(output: str = "runs/quickstart", fast: bool = False, seed: int = 
     from experiments.synthesize import synthesize
 
     folder, size, console = Path(output), FAST if fast else FULL, Console()
-    console.width = max(console.width, 100)  # the table of results needs it
+    console.width = max(console.width, 104)  # the table of results needs it
     _check_settings(folder, {"fast": fast, "seed": seed})
     _print_budget(console, size, folder)
     started = time.perf_counter()

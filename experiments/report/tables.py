@@ -157,7 +157,7 @@ def _whole(column: Column, rows: Sequence[Any]) -> int:
 
 def rich_table(columns: Sequence[Column], rows: Sequence[Any], title: str, caption: str) -> Table:
     """The same table for the terminal."""
-    # Narrow borders, names whole: the ten columns of a report then fit into 110 characters.
+    # Narrow borders, names whole: the ten columns of a report then fit into 104 characters.
     table = Table(title=Text(title), caption=Text(caption), caption_justify="left", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding, table.show_edge = False, True, False
     for column in columns:

