@@ -5,21 +5,29 @@ are functions whose signatures are their options. Each command's module is impor
 """
 
 import importlib
+import inspect
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from inspect import signature
 
 COMMANDS = {
     "quickstart": ("experiments.quickstart", "corpus, teacher, four students and a report, on a CPU in minutes"),
     "fit": ("experiments.training", "distil a student that grows while it trains"),
     "validate": ("experiments.training", "distillation losses of a checkpoint"),
+    "reproduce": (
+        "experiments.reproduce",
+        "run a study: distil, export, evaluate, report; finished jobs are kept",
+    ),
     "export": ("lightning_modules.export", "write a checkpoint's student as a Hugging Face folder"),
     "synthesize": ("experiments.synthesize", "make a small speech corpus in LibriSpeech layout"),
+    "probe-phones": ("experiments.probe_phones", "phone error rate of a linear probe, on a corpus with alignments"),
     "pretrain-teacher": ("experiments.pretrain_teacher", "train a small teacher on a corpus with alignments"),
 }
+
+# Parameters that are given without a name: one word, or several where the parameter is a list.
+POSITIONAL = {"reproduce": "study"}
 
 # What dependencies say to each other, and Lightning's advice about small machines.
 DEPENDENCY_WARNINGS = (
@@ -71,11 +79,21 @@ def run(args: list[str]) -> None:
     if name in ("fit", "validate"):
         module.DistillationCLI([name, *rest])
         return
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentParser, auto_cli
 
     command: Callable[..., None] = getattr(module, name.replace("-", "_"))
-    switches = {name for name, parameter in signature(command).parameters.items() if parameter.annotation is bool}
-    auto_cli(command, args=complete_switches(rest, switches), prog=f"interstack {name}", as_positional=False)
+    parameters = inspect.signature(command).parameters
+    switches = {key for key, parameter in parameters.items() if parameter.annotation is bool}
+    rest = complete_switches(rest, switches)
+    if name not in POSITIONAL:
+        auto_cli(command, args=rest, prog=f"interstack {name}", as_positional=False)
+        return
+    word = POSITIONAL[name]
+    several = parameters[word].annotation is not str
+    parser = ArgumentParser(prog=f"interstack {name}", description=inspect.getdoc(command))
+    parser.add_argument(word, type=str, nargs="+" if several else None)
+    parser.add_function_arguments(command, skip={word}, as_group=False)
+    command(**parser.instantiate(parser.parse_args(rest)))
 
 
 def main() -> int:

@@ -1,0 +1,175 @@
+"""What a run costs: floating-point operations by formula, seconds and memory from its folder.
+
+FLOPs count matrix products and convolutions, two per multiply-add (norms, softmax and activations are left out, as in
+``torch.utils.flop_counter``, against which the tests check every term). A backward costs twice its forward, save that
+the first convolution has no gradient to its input, and that a frozen front end has no backward at all. Seconds are
+those of ``callbacks.throughput``: validation, checkpoints and the start of the process are not in them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from callbacks.policies import default_stages
+from callbacks.schedules import mean_depth, stage_lengths
+from experiments.report.reading import RunLog, read_run
+from lightning_modules.objective import ObjectiveConfig, intermediate_layers
+from lightning_modules.student import StudentConfig, hubert_config
+from lightning_modules.teacher import FrontEnd
+
+SAMPLE_RATE = 16_000
+
+
+def conv_frames(config: Any, num_samples: int) -> list[int]:
+    """Frames after each convolution of the front end."""
+    frames = [num_samples]
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        frames.append((frames[-1] - kernel) // stride + 1)
+    return frames[1:]
+
+
+def front_end_flops(config: Any, num_samples: int) -> list[int]:
+    """Forward FLOPs of each convolution on one utterance."""
+    inputs = [1, *config.conv_dim[:-1]]
+    shapes = zip(conv_frames(config, num_samples), inputs, config.conv_dim, config.conv_kernel, strict=True)
+    return [2 * frames * before * after * kernel for frames, before, after, kernel in shapes]
+
+
+def embedding_flops(config: Any, frames: int) -> int:
+    """Forward FLOPs between the convolutions and the first layer: projection and positional convolution."""
+    width = config.hidden_size
+    positional = width * config.num_conv_pos_embeddings // config.num_conv_pos_embedding_groups
+    # An even kernel makes one frame more, which is cut off again.
+    made = frames + (config.num_conv_pos_embeddings % 2 == 0)
+    return 2 * frames * config.conv_dim[-1] * width + 2 * made * width * positional
+
+
+def layer_flops(config: Any, frames: int) -> int:
+    """Forward FLOPs of one Transformer layer on one utterance."""
+    width, inner = config.hidden_size, config.intermediate_size
+    return 2 * frames * (4 * width * width + 2 * width * inner) + 4 * frames * frames * width
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """FLOPs of one utterance in one training step; ``per_layer`` is what one more student layer adds."""
+
+    teacher: int
+    student_fixed: int
+    per_layer: int
+
+    def at(self, depth: float) -> float:
+        """All of a step's FLOPs at that student depth."""
+        return self.teacher + self.student_fixed + self.per_layer * depth
+
+
+def step_cost(teacher: Any, student: StudentConfig, objective: ObjectiveConfig, num_samples: int) -> StepCost:
+    """Cost of one utterance of ``num_samples`` samples.
+
+    Args:
+        teacher: Hugging Face configuration of the teacher.
+        student: sizes of the student.
+        objective: decides how many teacher layers are run, and the projections of the losses.
+        num_samples: length after cropping.
+    """
+    layout = {k: getattr(teacher, k) for k in ("conv_dim", "conv_kernel", "conv_stride", "conv_bias")}
+    layout |= {k: getattr(teacher, k) for k in ("feat_extract_norm", "feat_extract_activation")}
+    own = hubert_config(student, FrontEnd(layout, {}) if student.front_end_init == "teacher" else None)
+    targets = intermediate_layers(objective, teacher.num_hidden_layers)
+    frames = conv_frames(own, num_samples)[-1]
+    highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
+    teacher_flops = sum(front_end_flops(teacher, num_samples)) + embedding_flops(teacher, frames)
+    teacher_flops += highest * layer_flops(teacher, frames)
+    first, *others = front_end_flops(own, num_samples)
+    convolutions = 2 * first + 3 * sum(others) if student.front_end == "trained" else first + sum(others)
+    # Without a trained front end nothing needs the gradient to the projection's input.
+    inputs_too = 3 if student.front_end == "trained" else 2
+    projection = 2 * frames * own.conv_dim[-1] * own.hidden_size
+    fixed = convolutions + inputs_too * projection + 3 * (embedding_flops(own, frames) - projection)
+    fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * teacher.hidden_size
+    return StepCost(teacher_flops, fixed, 3 * layer_flops(own, frames))
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Depth of each stage and how many epochs it lasts."""
+
+    stages: Sequence[int]
+    epochs: Sequence[int]
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], num_layers: int, max_epochs: int) -> "Growth":
+        """From the ``growth`` section of a configuration; refuses what the callback would refuse."""
+        policy = settings.get("policy", "none")
+        if policy == "none":
+            return cls((num_layers,), (max_epochs,))
+        stages = settings.get("stages") or default_stages(policy, num_layers, settings.get("layers_per_stage", 3))
+        return cls(tuple(stages), stage_lengths(settings.get("schedule", "equal"), len(stages), max_epochs))
+
+    @property
+    def mean_depth(self) -> float:
+        return mean_depth(self.stages, self.epochs)
+
+
+def run_flops(cost: StepCost, depths: Sequence[int], utterances: Sequence[float]) -> list[float]:
+    """Cumulative FLOPs at the end of each stage of ``depths`` layers that saw so many ``utterances``."""
+    return list(accumulate(float(cost.at(depth) * seen) for depth, seen in zip(depths, utterances, strict=True)))
+
+
+def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a finished run cost, from its folder.
+
+    Args:
+        run: folder of ``interstack fit``.
+        teacher: Hugging Face configuration of its teacher.
+        settings: its configuration (``model``, ``data``, ``growth``, ``trainer`` sections).
+
+    Raises:
+        ValueError: the run is not finished.
+    """
+    if not (run / "summary.json").is_file():
+        raise ValueError(f"{run} has no summary.json: the run is not finished")
+    log, summary = read_run(run), json.loads((run / "summary.json").read_text())
+    model = settings.get("model", {})
+    student, objective = StudentConfig(**model.get("student", {})), ObjectiveConfig(**model.get("objective", {}))
+    depths, audio = _audio_by_stage(log, summary)
+    batch_size = settings.get("data", {}).get("batch_size") or 64
+    num_samples = round(summary["audio_seconds"] * SAMPLE_RATE / (summary["steps"] * batch_size))
+    cost = step_cost(teacher, student, objective, num_samples)
+    by_stage = run_flops(cost, depths, [seconds * SAMPLE_RATE / num_samples for seconds in audio])
+    growth = Growth.of(settings.get("growth", {}), student.num_layers, summary["epochs"])
+    return {
+        "train_seconds": summary["train_seconds"],
+        "student_seconds": _student_seconds(log),
+        "flops": by_stage[-1],
+        "flops_by_stage": by_stage,
+        "audio_seconds": summary["audio_seconds"],
+        "steps": summary["steps"],
+        "peak_memory_bytes": round(max(log.series("perf/memory_gb").values, default=0.0) * 1e9),
+        "final_loss": summary["train_loss"],
+        "val_output": summary["val_output"],
+        "mean_depth": growth.mean_depth,
+        "parameters": summary["parameters"],
+        "hardware": summary["hardware"],
+    }
+
+
+def _audio_by_stage(log: RunLog, summary: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+    """Depths, and seconds of audio at each, between logged rows by interpolation."""
+    depths = [log.growth[0].depth_before, *(mark.depth for mark in log.growth)] if log.growth else [summary["depth"]]
+    clock = log.series("perf/audio_seconds")
+    steps, seconds = [0, *clock.steps, summary["steps"]], [0.0, *clock.values, summary["audio_seconds"]]
+    edges = np.interp([0, *(mark.step for mark in log.growth), summary["steps"]], steps, seconds)
+    return depths, np.diff(edges).tolist()
+
+
+def _student_seconds(log: RunLog) -> float:
+    """Forward, losses, backward and update of the student: the part of a step that growth can make cheaper."""
+    student, update = log.series("perf/student_ms"), log.series("perf/optimizer_ms")
+    spans = np.diff(student.steps, prepend=0)
+    return float((spans * (student.values + update.values)).sum() / 1000)

@@ -1,0 +1,109 @@
+"""``interstack reproduce``: plan, run, resume, evaluate and render a study.
+
+    interstack reproduce table1_mini --output studies/table1_mini
+    interstack reproduce table1 --output studies/table1 --root /corpora/LibriSpeech --executor slurm
+
+A study is a file of ``experiments/studies`` or of your own; see ``docs/reproducing.md``.
+"""
+
+import logging
+import signal
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from callbacks.summary import hardware
+from experiments.runner.estimate import estimate_table
+from experiments.runner.executors import Executor, LocalExecutor, SlurmExecutor, SlurmSettings
+from experiments.runner.job import Workspace
+from experiments.runner.loop import Runner, only_runner, write_study
+from experiments.runner.plan import Plan
+from experiments.runner.study import load_study
+from experiments.runs import git_commit
+
+log = logging.getLogger(__name__)
+
+
+def reproduce(
+    study: str,
+    output: str,
+    only: str | list[str] | None = None,
+    seeds: list[int] | None = None,
+    dry_run: bool = False,
+    root: str | None = None,
+    teacher: str | None = None,
+    executor: Literal["local", "slurm"] = "local",
+    parallel: int | None = None,
+    devices: int = 1,
+    slurm: SlurmSettings = SlurmSettings(),  # noqa: B008 (frozen)
+    wandb: dict[str, Any] | None = None,
+) -> None:
+    """Run what is left of a study, then write its report. Finished jobs are never repeated.
+
+    Args:
+        study: name of a shipped study, or a YAML file.
+        output: folder for jobs, runs and the report; one study each.
+        only: a row, or a list of rows, such as [full_l2l,interleave_equal]; default: all.
+        seeds: instead of the study's.
+        dry_run: print the plan with estimated FLOPs, time and disk; run nothing.
+        root: the corpus, for studies that do not synthesize one.
+        teacher: hub name or folder instead of the study's teacher.
+        executor: this machine, or SLURM through submitit.
+        parallel: jobs at a time on this machine; default: one per group of GPUs, or one without GPUs.
+        devices: GPUs of a distillation job, as DDP; under SLURM see slurm.gpus.
+        slurm: resources of a SLURM job.
+        wandb: settings of Weights & Biases for all runs, such as {"mode": "online", "project": "NAME"}.
+    """
+    folder, console = Path(output), Console()
+    loaded = load_study(study)
+    if not dry_run and loaded.data == "root" and root is None:
+        raise ValueError(f"the study {loaded.name} needs a corpus: give its folder with --root")
+    plan = Plan(loaded, root=root, teacher=teacher, only=[only] if isinstance(only, str) else only, seeds=seeds)
+    workspace = Workspace(
+        folder,
+        root=root,
+        teacher=plan.teacher_settings.get("model"),
+        study=loaded.name,
+        wandb=wandb,
+        devices=slurm.gpus if executor == "slurm" else devices,
+    )
+    console.print(estimate_table(plan, workspace))
+    if dry_run:
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    with only_runner(folder):
+        write_study(folder, plan, _facts())
+        chosen: Executor = (
+            SlurmExecutor(workspace, slurm) if executor == "slurm" else LocalExecutor(workspace, parallel)
+        )
+        runner = Runner(plan, workspace, chosen, console)
+        try:
+            runner.run()
+        except KeyboardInterrupt:
+            console.print("interrupted: the same command goes on from here")
+            sys.exit(130)
+        console.print(import_module("experiments.report.study").build_study_report(folder).table)
+    if runner.failed:
+        names = ", ".join(job.label for job in runner.failed)
+        raise ValueError(f"{len(runner.failed)} of {len(plan.jobs)} jobs failed or could not start: {names}")
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _facts() -> dict[str, Any]:
+    """What the report says about where the study ran."""
+    return {
+        "command": "interstack " + " ".join(sys.argv[1:]),
+        "commit": git_commit() or "unknown (not a clone)",
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "lightning", "transformers", "numpy")},
+    }

@@ -1,0 +1,1 @@
+"""``interstack reproduce``: a study file becomes jobs, jobs are run once, their results become a report."""

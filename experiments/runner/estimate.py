@@ -1,0 +1,126 @@
+"""What a plan will cost, before it runs: FLOPs by formula, seconds by a stated rate, disk by the number of weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from transformers import AutoConfig, HubertConfig
+
+from callbacks.summary import hardware
+from experiments.accounting import SAMPLE_RATE, Growth, run_flops, step_cost
+from experiments.runner.job import Workspace, is_done, matched
+from experiments.runner.plan import AUDIO_SUFFIXES, Job, Plan
+from lightning_modules.objective import ObjectiveConfig
+from lightning_modules.pretraining import PretrainingConfig
+from lightning_modules.pretraining import hubert_config as pretraining_config
+from lightning_modules.student import StudentConfig, hubert_config
+
+LIBRISPEECH_UTTERANCES = 281_241
+# Mean seconds of an utterance: of LibriSpeech, and of the synthetic corpus after cropping to its batch's shortest.
+MEAN_SECONDS = {"root": 12.3, "corpus": 3.0}
+GPU_RATE = 4e13
+"""FLOP/s of a training step on one GPU, assumed: a tenth of an H100's peak in bf16. Not measured."""
+CPU_RATE = 6e10
+"""FLOP/s of a mini study's training step on two x86_64 cores, measured."""
+CPU_SECONDS = {"corpus": 2.0, "teacher": 45.0, "export": 3.5, "evaluate": 8.0, "similarity": 15.0}
+"""Seconds of a mini study's other jobs on two x86_64 cores, measured, with the start of the process."""
+CPU_START = 10.0
+"""Seconds before the first step of a distillation and after its last, validation and checkpoints included."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one job; ``seconds`` on one device."""
+
+    flops: float = 0.0
+    seconds: float = 0.0
+    disk_bytes: float = 0.0
+
+
+class Estimator:
+    """Estimates for the jobs of a plan.
+
+    Args:
+        plan: the jobs.
+        on_gpu: whether they will run on GPUs.
+    """
+
+    def __init__(self, plan: Plan, on_gpu: bool) -> None:
+        self.plan, self.on_gpu = plan, on_gpu
+        self._utterances: int | None = None
+
+    def of(self, job: Job) -> Estimate:
+        """FLOPs of distillation only: nothing else is comparable with it, or worth counting."""
+        if job.kind != "distil":
+            return Estimate(seconds=0.0 if self.on_gpu else CPU_SECONDS.get(job.kind, 0.0))
+        flops, settings = self._flops(job)
+        student = hubert_config(StudentConfig(**settings.get("model", {}).get("student", {})), None)
+        weights = _parameters(student)
+        # Weights and two moments, kept as last, newest and one of each stage.
+        disk = weights * 4 * 3 * 3 + weights * 4
+        return Estimate(flops, flops / (GPU_RATE if self.on_gpu else CPU_RATE) + CPU_START, disk)
+
+    def _flops(self, job: Job) -> tuple[float, Mapping[str, Any]]:
+        settings = job.settings
+        if job.match:
+            target, reference = (self._flops(self.plan.jobs[job.match[part]])[0] for part in ("target", "reference"))
+            settings = matched(settings, target / reference)  # seconds are taken as proportional
+        model, data = settings.get("model", {}), settings.get("data", {})
+        student, objective = StudentConfig(**model.get("student", {})), ObjectiveConfig(**model.get("objective", {}))
+        epochs = settings.get("trainer", {}).get("max_epochs", 75)
+        growth = Growth.of(settings.get("growth", {}), student.num_layers, epochs)
+        samples = min(data.get("max_samples", 250_000), round(MEAN_SECONDS[self.plan.study.data] * SAMPLE_RATE))
+        batch_size = data.get("batch_size") or 64
+        per_epoch = (data.get("batches_per_epoch") or self._corpus_size(data) // batch_size) * batch_size
+        cost = step_cost(self._teacher(), student, objective, samples)
+        return run_flops(cost, growth.stages, [epochs * per_epoch for epochs in growth.epochs])[-1], settings
+
+    def _corpus_size(self, data: Mapping[str, Any]) -> int:
+        if self.plan.root is None:
+            return LIBRISPEECH_UTTERANCES
+        if self._utterances is None:
+            splits = data.get("train_splits") or ["."]
+            folders = [folder for split in splits for folder in Path(self.plan.root).rglob(split)] or [
+                Path(self.plan.root)
+            ]
+            found = (path for folder in folders for path in folder.rglob("*"))
+            self._utterances = sum(path.suffix.lower() in AUDIO_SUFFIXES for path in found)
+        return self._utterances
+
+    def _teacher(self) -> Any:
+        settings: dict[str, Any] = self.plan.teacher_settings
+        if "model" not in settings:
+            return pretraining_config(PretrainingConfig(**(settings.get("recipe") or {})))
+        if Path(settings["model"]).is_dir():
+            return AutoConfig.from_pretrained(settings["model"])
+        return HubertConfig()  # HuBERT Base; a hub name is not looked up for an estimate
+
+
+def _parameters(config: HubertConfig) -> int:
+    from transformers import HubertModel
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in HubertModel(config).parameters())
+
+
+def estimate_table(plan: Plan, workspace: Workspace) -> Table:
+    """Jobs, FLOPs, time and disk by row; finished jobs cost nothing more."""
+    on_gpu = torch.cuda.is_available() or (plan.study.data == "root" and "model" in plan.teacher_settings)
+    estimator, unit = Estimator(plan, on_gpu), "GPU hours" if on_gpu else "seconds"
+    table = Table("row", "jobs", "done", "PFLOP", unit, "disk, MB", title=f"{plan.study.name}: what is left to do")
+    rows: dict[str, list[float]] = {}
+    for job in plan.jobs.values():
+        counts = rows.setdefault(job.row or "shared", [0, 0, 0.0, 0.0, 0.0])
+        done = is_done(workspace.output, job.id)
+        cost = Estimate() if done else estimator.of(job)
+        added = (1, done, cost.flops / 1e15, cost.seconds / (3600 if on_gpu else 1), cost.disk_bytes / 1e6)
+        rows[job.row or "shared"] = [old + new for old, new in zip(counts, added, strict=True)]
+    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    for name, (jobs, finished, flops, time, disk) in rows.items():
+        table.add_row(name, f"{jobs:.0f}", f"{finished:.0f}", f"{flops:.3g}", f"{time:.1f}", f"{disk:.0f}")
+    rate = f"{GPU_RATE:.0e} FLOP/s on one GPU, assumed" if on_gpu else f"{CPU_RATE:.0e} FLOP/s on two CPU cores"
+    table.caption = f"at {rate}; distillation only in FLOPs and GPU hours; this machine: {hardware()}"
+    return table

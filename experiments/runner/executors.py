@@ -1,0 +1,147 @@
+"""Where jobs run: on this machine, or through SLURM."""
+
+import queue
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from experiments.runner.job import Workspace, execute
+from experiments.runner.plan import Job
+
+
+class Handle(Protocol):
+    """A job that was handed over."""
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+
+
+class Executor(Protocol):
+    """Runs jobs; ``capacity`` of them at a time."""
+
+    capacity: int
+
+    def submit(self, job: Job) -> Handle:
+        """Start the job, or put it into a queue."""
+
+    def stop(self) -> None:
+        """Ask all jobs to end, and wait for them."""
+
+
+class LocalExecutor:
+    """Processes on this machine.
+
+    Args:
+        workspace: of the study.
+        parallel: jobs at a time; default: one for each group of ``workspace.devices`` GPUs, and one where there are
+            none, so that timings are clean.
+    """
+
+    def __init__(self, workspace: Workspace, parallel: int | None = None) -> None:
+        gpus, each = torch.cuda.device_count() if torch.cuda.is_available() else 0, workspace.devices
+        if gpus and gpus < each:
+            raise ValueError(f"devices={each} for each job, but there are {gpus} GPUs: use {gpus} or fewer")
+        groups = [",".join(map(str, range(n, n + each))) for n in range(0, gpus - each + 1, each)]
+        self.capacity = parallel or max(1, len(groups))
+        if groups and self.capacity > len(groups):
+            raise ValueError(
+                f"parallel={parallel} jobs of {each} GPUs, but there are {gpus}: use {len(groups)} at most"
+            )
+        self._workspace, self._stop = workspace, threading.Event()
+        self._free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for number in range(self.capacity):
+            self._free.put(groups[number] if groups else None)
+        self._pool = ThreadPoolExecutor(self.capacity, thread_name_prefix="job")
+
+    def submit(self, job: Job) -> Future[bool]:
+        return self._pool.submit(self._run, job)
+
+    def _run(self, job: Job) -> bool:
+        devices = self._free.get()
+        try:
+            return execute(self._workspace, job, devices, self._stop)
+        finally:
+            self._free.put(devices)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class SlurmSettings:
+    """Resources of a SLURM job.
+
+    Args:
+        partition: of the cluster.
+        account: charged for it.
+        hours: limit of a job; one that reaches it goes on with the next call of the same command.
+        cpus: cores of a job.
+        memory_gb: of a job.
+        gpus: of a distillation job; others get one.
+        jobs: in the queue at a time.
+        setup: shell lines before the job, such as the activation of an environment.
+        cluster: ``slurm``, or submitit's ``local`` for trying it out on one machine.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    hours: float = 24.0
+    cpus: int = 8
+    memory_gb: float = 64.0
+    gpus: int = 1
+    jobs: int = 16
+    setup: tuple[str, ...] = ()
+    cluster: str = "slurm"
+
+
+class SlurmExecutor:
+    """Jobs of a SLURM queue, through submitit; the output folder must be seen by all machines.
+
+    Args:
+        workspace: of the study.
+        settings: resources.
+
+    Raises:
+        ValueError: submitit is not installed.
+    """
+
+    def __init__(self, workspace: Workspace, settings: SlurmSettings) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise ValueError("--executor slurm needs submitit: pip install 'interstack[slurm]'") from None
+        self.capacity = settings.jobs
+        self._workspace, self._settings = workspace, settings
+        self._executor = submitit.AutoExecutor(folder=workspace.output / "slurm", cluster=settings.cluster)
+        self._jobs: list[Any] = []
+
+    def parameters(self, job: Job) -> dict[str, Any]:
+        """What submitit is told about the job; more than one GPU for distillation only."""
+        settings = self._settings
+        gpus = settings.gpus if job.kind == "distil" else min(1, settings.gpus)
+        parameters: dict[str, Any] = {
+            "name": f"{job.kind}-{job.row or 'shared'}",
+            "timeout_min": round(settings.hours * 60),
+            "cpus_per_task": settings.cpus,
+            "mem_gb": settings.memory_gb,
+            "gpus_per_node": 0 if job.kind == "corpus" else gpus,
+            "tasks_per_node": 1,
+        }
+        slurm = {"partition": settings.partition, "account": settings.account, "setup": list(settings.setup) or None}
+        parameters |= {f"slurm_{key}": value for key, value in slurm.items() if value is not None}
+        return parameters
+
+    def submit(self, job: Job) -> Any:
+        self._executor.update_parameters(**self.parameters(job))
+        handle = self._executor.submit(execute, self._workspace, job)
+        self._jobs.append(handle)
+        return handle
+
+    def stop(self) -> None:
+        for handle in self._jobs:
+            if not handle.done():
+                handle.cancel()

@@ -1,0 +1,292 @@
+"""Run one job: its command in a process of its own, its log, and its result as JSON.
+
+Everything that a job needs to know stands in ``OUTPUT/jobs/ID/job.json``, so that it can run here or on another
+machine that sees the same folder. A job is done when ``job.json`` says so; that is written last.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoConfig
+
+from experiments.accounting import measured
+from experiments.runner.plan import Job
+from experiments.runs import git_commit, write_atomically
+
+# Of a scheduler or launcher around us; Lightning would take a job's process for one of its ranks.
+LAUNCHER_PREFIXES = ("SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "SUBMITIT_", "PMI_")
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_record(output: Path, job_id: str) -> dict[str, Any]:
+    """``job.json`` of a job; empty where there is none."""
+    path = output / "jobs" / job_id / "job.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def is_done(output: Path, job_id: str) -> bool:
+    """Whether the job was finished and its result is there."""
+    return read_record(output, job_id).get("status") == "done" and (output / "jobs" / job_id / "result.json").is_file()
+
+
+def read_result(output: Path, job_id: str) -> dict[str, Any]:
+    """``result.json`` of a finished job."""
+    return json.loads((output / "jobs" / job_id / "result.json").read_text(encoding="utf-8"))
+
+
+class Workspace:
+    """Where the jobs of one study work, and what the command line adds to their commands.
+
+    Args:
+        output: folder of the study.
+        root: corpus for studies with ``data: root``.
+        teacher: hub name or folder, where no job trains one.
+        study: name, the W&B group.
+        wandb: settings of W&B as ``fit`` takes them.
+        devices: devices per distillation job.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        root: str | None = None,
+        teacher: str | None = None,
+        study: str = "",
+        wandb: Mapping[str, Any] | None = None,
+        devices: int = 1,
+    ) -> None:
+        self.output = output.resolve()
+        self.root = str(Path(root).resolve()) if root else None
+        self.teacher = str(Path(teacher).resolve()) if teacher and Path(teacher).is_dir() else teacher
+        self.study, self.wandb, self.devices = study, dict(wandb or {}), devices
+
+    def path(self, job: Job) -> Path:
+        """Folder of the job."""
+        return self.output / job.folder
+
+    def needed(self, job: Job, kind: str) -> str | None:
+        """Id of the needed job of that kind, looked up through everything that it needs itself."""
+        for needed in job.needs:
+            record = read_record(self.output, needed)
+            if record["kind"] == kind:
+                return needed
+        for needed in job.needs:
+            if found := self.needed(job_of(read_record(self.output, needed)), kind):
+                return found
+        return None
+
+    def data_root(self, job: Job) -> str:
+        """Folder of the splits."""
+        if self.root is not None:
+            return self.root
+        return str(self.output / "jobs" / str(self.needed(job, "corpus")) / "corpus" / "LibriSpeech")
+
+    def teacher_of(self, job: Job) -> str:
+        """Hub name, or folder of the teacher that a job trained."""
+        trained = self.needed(job, "teacher")
+        return str(self.output / "jobs" / trained / "teacher") if trained else str(self.teacher)
+
+    def command(self, job: Job) -> list[str]:
+        """Arguments of the ``interstack`` program."""
+        return getattr(self, f"_{job.kind}")(job)
+
+    def _corpus(self, job: Job) -> list[str]:
+        return ["synthesize", "--output", str(self.path(job) / "corpus"), *_options(job.settings)]
+
+    def _teacher(self, job: Job) -> list[str]:
+        corpus = self.output / "jobs" / job.needs[0] / "corpus" / "LibriSpeech"
+        arguments = ["pretrain-teacher", "--root", str(corpus), "--output", str(self.path(job) / "teacher")]
+        return [*arguments, "--progress_bar", "false", *_options(job.settings)]
+
+    def _distil(self, job: Job) -> list[str]:
+        settings = {key: value for key, value in job.settings.items() if key != "inputs"}
+        if job.match:
+            settings = matched(settings, self._ratio(job.match))
+        config = self.path(job) / "config.yaml"
+        settings["wandb"] = {"group": self.study, "tags": [job.row], **self.wandb}
+        write_atomically(config, yaml.safe_dump(settings, sort_keys=False))
+        run = self.output / job.run
+        arguments = ["fit", "--config", str(config), "--name", run.name, "--runs_dir", str(run.parent)]
+        arguments += ["--seed_everything", str(job.seed), "--data.root", self.data_root(job)]
+        arguments += ["--model.teacher.init_args.model", self.teacher_of(job), "--ckpt_path", "last"]
+        if self.devices > 1:
+            arguments += ["--trainer.devices", str(self.devices), "--trainer.strategy", "ddp"]
+        return arguments
+
+    def _ratio(self, match: Mapping[str, str]) -> float:
+        target, reference = (read_result(self.output, match[part])[match["cost"]] for part in ("target", "reference"))
+        return target / reference
+
+    def _export(self, job: Job) -> list[str]:
+        run = self.output / job_of(read_record(self.output, job.needs[0])).run
+        arguments = ["export", "--checkpoint", str(run / "checkpoints" / "last.ckpt")]
+        return [*arguments, "--output", str(self.path(job) / "student"), "--overwrite", "true"]
+
+    def _evaluate(self, job: Job) -> list[str]:
+        upstream = self.needed(job, "export")
+        model = str(self.output / "jobs" / upstream / "student") if upstream else self.teacher_of(job)
+        options = _options({key: value for key, value in job.settings.items() if key != "inputs"})
+        common = ["--upstream", model, "--output", str(self.path(job)), "--seed", str(job.seed), *options]
+        if job.task == "phones":
+            return ["probe-phones", "--root", self.data_root(job), *common]
+        return ["superb", "--task", job.task, "--data.root", self.data_root(job), *common]
+
+    def _similarity(self, job: Job) -> list[str]:
+        run = self.output / job_of(read_record(self.output, job.needs[0])).run
+        arguments = ["similarity", str(run), "--root", self.data_root(job), "--output", str(self.path(job))]
+        return [*arguments, "--row", job.row, "--seed", str(job.seed)]
+
+    def collect(self, job: Job, seconds: float) -> dict[str, Any]:
+        """The result of a job whose command has ended well."""
+        result: dict[str, Any] = {"row": job.row, "seed": job.seed, "commit": git_commit()}
+        if job.kind == "distil":
+            config = yaml.safe_load((self.path(job) / "config.yaml").read_text(encoding="utf-8"))
+            teacher = AutoConfig.from_pretrained(self.teacher_of(job))
+            growth = self.output / job.run / "growth.json"
+            events = json.loads(growth.read_text()) if growth.is_file() else []
+            result |= {"run": str(job.run), "wall_seconds": seconds, "growth": events}
+            return result | measured(self.output / job.run, teacher, config)
+        path = self.path(job) / "result.json"
+        if job.kind in ("evaluate", "similarity"):
+            if not path.is_file():
+                raise ValueError(f"{path} is missing: the command ended well, but left no result")
+            result |= json.loads(path.read_text(encoding="utf-8"))
+            return result | ({"task": job.task} if job.task else {}) | {"row": job.row, "seed": job.seed}
+        return result
+
+
+def matched(settings: dict[str, Any], ratio: float) -> dict[str, Any]:
+    """``settings`` of a run that is ``ratio`` times as long: fewer steps to an epoch, or else fewer epochs."""
+    data, trainer = dict(settings.get("data", {})), dict(settings.get("trainer", {}))
+    epochs = trainer.get("max_epochs", 75)
+    if per_epoch := data.get("batches_per_epoch"):
+        steps = ratio * per_epoch * epochs
+        # The schedule counts steps: a few epochs fewer where that comes nearer to their number.
+        candidates = [(n, max(1, round(steps / n))) for n in range(epochs, max(0, epochs - 4), -1)]
+        epochs, per_epoch = min(candidates, key=lambda pair: abs(pair[0] * pair[1] - steps))
+        data["batches_per_epoch"] = per_epoch
+    else:
+        epochs = max(1, round(ratio * epochs))
+    return settings | {"data": data, "trainer": trainer | {"max_epochs": epochs}}
+
+
+def job_of(record: Mapping[str, Any]) -> Job:
+    """The job that ``job.json`` describes."""
+    return Job(**{key: record[key] for key in Job.__dataclass_fields__ if key in record})
+
+
+def _options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    arguments: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            arguments += _options(value, f"{prefix}{key}.")
+        else:
+            arguments += [f"--{prefix}{key}", value if isinstance(value, str) else json.dumps(value)]
+    return arguments
+
+
+def environment(visible_devices: str | None) -> dict[str, str]:
+    """This process's, without a launcher's variables."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_PREFIXES)}
+    return kept if visible_devices is None else kept | {"CUDA_VISIBLE_DEVICES": visible_devices}
+
+
+def _die_with_parent() -> None:
+    """A killed runner takes its job along: SIGTERM, so that a run still writes its checkpoint (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def execute(
+    workspace: Workspace, job: Job, visible_devices: str | None = None, stop: threading.Event | None = None
+) -> bool:
+    """Run the job to its end; whether it was done.
+
+    The job's folder is locked while its process lives, so a process that outlived its runner is waited for.
+
+    Args:
+        workspace: where.
+        job: what; those that it needs must be done.
+        visible_devices: for ``CUDA_VISIBLE_DEVICES``; ``None`` leaves it.
+        stop: once set, the process is asked to end.
+    """
+    stop = stop or threading.Event()
+    folder = workspace.path(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as lock:
+        while not stop.is_set():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.2)
+        if is_done(workspace.output, job.id):
+            return True
+        return not stop.is_set() and _execute(workspace, job, visible_devices, stop, lock.fileno())
+
+
+def _execute(workspace: Workspace, job: Job, visible_devices: str | None, stop: threading.Event, lock: int) -> bool:
+    folder, started = workspace.path(job), time.perf_counter()
+    log = folder / "log.txt"
+    record = job.described() | {"status": "running", "started": now(), "log": str(log.relative_to(workspace.output))}
+    try:
+        record["arguments"] = workspace.command(job)
+        write_json(folder / "job.json", record)
+        status = _run(record["arguments"], log, environment(visible_devices), lock, stop)
+        if status == 0:
+            result = workspace.collect(job, round(time.perf_counter() - started, 2))
+            write_json(folder / "result.json", result)
+        ending = "done" if status == 0 else "failed"
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{type(error).__name__}: {error}\n")
+        ending = "failed"
+    if stop.is_set() and ending == "failed":
+        ending = "interrupted"
+    seconds = round(time.perf_counter() - started, 2)
+    write_json(folder / "job.json", record | {"status": ending, "finished": now(), "seconds": seconds})
+    return ending == "done"
+
+
+def _run(arguments: list[str], log: Path, variables: dict[str, str], lock: int, stop: threading.Event) -> int:
+    """Exit status of the command, whose process holds the lock as well."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"# {now()} interstack {' '.join(arguments)}\n")
+        file.flush()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            pass_fds=[lock],
+            preexec_fn=_die_with_parent,
+        )
+        while True:
+            try:
+                return process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                if stop.is_set():
+                    process.terminate()
+                    return process.wait()
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Atomically, indented by one."""
+    write_atomically(path, json.dumps(values, indent=1) + "\n")

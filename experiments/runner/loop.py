@@ -1,0 +1,137 @@
+"""Run a plan: what is ready goes to the executor, what is done is not repeated, what fails is told and left behind."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from experiments.runner.executors import Executor, Handle
+from experiments.runner.job import Workspace, is_done, read_record, write_json
+from experiments.runner.plan import Job, Plan
+
+STATES = ("done", "running", "waiting", "failed", "blocked")
+
+
+@contextmanager
+def only_runner(output: Path) -> Iterator[None]:
+    """Hold the folder: a second runner is refused. The lock ends with the process, however that ends.
+
+    Raises:
+        ValueError: another runner works here; the message names its process and host.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "runner.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{output} is in use by another runner ({file.read().strip() or 'just started'}): wait for it, or "
+                "choose another --output"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+class Runner:
+    """The state of a plan while it runs.
+
+    Args:
+        plan: what to do.
+        workspace: where.
+        executor: how.
+        console: for the live table.
+        poll_seconds: between two looks at the jobs.
+    """
+
+    def __init__(
+        self, plan: Plan, workspace: Workspace, executor: Executor, console: Console, poll_seconds: float = 0.2
+    ) -> None:
+        self.plan, self.workspace, self.executor, self.console = plan, workspace, executor, console
+        self.poll_seconds = poll_seconds
+        self.states: dict[str, str] = {}
+        self._handles: dict[str, Handle] = {}
+        for job in plan.jobs.values():
+            done = is_done(workspace.output, job.id)
+            self.states[job.id] = "done" if done else "waiting"
+            if not done:
+                write_json(workspace.path(job) / "job.json", job.described() | {"status": "planned"})
+
+    @property
+    def failed(self) -> list[Job]:
+        """Jobs that failed, and those that could not start because of them."""
+        return [job for job in self.plan.jobs.values() if self.states[job.id] in ("failed", "blocked")]
+
+    def run(self) -> None:
+        """Until nothing is left that can run; an interrupt ends the running jobs and comes through."""
+        with Live(self.table(), console=self.console, refresh_per_second=2) as live:
+            try:
+                while self._step():
+                    live.update(self.table())
+                    time.sleep(self.poll_seconds)
+            finally:
+                self.executor.stop()
+                live.update(self.table())
+
+    def _step(self) -> bool:
+        for job_id, handle in list(self._handles.items()):
+            if handle.done():
+                del self._handles[job_id]
+                self._finished(self.plan.jobs[job_id])
+        for job in self.plan.jobs.values():
+            if self.states[job.id] == "waiting":
+                needed = {self.states[other] for other in job.needs}
+                if needed & {"failed", "blocked"}:
+                    self.states[job.id] = "blocked"
+                elif needed <= {"done"} and len(self._handles) < self.executor.capacity:
+                    self.states[job.id] = "running"
+                    self._handles[job.id] = self.executor.submit(job)
+        return bool(self._handles)
+
+    def _finished(self, job: Job) -> None:
+        if is_done(self.workspace.output, job.id):
+            self.states[job.id] = "done"
+            return
+        self.states[job.id] = "failed"
+        if read_record(self.workspace.output, job.id).get("status") != "failed":
+            # The scheduler ended it before it could say so itself.
+            record = read_record(self.workspace.output, job.id) or job.described()
+            write_json(self.workspace.path(job) / "job.json", record | {"status": "failed", "log": self._log(job)})
+        self.console.print(f"failed: {job.label}; see {self.workspace.output / self._log(job)}", style="red")
+
+    @staticmethod
+    def _log(job: Job) -> str:
+        return str(job.folder / "log.txt")
+
+    def table(self) -> Table:
+        """Jobs by row: how many are done, running, waiting, failed, blocked."""
+        table = Table("row", *STATES, "now", title=self.plan.study.title)
+        rows: dict[str, dict[str, int]] = {}
+        running: dict[str, list[str]] = {}
+        for job in self.plan.jobs.values():
+            counts = rows.setdefault(job.row or "shared", dict.fromkeys(STATES, 0))
+            counts[self.states[job.id]] += 1
+            if self.states[job.id] == "running":
+                running.setdefault(job.row or "shared", []).append(job.label)
+        for row, counts in rows.items():
+            table.add_row(row, *(str(count or "") for count in counts.values()), ", ".join(running.get(row, [])))
+        return table
+
+
+def write_study(output: Path, plan: Plan, facts: Mapping[str, object]) -> None:
+    """``study.json``: the resolved study, and what the report says about where it ran."""
+    study = plan.study.described() | {"seeds": plan.seeds}
+    names = {row.name for row in plan.rows}
+    study["rows"] = [row for row in study["rows"] if row["name"] in names]
+    study["jobs"] = list(plan.jobs)
+    write_json(output / "study.json", json.loads(json.dumps(study | dict(facts), default=str)))

@@ -1,0 +1,200 @@
+"""The jobs of a study and their ids.
+
+An id is a hash of everything that the job's result depends on: its kind, its settings, its seed, and the ids of the
+jobs that it needs. A changed row therefore changes the ids of its own jobs and of those that depend on them, and of no
+others. What is only looked at (labels, columns, titles, W&B, devices) is in no id. The version of the code is not
+either: every result names its commit, and the report says where they differ.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.runner.study import Row, Study, row_settings
+
+Kind = Literal["corpus", "teacher", "distil", "export", "evaluate", "similarity"]
+AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command to run.
+
+    Args:
+        id: see the module.
+        kind: what it makes.
+        needs: ids of jobs that must be done before.
+        row: of the study, or ``teacher`` and ``untrained`` for the reference rows; empty for what rows share.
+        seed: of the row.
+        task: of an evaluation.
+        settings: what the command depends on; for ``distil`` the configuration of ``interstack fit``.
+        match: for ``distil``: the cost to meet, and the ids of the two jobs that it is measured from.
+    """
+
+    id: str
+    kind: Kind
+    needs: list[str]
+    row: str = ""
+    seed: int = 0
+    task: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    match: dict[str, str] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Relative to the output folder."""
+        return Path("jobs") / self.id
+
+    @property
+    def run(self) -> Path:
+        """Folder of a distillation run, relative to the output folder."""
+        return Path("runs") / f"{self.row}-seed{self.seed}-{self.id}"
+
+    @property
+    def label(self) -> str:
+        """For tables and messages."""
+        parts = [self.kind, self.task, self.row, f"seed {self.seed}" if self.row else ""]
+        return " ".join(part for part in parts if part)
+
+    def described(self) -> dict[str, Any]:
+        """Plain values, for ``job.json``."""
+        return asdict(self)
+
+
+def job_id(kind: Kind, needs: Sequence[str], **content: Any) -> str:
+    """Twelve hexadecimal digits that stand for kind, needs and content."""
+    text = json.dumps({"kind": kind, "needs": list(needs), **content}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Plan:
+    """All jobs of a study, in an order in which they can run.
+
+    Args:
+        study: what to do.
+        root: corpus for studies with ``data: root``; without one the plan can be looked at, not run.
+        teacher: instead of the study's, a hub name or folder.
+        only: names of rows; default: all (with the rows that they are matched to).
+        seeds: instead of the study's.
+
+    Raises:
+        ValueError: a row that does not exist, or a root for a study that synthesizes its corpus.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        root: str | None = None,
+        teacher: str | None = None,
+        only: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
+        if study.data == "corpus" and root is not None:
+            raise ValueError(f"the study {study.name} synthesizes its corpus: remove --root {root}")
+        self.study, self.root = study, root
+        self.teacher_settings = {"model": teacher} if teacher else dict(study.teacher)
+        self.rows = self._selected(only)
+        self.seeds = list(seeds) if seeds else list(study.seeds)
+        self.jobs: dict[str, Job] = {}
+        self.corpus = self._add("corpus", [], settings=study.corpus) if self._synthesizes else None
+        self._data_digest = corpus_digest(Path(root)) if root else None
+        self.teacher = self._add_teacher(self.teacher_settings)
+        self._references()
+        self.distil: dict[tuple[str, int], Job] = {}
+        for row in sorted(self.rows, key=lambda row: row.match is not None):
+            for seed in self.seeds:
+                self._add_row(row, seed)
+
+    @property
+    def _synthesizes(self) -> bool:
+        return self.study.corpus is not None and ("model" not in self.teacher_settings or self.study.data == "corpus")
+
+    def _selected(self, only: Sequence[str] | None) -> list[Row]:
+        if not only:
+            return self.study.rows
+        wanted = {self.study.row(name).name for name in only}
+        for row in [self.study.row(name) for name in only]:
+            wanted |= {row.match.target, row.match.reference} if row.match else set()
+        return [row for row in self.study.rows if row.name in wanted]
+
+    def _add(self, kind: Kind, needs: Sequence[Job | None], **content: Any) -> Job:
+        ids = [job.id for job in needs if job is not None]
+        job = Job(job_id(kind, ids, **content), kind, ids, **content)
+        return self.jobs.setdefault(job.id, job)
+
+    def _add_teacher(self, settings: Mapping[str, Any]) -> Job | None:
+        if "model" in settings:
+            return None
+        return self._add("teacher", [self.corpus], settings=dict(settings))
+
+    def _references(self) -> None:
+        """Evaluations of the teacher, and of its twin before training."""
+        if self.teacher is None:
+            return
+        self._evaluate([self.teacher], "teacher", self.seeds[0])
+        if self.study.untrained:
+            twin = self._add_teacher({**self.study.teacher, "steps": 0})
+            assert twin is not None
+            self._evaluate([twin], "untrained", self.seeds[0])
+
+    def _add_row(self, row: Row, seed: int) -> None:
+        settings = row_settings(self.study, row, seed)
+        needs, match = [self.corpus if self.study.data == "corpus" else None, self.teacher], None
+        if row.match:
+            others = {part: self.distil[getattr(row.match, part), seed] for part in ("target", "reference")}
+            needs += others.values()
+            match = {"cost": row.match.cost, **{part: job.id for part, job in others.items()}}
+        settings.pop("wandb", None)
+        settings["inputs"] = self._inputs()
+        job = self._add("distil", needs, settings=settings, seed=seed, row=row.name, match=match)
+        self.distil[row.name, seed] = job
+        exported = self._add("export", [job], row=row.name, seed=seed)
+        self._evaluate([exported], row.name, seed)
+        if self.study.similarity:
+            corpus = self.corpus if self.study.data == "corpus" else None
+            self._add("similarity", [job, corpus], row=row.name, seed=seed, settings=self._inputs())
+
+    def _evaluate(self, needs: Sequence[Job | None], row: str, seed: int) -> None:
+        for task in self.study.tasks:
+            corpus = self.corpus if self.study.data == "corpus" else None
+            options = {**self.study.evaluation.get(task, {}), "inputs": self._inputs()}
+            self._add("evaluate", [*needs, corpus], row=row, seed=seed, task=task, settings=options)
+
+    def _inputs(self) -> dict[str, Any]:
+        """What comes from outside, by content: data files, and the teacher's weights."""
+        inputs: dict[str, Any] = {"data": self._data_digest} if self._data_digest else {}
+        if self.teacher is None:
+            inputs["teacher"] = teacher_digest(self.teacher_settings["model"])
+        return inputs
+
+
+def corpus_digest(root: Path) -> str:
+    """A hash of names and sizes of the audio below ``root``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = sorted(f"{path.relative_to(root)} {path.stat().st_size}" for path in _audio(root))
+    if not names:
+        raise ValueError(f"there is no audio below {root}: --root is the folder that holds the splits")
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def _audio(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES]
+
+
+def teacher_digest(model: str) -> str:
+    """A hub name as it is; for a folder a hash of its files."""
+    if not Path(model).is_dir():
+        return model
+    digest = hashlib.sha256()
+    for path in sorted(Path(model).glob("*")):
+        if path.suffix in (".json", ".safetensors", ".bin"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,239 @@
+"""A study: rows to compare, seeds, evaluation tasks and published references, read from one YAML file.
+
+``base`` names studies to start from (files of the same folder, or paths): mappings are merged, everything else is
+replaced, so a variant holds only what differs. ``row_overrides`` changes single rows of the base; ``keep_rows`` keeps
+some of them.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import yaml
+
+from experiments.training import CONFIGS
+
+STUDIES = Path(__file__).resolve().parent.parent / "studies"
+TASKS = ("phones", "pr", "asr", "sf", "sid")
+
+
+@dataclass(frozen=True)
+class Match:
+    """Let a row train for as long as another: its steps are those of ``reference`` times a ratio of measured costs.
+
+    Args:
+        cost: ``train_seconds`` or ``flops``.
+        target: row whose cost is met.
+        reference: row that trains at the same cost per step as this one.
+    """
+
+    cost: Literal["train_seconds", "flops"]
+    target: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system.
+
+    Args:
+        name: unique, of letters, digits and underscores; names the run folders.
+        label: as in tables; unique.
+        configs: shipped configurations, by name.
+        overrides: settings of ``interstack fit`` by dotted name.
+        match: length of the run by another row's cost.
+        random_growth: the student grows at epochs drawn from the seed.
+    """
+
+    name: str
+    label: str
+    configs: list[str]
+    overrides: dict[str, Any] = field(default_factory=dict)
+    match: Match | None = None
+    random_growth: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """All rows, and what they share.
+
+    Args:
+        name: of the study.
+        title: of its report.
+        rows: the systems, in the order of the tables.
+        corpus: settings of ``interstack synthesize``; ``None`` where nothing is synthesized.
+        teacher: ``{"model": NAME_OR_FOLDER}``, or settings of ``interstack pretrain-teacher`` on the corpus.
+        data: distil and evaluate on the ``corpus``, or on the ``root`` that the command line gives.
+        configs: configurations that come after each row's own.
+        overrides: settings of every row.
+        seeds: one run of every row each.
+        tasks: evaluations: ``phones`` (``interstack probe-phones``) or SUPERB tasks (``interstack superb``).
+        evaluation: by task, options of its command.
+        similarity: compare the layers of every student.
+        untrained: also evaluate the teacher before its training.
+        columns: of the main table; empty for the default.
+        references: published rows.
+        baseline: row that speed-ups refer to.
+    """
+
+    name: str
+    title: str
+    rows: list[Row]
+    corpus: dict[str, Any] | None = None
+    teacher: dict[str, Any] = field(default_factory=lambda: {"model": "facebook/hubert-base-ls960"})
+    data: Literal["corpus", "root"] = "root"
+    configs: list[str] = field(default_factory=list)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    tasks: list[str] = field(default_factory=list)
+    evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    similarity: bool = False
+    untrained: bool = False
+    columns: list[str] = field(default_factory=list)
+    references: list[dict[str, Any]] = field(default_factory=list)
+    baseline: str | None = None
+
+    def row(self, name: str) -> Row:
+        """The row of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise ValueError(f"{self.name} has no row {name!r}: choose from {', '.join(row.name for row in self.rows)}")
+
+    def described(self) -> dict[str, Any]:
+        """Plain values, for ``study.json``."""
+        return asdict(self)
+
+
+def find_study(name: str) -> Path:
+    """The file of a shipped study, or of the path itself.
+
+    Raises:
+        ValueError: neither exists.
+    """
+    for path in (Path(name), STUDIES / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    raise ValueError(f"there is no study {name!r}: give a YAML file, or one of {', '.join(shipped_studies())}")
+
+
+def shipped_studies() -> list[str]:
+    """Names of the studies that come with the package."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def load_study(name: str) -> Study:
+    """Read, merge and check a study.
+
+    Raises:
+        ValueError: a key, row or task that does not exist, naming the file.
+    """
+    path = find_study(name)
+    values = {"name": path.stem} | _merged(path)
+    changes, kept = values.pop("row_overrides", {}), values.pop("keep_rows", None)
+    try:
+        rows = [_row(row, changes.pop(row["name"], {})) for row in values.pop("rows", [])]
+        if changes:
+            raise ValueError(f"row_overrides of {', '.join(changes)}, which are no rows of it")
+        if kept is not None and (missing := set(kept) - {row.name for row in rows}):
+            raise ValueError(f"keep_rows names {', '.join(sorted(missing))}, which are no rows of it")
+        rows = [row for row in rows if kept is None or row.name in kept]
+        study = _build(Study, values | {"rows": rows})
+        _check(study)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return study
+
+
+def _merged(path: Path) -> dict[str, Any]:
+    own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    bases = own.pop("base", [])
+    result: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        sibling = path.parent / f"{base}.yaml"
+        result = merge(result, _merged(sibling if sibling.is_file() else find_study(base)))
+    return merge(result, own)
+
+
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """``second`` over ``first``: mappings are merged, all else is replaced."""
+    result = copy.deepcopy(dict(first))
+    for key, value in second.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+Built = TypeVar("Built")
+
+
+def _build(kind: type[Built], values: Mapping[str, Any]) -> Built:
+    known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+    if unknown := set(values) - set(known):
+        raise ValueError(
+            f"unknown key {', '.join(sorted(unknown))} in {kind.__name__.lower()}: {', '.join(known)} exist"
+        )
+    return kind(**values)
+
+
+def _row(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Row:
+    values = dict(values)
+    values["overrides"] = {**values.get("overrides", {}), **changes}
+    if match := values.get("match"):
+        values["match"] = _build(Match, match)
+    return _build(Row, values)
+
+
+def _check(study: Study) -> None:
+    names = [row.name for row in study.rows]
+    for kind, values in (("name", names), ("label", [row.label for row in study.rows])):
+        if repeated := {value for value in values if values.count(value) > 1}:
+            raise ValueError(f"two rows have the {kind} {', '.join(sorted(repeated))}: make them unique")
+    if not names or not study.seeds:
+        raise ValueError("a study needs rows and seeds")
+    if bad := [name for name in names if not name.replace("_", "").isalnum()]:
+        raise ValueError(f"row names may hold letters, digits and underscores only, not {', '.join(bad)}")
+    if bad := [task for task in study.tasks if task not in TASKS]:
+        raise ValueError(f"unknown tasks {', '.join(bad)}: choose from {', '.join(TASKS)}")
+    if study.data == "corpus" and study.corpus is None:
+        raise ValueError("data is `corpus`, but there are no settings under `corpus`")
+    if "model" not in study.teacher and study.corpus is None:
+        raise ValueError("a teacher is trained on the corpus, but there are no settings under `corpus`")
+    for row in study.rows:
+        others = [row.match.target, row.match.reference] if row.match else []
+        for other in [*others, *([study.baseline] if study.baseline else [])]:
+            if study.row(other).match and other in others:
+                raise ValueError(f"{row.name} is matched to {other}, which is matched itself")
+
+
+def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
+    """What ``interstack fit`` gets for a row, as one nested mapping: configs, then overrides."""
+    settings: dict[str, Any] = {}
+    for name in [*row.configs, *study.configs]:
+        path = CONFIGS / f"{name}.yaml"
+        if not path.is_file():
+            raise ValueError(f"{study.name}: row {row.name} names the config {name!r}, which is not shipped")
+        settings = merge(settings, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    for key, value in {**study.overrides, **row.overrides}.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        settings = merge(settings, value)
+    if row.random_growth:
+        settings = merge(settings, {"growth": {"schedule": random_schedule(settings, seed)}})
+    return settings
+
+
+def random_schedule(settings: Mapping[str, Any], seed: int) -> str:
+    """Growth at epochs drawn from ``seed``, each between the first and the last."""
+    epochs = settings.get("trainer", {}).get("max_epochs", 75)
+    stages = settings.get("growth", {}).get("stages") or [3, 6, 9, 12]
+    generator = np.random.default_rng([seed, epochs])
+    drawn = sorted(generator.choice(np.arange(1, epochs), size=len(stages) - 1, replace=False).tolist())
+    return "explicit-" + ",".join(map(str, drawn))
