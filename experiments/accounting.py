@@ -1,8 +1,9 @@
 """What a run costs: floating-point operations by formula, seconds and memory from its folder.
 
 FLOPs count matrix products and convolutions, two per multiply-add (norms, softmax and activations are left out, as in
-``torch.utils.flop_counter``, against which the tests check every term). A backward costs twice its forward, save that
-the first convolution has no gradient to its input, and that a frozen front end has no backward at all. Seconds are
+``torch.utils.flop_counter``, against which the tests check every term). A backward costs twice its forward, the first
+convolution's too (Hugging Face asks for the gradient to the waveform where the front end is trained); a frozen front
+end has none. Seconds are
 those of ``callbacks.throughput``: validation, checkpoints and the start of the process are not in them.
 """
 
@@ -85,12 +86,8 @@ def step_cost(teacher: Any, student: StudentConfig, objective: ObjectiveConfig, 
     highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
     teacher_flops = sum(front_end_flops(teacher, num_samples)) + embedding_flops(teacher, frames)
     teacher_flops += highest * layer_flops(teacher, frames)
-    first, *others = front_end_flops(own, num_samples)
-    convolutions = 2 * first + 3 * sum(others) if student.front_end == "trained" else first + sum(others)
-    # Without a trained front end nothing needs the gradient to the projection's input.
-    inputs_too = 3 if student.front_end == "trained" else 2
-    projection = 2 * frames * own.conv_dim[-1] * own.hidden_size
-    fixed = convolutions + inputs_too * projection + 3 * (embedding_flops(own, frames) - projection)
+    passes = 3 if student.front_end == "trained" else 1
+    fixed = passes * sum(front_end_flops(own, num_samples)) + 3 * embedding_flops(own, frames)
     fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * teacher.hidden_size
     return StepCost(teacher_flops, fixed, 3 * layer_flops(own, frames))
 
