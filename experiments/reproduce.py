@@ -11,6 +11,7 @@ import signal
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -88,7 +89,8 @@ def reproduce(
         except KeyboardInterrupt:
             console.print("interrupted: the same command goes on from here")
             sys.exit(130)
-        console.print(import_module("experiments.report.study").build_study_report(folder).table)
+        if find_spec("experiments.report.study"):
+            console.print(import_module("experiments.report.study").build_study_report(folder).table)
     if runner.failed:
         names = ", ".join(job.label for job in runner.failed)
         raise ValueError(f"{len(runner.failed)} of {len(plan.jobs)} jobs failed or could not start: {names}")

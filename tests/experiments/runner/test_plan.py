@@ -1,0 +1,102 @@
+"""Ids of jobs: what changes them, and what does not."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.runner.job import matched
+from experiments.runner.plan import Plan, corpus_digest, teacher_digest
+from experiments.runner.study import load_study
+from tests.helpers import save_corpus, save_teacher
+
+STUDY = """
+title: T
+corpus: {minutes: 1.0}
+data: corpus
+teacher: {steps: 2}
+tasks: [phones]
+similarity: true
+baseline: a
+rows:
+- {name: a, label: A, configs: [full_l2l]}
+- {name: b, label: B, configs: [interleave_equal]}
+- {name: c, label: C, configs: [full_l2l], match: {cost: flops, target: b, reference: a}}
+"""
+
+
+def plan(folder: Path, text: str = STUDY, **options: object) -> Plan:
+    (folder / "own.yaml").write_text(text)
+    return Plan(load_study(str(folder / "own.yaml")), **options)
+
+
+def ids(planned: Plan, row: str) -> set[str]:
+    return {job.id for job in planned.jobs.values() if job.row == row}
+
+
+def changed(folder: Path, old: str, new: str) -> set[str]:
+    """Rows (empty: shared jobs) whose ids differ."""
+    first, second = plan(folder), plan(folder, STUDY.replace(old, new))
+    assert old in STUDY
+    return {row for row in ("", "teacher", "a", "b", "c") if ids(first, row) != ids(second, row)}
+
+
+def test_every_job_comes_after_those_that_it_needs(tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for job in plan(tmp_path).jobs.values():
+        assert set(job.needs) <= seen
+        seen.add(job.id)
+    kinds = [job.kind for job in plan(tmp_path).jobs.values() if job.row in ("a", "b", "c")]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(
+        ("distil", "export", "evaluate", "similarity"), 3
+    )
+
+
+def test_a_changed_row_changes_its_jobs_and_what_is_matched_to_it(tmp_path: Path) -> None:
+    assert changed(tmp_path, "[interleave_equal]", "[interleave_prop1]") == {"b", "c"}
+    assert changed(tmp_path, "cost: flops", "cost: train_seconds") == {"c"}
+
+
+def test_what_is_only_looked_at_changes_nothing(tmp_path: Path) -> None:
+    assert changed(tmp_path, "label: B", "label: Better") == set()
+    assert changed(tmp_path, "title: T", "title: U") == set()
+
+
+def test_a_changed_teacher_or_corpus_changes_all_that_follows(tmp_path: Path) -> None:
+    assert changed(tmp_path, "steps: 2", "steps: 3") == {"", "teacher", "a", "b", "c"}
+    assert changed(tmp_path, "minutes: 1.0", "minutes: 2.0") == {"", "teacher", "a", "b", "c"}
+
+
+def test_a_row_brings_along_those_that_it_is_matched_to(tmp_path: Path) -> None:
+    assert [row.name for row in plan(tmp_path, only=["c"]).rows] == ["a", "b", "c"]
+    assert [row.name for row in plan(tmp_path, only=["b"]).rows] == ["b"]
+    with pytest.raises(ValueError, match="no row 'd'"):
+        plan(tmp_path, only=["d"])
+
+
+def test_ids_depend_on_the_content_of_teacher_and_corpus(tmp_path: Path) -> None:
+    teacher, corpus = save_teacher(tmp_path / "teacher"), save_corpus(tmp_path / "corpus", {"train": 2})
+    before = teacher_digest(str(teacher)), corpus_digest(corpus)
+    assert before == (teacher_digest(str(teacher)), corpus_digest(corpus))
+    save_teacher(teacher, width=32)
+    save_corpus(corpus, {"more": 1})
+    assert teacher_digest(str(teacher)) != before[0]
+    assert corpus_digest(corpus) != before[1]
+    with pytest.raises(ValueError, match="no audio"):
+        corpus_digest(tmp_path / "teacher")
+
+
+@pytest.mark.parametrize(
+    ("settings", "ratio", "steps"),
+    [
+        ({"data": {"batches_per_epoch": 8}, "trainer": {"max_epochs": 8}}, 0.875, 56),
+        ({"data": {"batches_per_epoch": 8}, "trainer": {"max_epochs": 8}}, 0.78, 50),
+        ({"data": {"batches_per_epoch": 8}, "trainer": {"max_epochs": 8}}, 1.3, 83),
+    ],
+)
+def test_a_matched_run_is_longer_or_shorter(settings: dict[str, dict[str, int]], ratio: float, steps: int) -> None:
+    result = matched(settings, ratio)
+    assert result["data"]["batches_per_epoch"] * result["trainer"]["max_epochs"] == pytest.approx(steps, abs=1)
+
+
+def test_a_matched_run_over_whole_epochs_changes_their_number() -> None:
+    assert matched({}, 0.8) == {"data": {}, "trainer": {"max_epochs": 60}}

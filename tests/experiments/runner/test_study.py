@@ -1,0 +1,124 @@
+"""Study files: each one loads, plans and can be looked at; inheritance; what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.accounting import Growth
+from experiments.reproduce import reproduce
+from experiments.runner.estimate import Estimator
+from experiments.runner.plan import Plan
+from experiments.runner.study import load_study, row_settings, shipped_studies
+
+NAMES = ["table1", "ablation_w", "ablation_intermediate", "ablation_policy", "ablation_schedule"]
+NAMES += ["ablation_optimizer_state", "controls", "similarity"]
+
+
+def test_every_study_of_the_paper_has_a_mini_variant() -> None:
+    assert set(shipped_studies()) == {*NAMES, *(f"{name}_mini" for name in NAMES), "table1_real"}
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_a_study_plans_and_prints_its_costs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = load_study(name)
+    reproduce(name, str(tmp_path / "output"), dry_run=True)
+    printed = capsys.readouterr().out
+    assert all(row.name[:8] in printed for row in study.rows)
+    assert "FLOP/s" in printed
+    assert not (tmp_path / "output").exists()
+    plan = Plan(study)
+    assert len(plan.distil) == len(study.rows) * len(study.seeds)
+    assert len({job.id for job in plan.distil.values()}) == len(plan.distil)
+    for (row, _), job in plan.distil.items():
+        model = job.settings.get("model", {})
+        depth = model.get("student", {}).get("num_layers", 12)
+        epochs = job.settings.get("trainer", {}).get("max_epochs", 75)
+        assert Growth.of(job.settings.get("growth", {}), depth, epochs).stages[-1] == 12, row
+
+
+@pytest.mark.parametrize("name", [f"{name}_mini" for name in NAMES])
+def test_a_row_of_a_mini_study_is_estimated_at_a_minute_at_most(name: str) -> None:
+    plan = Plan(load_study(name))
+    estimator = Estimator(plan, on_gpu=False)
+    for row in plan.rows:
+        jobs = [job for job in plan.jobs.values() if job.row == row.name and job.seed == plan.seeds[0]]
+        assert sum(estimator.of(job).seconds for job in jobs) <= 60
+
+
+@pytest.mark.parametrize("name", ["ablation_policy", "ablation_policy_mini"])
+def test_policies_are_compared_at_equal_mean_depth(name: str) -> None:
+    study = load_study(name)
+    depths = set()
+    for row in study.rows[1:]:
+        settings = row_settings(study, row, 0)
+        growth = Growth.of(settings["growth"], 12, settings.get("trainer", {}).get("max_epochs", 75))
+        depths.add(round(growth.mean_depth, 6))
+    assert len(study.rows) == 11
+    assert len(depths) == 1
+
+
+def test_the_paper_stands_beside_the_main_table_and_is_no_row_of_it() -> None:
+    study = load_study("table1")
+    assert [row.name for row in study.rows][:3] == ["full", "full_l2l", "gradstack_equal"]
+    published = {(line["label"], line.get("schedule")): line["values"] for line in study.references}
+    assert published["InterleaveStack", "prop-1"]["pr/per"] == 8.88
+    assert published["DPHuBERT", None]["sid/accuracy"] == 76.83
+
+
+def test_growth_at_random_times_depends_on_the_seed_alone() -> None:
+    study = load_study("controls")
+    row = study.row("interleave_random_times")
+    drawn = [row_settings(study, row, seed)["growth"]["schedule"] for seed in (0, 1, 0)]
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert Growth.of({"policy": "interleaved", "schedule": drawn[1]}, 12, 75).stages == (3, 6, 9, 12)
+
+
+def write(folder: Path, text: str, name: str = "own.yaml") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+ROWS = "rows:\n- {name: a, label: A, configs: [full]}\n- {name: b, label: B, configs: [full_l2l]}\n"
+
+
+def test_a_variant_holds_only_what_differs(tmp_path: Path) -> None:
+    write(tmp_path, f"title: T\noverrides: {{data.batch_size: 2, trainer.max_epochs: 5}}\n{ROWS}", "first.yaml")
+    variant = write(
+        tmp_path,
+        "base: first\noverrides: {trainer.max_epochs: 7}\nkeep_rows: [b]\nrow_overrides: {b: {data.max_samples: 9}}\n",
+    )
+    study = load_study(variant)
+    assert (study.name, study.title, [row.name for row in study.rows]) == ("own", "T", ["b"])
+    settings = row_settings(study, study.rows[0], 0)
+    assert settings["data"] == {"batch_size": 2, "max_samples": 9}
+    assert settings["trainer"] == {"max_epochs": 7}
+    assert settings["growth"] == {"policy": "none"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ROWS + "titel: T", "unknown key titel"),
+        ("title: T\n" + ROWS + "tasks: [speling]", "unknown tasks speling"),
+        ("title: T\n" + ROWS + "keep_rows: [c]", "keep_rows names c"),
+        ("title: T\n" + ROWS + "row_overrides: {c: {}}", "row_overrides of c"),
+        ("title: T\n" + ROWS + "baseline: c", "no row 'c'"),
+        ("title: T\n" + ROWS + "data: corpus", "no settings under `corpus`"),
+        ("title: T\n" + ROWS + "- {name: a, label: C, configs: []}", "two rows have the name a"),
+        ("title: T\nrows: [{name: a-b, label: A, configs: []}]", "not a-b"),
+    ],
+)
+def test_a_mistake_in_a_study_is_named(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        load_study(write(tmp_path, text))
+    assert "own.yaml" in str(error.value)
+
+
+def test_an_unknown_study_is_answered_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="table1_mini"):
+        load_study("table7")
+
+
+def test_the_estimate_of_the_paper_is_that_of_its_step() -> None:
+    plan = Plan(load_study("table1"), only=["full_l2l"], seeds=[0])
+    assert Estimator(plan, on_gpu=True).of(plan.distil["full_l2l", 0]).flops == pytest.approx(9.1e18, rel=0.15)
