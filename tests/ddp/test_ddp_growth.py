@@ -220,10 +220,14 @@ def test_a_held_wrapper_is_seen(mechanisms: dict[str, Record]) -> None:
     assert mechanisms["hold"]["alive"] == [[1, 2, 3], [1, 2, 3]]
 
 
+def rise(megabytes: list[float]) -> float:
+    """From steps 3-6 to steps 12-15, nine re-wraps later, of the least of each: single values can be 27 MB higher,
+    where one buffer of a step is not back yet (measured: at most 13 MB of rise, and 249 where wrappers stay)."""
+    return min(megabytes[12:]) - min(megabytes[3:7])
+
+
 def test_memory_is_flat_over_twelve_rewraps(mechanisms: dict[str, Record]) -> None:
-    # The student has 27 MB of parameters; a reducer that stays holds at least as much.
-    for megabytes in mechanisms["memory"]["megabytes"]:
-        assert megabytes[15] - megabytes[3] < 30
+    # The student has 27 MB of parameters; a reducer that stays holds at least as much, nine of them 243 MB.
+    assert all(rise(megabytes) < 30 for megabytes in mechanisms["memory"]["megabytes"])
     assert mechanisms["memory"]["alive"] == [[0] * 16] * 2
-    for megabytes in mechanisms["memory, hold"]["megabytes"]:
-        assert megabytes[15] - megabytes[3] > 300
+    assert all(rise(megabytes) > 200 for megabytes in mechanisms["memory, hold"]["megabytes"])
