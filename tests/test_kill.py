@@ -56,9 +56,13 @@ def newest_step(run: Path) -> int:
 
 
 def kill_after(step: int, delay: float, arguments: list[str], runs: Path) -> int:
-    """Run until ``step`` has a checkpoint and ``delay`` seconds more, then SIGKILL the group; the step reached."""
+    """Run until ``step`` has a checkpoint and ``delay`` seconds more, then SIGKILL the group; the step reached.
+
+    However slowly this process is scheduled, the run is not over by then: it holds after at most three steps more.
+    """
     run = runs / "interleave_equal"
-    process = start(cli(arguments, runs), runs.with_suffix(".txt"))
+    hold = ["--trainer.callbacks+=tests.holding.Hold", f"--trainer.callbacks.step={min(step + 3, STEPS - 1)}"]
+    process = start(cli([*arguments, *hold], runs), runs.with_suffix(".txt"))
     deadline = time.monotonic() + 120
     while newest_step(run) < step and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -77,10 +81,10 @@ def assert_kills_leave_no_trace(kills: int, seed: int, arguments: list[str], fol
     kill_after(0, generator.uniform(1.0, 6.0), arguments, folder / "killed")
     for step in steps:
         if reached and step <= reached[-1]:
-            step = min(reached[-1] + 1, STEPS - 3)
+            step = min(reached[-1] + 1, STEPS - 1)
         reached.append(kill_after(step, generator.uniform(0, 0.2), arguments, folder / "killed"))
-    assert reached == sorted(reached)
-    assert reached[-1] < STEPS, "the run was over before its last kill"
+    assert reached == sorted(set(reached)), "every run went on, and none was over before it was killed"
+    assert reached[-1] < STEPS
     assert len({step // BATCHES_PER_EPOCH for step in reached}) > 1
     last = run_to_the_end(arguments, folder / "killed")
     one, other = (torch.load(path, weights_only=True) for path in (whole, last))
