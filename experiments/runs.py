@@ -56,8 +56,12 @@ class RunFolder:
 
     @property
     def used(self) -> bool:
-        """Whether a run was started here before. Only rank zero can tell: it records this run while others start."""
-        return bool(self.record["attempts"]) and getattr(rank_zero_only, "rank", 0) == 0
+        """Whether a run left something here: metrics or a checkpoint. An attempt that failed in its set-up did not.
+
+        Only rank zero can tell: it records this run while others start.
+        """
+        left = (self.path / "metrics.csv").is_file() or any((self.path / "checkpoints").glob("*.ckpt"))
+        return bool(self.record["attempts"]) and left and getattr(rank_zero_only, "rank", 0) == 0
 
     @property
     def wandb_id(self) -> str:

@@ -12,6 +12,9 @@ def test_a_new_run_then_a_used_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a")
     assert folder.resolve_checkpoint(None) is None
     folder.start_attempt("x: 1\n", None)
+    # An attempt that failed before its first step, for a mistyped split say, must not bar the corrected command.
+    assert RunFolder(tmp_path / "a").resolve_checkpoint(None) is None
+    (tmp_path / "a" / "metrics.csv").write_text("step\n")
     with pytest.raises(ValueError, match="already holds a run: continue it with --ckpt_path last"):
         RunFolder(tmp_path / "a").resolve_checkpoint(None)
 
