@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from experiments.report.document import Pair
 from experiments.report.figures import FONT, WIDTH, Picture, axes_grid, single_axes
-from experiments.report.reading import RunLog
 from experiments.report.theme import ANCESTORS, GRID, INK, MUTED, PAPER
 
 if TYPE_CHECKING:
@@ -35,7 +34,8 @@ def similarity(pairs: Sequence[Pair]) -> Picture | None:
             if matrix is None:
                 axes.set_axis_off()
                 continue
-            image = _heat_map(axes, np.array(matrix, dtype=float), low, shown[place][1])
+            growth = shown[place][1].growth
+            image = heat_map(axes, np.array(matrix, dtype=float), low, growth[-1].ancestry if growth else ())
             axes.set_title(shown[place][0].label, fontsize=FONT - 1, color=INK, pad=4)
             if column == 0:
                 axes.set_ylabel(names[row // bands], fontsize=FONT - 1, color=INK)
@@ -73,7 +73,9 @@ def layer_weights(pairs: Sequence[Pair]) -> Picture | None:
     return Picture("layer_weights", "What the probe reads", caption, figure)
 
 
-def _heat_map(axes: "Axes", matrix: NDArray[np.float64], low: float, log: RunLog) -> Any:
+def heat_map(
+    axes: "Axes", matrix: NDArray[np.float64], low: float, ancestry: Sequence[int | None] = ()
+) -> Any:
     """One matrix, first layer at the bottom; the strip needs an ancestry that fits the rows."""
     image = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=1, origin="lower", interpolation="none", aspect="auto")
     axes.grid(False)
@@ -83,7 +85,6 @@ def _heat_map(axes: "Axes", matrix: NDArray[np.float64], low: float, log: RunLog
     axes.set_xticks(_layer_ticks(columns), [str(tick + 1) for tick in _layer_ticks(columns)])
     axes.set_yticks(_layer_ticks(rows), [str(tick + 1) for tick in _layer_ticks(rows)])
     axes.tick_params(labelsize=FONT - 2, length=0)
-    ancestry = log.growth[-1].ancestry if log.growth else ()
     if len(ancestry) == rows:
         for layer, ancestor in enumerate(ancestry):
             colour = GRID if ancestor is None else ANCESTORS[ancestor % len(ANCESTORS)]

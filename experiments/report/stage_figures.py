@@ -1,0 +1,97 @@
+"""Pictures of ``interstack similarity``: layers over the stages of a run, copies beside other pairs, depth use."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.report.figures import (
+    FONT,
+    MARKERS,
+    WIDTH,
+    Picture,
+    axes_grid,
+    label_ends,
+    require_matplotlib,
+    series_colour,
+    single_axes,
+)
+from experiments.report.heat_maps import heat_map
+from experiments.report.theme import GRID, INK, MUTED, SERIES
+
+Run = dict[str, Any]  # {"name": ..., "stages": [fields of experiments.similarity.Stage]}
+STAGES_TO_A_LINE = 2  # so that numbers stay legible on a phone
+
+
+def stages_picture(runs: Sequence[Run]) -> Picture:
+    """CKA between the student's layers at the end of every stage."""
+    require_matplotlib()
+    panels = [(run, stage) for run in runs for stage in run["stages"]]
+    columns = min(STAGES_TO_A_LINE, len(panels))
+    figure, grid = axes_grid(-(-len(panels) // columns), columns, cell=WIDTH / 2 - 0.45)
+    image: Any = None
+    for place, axes in enumerate(axes for line in grid for axes in line):
+        if place >= len(panels):
+            axes.set_axis_off()
+            continue
+        run, stage = panels[place]
+        first = range(len({ancestor for ancestor in stage["ancestry"] if ancestor is not None}))
+        grown = stage["ancestry"] if stage["depth"] > len(first) else ()
+        image = heat_map(axes, np.array(stage["cka"], dtype=float), 0.0, grown)
+        axes.set_title(f"{run['name']}: {stage['depth']} layers", fontsize=FONT - 1, color=INK, pad=4)
+    bar = figure.colorbar(image, ax=[axes for line in grid for axes in line], shrink=0.6, aspect=30, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=FONT - 2, colors=MUTED, length=0)
+    caption = (
+        "Linear CKA between the student's layers at the end of each stage, layer 1 at the lower left. The strip on the "
+        "left colours each layer by the layer of the first stage that it descends from."
+    )
+    return Picture("stages", "Layer similarity, stage by stage", caption, figure)
+
+
+def copies_picture(runs: Sequence[Run]) -> Picture | None:
+    """Mean CKA of copies and of other pairs against depth."""
+    shown = [run for run in runs if any(stage["copies"] is not None for stage in run["stages"])]
+    if not shown:
+        return None
+    figure, axes = single_axes(max(3.0, 0.5 * len(shown)))
+    ends: dict[int, tuple[float, float]] = {}
+    for index, run in enumerate(shown):
+        style = {"marker": MARKERS[index % len(MARKERS)], "color": series_colour(index)}
+        for key, dash in (("copies", "-"), ("others", ":")):
+            points = [(stage["depth"], stage[key]) for stage in run["stages"] if stage[key] is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), dash, **style)
+            if points and key == "copies":
+                ends[index] = points[-1]
+    axes.set_xticks(sorted({stage["depth"] for run in shown for stage in run["stages"]}))
+    axes.set_xlabel("student depth at the end of the stage (layers)")
+    axes.set_title("mean CKA", loc="left", fontsize=FONT, color=MUTED)
+    label_ends(figure, axes, ends, [run["name"] for run in shown])
+    caption = (
+        "Mean linear CKA over pairs of layers that descend from one first-stage layer (solid) and over all other pairs "
+        "(dotted). Copies that stay near their originals keep the solid line at the top."
+    )
+    return Picture("copies", "Do copies stay near their originals?", caption, figure)
+
+
+def depth_use_picture(runs: Sequence[Run]) -> Picture | None:
+    """Relative change of the output loss when a layer is skipped, or swapped with the next, at the last stage."""
+    shown = [run for run in runs if run["stages"][-1]["depth_use"]]
+    if not shown:
+        return None
+    figure, grid = axes_grid(len(shown), 1, size=(WIDTH, 0.4 + 2.1 * len(shown)))
+    for run, (axes,) in zip(shown, grid, strict=True):
+        use = run["stages"][-1]["depth_use"]
+        for key, offset, colour in (("skipped", 0.0, SERIES[0]), ("swapped", 0.5, SERIES[1])):
+            places = np.arange(1, len(use[key]) + 1) + offset
+            change = 100 * (np.array(use[key], dtype=float) / use["loss"] - 1)
+            axes.bar(places, change, width=0.42, color=colour, label=f"layer {key}" if not offset else "pair swapped")
+        axes.axhline(0, color=GRID, linewidth=1)
+        axes.spines[:].set_visible(False)
+        axes.set_xticks(range(1, len(use["skipped"]) + 1))
+        axes.set_title(f"{run['name']}: output loss, change in %", loc="left", fontsize=FONT, color=MUTED)
+    grid[-1][0].set_xlabel("layer (a swapped pair stands between its two)")
+    grid[0][0].legend(fontsize=FONT - 1, frameon=False, labelcolor=MUTED, ncols=2, loc="upper right")
+    caption = "Change of the output loss without a layer, and with two neighbours swapped; near 0: it does not matter."
+    return Picture("depth_use", "What each layer contributes", caption, figure)

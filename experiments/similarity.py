@@ -1,0 +1,283 @@
+"""``interstack similarity``: which layers of a student are alike, over the stages of its run and against its teacher.
+
+    interstack similarity runs/first --root /data/LibriSpeech/dev-clean --output analyses/first
+
+For every checkpoint: linear CKA and cosine between the student's layers, CKA with the teacher's layers, how alike
+copies of one first-stage layer are beside other layers, and (training checkpoints only: an exported folder has no
+projection to the teacher's width) the change of the output loss when a layer is skipped or two are swapped.
+
+Tensor names carry shape suffixes: T samples, L layers, F frames, D features.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import HubertModel
+
+from datamodules.audio import read_audio, usable_samples
+from experiments.analysis import layer_similarity
+from experiments.depth_use import depth_use
+from experiments.report.stage_figures import copies_picture, depth_use_picture, stages_picture
+from experiments.runs import write_atomically
+from lightning_modules.export import load_student
+from lightning_modules.objective import DISTANCES
+from lightning_modules.probe import hidden_states
+from lightning_modules.teacher import Teacher, build_teacher, normalize_waveforms
+
+log = logging.getLogger(__name__)
+
+AUDIO_SUFFIXES = (".flac", ".wav", ".mp3")
+SAMPLE_RATE = 16_000
+OUTPUT_PROJECTION = "objective.output_projection."
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One checkpoint and what was found; matrices have the student's layers as rows, layer 1 first.
+
+    Attributes:
+        checkpoint: file name or folder name.
+        depth: layers.
+        ancestry: for each layer the first-stage layer that it descends from, 0-based, None for a fresh one.
+        cka, cosine: between the student's layers.
+        cka_teacher: student layers (rows) against teacher layers (columns).
+        copies, others: mean CKA over pairs of layers with the same ancestor, and with different ones.
+        weight_distance_copies, weight_distance_others: relative distance of their weights, ``|a - b|`` over
+            ``sqrt(|a| |b|)``: 0 for a fresh copy, about 1.4 for unrelated layers.
+        depth_use: losses of `experiments.depth_use.DepthUse`, or None.
+    """
+
+    checkpoint: str
+    depth: int
+    ancestry: list[int | None]
+    cka: list[list[float]]
+    cosine: list[list[float]]
+    cka_teacher: list[list[float]] | None
+    copies: float | None
+    others: float | None
+    weight_distance_copies: float | None
+    weight_distance_others: float | None
+    depth_use: dict[str, Any] | None
+
+
+def similarity(
+    checkpoints: list[str],
+    root: str,
+    output: str,
+    utterances: int = 12,
+    max_seconds: float = 10.0,
+    teacher: str | None = None,
+    row: str | None = None,
+    seed: int | None = None,
+) -> None:
+    """Compare the layers of students; writes ``result.json`` and pictures.
+
+    Args:
+        checkpoints: run folders (all their stages), checkpoints, or exported folders.
+        root: folder with audio files below it; the first ``utterances`` in the order of their names are used.
+        output: folder for the results.
+        utterances: how many of them.
+        max_seconds: of each, from its start.
+        teacher: Hugging Face name or folder; default: the one named in each checkpoint; "none" for no teacher.
+        row: row of a study, copied into the result.
+        seed: seed of a study's row, copied into the result.
+    """
+    paths = {name: stage_checkpoints(Path(name)) for name in checkpoints}
+    waveforms = read_waveforms(Path(root), utterances, max_seconds)
+    runs = [
+        {"name": Path(name).name, "stages": [asdict(stage) for stage in analyse_all(found, waveforms, teacher)]}
+        for name, found in paths.items()
+    ]
+    last = runs[-1]["stages"][-1]
+    head = {"row": row, "seed": seed} if row is not None else {}
+    result = head | {key: last[key] for key in ("cka", "cosine", "cka_teacher")} | {"runs": runs}
+    write_atomically(Path(output) / "result.json", json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
+    _draw(runs, Path(output))
+    for run in runs:
+        for stage in run["stages"]:
+            log.info("%s", _line(run["name"], stage))
+    log.info("wrote %s", Path(output) / "result.json")
+
+
+def stage_checkpoints(path: Path) -> list[Path]:
+    """The checkpoints of a run folder, one per stage and the deepest last; any other path stands for itself.
+
+    Raises:
+        ValueError: a run folder without checkpoints.
+    """
+    if path.is_file() or (path / "interstack.json").is_file():
+        return [path]
+    folder = path / "checkpoints"
+    found = sorted(folder.glob("stage_*.ckpt"), key=lambda file: int(file.stem.removeprefix("stage_")))
+    if (folder / "last.ckpt").is_file():
+        depth = load_student(folder / "last.ckpt").model.config.num_hidden_layers
+        found = [file for file in found if file.stem != f"stage_{depth}"] + [folder / "last.ckpt"]
+    if not found:
+        raise ValueError(f"{path} holds no checkpoints/*.ckpt: give a run folder, a checkpoint or an exported folder")
+    return found
+
+
+def read_waveforms(root: Path, utterances: int, max_seconds: float) -> list[Tensor]:
+    """The first files below ``root`` by name, each (T,) float32 at 16 kHz.
+
+    Raises:
+        ValueError: no audio there, or a number that is not positive.
+    """
+    if utterances < 1 or max_seconds <= 0:
+        raise ValueError(f"utterances={utterances} and max_seconds={max_seconds} must be positive")
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)[:utterances]
+    if not files:
+        raise ValueError(f"root {root} holds no audio ({', '.join(AUDIO_SUFFIXES)}): give a folder with some below it")
+    longest = int(max_seconds * SAMPLE_RATE)
+    lengths = [min(usable_samples(str(path), SAMPLE_RATE, resample=True), longest) for path in files]
+    return [
+        torch.from_numpy(read_audio(str(path), SAMPLE_RATE, stop=length, resample=True))
+        for path, length in zip(files, lengths, strict=True)
+    ]
+
+
+def analyse_all(paths: Sequence[Path], waveforms: Sequence[Tensor], teacher: str | None) -> list[Stage]:
+    """Each checkpoint against the one teacher of the run."""
+    meta = load_student(paths[-1]).meta
+    model = _teacher(meta, teacher)
+    prepared = _prepare(waveforms, meta["normalize"])
+    targets = [_all_layers(model, waveform_T) for waveform_T in prepared] if model is not None else None
+    return [_analyse(path, prepared, targets) for path in paths]
+
+
+def _teacher(meta: dict[str, Any], name: str | None) -> Teacher | None:
+    if name == "none":
+        return None
+    spec = meta["teacher"] if name is None else {**meta["teacher"], "init_args": {"model": name}}
+    model = build_teacher(spec)
+    output = meta.get("recipe", {}).get("objective", {}).get("output_layer")
+    model.select_layers(range(1, (output or model.num_layers) + 1), output)
+    return model
+
+
+def _prepare(waveforms: Sequence[Tensor], normalize: bool) -> list[Tensor]:
+    return [normalize_waveforms(waveform_T[None])[0] if normalize else waveform_T for waveform_T in waveforms]
+
+
+def _all_layers(teacher: Teacher, waveform_T: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Target of the output loss (F, D), and every layer's output (F, D)."""
+    targets = teacher(waveform_T[None])
+    return targets.output_BFD[0], [targets.hidden[layer][0] for layer in sorted(targets.hidden)]
+
+
+@torch.no_grad()
+def _analyse(path: Path, waveforms: Sequence[Tensor], targets: list[tuple[Tensor, list[Tensor]]] | None) -> Stage:
+    student = load_student(path)
+    # HuBERT's own first state is the input of layer 1: it is no layer.
+    states = [hidden_states(student.model, waveform_T, normalize=False)[1:] for waveform_T in waveforms]
+    layers = list(torch.cat(states, dim=1))
+    cka = layer_similarity(layers)
+    ancestry = list(student.meta.get("ancestry") or range(len(layers)))
+    distances = weight_distances(student.model.encoder.layers)
+    teacher_layers = None
+    if targets is not None:
+        teacher_layers = [torch.cat(layer) for layer in zip(*(hidden for _, hidden in targets), strict=True)]
+    return Stage(
+        checkpoint=path.name,
+        depth=len(layers),
+        ancestry=ancestry,
+        cka=cka,
+        cosine=layer_similarity(layers, measure="cosine"),
+        cka_teacher=None if teacher_layers is None else layer_similarity(layers, teacher_layers),
+        copies=mean_over_pairs(cka, ancestry, same=True),
+        others=mean_over_pairs(cka, ancestry, same=False),
+        weight_distance_copies=mean_over_pairs(distances, ancestry, same=True),
+        weight_distance_others=mean_over_pairs(distances, ancestry, same=False),
+        depth_use=_depth_use(path, student.model, student.meta, waveforms, targets),
+    )
+
+
+def mean_over_pairs(matrix: list[list[float]], ancestry: Sequence[int | None], same: bool) -> float | None:
+    """Mean over pairs of different layers with the ``same`` ancestor, or with others; None without such a pair.
+
+    Fresh layers have no ancestor and so are copies of nothing.
+    """
+    pairs = [
+        matrix[i][j]
+        for i, j in combinations(range(len(matrix)), 2)
+        if (ancestry[i] is not None and ancestry[i] == ancestry[j]) == same
+    ]
+    return sum(pairs) / len(pairs) if pairs else None
+
+
+def weight_distances(layers: Iterable[nn.Module]) -> list[list[float]]:
+    """Relative distance between the weight matrices of every two layers, ``|a - b| / sqrt(|a| |b|)``.
+
+    Vectors (biases, norms) are left out: they start equal in all layers, copies or not.
+    """
+    flat = [torch.cat([p.detach().double().flatten() for p in layer.parameters() if p.ndim > 1]) for layer in layers]
+    norms = [float(weights.norm()) for weights in flat]
+    return [[float((a - b).norm()) / math.sqrt(n * m) for b, m in zip(flat, norms, strict=True)]
+            for a, n in zip(flat, norms, strict=True)]  # fmt: skip
+
+
+def _depth_use(
+    path: Path,
+    model: HubertModel,
+    meta: dict[str, Any],
+    waveforms: Sequence[Tensor],
+    targets: list[tuple[Tensor, list[Tensor]]] | None,
+) -> dict[str, Any] | None:
+    if targets is None or path.is_dir():
+        return None
+    loss = _output_loss(path, meta["recipe"]["objective"]["distance"], [output for output, _ in targets])
+    return asdict(depth_use(model, waveforms, loss))
+
+
+def _output_loss(path: Path, distance: str, outputs: Sequence[Tensor]) -> Callable[[Tensor, int], Tensor]:
+    """The distance that the student was trained with, through its own projection, summed over frames."""
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    weight, bias = state[OUTPUT_PROJECTION + "weight"], state[OUTPUT_PROJECTION + "bias"]
+
+    def loss(output_FD: Tensor, number: int) -> Tensor:
+        projected_FD = nn.functional.linear(output_FD, weight, bias)
+        return DISTANCES[distance](projected_FD[None], outputs[number][None]).sum()
+
+    return loss
+
+
+def _draw(runs: list[dict[str, Any]], output: Path) -> None:
+    """Pictures, where matplotlib is installed: the numbers do not need it."""
+    from experiments.report.files import write_atomic
+
+    try:
+        pictures = [stages_picture(runs), copies_picture(runs), depth_use_picture(runs)]
+    except ModuleNotFoundError as error:
+        log.warning("no pictures: %s", error)
+        return
+    for picture in pictures:
+        if picture is not None:
+            write_atomic(output / f"{picture.name}.png", picture.png())
+
+
+def _line(name: str, stage: dict[str, Any]) -> str:
+    parts = [f"{name} {stage['checkpoint']}: {stage['depth']} layers"]
+    for key, pairs in (("copies", "copies"), ("others", "other pairs")):
+        if stage[key] is not None:
+            parts.append(f"mean CKA of {pairs} {stage[key]:.3f}")
+    if (use := stage["depth_use"]) is not None:
+        parts.append(f"output loss {use['loss']:.4f}")
+        parts.append(f"least used layer {min(range(stage['depth']), key=lambda at: use['skipped'][at]) + 1}")
+    return "; ".join(parts)
+
+
+def _finite(value: Any) -> Any:
+    """None for NaN, which JSON does not have: the similarity of a layer without variance."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
