@@ -36,9 +36,7 @@ def layers_in_order(model: HubertModel, order: Sequence[int]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def depth_use(
-    model: HubertModel, waveforms: Sequence[Tensor], loss: Callable[[Tensor, int], Tensor]
-) -> DepthUse:
+def depth_use(model: HubertModel, waveforms: Sequence[Tensor], loss: Callable[[Tensor, int], Tensor]) -> DepthUse:
     """Measure `DepthUse`; each loss is the mean over all frames.
 
     Args:

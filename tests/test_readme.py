@@ -15,7 +15,7 @@ from experiments.training import CONFIGS
 from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "docs" / "launching.md"]
+PAGES = [REPOSITORY / "README.md", *(REPOSITORY / "docs" / name for name in ("launching.md", "studies.md"))]
 # What makes a command small enough for a test; the later of two values wins.
 SMALL = {
     "synthesize": ["--minutes", "0.5", "--voices", "3"],

@@ -73,9 +73,7 @@ def layer_weights(pairs: Sequence[Pair]) -> Picture | None:
     return Picture("layer_weights", "What the probe reads", caption, figure)
 
 
-def heat_map(
-    axes: "Axes", matrix: NDArray[np.float64], low: float, ancestry: Sequence[int | None] = ()
-) -> Any:
+def heat_map(axes: "Axes", matrix: NDArray[np.float64], low: float, ancestry: Sequence[int | None] = ()) -> Any:
     """One matrix, first layer at the bottom; the strip needs an ancestry that fits the rows."""
     image = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=1, origin="lower", interpolation="none", aspect="auto")
     axes.grid(False)
