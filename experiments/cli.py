@@ -23,11 +23,12 @@ COMMANDS = {
     "export": ("lightning_modules.export", "write a checkpoint's student as a Hugging Face folder"),
     "synthesize": ("experiments.synthesize", "make a small speech corpus in LibriSpeech layout"),
     "probe-phones": ("experiments.probe_phones", "phone error rate of a linear probe, on a corpus with alignments"),
+    "similarity": ("experiments.similarity", "which layers are alike, over the stages of a run; what each contributes"),
     "pretrain-teacher": ("experiments.pretrain_teacher", "train a small teacher on a corpus with alignments"),
 }
 
 # Parameters that are given without a name: one word, or several where the parameter is a list.
-POSITIONAL = {"reproduce": "study"}
+POSITIONAL = {"reproduce": "study", "similarity": "checkpoints"}
 
 # What dependencies say to each other, and Lightning's advice about small machines.
 DEPENDENCY_WARNINGS = (
@@ -90,7 +91,7 @@ def run(args: list[str]) -> None:
         return
     word = POSITIONAL[name]
     several = parameters[word].annotation is not str
-    parser = ArgumentParser(prog=f"interstack {name}", description=inspect.getdoc(command))
+    parser = ArgumentParser(prog=f"interstack {name}", description=(inspect.getdoc(command) or "").split("\n\n")[0])
     parser.add_argument(word, type=str, nargs="+" if several else None)
     parser.add_function_arguments(command, skip={word}, as_group=False)
     command(**parser.instantiate(parser.parse_args(rest)))

@@ -1,5 +1,6 @@
 """interstack similarity: a small run with two growths, analysed; and each measure on cases with a known answer."""
 
+import contextlib
 import copy
 import json
 import subprocess
@@ -105,7 +106,7 @@ def test_skipping_and_swapping(run: Path) -> None:
 def test_layers_come_back_after_an_error(run: Path) -> None:
     model = load_student(run / "checkpoints" / "last.ckpt").model
     layers = list(model.encoder.layers)
-    with pytest.raises(RuntimeError), layers_in_order(model, [3, 0]):
+    with contextlib.suppress(RuntimeError), layers_in_order(model, [3, 0]):
         assert list(model.encoder.layers) == [layers[3], layers[0]]
         raise RuntimeError
     assert list(model.encoder.layers) == layers
