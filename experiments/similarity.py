@@ -92,7 +92,7 @@ def similarity(
     """
     paths = {name: stage_checkpoints(Path(name)) for name in checkpoints}
     waveforms = read_waveforms(Path(root), utterances, max_seconds)
-    runs = [
+    runs: list[dict[str, Any]] = [
         {"name": Path(name).name, "stages": [asdict(stage) for stage in analyse_all(found, waveforms, teacher)]}
         for name, found in paths.items()
     ]

@@ -57,7 +57,7 @@ def copies_picture(runs: Sequence[Run]) -> Picture | None:
     figure, axes = single_axes(max(3.0, 0.5 * len(shown)))
     ends: dict[int, tuple[float, float]] = {}
     for index, run in enumerate(shown):
-        style = {"marker": MARKERS[index % len(MARKERS)], "color": series_colour(index)}
+        style: Any = {"marker": MARKERS[index % len(MARKERS)], "color": series_colour(index)}
         for key, dash in (("copies", "-"), ("others", ":")):
             points = [(stage["depth"], stage[key]) for stage in run["stages"] if stage[key] is not None]
             if points:
