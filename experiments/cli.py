@@ -58,12 +58,13 @@ def help_text() -> str:
 
 
 def complete_switches(args: list[str], switches: set[str]) -> list[str]:
-    """Let a bare ``--fast`` stand for ``--fast true``, which is all that jsonargparse takes."""
+    """Let a bare ``--fast`` stand for ``--fast true``, and ``--dry-run`` for ``--dry_run``, which jsonargparse wants."""
     completed: list[str] = []
     for argument, following in zip(args, [*args[1:], "--"], strict=True):
-        switch = argument.startswith("--") and argument[2:] in switches
+        name = argument[2:].replace("-", "_")
+        switch = argument.startswith("--") and name in switches
         bare = switch and following.startswith("-")
-        completed += [argument, "true"] if bare else [argument]
+        completed += [f"--{name}" if switch else argument, *(["true"] if bare else [])]
     return completed
 
 

@@ -25,7 +25,7 @@ from experiments.runner.executors import Executor, LocalExecutor, SlurmExecutor,
 from experiments.runner.job import Workspace
 from experiments.runner.loop import Runner, only_runner, write_study
 from experiments.runner.plan import Plan
-from experiments.runner.study import load_study
+from experiments.runner.study import load_study, row_settings
 from experiments.runs import git_commit
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def reproduce(
         root=root,
         teacher=plan.teacher_settings.get("model"),
         study=loaded.name,
-        wandb=wandb,
+        wandb={**row_settings(loaded, loaded.rows[0], 0).get("wandb", {}), **(wandb or {})},
         devices=slurm.gpus if executor == "slurm" else devices,
     )
     console.print(estimate_table(plan, workspace))

@@ -15,7 +15,8 @@ from experiments.training import CONFIGS
 from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
 
-PAGES = [REPOSITORY / "README.md", *(REPOSITORY / "docs" / name for name in ("launching.md", "studies.md"))]
+DOCS = ("launching.md", "studies.md", "reproducing.md")
+PAGES = [REPOSITORY / "README.md", *(REPOSITORY / "docs" / name for name in DOCS)]
 # What makes a command small enough for a test; the later of two values wins.
 SMALL = {
     "synthesize": ["--minutes", "0.5", "--voices", "3"],
@@ -72,6 +73,14 @@ def test_training_commands_parse_and_resolve(
     printed = capsys.readouterr()
     assert stop.value.code in (0, None), printed.err
     assert "growth" in printed.out
+
+
+@pytest.mark.parametrize("line", [line for line in interstack_commands() if shlex.split(line)[1] == "reproduce"])
+def test_studies_plan(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = save_corpus(tmp_path / "corpus", {"train-clean-100": 2})
+    arguments = [str(corpus) if word == "/data/LibriSpeech" else word for word in shlex.split(line)[1:]]
+    run([*arguments, *([] if "--dry-run" in arguments else ["--dry-run"])])
+    assert "what is left to do" in capsys.readouterr().out
 
 
 def test_the_corpus_of_ones_own_example_runs(tmp_path: Path) -> None:

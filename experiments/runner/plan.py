@@ -104,8 +104,9 @@ class Plan:
         self.teacher = self._add_teacher(self.teacher_settings)
         self._references()
         self.distil: dict[tuple[str, int], Job] = {}
-        for row in sorted(self.rows, key=lambda row: row.match is not None):
-            for seed in self.seeds:
+        # Seed by seed: an interrupted study has compared all rows at least once.
+        for seed in self.seeds:
+            for row in sorted(self.rows, key=lambda row: row.match is not None):
                 self._add_row(row, seed)
 
     @property
