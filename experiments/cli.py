@@ -58,7 +58,7 @@ def help_text() -> str:
 
 
 def complete_switches(args: list[str], switches: set[str]) -> list[str]:
-    """Let a bare ``--fast`` stand for ``--fast true``, and ``--dry-run`` for ``--dry_run``, which jsonargparse wants."""
+    """Let a bare ``--fast`` stand for ``--fast true``, and ``--dry-run`` for ``--dry_run``, as jsonargparse wants."""
     completed: list[str] = []
     for argument, following in zip(args, [*args[1:], "--"], strict=True):
         name = argument[2:].replace("-", "_")
