@@ -21,6 +21,7 @@ COMMANDS = {
         "run a study: distil, export, evaluate, report; finished jobs are kept",
     ),
     "export": ("lightning_modules.export", "write a checkpoint's student as a Hugging Face folder"),
+    "superb": ("experiments.superb.command", "score an encoder on SUPERB's tasks, or probe it in minutes"),
     "synthesize": ("experiments.synthesize", "make a small speech corpus in LibriSpeech layout"),
     "probe-phones": ("experiments.probe_phones", "phone error rate of a linear probe, on a corpus with alignments"),
     "similarity": ("experiments.similarity", "which layers are alike, over the stages of a run; what each contributes"),

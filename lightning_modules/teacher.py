@@ -185,7 +185,7 @@ class HuggingFaceTeacher(Teacher):
         self.model.encoder.layers = layers[:highest]
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
-        mask_BT = _valid_samples(waveforms_BT, num_samples_B)
+        mask_BT = valid_samples(waveforms_BT, num_samples_B)
         outputs, _ = self._layer_outputs(waveforms_BT, mask_BT, {*self.hidden_layers, self.output_layer})
         output_BFD = outputs[self.output_layer]
         if self._final_norm:
@@ -340,7 +340,7 @@ def copyable_front_end(feature_extractor: nn.Module, config: Any) -> FrontEnd | 
     return FrontEnd(layout, state_dict) if same else None
 
 
-def _valid_samples(waveforms_BT: Tensor, num_samples_B: Tensor | None) -> Tensor | None:
+def valid_samples(waveforms_BT: Tensor, num_samples_B: Tensor | None) -> Tensor | None:
     """Attention mask (B, T) int64, ``None`` where nothing is padded: a mask of ones only costs time."""
     num_samples = waveforms_BT.shape[1]
     if num_samples_B is None or bool((num_samples_B == num_samples).all()):

@@ -81,6 +81,11 @@ def read_corpus(task: str, data: SuperbData, seed: int = 1337) -> SuperbCorpus:
     if corpus.skipped:
         first = corpus.skipped[0]
         logger.warning("%d files left out, the first: %s: %s", len(corpus.skipped), first.path, first.reason)
+    return limited(corpus, data, seed)
+
+
+def limited(corpus: SuperbCorpus, data: SuperbData, seed: int) -> SuperbCorpus:
+    """The corpus with as many utterances of each split, chosen at random, as ``data`` allows."""
     return replace(
         corpus,
         train=_subset(corpus.train, data.max_train_utterances, seed),

@@ -1,0 +1,1 @@
+"""``interstack superb``: any encoder on SUPERB's tasks."""

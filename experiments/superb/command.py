@@ -1,0 +1,180 @@
+"""``interstack superb``: train and score heads on a frozen encoder, as SUPERB does, or as a quick probe."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from experiments.loggers import WandbSettings
+from experiments.runs import write_atomically
+from experiments.superb.options import (
+    LR_GRID,
+    PROBE_UPDATES,
+    Devices,
+    Preset,
+    RunSettings,
+    TaskData,
+    default_eval_every,
+    default_lr,
+    default_updates,
+    preset_data,
+)
+from experiments.superb.results import table_of
+from experiments.superb.running import run_task
+from lightning_modules.superb.ctc import Decode
+from lightning_modules.superb.recipes import TASK_RECIPES
+from lightning_modules.superb.upstream import Upstream, load_upstream
+
+log = logging.getLogger(__name__)
+
+
+def superb(
+    task: str,
+    upstream: str,
+    data: TaskData,
+    output: str | None = None,
+    preset: Preset = "superb",
+    lr: float | None = None,
+    lr_sweep: bool = False,
+    lr_grid: list[float] = list(LR_GRID),  # noqa: B006 (never mutated)
+    seed: int = 1337,
+    updates: PositiveInt | None = None,
+    eval_every: PositiveInt | None = None,
+    save_every: PositiveInt = 1000,
+    decode: Decode = "fixed",
+    normalize: bool | None = None,
+    feature_cache: str | None = None,
+    trainer: Devices = Devices(),  # noqa: B008 (frozen)
+    wandb: WandbSettings = WandbSettings(),  # noqa: B008
+) -> None:
+    """Score an encoder on SUPERB's tasks (docs/superb.md).
+
+    Args:
+        task: pr, asr, sf, ks, ic, sid, several of them (pr,sid) or all.
+        upstream: exported student, training checkpoint, any Hugging Face encoder by name or folder, or fbank.
+        data: the corpus.
+        output: folder of the results, one folder below it per task, rate and seed; default: runs/superb/UPSTREAM.
+        preset: superb is the benchmark; probe is a linear head on few utterances in minutes, not comparable with it.
+        lr: Adam's learning rate; default: the task's.
+        lr_sweep: run every rate of lr_grid and choose on dev.
+        lr_grid: the rates; SUPERB allows 1e-1 to 1e-7.
+        seed: of initialisation, order, crops and dropout.
+        updates: optimizer updates; default: the task's.
+        eval_every: updates between evaluations on dev; default: the task's.
+        save_every: updates between places to resume from.
+        decode: PR and SF: fixed, or legacy as in the published numbers; both are reported, this one counts.
+        normalize: give waveforms zero mean and unit variance; default: what the encoder says.
+        feature_cache: folder that keeps hidden states; not for numbers that are compared with s3prl's.
+        trainer: devices.
+        wandb: Weights & Biases.
+    """
+    names = task_names(task)
+    if lr is not None and lr_sweep:
+        raise ValueError("--lr and --lr_sweep exclude each other: the sweep runs the rates of --lr_grid")
+    encoder = load_upstream(upstream, normalize)
+    results = []
+    for name in names:
+        total = updates or default_updates(name, preset)
+        settings = RunSettings(
+            task=name,
+            upstream=upstream,
+            data=preset_data(data, preset),
+            output=str(Path(output or f"runs/superb/{_folder_name(upstream)}") / name),
+            preset=preset,
+            lr=lr or default_lr(name, preset),
+            seed=seed,
+            updates=total,
+            eval_every=eval_every or default_eval_every(name, preset, total),
+            save_every=save_every,
+            decode=decode,
+            normalize=normalize,
+            feature_cache=feature_cache,
+            devices=trainer,
+            wandb=wandb,
+        )
+        results.append(sweep(settings, encoder, lr_grid) if lr_sweep else _one(settings, encoder))
+    _show(results)
+
+
+def task_names(task: str) -> list[str]:
+    """The tasks that ``--task`` names.
+
+    Raises:
+        ValueError: one that does not exist.
+    """
+    names = list(TASK_RECIPES) if task == "all" else task.split(",")
+    for name in names:
+        if name not in TASK_RECIPES:
+            raise ValueError(f"there is no task {name!r}: choose all, or some of {','.join(TASK_RECIPES)}")
+    return names
+
+
+def superb_probe(
+    upstream: str, data: TaskData, output: str, task: str = "pr", seed: int = 0, updates: int = PROBE_UPDATES
+) -> dict[str, Any]:
+    """Result of the probe preset; a finished one in ``output`` is kept. No progress bar, no W&B.
+
+    Args:
+        upstream: as in :func:`superb`.
+        data: the corpus; for ``pr`` without a lexicon it needs phone alignments.
+        output: the run's parent folder.
+        task: any.
+        seed: of all.
+        updates: optimizer updates.
+    """
+    settings = RunSettings(
+        task=task,
+        upstream=upstream,
+        data=preset_data(data, "probe"),
+        output=str(Path(output) / task),
+        preset="probe",
+        lr=default_lr(task, "probe"),
+        seed=seed,
+        updates=updates,
+        eval_every=updates,
+        save_every=updates,
+        devices=Devices(accelerator="cpu", progress_bar=False),
+        wandb=WandbSettings(mode="disabled"),
+    )
+    return _one(settings, load_upstream(upstream))
+
+
+def _one(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
+    folder = Path(settings.output) / f"lr{settings.lr:g}_seed{settings.seed}"
+    return run_task(replace(settings, output=str(folder)), upstream)
+
+
+def sweep(settings: RunSettings, upstream: Upstream, grid: list[float]) -> dict[str, Any]:
+    """The result of the rate that is best on dev; ``chosen_seedN.json`` keeps the choice and every rate's dev score.
+
+    Rates that never gave a number on dev are out; of equal ones the first of the grid wins.
+    """
+    recipe = TASK_RECIPES[settings.task]
+    results = [_one(replace(settings, lr=lr), upstream) for lr in grid]
+    dev = [result["dev"][recipe.monitor] for result in results]
+    best = results[dev.index(max(dev) if recipe.higher_is_better else min(dev))]
+    choice = {"chosen_lr": best["lr"], "monitor": recipe.monitor, "dev": dict(zip(map(str, grid), dev, strict=True))}
+    _write(Path(settings.output) / f"chosen_seed{settings.seed}.json", json.dumps(choice, indent=1) + "\n")
+    return best | {"lr_sweep": choice}
+
+
+def _folder_name(upstream: str) -> str:
+    path = Path(upstream)
+    return path.parent.parent.name if path.suffix == ".ckpt" and path.parent.name == "checkpoints" else path.stem
+
+
+@rank_zero_only
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, text)
+
+
+@rank_zero_only
+def _show(results: list[dict[str, Any]]) -> None:
+    console = Console()
+    console.width = max(console.width, 130)
+    console.print(table_of(results))

@@ -1,0 +1,112 @@
+"""Options of ``interstack superb``, and its two presets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from datamodules.superb.datamodule import SuperbData
+from datamodules.superb.recipes import RECIPES, DataRecipe
+from experiments.loggers import WandbSettings
+from lightning_modules.superb.ctc import Decode
+from lightning_modules.superb.recipes import TASK_RECIPES
+
+Preset = Literal["superb", "probe"]
+LR_GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""Five values, as in SUPERB; the rules allow 1e-1 to 1e-7."""
+PROBE_LR, PROBE_UPDATES, PROBE_BATCH = 0.1, 300, 16
+PROBE_TRAIN_UTTERANCES, PROBE_EVAL_UTTERANCES = 500, 200
+
+
+@dataclass(frozen=True)
+class TaskData(SuperbData):
+    """Where a task's corpus is, and what of it to use.
+
+    Args:
+        lexicon: PR: files of lines ``WORD PHONE PHONE ...``; the first pronunciation counts. Without one, the corpus
+            must have phone alignments.
+        unknown_words: PR: "error" lists the words that the lexicon lacks; "skip" leaves their utterances out.
+    """
+
+    lexicon: str | Sequence[str] | None = None
+    unknown_words: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where and how to compute.
+
+    Args:
+        accelerator: cpu, cuda, mps or auto.
+        devices: of each machine; a recipe's batch is cut over all of them.
+        num_nodes: machines.
+        precision: 32-true for numbers that are to be compared.
+        progress_bar: show one.
+        log_every_n_steps: rows of metrics.csv.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    progress_bar: bool = True
+    log_every_n_steps: int = 50
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One run: one task, one learning rate, one seed."""
+
+    task: str
+    upstream: str
+    data: TaskData
+    output: str
+    preset: Preset
+    lr: float
+    seed: int
+    updates: int
+    eval_every: int
+    save_every: int
+    decode: Decode = "fixed"
+    normalize: bool | None = None
+    feature_cache: str | None = None
+    devices: Devices = field(default_factory=Devices)
+    wandb: WandbSettings = field(default_factory=WandbSettings)
+
+    @property
+    def is_probe(self) -> bool:
+        return self.preset == "probe"
+
+    @property
+    def recipe(self) -> DataRecipe:
+        """SUPERB's batches; the probe's are shuffled, small ones of whole utterances (KS's stay balanced)."""
+        recipe = RECIPES[self.task]
+        if not self.is_probe:
+            return recipe
+        sampling: Literal["balanced", "shuffled"] = "balanced" if recipe.sampling == "balanced" else "shuffled"
+        return replace(
+            recipe, sampling=sampling, batch_size=PROBE_BATCH, accumulate=1, eval_batch_size=1, train_max_samples=None
+        )
+
+
+def default_lr(task: str, preset: Preset) -> float:
+    return PROBE_LR if preset == "probe" else TASK_RECIPES[task].lr
+
+
+def default_updates(task: str, preset: Preset) -> int:
+    return PROBE_UPDATES if preset == "probe" else TASK_RECIPES[task].updates
+
+
+def default_eval_every(task: str, preset: Preset, updates: int) -> int:
+    """The probe's learning rate falls to zero, so that only its end is of interest."""
+    return updates if preset == "probe" else min(updates, TASK_RECIPES[task].eval_every)
+
+
+def preset_data(data: TaskData, preset: Preset) -> TaskData:
+    """The probe takes few utterances unless told otherwise."""
+    if preset != "probe":
+        return data
+    return replace(
+        data,
+        max_train_utterances=data.max_train_utterances or PROBE_TRAIN_UTTERANCES,
+        max_eval_utterances=data.max_eval_utterances or PROBE_EVAL_UTTERANCES,
+    )

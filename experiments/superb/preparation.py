@@ -1,0 +1,119 @@
+"""From options to a corpus with targets that can be encoded: what is left out on the way is counted."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from datamodules.superb.aligned import read_aligned
+from datamodules.superb.datamodule import limited, read_corpus
+from datamodules.superb.rows import Reading, Row, SuperbCorpus
+from experiments.superb.options import RunSettings, TaskData
+from lightning_modules.superb.ctc import is_feasible
+from lightning_modules.superb.tasks import CtcTask, ProbeStart, Task, build_task
+from lightning_modules.superb.tokenizers import PhoneTokenizer, read_lexicon
+from lightning_modules.superb.upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+MOST_WORDS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task with its corpus.
+
+    Attributes:
+        task: built for the corpus.
+        corpus: without what had to be left out.
+        unknown_words: utterances left out for a word that is not in the lexicon, by split.
+    """
+
+    task: Task
+    corpus: SuperbCorpus
+    unknown_words: dict[str, int]
+
+    def target_length(self, row: Row) -> int:
+        """Encoded length, ``<eos>`` included."""
+        assert isinstance(self.task, CtcTask)
+        return len(self.task.tokenizer.encode(row.target))
+
+    def infeasible(self, upstream: Upstream) -> dict[str, int]:
+        """Utterances, by split, whose frames cannot hold their target: they have no loss, and count when scored."""
+        task = self.task
+        if not isinstance(task, CtcTask):
+            return {}
+
+        def frames(row: Row) -> int:
+            return min(round(row.num_samples / upstream.rate), upstream.num_frames(row.num_samples))
+
+        return {
+            split: sum(not is_feasible(task.tokenizer.encode(row.target), frames(row)) for row in rows)
+            for split, rows in self.corpus.splits.items()
+        }
+
+    def probe_start(self, upstream: Upstream) -> ProbeStart:
+        """Frames and symbols of the training set."""
+        frames = sum(upstream.num_frames(row.num_samples) for row in self.corpus.train)
+        symbols = sum(map(self.target_length, self.corpus.train)) if isinstance(self.task, CtcTask) else 0
+        return ProbeStart(frames, symbols)
+
+
+def prepare(settings: RunSettings) -> Prepared:
+    """Read the corpus, build the task.
+
+    Raises:
+        ValueError: what is wrong with the corpus; words that the lexicon lacks.
+    """
+    data = settings.data
+    if settings.task != "pr":
+        corpus = read_corpus(settings.task, data, settings.seed)
+        return Prepared(build_task(settings.task, corpus.labels, None, settings.decode), corpus, {})
+    if data.lexicon is None and not data.root.endswith(".tsv"):
+        corpus = _aligned_corpus(data, settings.seed)
+        return Prepared(build_task("pr", [], PhoneTokenizer(corpus.labels[0]), settings.decode), corpus, {})
+    if data.lexicon is None:
+        raise ValueError("task pr with a table needs --data.lexicon: files of lines 'WORD PHONE PHONE ...'")
+    paths = [data.lexicon] if isinstance(data.lexicon, str) else list(data.lexicon)
+    tokenizer = PhoneTokenizer(lexicon=read_lexicon(paths))
+    corpus, left_out = _known_words(read_corpus("pr", data, settings.seed), tokenizer, data)
+    return Prepared(build_task("pr", [], tokenizer, settings.decode), corpus, left_out)
+
+
+def _aligned_corpus(data: TaskData, seed: int) -> SuperbCorpus:
+    reading = Reading(data.resample, data.on_bad_audio)
+    try:
+        corpus = read_aligned(data.root, data.train_splits, data.dev_splits, data.test_splits, reading)
+    except ValueError as error:
+        raise ValueError(
+            f"task pr needs phones: give --data.lexicon (files of lines 'WORD PHONE PHONE ...'), or a corpus with "
+            f"phone alignments ({error})"
+        ) from error
+    return limited(corpus, data, seed)
+
+
+def _known_words(
+    corpus: SuperbCorpus, tokenizer: PhoneTokenizer, data: TaskData
+) -> tuple[SuperbCorpus, dict[str, int]]:
+    """The corpus without utterances of unknown words, and how many those were."""
+    missing = sorted(
+        {word for rows in corpus.splits.values() for row in rows for word in tokenizer.missing(row.target)}
+    )
+    if not missing:
+        return corpus, {}
+    words = " ".join(missing[:MOST_WORDS_SHOWN]) + (" ..." if len(missing) > MOST_WORDS_SHOWN else "")
+    if data.unknown_words == "error":
+        raise ValueError(
+            f"the lexicon lacks {len(missing)} words of the corpus: {words}. Add a lexicon that has them "
+            "(SUPERB's is two files), or leave their utterances out with --data.unknown_words skip"
+        )
+    kept = {name: _covered(rows, tokenizer) for name, rows in corpus.splits.items()}
+    left_out = {name: len(rows) - len(kept[name]) for name, rows in corpus.splits.items()}
+    log.warning("left out utterances with one of %d unknown words (%s): %s", len(missing), words, left_out)
+    if empty := [name for name, rows in kept.items() if not rows]:
+        raise ValueError(f"no utterance of {empty[0]!r} is left: every one has a word that the lexicon lacks")
+    tests = {name: kept[name] for name in corpus.tests}
+    return replace(corpus, train=kept["train"], dev=kept["dev"], tests=tests), left_out
+
+
+def _covered(rows: Sequence[Row], tokenizer: PhoneTokenizer) -> list[Row]:
+    return [row for row in rows if not tokenizer.missing(row.target)]

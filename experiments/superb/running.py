@@ -1,0 +1,170 @@
+"""One run of one task: train, choose on dev, test, write the result; a finished one is kept, a killed one continued."""
+
+import hashlib
+import json
+import logging
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from callbacks.guards import NonFiniteGuard
+from datamodules.batching import MicroBatch
+from datamodules.superb.datamodule import SuperbDataModule, SuperbDataset
+from experiments.loggers import build_loggers
+from experiments.runs import write_atomically
+from experiments.superb.checkpoint import LAST, TaskCheckpoint, load_best
+from experiments.superb.options import RunSettings
+from experiments.superb.preparation import Prepared, prepare
+from experiments.superb.results import log_samples, result_of
+from lightning_modules.superb.feature_cache import FeatureCache
+from lightning_modules.superb.task_module import TaskModule, TaskOptimisation
+from lightning_modules.superb.upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+RESULT, CONFIG = "result.json", "config.json"
+# s3prl skips every update whose gradient is not a number and goes on; so many in a row are no accident.
+MOST_SKIPPED_UPDATES = 1000
+
+
+def run_task(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
+    """Train, test and write ``result.json`` and the files of hypotheses; returns the result.
+
+    Raises:
+        ValueError: what is wrong with the corpus, or a folder that holds a run with other settings.
+    """
+    folder = Path(settings.output)
+    config = _plain(settings) | {"upstream_digest": upstream.digest()}
+    _require_same(folder, config)
+    if (folder / RESULT).is_file():
+        log.info("kept the finished run in %s", folder)
+        return json.loads((folder / RESULT).read_text())
+    prepared = prepare(settings)
+    _write(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+    module = build_module(settings, upstream, prepared)
+    data = SuperbDataModule(
+        settings.task,
+        settings.data,
+        prepared.target_length if settings.recipe.sampling == "window" else None,
+        settings.recipe,
+        settings.seed,
+        prepared.corpus,
+    )
+    checkpoint = TaskCheckpoint(folder, settings.save_every)
+    guard = NonFiniteGuard(MOST_SKIPPED_UPDATES)
+    trainer = build_trainer(settings, config, [checkpoint, guard])
+    _require_batches(prepared, settings, trainer.world_size)
+    if settings.is_probe:
+        _standardise(module, data)
+    last = folder / LAST
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # the upstream always is
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+    load_best(folder, module)
+    trainer.test(module, datamodule=data, verbose=False)
+    result = result_of(settings, config, module, prepared, checkpoint, guard, trainer)
+    for index, name in enumerate(prepared.corpus.tests):
+        files = module.task.hypothesis_files("test" if index == 0 else name, module.test_predictions[index])
+        for file, text in files.items():
+            _write(folder / file, text)
+    log_samples(trainer, module, result)
+    _write(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def build_module(settings: RunSettings, upstream: Upstream, prepared: Prepared) -> TaskModule:
+    """The module, with the cache and the start that the settings ask for."""
+    cache = None
+    if settings.feature_cache is not None or settings.is_probe:
+        cache = FeatureCache(upstream, Path(settings.feature_cache) if settings.feature_cache else None)
+    optimisation = TaskOptimisation(settings.lr, settings.updates if settings.is_probe else None)
+    start = prepared.probe_start(upstream) if settings.is_probe else None
+    return TaskModule(upstream, prepared.task, optimisation, settings.seed, cache, start)
+
+
+def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+    """Counts optimizer updates over endless batches; evaluates and clips as s3prl does."""
+    recipe, devices = settings.recipe, settings.devices
+    folder = Path(settings.output)
+    name = f"{settings.task}-{settings.preset}-{Path(settings.upstream).stem}-lr{settings.lr:g}-seed{settings.seed}"
+    several = devices.devices * devices.num_nodes > 1
+    return L.Trainer(
+        accelerator=devices.accelerator,
+        devices=devices.devices,
+        num_nodes=devices.num_nodes,
+        strategy="ddp" if several else "auto",
+        precision=devices.precision,
+        logger=build_loggers(folder, name, settings.wandb, run_id=_wandb_id(folder), config=config),
+        callbacks=callbacks,
+        max_steps=settings.updates,
+        max_epochs=-1,
+        val_check_interval=settings.eval_every * recipe.accumulate,
+        check_val_every_n_epoch=None,
+        accumulate_grad_batches=recipe.accumulate,
+        gradient_clip_val=1.0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=devices.progress_bar,
+        log_every_n_steps=devices.log_every_n_steps,
+        default_root_dir=str(folder),
+    )
+
+
+def _wandb_id(folder: Path) -> str:
+    """The same for training, testing and every resume of a folder."""
+    return hashlib.sha1(str(folder.absolute()).encode()).hexdigest()[:12]
+
+
+def _standardise(module: TaskModule, data: SuperbDataModule) -> None:
+    """Statistics of the training utterances, each computed once and kept for training."""
+    assert module.cache is not None
+    cache, rows = module.cache, data.corpus.train
+    dataset = SuperbDataset(rows, data.data.resample, data.recipe.gain_db)
+
+    def waveform(index: int) -> Tensor:
+        whole = np.array([rows[index].num_samples])
+        return dataset[MicroBatch(np.array([index]), np.zeros(1, dtype=int), whole, whole)].waveforms[0]
+
+    module.featurizer.set_statistics(cache.states(waveform(index)) for index in range(len(rows)))
+
+
+def _require_batches(prepared: Prepared, settings: RunSettings, world_size: int) -> None:
+    """Lightning would leave a rank without a batch out of the evaluation, and the others would wait for it."""
+    for name, rows in prepared.corpus.splits.items():
+        batches = -(-len(rows) // settings.recipe.eval_batch_size)
+        if name != "train" and batches < world_size:
+            raise ValueError(
+                f"{name!r} has {batches} batches of {settings.recipe.eval_batch_size}, fewer than {world_size} "
+                "processes: use fewer devices"
+            )
+
+
+def _require_same(folder: Path, config: dict[str, Any]) -> None:
+    path = folder / CONFIG
+    if not path.is_file():
+        return
+    old, new = json.loads(path.read_text()), json.loads(json.dumps(config))
+    different = [key for key in new if key not in IRRELEVANT and old.get(key) != new[key]]
+    if different:
+        shown = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in different)
+        raise ValueError(f"{folder} holds a run with other settings ({shown}): choose another --output, or delete it")
+
+
+IRRELEVANT = ("output", "devices", "wandb", "save_every", "feature_cache", "upstream")
+
+
+def _plain(settings: RunSettings) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(settings)))
+
+
+@rank_zero_only
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, text)

@@ -1,0 +1,67 @@
+"""Hidden states of whole utterances, kept in memory or on disk, since nothing below them changes.
+
+Each utterance is computed alone, without the padding of a batch, which changes what encoders with group norm over time
+give (a deviation from s3prl in training), and is kept in half precision: a little more than 1 MB for a second of audio
+with HuBERT Base. Numbers that are to be compared with s3prl's are made without.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_modules.superb.upstream import Upstream
+
+
+class FeatureCache:
+    """Hidden states by the waveform's content, so that gain or a changed file can never give another's.
+
+    Args:
+        upstream: whose states these are; on disk they lie in a folder named by the hash of its weights.
+        folder: where they are kept; ``None``: in memory.
+
+    Attributes:
+        hits, misses: utterances that were there, and that were not.
+    """
+
+    def __init__(self, upstream: Upstream, folder: Path | None = None) -> None:
+        self.upstream = upstream
+        self.folder = folder / upstream.digest() if folder else None
+        self.hits = self.misses = 0
+        self._memory: dict[str, Tensor] = {}
+
+    def states(self, waveform_T: Tensor, keep: bool = True) -> list[Tensor]:
+        """Hidden states (F, D) of one utterance; ``keep=False``: a crop that will not come again."""
+        name = hashlib.sha1(waveform_T.cpu().contiguous().numpy().tobytes()).hexdigest() if keep else ""
+        states_LFD = self._read(name) if keep else None
+        if states_LFD is None:
+            self.misses += 1
+            states_LFD = torch.cat(self.upstream([waveform_T]))
+            if keep:
+                self._write(name, states_LFD.half().cpu())
+                states_LFD = states_LFD.half()  # the first time is like every other
+        else:
+            self.hits += 1
+        return list(states_LFD.to(waveform_T.device).float())
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / name[:2] / f"{name}.pt"
+
+    def _read(self, name: str) -> Tensor | None:
+        if self.folder is None:
+            return self._memory.get(name)
+        path = self._path(name)
+        return torch.load(path, weights_only=True) if path.is_file() else None
+
+    def _write(self, name: str, states_LFD: Tensor) -> None:
+        if self.folder is None:
+            self._memory[name] = states_LFD
+            return
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        torch.save(states_LFD, temporary)
+        os.replace(temporary, path)

@@ -1,0 +1,87 @@
+"""Featurizer: a learned softmax-weighted sum of hidden states, and the frames that belong to each utterance.
+
+Shapes: B batch, F frames, D width, L hidden states.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+MOST_MISSING_FRAMES = 5
+"""s3prl refuses utterances whose frames fall short of the rule by this many."""
+
+
+def frame_counts(num_samples: Iterable[int], rate: int, available: int) -> list[int]:
+    """Frames kept of each utterance: ``round(samples / rate)``, half to even, at most what there is.
+
+    In a padded batch the shorter ones keep up to one frame (of 20 ms) that belongs to padding, as in s3prl.
+
+    Raises:
+        ValueError: an utterance's frames are five or more fewer than the rule says.
+    """
+    wanted = [round(samples / rate) for samples in num_samples]
+    if max(wanted) - available >= MOST_MISSING_FRAMES:
+        raise ValueError(
+            f"an utterance should have {max(wanted)} frames at {rate} samples a frame, but the upstream gave "
+            f"{available}: its rate is wrong"
+        )
+    return [min(frames, available) for frames in wanted]
+
+
+class Featurizer(nn.Module):
+    """One scalar for each hidden state, 0 at the start; a single hidden state is used as it is, without weights.
+
+    Args:
+        num_states: L.
+        width: D.
+        standardise: give each dimension of each hidden state zero mean and variance 1 / D first, so that frames have a
+            norm of about 1 (the probe preset; not in SUPERB). Until :meth:`set_statistics` nothing changes.
+    """
+
+    mean_LD: Tensor
+    scale_LD: Tensor
+
+    def __init__(self, num_states: int, width: int, standardise: bool = False) -> None:
+        super().__init__()
+        self.weights_L = nn.Parameter(torch.zeros(num_states)) if num_states > 1 else None
+        self.standardise = standardise
+        if standardise:
+            self.register_buffer("mean_LD", torch.zeros(num_states, width))
+            self.register_buffer("scale_LD", torch.ones(num_states, width))
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """(B, F, D) from hidden states of that shape."""
+        shares_L = self._shares(states[0])
+        if self.standardise:
+            factors_LD = shares_L[:, None] / self.scale_LD
+            offset_D = (factors_LD * self.mean_LD).sum(0)
+            return sum(state_BFD * factor_D for state_BFD, factor_D in zip(states, factors_LD, strict=True)) - offset_D
+        if self.weights_L is None:
+            return states[0]
+        summed_BFD = torch.zeros_like(states[0])
+        for share, state_BFD in zip(shares_L, states, strict=True):
+            summed_BFD = summed_BFD + share * state_BFD
+        return summed_BFD
+
+    def _shares(self, like: Tensor) -> Tensor:
+        return like.new_ones(1) if self.weights_L is None else self.weights_L.softmax(0)
+
+    @property
+    def layer_weights(self) -> list[float]:
+        """Share of each hidden state; index 0 is the input of the first layer."""
+        return [1.0] if self.weights_L is None else self.weights_L.detach().softmax(0).tolist()
+
+    def set_statistics(self, utterances: Iterable[Sequence[Tensor]]) -> None:
+        """Take mean and deviation over all frames of ``utterances``, each a list of L hidden states (F, D)."""
+        count, total_LD, squares_LD = 0, torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.double)
+        for states in utterances:
+            states_LFD = torch.stack([state_FD.double().cpu() for state_FD in states])
+            count += states_LFD.shape[1]
+            total_LD = total_LD + states_LFD.sum(1)
+            squares_LD = squares_LD + states_LFD.square().sum(1)
+        mean_LD = total_LD / count
+        std_LD = (squares_LD / count - mean_LD.square()).clamp(min=0).sqrt()
+        std_LD = std_LD.where(std_LD > 1e-4, 1.0)  # a constant dimension is only centred
+        self.mean_LD.copy_(mean_LD)
+        self.scale_LD.copy_(std_LD * mean_LD.shape[1] ** 0.5)

@@ -1,0 +1,186 @@
+"""TaskModule: a frozen upstream, a featurizer and a head, trained and scored on one task.
+
+Shapes: B batch, F frames, D width.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_modules.superb.feature_cache import FeatureCache
+from lightning_modules.superb.featurizer import Featurizer, frame_counts
+from lightning_modules.superb.specaug import spec_augment
+from lightning_modules.superb.tasks import Item, Prediction, ProbeStart, Task
+from lightning_modules.superb.upstream import Upstream
+
+UPSTREAM_PREFIX = "upstream."
+
+
+class Batch(Protocol):
+    """This rank's part of a batch; ``datamodules.superb`` makes them."""
+
+    @property
+    def waveforms(self) -> list[Tensor]: ...
+
+    @property
+    def rows(self) -> Sequence[Item]: ...
+
+    @property
+    def num_items(self) -> int: ...
+
+    @property
+    def longest(self) -> int: ...
+
+    @property
+    def whole(self) -> list[bool]: ...
+
+
+@dataclass(frozen=True)
+class TaskOptimisation:
+    """Adam over featurizer and head in one group, as in s3prl.
+
+    Args:
+        lr: learning rate.
+        decay_updates: let it fall linearly to zero over so many updates; ``None``: constant, as in SUPERB.
+    """
+
+    lr: float
+    decay_updates: int | None = None
+
+
+class TaskModule(L.LightningModule):
+    """One task on one upstream.
+
+    Randomness (dropout, SpecAugment) is a function of (seed, micro-batch, rank), so that a resume is exact. Checkpoints
+    hold featurizer and head, never the upstream.
+
+    Args:
+        upstream: the frozen encoder.
+        task: the task.
+        optimisation: learning rate.
+        seed: of initialisation and training.
+        cache: use its hidden states, of each utterance alone, instead of the batch's.
+        probe: the linear probe's start instead of SUPERB's head; hidden states are standardised.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        task: Task,
+        optimisation: TaskOptimisation,
+        seed: int = 1337,
+        cache: FeatureCache | None = None,
+        probe: ProbeStart | None = None,
+    ) -> None:
+        super().__init__()
+        self.upstream, self.task, self.optimisation = upstream, task, optimisation
+        self.seed, self.cache = seed, cache
+        self.featurizer = Featurizer(upstream.num_states, upstream.width, standardise=probe is not None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = task.build_head(upstream.width, probe)
+        self.strict_loading = False  # the upstream is not in a checkpoint
+        self.scores: dict[str, float] = {}
+        self.test_predictions: dict[int, list[Prediction]] = {}
+        self._predictions: list[Prediction] = []
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Of featurizer and head."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def forward(self, batch: Batch) -> tuple[Any, list[int]]:
+        """The head's output, and the frames of each utterance."""
+        features_BFD, num_frames = self._features(batch)
+        if self.training and self.task.recipe.spec_augment:
+            features_BFD = spec_augment(features_BFD, num_frames)
+        return self.head(features_BFD, num_frames), num_frames
+
+    def _features(self, batch: Batch) -> tuple[Tensor, list[int]]:
+        lengths = [len(waveform_T) for waveform_T in batch.waveforms]
+        if self.cache is not None:
+            return self._cached_features(batch, lengths)
+        states = self.upstream(batch.waveforms, batch.longest)
+        available = states[0].shape[1]
+        kept = frame_counts([batch.longest], self.upstream.rate, available)[0]
+        features_BFD = self.featurizer([state_BFD[:, :kept] for state_BFD in states])
+        return features_BFD, frame_counts(lengths, self.upstream.rate, available)
+
+    def _cached_features(self, batch: Batch, lengths: list[int]) -> tuple[Tensor, list[int]]:
+        assert self.cache is not None
+        utterances = [self.cache.states(*pair) for pair in zip(batch.waveforms, batch.whole, strict=True)]
+        states = [pad_sequence(list(layer), batch_first=True) for layer in zip(*utterances, strict=True)]
+        rate = self.upstream.rate
+        counts = [
+            frame_counts([samples], rate, len(states[0]))[0]
+            for samples, states in zip(lengths, utterances, strict=True)
+        ]
+        return self.featurizer(states), counts
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        torch.manual_seed(self._step_seed(batch_idx))
+        output, num_frames = self(batch)
+        losses_B = self.task.losses(output, num_frames, batch.rows)
+        # DDP takes the mean over ranks; a rank's items weigh by their share of the whole batch.
+        loss = losses_B.sum() * self.trainer.world_size / batch.num_items
+        self.log("train/loss", loss.detach(), batch_size=batch.num_items)
+        return loss
+
+    def _step_seed(self, batch_idx: int) -> int:
+        accumulate = self.trainer.accumulate_grad_batches
+        micro_batch = self.trainer.global_step * accumulate + batch_idx % accumulate
+        text = f"{self.seed} {micro_batch} {self.trainer.global_rank}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+    def on_validation_epoch_start(self) -> None:
+        self._predictions = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        output, num_frames = self(batch)
+        self._predictions += self.task.predict(output, num_frames, batch.rows)
+
+    def on_validation_epoch_end(self) -> None:
+        self.scores = self.task.score(self._gathered(self._predictions))
+        self.log_dict({f"dev/{name}": value for name, value in self.scores.items()})
+
+    def on_test_epoch_start(self) -> None:
+        # Every rank has every set, though not a batch of each: all take part in gathering.
+        self.test_predictions = {index: [] for index in range(len(self.trainer.test_dataloaders or []))}
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        output, num_frames = self(batch)
+        self.test_predictions[dataloader_idx] += self.task.predict(output, num_frames, batch.rows)
+
+    def on_test_epoch_end(self) -> None:
+        self.test_predictions = {index: self._gathered(part) for index, part in sorted(self.test_predictions.items())}
+
+    def _gathered(self, predictions: list[Prediction]) -> list[Prediction]:
+        """Of all ranks."""
+        if self.trainer.world_size == 1:
+            return predictions
+        parts: list[list[Prediction]] = [[] for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(parts, predictions)
+        return [prediction for part in parts for prediction in part]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        parameters = [*self.featurizer.parameters(), *self.head.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=self.optimisation.lr)
+        total = self.optimisation.decay_updates
+        if total is None:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Featurizer and head."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(UPSTREAM_PREFIX)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.own_state()

@@ -1,0 +1,180 @@
+"""Targets of the CTC tasks as classes, and classes as text: phones (PR), characters (ASR), characters and slots (SF).
+
+``encode`` appends ``<eos>``, which is part of the CTC target; ``decode`` drops it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
+CONSONANTS = (
+    *("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N"),
+    *("NG", "P", "R", "S", "SH", "T", "TH", "V", "W", "Y", "Z", "ZH"),
+)
+ARPABET = ["SIL", "SPN", *sorted([*(vowel + stress for vowel in VOWELS for stress in "012"), *CONSONANTS])]
+"""SUPERB's 71 phones in the order of its vocabulary file."""
+SNIPS_CHARACTERS = " ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
+# fairseq's dictionary of LibriSpeech letters: by frequency.
+ASR_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"]
+PUNCTUATION = "?!.,;-"
+NO_SLOT = "O"
+
+
+class Tokenizer(Protocol):
+    """Text of a row to classes and back."""
+
+    blank: int
+    symbols: list[str]
+
+    def encode(self, text: str) -> list[int]:
+        """Classes of the target, ``<eos>`` included."""
+
+    def decode(self, labels: Sequence[int]) -> str:
+        """Text of classes that hold no blanks."""
+
+    def reference(self, text: str) -> str:
+        """The text as hypotheses are compared with it."""
+
+
+class UnknownWordError(ValueError):
+    """A word that the lexicon lacks."""
+
+
+class PhoneTokenizer:
+    """Words through a lexicon to phones, or phones as they are.
+
+    Args:
+        phones: the inventory; by default SUPERB's 71, which makes 74 classes.
+        lexicon: word to phones; ``None``: texts are phones already, separated by spaces.
+    """
+
+    blank, eos, unknown = 0, 1, 2
+
+    def __init__(self, phones: Sequence[str] = ARPABET, lexicon: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.symbols = ["<pad>", "<eos>", "<unk>", *phones]
+        self.lexicon = lexicon
+        self._index = {symbol: index for index, symbol in enumerate(self.symbols)}
+
+    def phones(self, text: str) -> list[str]:
+        """All words' phones, without word boundaries.
+
+        Raises:
+            UnknownWordError: a word is not in the lexicon.
+        """
+        if self.lexicon is None:
+            return text.split()
+        if missing := self.missing(text):
+            raise UnknownWordError(f"not in the lexicon: {' '.join(missing)}")
+        return [phone for word in text.split() for phone in self.lexicon[word]]
+
+    def missing(self, text: str) -> list[str]:
+        """Words that the lexicon lacks."""
+        return [word for word in text.split() if self.lexicon is not None and word not in self.lexicon]
+
+    def encode(self, text: str) -> list[int]:
+        return [*(self._index.get(phone, self.unknown) for phone in self.phones(text)), self.eos]
+
+    def decode(self, labels: Sequence[int]) -> str:
+        return " ".join(self.symbols[label] for label in labels if label not in (self.blank, self.eos))
+
+    def reference(self, text: str) -> str:
+        return " ".join(self.phones(text))
+
+
+class CharacterTokenizer:
+    """Letters, ``|`` after every word, ``</s>`` at the end."""
+
+    blank, padding, eos, unknown = 0, 1, 2, 3
+
+    def __init__(self) -> None:
+        self.symbols = list(ASR_SYMBOLS)
+        self._index = {symbol: index for index, symbol in enumerate(self.symbols)}
+
+    def encode(self, text: str) -> list[int]:
+        letters = "".join(f"{word}|" for word in text.upper().split())
+        return [*(self._index.get(letter, self.unknown) for letter in letters), self.eos]
+
+    def decode(self, labels: Sequence[int]) -> str:
+        letters = "".join(self.symbols[label] for label in labels if label not in (self.blank, self.padding, self.eos))
+        return " ".join(letters.replace("|", " ").split())
+
+    def reference(self, text: str) -> str:
+        return " ".join(text.upper().split())
+
+
+class SlotTokenizer:
+    """Characters with ``B-type`` and ``E-type`` around the value of each slot.
+
+    Args:
+        slots: slot types, without ``O``; SNIPS's 39 make 109 classes.
+    """
+
+    blank, eos, unknown = 0, 1, 2
+
+    def __init__(self, slots: Sequence[str]) -> None:
+        marks = [f"{side}-{slot}" for slot in slots for side in "BE"]
+        self.symbols = ["<pad>", "<eos>", "<unk>", *SNIPS_CHARACTERS, *marks]
+        self._index = {symbol: index for index, symbol in enumerate(self.symbols)}
+
+    def encode(self, text: str) -> list[int]:
+        return [self._index.get(symbol, self.unknown) for symbol in self._target(text)]
+
+    def _target(self, text: str) -> list[str]:
+        """Symbols of ``words<TAB>tags``; neighbours with the same tag are one slot."""
+        words, _, tags = text.partition("\t")
+        pairs = list(zip(words.split(" "), tags.split(" "), strict=True))
+        symbols: list[str] = []
+        for position, (word, tag) in enumerate(pairs):
+            if word in PUNCTUATION:
+                continue
+            before = pairs[position - 1][1] if position else NO_SLOT
+            after = pairs[position + 1][1] if position + 1 < len(pairs) else NO_SLOT
+            symbols += [f"B-{tag}"] if tag not in (NO_SLOT, before) else []
+            symbols += "AND" if word == "&" else word.upper()
+            symbols += [f"E-{tag}"] if tag not in (NO_SLOT, after) else []
+            symbols.append(" " if position + 1 < len(pairs) else "<eos>")
+        return symbols
+
+    def decode(self, labels: Sequence[int]) -> str:
+        text = ""
+        for label in labels:
+            symbol = self.symbols[label]
+            if label in (self.blank, self.eos):
+                continue
+            if symbol.startswith("B-"):
+                symbol = f"{symbol} "
+            elif symbol.startswith("E-"):
+                symbol = f" {symbol}"
+            text += symbol
+        return re.sub(" +", " ", text).strip()
+
+    def reference(self, text: str) -> str:
+        return self.decode(self.encode(text))
+
+
+def read_lexicon(paths: Sequence[str | Path], phones: Sequence[str] = ARPABET) -> dict[str, list[str]]:
+    """Word to phones from files of ``WORD PHONE PHONE ...``; the first pronunciation that is read counts.
+
+    Raises:
+        ValueError: a file cannot be read, a line has no phones, or a phone is not in the inventory.
+    """
+    lexicon: dict[str, list[str]] = {}
+    known = set(phones)
+    for path in paths:
+        if not Path(path).is_file():
+            raise ValueError(f"the lexicon {path} does not exist: give files of lines 'WORD PHONE PHONE ...'")
+        with Path(path).open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                word, *spoken = line.split() or [""]
+                if word and not spoken:
+                    raise ValueError(f"{path}, line {number}: {word!r} has no phones")
+                if unknown := set(spoken) - known:
+                    raise ValueError(
+                        f"{path}, line {number}: {min(unknown)!r} is not among the {len(known)} phones; vowels carry "
+                        "their stress, as in AH0"
+                    )
+                if word:
+                    lexicon.setdefault(word.upper(), spoken)
+    return lexicon

@@ -1,0 +1,163 @@
+"""Upstreams: a list of waveforms goes in, the hidden states of a frozen encoder come out, as in s3prl.
+
+An upstream is named by a string: ``fbank``, a training checkpoint (``.ckpt``), an exported student or any other folder
+with a Hugging Face encoder, or a name on the Hugging Face hub. A subclass of :class:`Upstream` serves anything else.
+
+Shapes: B batch, T samples (16 kHz), F frames, D width.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_modules.export import load_student
+from lightning_modules.teacher import HuggingFaceTeacher, normalize_waveforms, valid_samples
+
+FBANK = "fbank"
+SAMPLE_RATE = 16_000
+
+
+class Upstream(nn.Module, ABC):
+    """A frozen encoder; it stays in eval mode whatever ``train()`` says, and a call runs under ``no_grad``.
+
+    Attributes:
+        name: as it was asked for.
+        rate: samples from one frame to the next.
+        num_states: hidden states that a call returns.
+        width: D.
+    """
+
+    name: str
+    rate: int
+    num_states: int
+    width: int
+
+    @abstractmethod
+    def forward(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
+        """Hidden states, (B, F, D) each, of waveforms (T_i,) padded to ``longest`` (default: their longest)."""
+
+    @abstractmethod
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of one unpadded utterance; 0 where it is too short."""
+
+    def train(self, mode: bool = True) -> "Upstream":
+        return super().train(False)
+
+    @torch.no_grad()
+    def __call__(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
+        return super().__call__(waveforms, longest)
+
+    def digest(self) -> str:
+        """Hash of the class, settings and weights: whose features these are."""
+        digest = hashlib.sha256(f"{type(self).__name__} {self.extra_repr()}".encode())
+        for key, value in sorted(self.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class EncoderUpstream(Upstream):
+    """A Hugging Face encoder: the input of the first Transformer layer and every layer's output, padding masked.
+
+    Args:
+        model: the encoder, a ``PreTrainedModel`` with ``encoder.layers``.
+        normalize: whether waveforms get zero mean and unit variance, as in its training.
+        name: to show.
+    """
+
+    def __init__(self, model: Any, normalize: bool, name: str) -> None:
+        super().__init__()
+        self.model, self.normalize, self.name = model, normalize, name
+        config = model.config
+        self.num_states, self.width = len(model.encoder.layers) + 1, int(config.hidden_size)
+        self._convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+        self.rate = 1
+        for stride in config.conv_stride:
+            self.rate *= stride
+        self.requires_grad_(False).eval()
+
+    def extra_repr(self) -> str:
+        return f"normalize={self.normalize}"
+
+    def num_frames(self, num_samples: int) -> int:
+        for kernel, stride in self._convolutions:
+            num_samples = max(0, (num_samples - kernel) // stride + 1)
+        return num_samples
+
+    def forward(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
+        num_samples_B = torch.tensor([len(waveform_T) for waveform_T in waveforms])
+        waveforms_BT = pad_sequence(list(waveforms), batch_first=True)
+        missing = (longest or 0) - waveforms_BT.shape[1]
+        waveforms_BT = nn.functional.pad(waveforms_BT, (0, max(0, missing)))
+        if self.normalize:
+            waveforms_BT = normalize_waveforms(waveforms_BT, num_samples_B)
+        mask_BT = valid_samples(waveforms_BT, num_samples_B)
+        states = self.model(waveforms_BT, attention_mask=mask_BT, output_hidden_states=True).hidden_states
+        if len(states) != self.num_states:
+            # Hugging Face fixes what it captures when a model first runs: layers added later are missing in silence.
+            raise ValueError(
+                f"upstream {self.name} has {self.num_states - 1} layers but returned {len(states)} hidden states: "
+                "use a copy loaded from its checkpoint"
+            )
+        return [state_BFD.float() for state_BFD in states]
+
+
+class FbankUpstream(Upstream):
+    """80 log-mel energies (25 ms windows, 10 ms apart), their first and second differences, normalised per utterance.
+
+    One hidden state. Every dimension has mean 0 over an utterance, so that no head that is linear up to its mean over
+    time can tell utterances apart: KS, IC, SID and ER become constant classifiers.
+    """
+
+    name, rate, num_states, width = FBANK, 160, 1, 240
+
+    def num_frames(self, num_samples: int) -> int:
+        return max(0, (num_samples - 400) // 160 + 1)
+
+    def forward(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
+        features_BFD = pad_sequence([self._features(waveform_T) for waveform_T in waveforms], batch_first=True)
+        missing = self.num_frames(longest or 0) - features_BFD.shape[1]
+        return [nn.functional.pad(features_BFD, (0, 0, 0, max(0, missing)))]
+
+    @staticmethod
+    def _features(waveform_T: Tensor) -> Tensor:
+        from torchaudio.compliance.kaldi import fbank
+        from torchaudio.functional import compute_deltas
+
+        energies_CF = fbank(waveform_T[None], num_mel_bins=80, sample_frequency=SAMPLE_RATE).T
+        deltas_CF = compute_deltas(energies_CF)
+        features_FD = torch.cat([energies_CF, deltas_CF, compute_deltas(deltas_CF)]).T
+        centred_FD = features_FD - features_FD.mean(0)
+        return centred_FD / (features_FD.std(0, correction=0) + 1e-10)
+
+
+def load_upstream(name: str, normalize: bool | None = None, revision: str | None = None) -> Upstream:
+    """The upstream of that name; see the module.
+
+    Args:
+        name: ``fbank``, a checkpoint, a folder, or a name on the hub.
+        normalize: whether waveforms get zero mean and unit variance; ``None``: what the model says.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ValueError: there is no such encoder, or it cannot be read.
+    """
+    if name == FBANK:
+        return FbankUpstream()
+    if Path(name).is_file() or name.endswith(".ckpt"):
+        student = load_student(name)
+        own: Any = student.meta["normalize"]
+        return EncoderUpstream(student.model, own if normalize is None else normalize, name)
+    try:
+        encoder = HuggingFaceTeacher(name, normalize, revision)
+    except ValueError as error:
+        raise ValueError(f"upstream {name!r}: {error}") from error
+    if encoder.sample_rate != SAMPLE_RATE:
+        raise ValueError(f"upstream {name!r} takes audio of {encoder.sample_rate} Hz; SUPERB's is {SAMPLE_RATE} Hz")
+    return EncoderUpstream(encoder.model, encoder.normalize, name)
