@@ -1,0 +1,203 @@
+"""``interstack superb`` on folders in the published layouts; what is asserted comes from the files that it writes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+from experiments.cli import run
+from experiments.superb.checkpoint import TaskCheckpoint
+from lightning_modules.superb import heads
+from tests.datamodules.superb import corpora
+from tests.helpers import save_teacher
+
+LAYOUTS: dict[str, Callable[[Path], Path]] = {
+    "pr": corpora.librispeech,
+    "asr": corpora.librispeech,
+    "sf": corpora.snips,
+    "ks": corpora.speech_commands,
+    "ic": corpora.fluent,
+    "sid": corpora.voxceleb1,
+}
+# Label lists of the published sizes; a task's own labels are among them.
+IC_LABELS = [
+    ["activate", "deactivate", "increase", *(f"action{n}" for n in range(3))],
+    ["lights", "music", "volume", *(f"object{n}" for n in range(11))],
+    ["kitchen", "none", "bedroom", "washroom"],
+]
+LABELS = {
+    "sf": [["playlist", "artist", *(f"slot{n}" for n in range(37))]],
+    "ic": IC_LABELS,
+    "sid": [[f"id{10001 + n}" for n in range(1251)]],
+}
+PARAMETERS = {"pr": 215_882, "asr": 42_828_832, "sf": 42_986_605, "ks": 199_948, "ic": 203_032, "sid": 518_371}
+HYPOTHESES = {
+    "pr": "test-hyp.ark",
+    "asr": "test-clean-noLM-hyp.ark",
+    "sf": "test-hyp.ark",
+    "ks": "test_predict.txt",
+    "ic": "test_predict.csv",
+    "sid": "test_predict.txt",
+}
+
+
+def superb(task: str, upstream: str | Path, root: Path, output: Path, *more: str) -> dict[str, Any]:
+    """The result that a call of the program writes; the last run's where it writes several."""
+    arguments = ["superb", "--task", task, "--upstream", str(upstream), "--data.root", str(root)]
+    arguments += ["--output", str(output), "--data.num_workers", "0", "--data.cache_dir", str(output / "cache")]
+    arguments += ["--trainer.accelerator", "cpu", "--trainer.progress_bar", "false", "--wandb.mode", "disabled"]
+    if task == "pr":
+        output.mkdir(parents=True, exist_ok=True)
+        arguments += ["--data.lexicon", str(corpora.lexicon(output / "lexicon.txt"))]
+    run([*arguments, *more])
+    results = sorted(output.glob("*/*/result.json"), key=lambda path: path.stat().st_mtime)
+    return json.loads(results[-1].read_text())
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of HuBERT Base's width and depth, with little else."""
+    folder = tmp_path_factory.mktemp("wide")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = {"intermediate_size": 8, "num_attention_heads": 2, "conv_dim": [8] * 7}
+        convolution = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+        HubertModel(HubertConfig(**sizes, **convolution)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", LAYOUTS)
+def test_every_task_runs_on_its_published_layout_with_the_published_sizes(
+    task: str, wide: Path, tmp_path: Path
+) -> None:
+    more = ["--data.labels", json.dumps(LABELS[task])] if task in LABELS else []
+    root = LAYOUTS[task](tmp_path / "corpus")
+    result = superb(task, wide, root, tmp_path / "out", "--updates", "1", *more)
+    assert result["trainable_parameters"] == PARAMETERS[task] + 13
+    assert (result["hidden_states"], result["width"], result["updates"], result["best_step"]) == (13, 768, 1, 1)
+    assert sum(result["layer_weights"]) == pytest.approx(1, abs=1e-5)
+    assert result["test"] == next(iter(result["tests"].values()))
+    assert result["config"]["task"] == task
+    assert result["commit"]
+    folder = tmp_path / "out" / task / f"lr{result['lr']:g}_seed1337"
+    lines = (folder / HYPOTHESES[task]).read_text().splitlines()
+    assert len(lines) == next(iter(result["utterances"][name] for name in result["tests"]))
+    best = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
+    assert {key.partition(".")[0] for key in best} == {"featurizer", "head"}
+
+
+def test_asr_trains_on_sixteen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "LSTM_WIDTH", 4)
+    sizes = []
+    forward = heads.BiLSTM.forward
+
+    def spy(self: heads.BiLSTM, features: torch.Tensor, num_frames: list[int]) -> torch.Tensor:
+        sizes.append((self.training, len(features)))
+        return forward(self, features, num_frames)
+
+    monkeypatch.setattr(heads.BiLSTM, "forward", spy)
+    root = corpora.librispeech(tmp_path / "corpus", train=64)
+    superb("asr", "fbank", root, tmp_path / "out", "--updates", "2")
+    assert {size for training, size in sizes if training} == {16}
+    assert {size for training, size in sizes if not training} == {1}
+
+
+@pytest.mark.parametrize("task", ["ks", "ic", "sid"])
+def test_fbank_with_cmvn_makes_mean_pool_heads_constant(task: str, tmp_path: Path) -> None:
+    root = LAYOUTS[task](tmp_path / "corpus")
+    result = superb(task, "fbank", root, tmp_path / "out", "--updates", "4", "--lr", "1e-2")
+    (file,) = (tmp_path / "out" / task).glob(f"*/{HYPOTHESES[task]}")
+    separator = "," if task == "ic" else " "
+    lines = file.read_text().splitlines()
+    assert len({line.partition(separator)[2] for line in lines}) == 1
+    right = result["test"]["accuracy"] * len(lines) / 100
+    assert right == pytest.approx(round(right), abs=1e-3)
+    assert result["layer_weights"] == [1.0]  # one hidden state is used as it is
+
+
+def test_an_encoder_that_hears_is_not_constant(tmp_path: Path) -> None:
+    """The control of the test above."""
+    root = corpora.speech_commands(tmp_path / "corpus")
+    superb("ks", save_teacher(tmp_path / "teacher"), root, tmp_path / "out", "--updates", "60", "--lr", "1e-2")
+    (file,) = (tmp_path / "out" / "ks").glob("*/test_predict.txt")
+    assert len({line.partition(" ")[2] for line in file.read_text().splitlines()}) > 1
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout and SpecAugment; a finished run is kept."""
+    monkeypatch.setattr(heads, "LSTM_WIDTH", 4)
+    teacher, root = save_teacher(tmp_path / "teacher"), corpora.librispeech(tmp_path / "corpus")
+    more = ["--updates", "6", "--eval_every", "4", "--save_every", "3", "--lr", "1e-2"]
+    whole = superb("asr", teacher, root, tmp_path / "whole", *more)
+    save = TaskCheckpoint._save
+    saved: list[int] = []
+
+    def kill_after_the_first(self: TaskCheckpoint, trainer: Any) -> None:
+        save(self, trainer)
+        saved.append(trainer.global_step)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TaskCheckpoint, "_save", kill_after_the_first)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        superb("asr", teacher, root, tmp_path / "killed", *more)
+    assert saved == [3]
+    resumed = superb("asr", teacher, root, tmp_path / "killed", *more)
+    assert saved == [3, 4, 6]
+    one, two = (
+        torch.load(next((tmp_path / name).glob("asr/*/last.ckpt")), weights_only=False)["state_dict"]
+        for name in ("whole", "killed")
+    )
+    assert all(torch.equal(one[key], value) for key, value in two.items())
+    assert resumed["layer_weights"] == whole["layer_weights"]
+    assert resumed["test"] == whole["test"]
+    assert superb("asr", teacher, root, tmp_path / "killed", *more) == resumed
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(updates: 6 there, 7 now"):
+        superb("asr", teacher, root, tmp_path / "killed", *more, "--updates", "7")
+
+
+def test_the_sweep_chooses_on_dev(tmp_path: Path) -> None:
+    root = corpora.table(tmp_path / "corpus")
+    superb("sid", "fbank", root, tmp_path / "out", "--updates", "2", "--lr_sweep", "true", "--lr_grid", "[0.1, 0.01]")
+    choice = json.loads((tmp_path / "out" / "sid" / "chosen_seed1337.json").read_text())
+    assert choice["dev"].keys() == {"0.1", "0.01"}
+    assert choice["dev"][str(choice["chosen_lr"])] == max(choice["dev"].values())
+    assert len(list((tmp_path / "out" / "sid").glob("*/result.json"))) == 2
+
+
+def test_unknown_words_are_listed_or_left_out_and_counted(tmp_path: Path) -> None:
+    root = corpora.librispeech(tmp_path / "corpus")
+    (transcripts,) = root.glob("LibriSpeech/dev-clean/*/*/*.trans.txt")
+    transcripts.write_text(transcripts.read_text().replace("HELLO WORLD", "HELLO ZYZZYVA"))
+    with pytest.raises(ValueError, match="the lexicon lacks 1 words of the corpus: ZYZZYVA"):
+        superb("pr", "fbank", root, tmp_path / "out")
+    result = superb("pr", "fbank", root, tmp_path / "out", "--updates", "1", "--data.unknown_words", "skip")
+    assert result["left_out"]["unknown_words"] == {"train": 0, "dev": 1, "test-clean": 0}
+    assert {"per", "per_fixed", "per_legacy"} == result["test"].keys()
+    assert result["infeasible_for_ctc"] == {"train": 0, "dev": 0, "test-clean": 0}
+
+
+def test_pr_without_phones_says_what_to_give(tmp_path: Path) -> None:
+    root = corpora.librispeech(tmp_path / "corpus")
+    arguments = ["superb", "--task", "pr", "--upstream", "fbank", "--data.root", str(root), "--output", str(tmp_path)]
+    with pytest.raises(ValueError, match=r"task pr needs phones: give --data.lexicon"):
+        run(arguments)
+    with pytest.raises(ValueError, match="there is no task 'er': choose all, or some of pr,asr,sf,ks,ic,sid"):
+        run([*arguments[:2], "er", *arguments[3:]])
+
+
+def test_a_cache_on_disk_is_filled_and_used(tmp_path: Path) -> None:
+    teacher, root = save_teacher(tmp_path / "teacher"), corpora.speech_commands(tmp_path / "corpus")
+    more = ["--updates", "4", "--lr", "1e-2", "--feature_cache", str(tmp_path / "cache")]
+    first = superb("ks", teacher, root, tmp_path / "one", *more)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*/*.pt")}
+    second = superb("ks", teacher, root, tmp_path / "two", *more)
+    assert first["feature_cache"] == "disk"
+    assert files
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*/*")}
+    assert first["layer_weights"] == second["layer_weights"]

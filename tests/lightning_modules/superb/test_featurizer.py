@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from lightning_modules.pretraining import PretrainingConfig, initial_model
+from lightning_modules.superb.featurizer import Featurizer, frame_counts
+from lightning_modules.superb.upstream import EncoderUpstream, FbankUpstream
+
+TINY = PretrainingConfig(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=16, conv_channels=8)
+
+
+@pytest.mark.parametrize(
+    ("samples", "convolutions", "rule"),
+    [(16_000, 49, 50), (16_080, 50, 50), (16_400, 51, 51), (32_000, 99, 100), (33_000, 102, 103)],
+)
+def test_lengths_of_the_benchmark(samples: int, convolutions: int, rule: int) -> None:
+    upstream = EncoderUpstream(initial_model(TINY, 0), False, "tiny")
+    assert upstream.num_frames(samples) == convolutions
+    states = upstream([torch.randn(samples)])
+    assert states[0].shape == (1, convolutions, 16)
+    assert frame_counts([samples], upstream.rate, available=1000) == [rule]
+    assert frame_counts([samples], upstream.rate, convolutions) == [convolutions]
+
+
+def test_a_wrong_rate_is_noticed() -> None:
+    assert frame_counts([480, 800], 320, 10) == [2, 2]  # 1.5 and 2.5: half to even
+    with pytest.raises(ValueError, match="should have 100 frames at 160 samples a frame, but the upstream gave 49"):
+        frame_counts([16_000], 160, 49)
+
+
+def test_the_sum_is_weighted_by_a_softmax() -> None:
+    states = [torch.randn(2, 5, 4) for _ in range(3)]
+    featurizer = Featurizer(3, 4)
+    torch.testing.assert_close(featurizer(states), torch.stack(states).mean(0))
+    assert featurizer.weights_L is not None
+    featurizer.weights_L.data = torch.tensor([0.0, 1.0, -1.0])
+    expected = torch.einsum("l,lbfd->bfd", torch.tensor([0.0, 1.0, -1.0]).softmax(0), torch.stack(states))
+    torch.testing.assert_close(featurizer(states), expected)
+    assert Featurizer(1, 4)(states[:1]) is states[0]
+    assert not list(Featurizer(1, 4).parameters())
+
+
+def test_standardised_states_have_no_mean_and_frames_of_norm_one() -> None:
+    utterances = [[5 * torch.randn(frames, 4) + 2 for _ in range(3)] for frames in (2, 300)]
+    utterances[0][1][:, 2] = utterances[1][1][:, 2] = 7.0  # a constant dimension is only centred
+    featurizer = Featurizer(3, 4, standardise=True)
+    featurizer.set_statistics(utterances)
+    together = [torch.cat(layer) for layer in zip(*utterances, strict=True)]
+    for layer, weights in enumerate(([50.0, 0, 0], [0, 50.0, 0], [0, 0, 50.0])):
+        assert featurizer.weights_L is not None
+        featurizer.weights_L.data = torch.tensor(weights)
+        standard_FD = featurizer([state_FD[None] for state_FD in together])[0]
+        torch.testing.assert_close(standard_FD.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+        expected_D = torch.tensor([0.5, 0.5, 0.0 if layer == 1 else 0.5, 0.5])
+        torch.testing.assert_close(standard_FD.std(0, correction=0), expected_D, atol=1e-3, rtol=0)
+
+
+def test_fbank_has_no_mean_over_time() -> None:
+    upstream = FbankUpstream()
+    waves = [torch.randn(16_000), 0.1 * torch.randn(8_000)]
+    (features_BFD,) = upstream(waves, longest=20_000)
+    assert features_BFD.shape == (2, upstream.num_frames(20_000), 240)
+    frames = [upstream.num_frames(len(wave)) for wave in waves]
+    for item_FD, count in zip(features_BFD, frames, strict=True):
+        torch.testing.assert_close(item_FD[:count].mean(0), torch.zeros(240), atol=1e-5, rtol=0)
+        torch.testing.assert_close(item_FD[:count].std(0, correction=0), torch.ones(240), atol=1e-3, rtol=0)
+        assert not item_FD[count:].any()
+
+
+def test_an_upstream_stays_in_eval_mode_without_gradients() -> None:
+    upstream = EncoderUpstream(initial_model(TINY, 0), False, "tiny")
+    upstream.train()
+    assert not any(module.training for module in upstream.modules())
+    wave_T = torch.randn(4000)
+    one, two = upstream([wave_T]), upstream([wave_T])
+    assert not one[0].requires_grad
+    assert torch.equal(one[2], two[2])
+    other = EncoderUpstream(initial_model(TINY, 1), False, "tiny")
+    assert upstream.digest() == EncoderUpstream(initial_model(TINY, 0), False, "x").digest() != other.digest()

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from lightning_modules.superb.metrics import accuracy, error_rate, slot_type_f1, slot_value_cer, slots
+
+
+def edits(one: list[str], other: list[str]) -> int:
+    """Levenshtein distance by the recurrence."""
+    table = np.zeros((len(one) + 1, len(other) + 1), dtype=int)
+    table[:, 0], table[0] = np.arange(len(one) + 1), np.arange(len(other) + 1)
+    for i, a in enumerate(one, 1):
+        for j, b in enumerate(other, 1):
+            table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (a != b))
+    return int(table[-1, -1])
+
+
+def test_error_rate_is_a_micro_average_of_edit_distances() -> None:
+    generator = np.random.default_rng(0)
+    sides = [[generator.choice(list("abcd"), generator.integers(0, 9)).tolist() for _ in range(30)] for _ in "12"]
+    sides[1] = [words or ["a"] for words in sides[1]]
+    distance = sum(edits(one, two) for one, two in zip(*sides, strict=True))
+    texts = [[" ".join(words) for words in side] for side in sides]
+    assert error_rate(*texts) == pytest.approx(100 * distance / sum(map(len, sides[1])))
+    assert error_rate([""], ["a b"]) == 100
+
+
+def test_slots_are_read_with_their_own_end() -> None:
+    assert slots("PLAY B-x JAZZ E-x BY B-y MILES DAVIS E-y") == [("x", "JAZZ"), ("y", "MILES DAVIS")]
+    assert slots("B-x JAZZ E-y") == []
+    assert slots("B-x A B-y B E-y C E-x") == [("x", "A B C")]  # nested marks are no part of the value
+    assert slots("B-x A E-xy E-x") == [("x", "A")]
+
+
+def test_slot_type_f1_is_of_sets_and_a_mean_over_utterances() -> None:
+    reference = ["B-x A E-x B-x B E-x B-y C E-y", "PLAY", "B-x A E-x", "B-x A E-x"]
+    hypothesis = ["B-x A E-x B-z C E-z", "PLAY", "PLAY", "B-x WRONG E-x"]
+    # {x, z} and {x, y}: precision and recall 1/2; both empty: 1; one empty: 0; the value does not matter: 1.
+    assert slot_type_f1(hypothesis, reference) == pytest.approx(100 * (0.5 + 1 + 0 + 1) / 4)
+
+
+def test_slot_value_cer_takes_the_best_value_of_a_type() -> None:
+    reference = ["B-x ABCD E-x B-y EF E-y"]
+    assert slot_value_cer(["B-x ZZZZ E-x B-x ABCE E-x"], reference) == pytest.approx(100 * (1 + 2) / 6)
+    assert slot_value_cer(["B-x ABCD E-x B-y EF E-y B-z EXTRA E-z"], reference) == 0
+    assert slot_value_cer(["PLAY"], ["PLAY"]) == 0
+
+
+def test_an_utterance_is_right_if_all_its_labels_are() -> None:
+    assert accuracy([[1, 2, 0], [1, 2, 1]], [[1, 2, 0], [1, 2, 0]], 3) == 50
+    assert accuracy([[0], [1], [1], [1]], [[0], [1], [1], [0]], 2) == 75
+    assert accuracy([[0]], [[0]], 1) == 100
