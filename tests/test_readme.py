@@ -15,13 +15,14 @@ from experiments.training import CONFIGS
 from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
 
-DOCS = ("launching.md", "studies.md", "reproducing.md")
+DOCS = ("launching.md", "studies.md", "reproducing.md", "superb.md")
 PAGES = [REPOSITORY / "README.md", *(REPOSITORY / "docs" / name for name in DOCS)]
 # What makes a command small enough for a test; the later of two values wins.
 SMALL = {
     "synthesize": ["--minutes", "0.5", "--voices", "3"],
     "pretrain-teacher": ["--steps", "1", "--recipe.crop_seconds", "0.5", "--progress_bar", "false"],
     "quickstart": ["--fast"],
+    "superb": ["--updates", "2", "--trainer.accelerator", "cpu", "--wandb.mode", "disabled"],
 }
 
 
@@ -60,7 +61,7 @@ def test_make_targets_exist(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [line for line in interstack_commands() if shlex.split(line)[1] in ("fit", "validate")]
+    "line", [line for line in interstack_commands() if shlex.split(line)[1] in ("fit", "validate", "superb")]
 )
 def test_training_commands_parse_and_resolve(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -72,7 +73,7 @@ def test_training_commands_parse_and_resolve(
         run([*arguments, *more])
     printed = capsys.readouterr()
     assert stop.value.code in (0, None), printed.err
-    assert "growth" in printed.out
+    assert "growth" in printed.out or "lexicon" in printed.out
 
 
 @pytest.mark.parametrize("line", [line for line in interstack_commands() if shlex.split(line)[1] == "reproduce"])
@@ -86,7 +87,7 @@ def test_studies_plan(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_the_corpus_of_ones_own_example_runs(tmp_path: Path) -> None:
     """Corpus, teacher, student and export, in the README's order and with its paths."""
     lines = [line for line in interstack_commands() if "small" in line or "synthesize" in line]
-    assert [shlex.split(line)[1] for line in lines] == ["synthesize", "pretrain-teacher", "fit"]
+    assert [shlex.split(line)[1] for line in lines] == ["synthesize", "pretrain-teacher", "fit", "superb"]
     for line in lines:
         name, *arguments = shlex.split(line)[1:]
         shrunk = SMALL.get(name) or [

@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeyp
 
 def test_the_sweep_chooses_on_dev(tmp_path: Path) -> None:
     root = corpora.table(tmp_path / "corpus")
-    superb("sid", "fbank", root, tmp_path / "out", "--updates", "2", "--lr_sweep", "true", "--lr_grid", "[0.1, 0.01]")
+    superb("sid", "fbank", root, tmp_path / "out", "--updates", "2", "--lr_sweep", "--lr_grid", "[0.1, 0.01]")
     choice = json.loads((tmp_path / "out" / "sid" / "chosen_seed1337.json").read_text())
     assert choice["dev"].keys() == {"0.1", "0.01"}
     assert choice["dev"][str(choice["chosen_lr"])] == max(choice["dev"].values())
