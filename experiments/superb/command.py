@@ -77,6 +77,7 @@ def superb(
     if lr is not None and lr_sweep:
         raise ValueError("--lr and --lr_sweep exclude each other: the sweep runs the rates of --lr_grid")
     encoder = load_upstream(upstream, normalize)
+    folder = Path(output or f"runs/superb/{_folder_name(upstream)}")
     results = []
     for name in names:
         total = updates or default_updates(name, preset)
@@ -84,7 +85,7 @@ def superb(
             task=name,
             upstream=upstream,
             data=preset_data(data, preset),
-            output=str(Path(output or f"runs/superb/{_folder_name(upstream)}") / name),
+            output=str(folder / name),
             preset=preset,
             lr=lr or default_lr(name, preset),
             seed=seed,
@@ -98,6 +99,8 @@ def superb(
             wandb=wandb,
         )
         results.append(sweep(settings, encoder, lr_grid) if lr_sweep else _one(settings, encoder))
+    if len(results) == 1:  # for programs that call this one
+        _write(folder / "result.json", json.dumps(results[0] | {"metrics": results[0]["test"]}, indent=1) + "\n")
     _show(results)
 
 

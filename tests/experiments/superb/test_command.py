@@ -168,6 +168,9 @@ def test_the_sweep_chooses_on_dev(tmp_path: Path) -> None:
     assert choice["dev"].keys() == {"0.1", "0.01"}
     assert choice["dev"][str(choice["chosen_lr"])] == max(choice["dev"].values())
     assert len(list((tmp_path / "out" / "sid").glob("*/result.json"))) == 2
+    copy = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert copy["lr"] == copy["lr_sweep"]["chosen_lr"] == choice["chosen_lr"]
+    assert copy["metrics"] == copy["test"]
 
 
 def test_unknown_words_are_listed_or_left_out_and_counted(tmp_path: Path) -> None:
