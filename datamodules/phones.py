@@ -1,5 +1,4 @@
-"""Speech with phone alignments as tensors: crops with a label per frame, and utterances with their phone
-sequence.
+"""Speech with phone alignments as tensors: crops with a label per frame.
 
 Shapes: B batch, T samples (16 kHz), F frames.
 """
@@ -19,7 +18,6 @@ from datamodules.alignments import (
     find_audio,
     frame_count,
     frame_labels,
-    phone_sequence,
     read_split,
 )
 from datamodules.audio import read_audio, usable_samples
@@ -104,52 +102,3 @@ def stack_crops(items: Iterable[FrameBatch]) -> FrameBatch:
     """Collate crops of one length."""
     waveforms, labels = zip(*items, strict=True)
     return FrameBatch(torch.stack(waveforms), torch.stack(labels))
-
-
-class PhoneUtterance(NamedTuple):
-    """One utterance and what is said in it."""
-
-    waveform_T: Tensor  # float32
-    phones: list[str]  # without silence
-
-
-class ProbeCorpus(NamedTuple):
-    """Utterances of training speakers and of held-out speakers.
-
-    Attributes:
-        phones: inventory without silence, of both parts: a phone that only the held-out speakers use is an
-            error that no probe can avoid, and is counted.
-    """
-
-    phones: list[str]
-    train: list[PhoneUtterance]
-    test: list[PhoneUtterance]
-
-    @classmethod
-    def read(
-        cls,
-        root: str | Path,
-        train_splits: Sequence[str] = ("train-clean-100",),
-        test_splits: Sequence[str] = ("test-clean",),
-    ) -> "ProbeCorpus":
-        """Read aligned splits whole into memory (230 MB an hour); utterances without any phone are left out.
-
-        Raises:
-            ValueError: no alignments, no phones in them, or audio that is missing or cannot be used.
-        """
-        train, test = _read_utterances(root, train_splits), _read_utterances(root, test_splits)
-        return cls(sorted({phone for utterance in train + test for phone in utterance.phones}), train, test)
-
-
-def _read_utterances(root: str | Path, splits: Sequence[str]) -> list[PhoneUtterance]:
-    utterances = []
-    for split in splits:
-        alignment = read_split(root, split)
-        paths = find_audio(root, split, alignment)
-        for utterance, segments in alignment.items():
-            if phones := phone_sequence(segments):
-                waveform_T = torch.from_numpy(read_audio(str(paths[utterance]), SAMPLE_RATE))
-                utterances.append(PhoneUtterance(waveform_T, phones))
-    if not utterances:
-        raise ValueError(f"the alignments of {', '.join(splits)} below {root} hold nothing but silence")
-    return utterances

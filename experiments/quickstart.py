@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from transformers import HubertModel
 
 from callbacks.summary import hardware
 from datamodules.audio import read_audio
-from datamodules.phones import ProbeCorpus
 from experiments.analysis import layer_similarity
 from experiments.report.build import build_report
 from experiments.report.document import ReferenceRow, ReportNotes, ReportRun
 from experiments.runs import RunFolder, git_commit, write_atomically
+from experiments.superb.command import superb_probe
+from experiments.superb.options import TaskData
 from experiments.training import DistillationCLI
 from lightning_modules.export import load_student
-from lightning_modules.probe import phone_probe
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class Size:
     budget: dict[str, int]
 
 
-FULL = Size(20.0, 900, 8, 60, 300, {"corpus": 2, "teacher": 120, "each of 4 students": 115, "each of 6 probes": 11})
-FAST = Size(4.0, 150, 4, 8, 100, {"corpus": 1, "teacher": 20, "each of 4 students": 8, "each of 6 probes": 3})
+FULL = Size(20.0, 900, 8, 60, 300, {"corpus": 2, "teacher": 120, "each of 4 students": 115, "each of 6 probes": 25})
+FAST = Size(4.0, 150, 4, 8, 100, {"corpus": 1, "teacher": 20, "each of 4 students": 8, "each of 6 probes": 7})
 
 # System -> shipped config. GradStack has the prediction-style loss, as in the paper.
 STUDENTS = {
@@ -132,24 +132,23 @@ def _train(folder: Path, root: Path, config: str, size: Size, seed: int) -> None
     DistillationCLI(arguments)
 
 
+def _checkpoint(folder: Path, config: str) -> Path:
+    return folder / "students" / config / "checkpoints" / "last.ckpt"
+
+
 def _student(folder: Path, config: str) -> HubertModel:
-    return load_student(folder / "students" / config / "checkpoints" / "last.ckpt").model.eval()
+    return load_student(_checkpoint(folder, config)).model.eval()
 
 
 def _probe_all(console: Console, folder: Path, root: Path, size: Size, seed: int) -> dict[str, dict[str, Any]]:
-    """Probe results of teacher, untrained twin and students, each kept in ``probes/NAME.json``."""
+    """Probe results of teacher, untrained twin and students, each kept in ``probes/NAME``."""
+    data = TaskData(root=str(root), num_workers=0)
     results: dict[str, dict[str, Any]] = {}
-    corpus: ProbeCorpus | None = None
     for name in ["teacher", "untrained", *STUDENTS.values()]:
-        path = folder / "probes" / f"{name}.json"
-        if not path.is_file():
-            corpus = corpus or ProbeCorpus.read(root)
-            reference = name in ("teacher", "untrained")
-            with _part(console, f"phone probe: {name}"):
-                model = HubertModel.from_pretrained(folder / name) if reference else _student(folder, name)
-                result = phone_probe(model, corpus, seed=seed, steps=size.probe_steps)
-                write_atomically(path, json.dumps(asdict(result)) + "\n")
-        results[name] = json.loads(path.read_text())
+        with _part(console, f"phone probe: {name}"):
+            upstream = folder / name if name in ("teacher", "untrained") else _checkpoint(folder, name)
+            output = str(folder / "probes" / name)
+            results[name] = superb_probe(str(upstream), data, output, seed=seed, updates=size.probe_steps)
     return results
 
 
@@ -165,11 +164,13 @@ def _rows(folder: Path, root: Path, probes: dict[str, dict[str, Any]]) -> tuple[
             "student and teacher (CKA)": layer_similarity(layers, teacher_layers),
         }
         probe = probes[config]
-        runs.append(ReportRun(folder / "students" / config, label, probe["per"], probe["layer_weights"], similarity))
+        runs.append(
+            ReportRun(folder / "students" / config, label, probe["test"]["per"], probe["layer_weights"], similarity)
+        )
     size = sum(parameter.numel() for parameter in teacher.parameters())
     references = [
-        ReferenceRow("teacher", probes["teacher"]["per"], size),
-        ReferenceRow("untrained teacher", probes["untrained"]["per"], size),
+        ReferenceRow("teacher", probes["teacher"]["test"]["per"], size),
+        ReferenceRow("untrained teacher", probes["untrained"]["test"]["per"], size),
     ]
     return runs, references
 

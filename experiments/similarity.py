@@ -29,7 +29,7 @@ from experiments.report.stage_figures import copies_picture, depth_use_picture, 
 from experiments.runs import write_atomically
 from lightning_modules.export import load_student
 from lightning_modules.objective import DISTANCES
-from lightning_modules.probe import hidden_states
+from lightning_modules.superb.upstream import EncoderUpstream
 from lightning_modules.teacher import Teacher, build_teacher, normalize_waveforms
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,8 @@ def _all_layers(teacher: Teacher, waveform_T: Tensor) -> tuple[Tensor, list[Tens
 def _analyse(path: Path, waveforms: Sequence[Tensor], targets: list[tuple[Tensor, list[Tensor]]] | None) -> Stage:
     student = load_student(path)
     # HuBERT's own first state is the input of layer 1: it is no layer.
-    states = [hidden_states(student.model, waveform_T, normalize=False)[1:] for waveform_T in waveforms]
+    upstream = EncoderUpstream(student.model, normalize=False, name=path.name)
+    states = [torch.cat(upstream([waveform_T])[1:]) for waveform_T in waveforms]
     layers = list(torch.cat(states, dim=1))
     cka = layer_similarity(layers)
     ancestry = list(student.meta.get("ancestry") or range(len(layers)))

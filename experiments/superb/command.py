@@ -118,21 +118,27 @@ def task_names(task: str) -> list[str]:
 
 
 def superb_probe(
-    upstream: str, data: TaskData, output: str, task: str = "pr", seed: int = 0, updates: int = PROBE_UPDATES
+    upstream: str | Upstream,
+    data: TaskData,
+    output: str,
+    task: str = "pr",
+    seed: int = 0,
+    updates: int = PROBE_UPDATES,
 ) -> dict[str, Any]:
     """Result of the probe preset; a finished one in ``output`` is kept. No progress bar, no W&B.
 
     Args:
-        upstream: as in :func:`superb`.
+        upstream: as in :func:`superb`, or one that is loaded.
         data: the corpus; for ``pr`` without a lexicon it needs phone alignments.
         output: the run's parent folder.
         task: any.
         seed: of all.
         updates: optimizer updates.
     """
+    encoder = load_upstream(upstream) if isinstance(upstream, str) else upstream
     settings = RunSettings(
         task=task,
-        upstream=upstream,
+        upstream=encoder.name,
         data=preset_data(data, "probe"),
         output=str(Path(output) / task),
         preset="probe",
@@ -144,7 +150,7 @@ def superb_probe(
         devices=Devices(accelerator="cpu", progress_bar=False),
         wandb=WandbSettings(mode="disabled"),
     )
-    return _one(settings, load_upstream(upstream))
+    return _one(settings, encoder)
 
 
 def _one(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:

@@ -65,9 +65,9 @@ def run_task(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
     last = folder / LAST
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # the upstream always is
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     load_best(folder, module)
-    trainer.test(module, datamodule=data, verbose=False)
+    trainer.test(module, datamodule=data, verbose=False, weights_only=True)
     result = result_of(settings, config, module, prepared, checkpoint, guard, trainer)
     for index, name in enumerate(prepared.corpus.tests):
         files = module.task.hypothesis_files("test" if index == 0 else name, module.test_predictions[index])

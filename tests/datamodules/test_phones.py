@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.alignments import Segment, read_split, write_alignment
-from datamodules.audio import read_audio
-from datamodules.phones import IGNORED, FrameLabelDataset, ProbeCorpus, stack_crops
+from datamodules.phones import IGNORED, FrameLabelDataset, stack_crops
 from tests.aligned_corpus import TONES, save_aligned_corpus
 
 PHONES = ["SIL", *TONES]
@@ -72,17 +70,3 @@ def test_short_utterances_are_padded_and_not_scored(root: Path) -> None:
 def test_unknown_phones_and_short_audio_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="phones d of train are not in the inventory"):
         FrameLabelDataset(root, ["train"], ["SIL", "a", "b", "c"], 4000)
-
-
-def test_probe_corpus_holds_whole_utterances(root: Path, tmp_path: Path) -> None:
-    corpus = ProbeCorpus.read(root, ["train"], ["test"])
-    assert corpus.phones == list(TONES)
-    assert (len(corpus.train), len(corpus.test)) == (5, 3)
-    segments = read_split(root, "train")["1-1-0000"]
-    assert corpus.train[0].phones == [s.phone for s in segments if s.phone != "SIL"]
-    expected_T = read_audio(str(root / "train/1/1/1-1-0000.flac"))
-    assert torch.equal(corpus.train[0].waveform_T, torch.from_numpy(expected_T))
-    silent = save_aligned_corpus(tmp_path, {"train": 1})
-    write_alignment(silent / "alignments/train/1-1.tsv", {"1-1-0000": [Segment("SIL", 0, 1)]})
-    with pytest.raises(ValueError, match="nothing but silence"):
-        ProbeCorpus.read(silent, ["train"], ["train"])
