@@ -56,6 +56,7 @@ class ReportRun:
         layer_weights: softmax weights of the probe over the hidden states, index 0 = input of layer 1.
         similarity: name of a comparison -> matrix; row i = student layer i + 1, column j = layer j + 1 of
             what it is compared with. The same names over all runs make the rows of heat maps comparable.
+        flops_by_stage: FLOPs from the start to the end of each stage, where they are known.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class ReportRun:
     per: float | None = None
     layer_weights: list[float] | None = None
     similarity: dict[str, Matrix] = field(default_factory=dict)
+    flops_by_stage: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _details(run: ReportRun, log: RunLog) -> dict[str, Any]:
         "folder": str(run.folder),
         "seed": log.seed,
         "steps": log.steps,
-        "growth": [asdict(mark) | {"ancestry": list(mark.ancestry)} for mark in log.growth],
+        "growth": [asdict(mark) | {"ancestry": list(mark.ancestry), "plan": list(mark.plan)} for mark in log.growth],
         "layer_weights": run.layer_weights,
         "similarity": run.similarity,
     }

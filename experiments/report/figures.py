@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,21 @@ WIDTH = 4.8  # inches: about as wide as a phone's screen, so that text of 9 poin
 FONT = 9
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":")
+
+
+class Drawing(Protocol):
+    """What a page needs of a picture; see `Picture`."""
+
+    @property
+    def heading(self) -> str:
+        """Title."""
+
+    @property
+    def caption(self) -> str:
+        """How to read it."""
+
+    def svg(self) -> str:
+        """Element for an HTML page."""
 
 
 @dataclass(frozen=True)

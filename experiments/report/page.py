@@ -6,34 +6,61 @@ from importlib.resources import files
 from string import Template
 
 from experiments.report.document import COLUMN_NOTES, PUBLISHED_NOTE, REAL_THING, Report, provenance
-from experiments.report.figures import Picture
+from experiments.report.figures import Drawing, Picture
 from experiments.report.tables import PUBLISHED_COLUMNS, RESULT_COLUMNS, html_table
 from experiments.report.theme import DARK, LIGHT, css_variables
 
 
 def page(report: Report, pictures: Sequence[Picture]) -> str:
-    """The page as text; pictures are inline SVG whose colours follow the reader's theme."""
-    template = Template(files("experiments.report").joinpath("page.html").read_text(encoding="utf-8"))
+    """The page; pictures are inline SVG whose colours follow the reader's theme."""
     notes = report.notes
+    results = html_table(RESULT_COLUMNS, report.rows, "PER and losses: lower is better. Speed-up: higher is better.")
+    body = [
+        "<h2>Results</h2>",
+        results,
+        bullets([*report.footnotes, *COLUMN_NOTES]),
+        figures(pictures),
+        "<h2>Published, full-scale SUPERB</h2>",
+        html_table(PUBLISHED_COLUMNS, report.published, PUBLISHED_NOTE),
+        f"<h2>The real thing</h2>\n<p>{html.escape(REAL_THING)}</p>",
+        f"<pre><code>{html.escape(notes.real_command)}</code></pre>",
+        made(provenance(notes)),
+    ]
+    return document(notes.title, notes.caveats, body)
+
+
+def document(title: str, caveats: Sequence[str], body: Sequence[str]) -> str:
+    """A whole page around parts of HTML; without caveats their box is left out."""
+    template = Template(files("experiments.report").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
-        title=html.escape(notes.title),
+        title=html.escape(title),
         light=css_variables(LIGHT),
         dark=css_variables(DARK),
-        caveats=_each("p", notes.caveats),
-        results=html_table(RESULT_COLUMNS, report.rows, "PER and losses: lower is better. Speed-up: higher is better."),
-        footnotes=_each("li", [*report.footnotes, *COLUMN_NOTES]),
-        pictures="\n".join(_figure(picture) for picture in pictures),
-        published=html_table(PUBLISHED_COLUMNS, report.published, PUBLISHED_NOTE),
-        real_thing=html.escape(REAL_THING),
-        real_command=html.escape(notes.real_command),
-        provenance="".join(
-            f"<dt>{name}</dt><dd>{_code(value) if name == 'Command' else html.escape(value)}</dd>"
-            for name, value in provenance(notes)
-        ),
+        caveats=f'<div class="caveat" role="note">{_each("p", caveats)}</div>' if caveats else "",
+        body="\n".join(body),
     )
 
 
-def _figure(picture: Picture) -> str:
+def bullets(lines: Sequence[str]) -> str:
+    """Notes below a table."""
+    return f'<ul class="small">{_each("li", lines)}</ul>'
+
+
+def figures(pictures: Sequence[Drawing]) -> str:
+    """All pictures, in two columns where there is room."""
+    shown = "\n".join(_figure(picture) for picture in pictures)
+    return f'<div class="pictures">\n{shown}\n</div>'
+
+
+def made(lines: Sequence[tuple[str, str]]) -> str:
+    """How to make the report again."""
+    items = "".join(
+        f"<dt>{name}</dt><dd>{_code(value) if name == 'Command' else html.escape(value)}</dd>" for name, value in lines
+    )
+    return f"<h2>How this was made</h2>\n<dl>{items}</dl>"
+
+
+def _figure(picture: Drawing) -> str:
     return (
         f"<figure><h2>{html.escape(picture.heading)}</h2>\n{picture.svg()}\n"
         f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"

@@ -4,7 +4,7 @@ Every function takes runs (and references) and returns a `Picture`, or None wher
 Colour and marker follow a run's place in the report, so a system looks the same in every picture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -27,6 +27,8 @@ from experiments.report.heat_maps import layer_weights, similarity
 from experiments.report.reading import RunLog
 from experiments.report.theme import MUTED
 
+Cost = Callable[[Sequence[int] | NDArray[np.int64]], NDArray[np.float64]]
+
 
 def draw_all(pairs: Sequence[Pair], references: Sequence[ReferenceRow]) -> list[Picture]:
     """Every picture for which there is something to draw, in the order of the report."""
@@ -41,47 +43,76 @@ def draw_all(pairs: Sequence[Pair], references: Sequence[ReferenceRow]) -> list[
     return [picture for picture in pictures if picture is not None]
 
 
+AXES = {
+    "time": ("training time (s)", "training time without validation and checkpoints"),
+    "steps": ("optimizer step", "optimizer steps"),
+    "flops": ("training FLOPs", "training FLOPs (teacher and student), by formula"),
+}
+
+
 def loss_vs_time(pairs: Sequence[Pair]) -> Picture | None:
-    """Smoothed output loss of training batches against training seconds, a vertical tick at each growth; log scale."""
-    curves = {index: stages for index, (_, log) in enumerate(pairs) if (stages := loss_stages(log))}
+    """`loss_curves` against training seconds."""
+    return loss_curves(pairs, "time")
+
+
+def loss_curves(pairs: Sequence[Pair], axis: str) -> Picture | None:
+    """Smoothed output loss of training batches against a cost, a vertical tick at each growth; log scale."""
+    curves = {index: stages for index, pair in enumerate(pairs) if (stages := loss_stages(pair[1], _cost(pair, axis)))}
     if not curves:
         return None
-    figure, axes = single_axes(3.5)
+    figure, axes = single_axes(max(3.5, 0.3 * len(curves)))
     for index, stages in curves.items():
-        for seconds, loss in stages:
-            axes.plot(seconds, loss, color=series_colour(index), linestyle=series_dash(index), linewidth=1.5)
+        for cost, loss in stages:
+            axes.plot(cost, loss, color=series_colour(index), linestyle=series_dash(index), linewidth=1.5)
         for (_, before), (start, after) in pairwise(stages):
             jump = [start[0], start[0]], [before[-1], after[0]]
             axes.plot(*jump, "|-", color=series_colour(index), lw=2.2, markersize=11, markeredgewidth=2.2)
     log_scale(axes, np.concatenate([loss for stages in curves.values() for _, loss in stages]))
-    axes.set_xlabel("training time (s)")
+    label, words = AXES[axis]
+    axes.set_xlabel(label)
     axes.set_title("output loss", loc="left", fontsize=FONT, color=MUTED)
     ends = {index: (stages[-1][0][-1], stages[-1][1][-1]) for index, stages in curves.items()}
     label_ends(figure, axes, ends, [run.label for run, _ in pairs])
     caption = (
-        "Output loss on the training batches (running mean, log scale) against training time without "
-        "validation and checkpoints. A vertical tick marks a growth of the student."
+        f"Output loss on the training batches (running mean, log scale) against {words}. "
+        "A vertical tick marks a growth of the student."
     )
-    return Picture("loss_vs_time", "Loss against training time", caption, figure)
+    heading = {"time": "training time", "steps": "optimizer steps", "flops": "FLOPs"}[axis]
+    return Picture(f"loss_vs_{axis}", f"Loss against {heading}", caption, figure)
 
 
-def loss_stages(log: RunLog, points: int = 40) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """(seconds, loss) of each stage with finite losses; each starts when its growth happened.
+def _cost(pair: Pair, axis: str) -> Cost | None:
+    run, log = pair
+    if axis == "steps":
+        return lambda steps: np.asarray(steps, np.float64)
+    return (lambda steps: log.flops_at(steps, run.flops_by_stage)) if axis == "flops" else None
+
+
+def loss_stages(
+    log: RunLog, cost: Cost | None = None, points: int = 40
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """(cost, loss) of each stage with finite losses; each starts when its growth happened.
 
     The loss is a running mean over 2 / ``points`` of the run, taken within a stage: a growth stays sharp.
+
+    Args:
+        log: the run.
+        cost: of optimizer steps; default: training seconds.
+        points: see above.
     """
+    cost = cost or log.seconds_at
     logged = log.series("train/output")
-    seconds = log.seconds_at(logged.steps)
-    known = np.isfinite(logged.values) & np.isfinite(seconds)
-    steps, seconds, loss = logged.steps[known], seconds[known], logged.values[known]
+    costs = cost(logged.steps)
+    known = np.isfinite(logged.values) & np.isfinite(costs)
+    steps, costs, loss = logged.steps[known], costs[known], logged.values[known]
     starts = [mark.step for mark in log.growth]
     stages = np.searchsorted(starts, steps)  # a growth comes after the step that it names
     found = []
     for stage in np.unique(stages):
         inside = stages == stage
         smooth = running_mean(loss[inside], max(1, len(loss) // points))
-        start = log.seconds_at([starts[stage - 1]]) if stage else seconds[inside][:1]
-        found.append((np.append(start, seconds[inside]), np.append(smooth[:1], smooth)))
+        start = cost([starts[stage - 1]]) if stage else costs[inside][:1]
+        found.append((np.append(start, costs[inside]), np.append(smooth[:1], smooth)))
     return found
 
 

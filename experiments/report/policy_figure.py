@@ -69,16 +69,30 @@ def policy_stages(policy: str) -> list[Stage]:
     return found
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One way to grow: its name, a few words on it, and its stages."""
+
+    name: str
+    note: str
+    stages: list[Stage]
+
+
 def draw_policies() -> str:
+    """The picture of all policies at their default depths."""
+    return draw_panels([Panel(policy, note, policy_stages(policy)) for policy, note in PANELS.items()])
+
+
+def draw_panels(given: Sequence[Panel], columns: int = COLUMNS) -> str:
     """The picture as SVG text; its opaque background reads the same on a light and on a dark page."""
-    rows = -(-len(PANELS) // COLUMNS)
-    width, height = COLUMNS * PANEL_WIDTH + MARGIN, rows * PANEL_HEIGHT + MARGIN
+    rows = -(-(len(given) + 1) // columns)  # one place for the legend
+    width, height = columns * PANEL_WIDTH + MARGIN, rows * PANEL_HEIGHT + MARGIN
     panels = "".join(
-        _panel(policy, note, MARGIN + place % COLUMNS * PANEL_WIDTH, MARGIN + place // COLUMNS * PANEL_HEIGHT)
-        for place, (policy, note) in enumerate(PANELS.items())
+        _panel(panel, MARGIN + place % columns * PANEL_WIDTH, MARGIN + place // columns * PANEL_HEIGHT)
+        for place, panel in enumerate(given)
     )
-    spare = rows * COLUMNS - len(PANELS)
-    legend = _legend(width - spare * PANEL_WIDTH, MARGIN + (rows - 1) * PANEL_HEIGHT) if spare else ""
+    spare = rows * columns - len(given)
+    legend = _legend(width - spare * PANEL_WIDTH, MARGIN + (rows - 1) * PANEL_HEIGHT)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" role="img" font-family="{FONTS}">\n'
@@ -87,10 +101,10 @@ def draw_policies() -> str:
     )
 
 
-def _panel(policy: str, note: str, x: float, y: float) -> str:
-    stages = policy_stages(policy)
+def _panel(panel: Panel, x: float, y: float) -> str:
+    stages = panel.stages
     base = y + PANEL_HEIGHT - 36
-    parts = [_text(x, y + 14, policy, INK, 13, "600"), _text(x, y + 29, note, MUTED, 11)]
+    parts = [_text(x, y + 14, panel.name, INK, 13, "600"), _text(x, y + 29, panel.note, MUTED, 11)]
     for column, stage in enumerate(stages):
         left = x + column * (BOX_WIDTH + 8)
         parts += [

@@ -37,6 +37,7 @@ class GrowthMark:
     loss_before: float | None
     loss_after: float | None
     train_seconds: float | None
+    plan: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,16 @@ class RunLog:
         if not known.any():
             return np.full(len(steps), np.nan)
         return np.interp(steps, np.append(0, clock.steps[known]), np.append(0.0, clock.values[known]))
+
+    def flops_at(self, steps: Sequence[int] | NDArray[np.int64], by_stage: Sequence[float]) -> NDArray[np.float64]:
+        """Training FLOPs at ``steps``, from those at the end of each stage; a step costs the same within one.
+
+        NaN where the number of stages does not fit.
+        """
+        ends = [mark.step for mark in self.growth] + [self.steps or 0]
+        if len(ends) != len(by_stage):
+            return np.full(len(steps), np.nan)
+        return np.interp(steps, [0, *ends], [0.0, *by_stage])
 
     def depth_profile(self) -> list[tuple[int, int]]:
         """(first step, depth) of every stage, first stage first; empty where the depth is unknown."""
@@ -167,6 +178,7 @@ def _growth_mark(folder: Path, event: dict[str, Any]) -> GrowthMark:
             loss_before=event.get("loss_before"),
             loss_after=event.get("loss_after"),
             train_seconds=event.get("train_seconds"),
+            plan=tuple(event.get("plan", ())),
         )
     except KeyError as error:
         raise ValueError(f"{folder / 'growth.json'}: a growth event lacks the key {error}") from None

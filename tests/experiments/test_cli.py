@@ -65,7 +65,7 @@ def test_faults_of_a_help_text_are_noticed() -> None:
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_option_has_a_help_text_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed([command, "--help"], capsys)
-    assert len(option_helps(text)) > 3
+    assert len(option_helps(text)) > 1
     assert options_without_help(text) == []
     assert swallowed_options(text) == []
     assert "lacks type and help" not in text

@@ -1,0 +1,69 @@
+"""``interstack report``: tables, plots and one page from a study, a quick start, or folders of single runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.report.build import build_report
+from experiments.report.document import ReferenceRow, Report, ReportNotes, ReportRun
+from experiments.report.reading import read_run
+from experiments.report.study import build_study_report
+
+
+def report(folders: list[str], output: str | None = None) -> None:
+    """Write report.md, report.html, report.json and pictures; a study also gets report.tex and report.csv.
+
+    Args:
+        folders: one folder of `interstack reproduce` or of `interstack quickstart`, or several run folders.
+        output: folder for the report of run folders; the others are written into their own folder.
+    """
+    paths = [Path(folder) for folder in folders]
+    first = paths[0]
+    kinds = [name for name in ("study.json", "quickstart.json") if (first / name).is_file()]
+    if kinds and (len(paths) > 1 or output is not None):
+        raise ValueError(f"{first} holds a {kinds[0]}: give it alone and without --output, its report lies in it")
+    built: Any
+    if kinds == ["study.json"]:
+        built = build_study_report(first)
+    elif kinds:
+        built = build_report(first, *_quick_start(first))
+    elif output is None:
+        raise ValueError("run folders need --output, the folder for their report")
+    else:
+        runs = [ReportRun(path, path.name) for path in paths]
+        built = build_report(Path(output), runs, [], _notes(folders, output))
+    Console().print(built.table)
+    Console().print(f"report: {built.html}")
+
+
+def _quick_start(folder: Path) -> tuple[list[ReportRun], list[ReferenceRow], ReportNotes]:
+    """What the quick start handed to its report, from that report."""
+    if not (folder / "report.json").is_file():
+        raise ValueError(f"{folder} holds an unfinished quick start: run `interstack quickstart` again first")
+    written = Report.from_json((folder / "report.json").read_text(encoding="utf-8"))
+    rows = {row.system: row for row in written.rows}
+    runs = []
+    for details in written.runs:
+        path = Path(details["folder"])
+        path = path if path.is_dir() else folder / "students" / path.name
+        label = details["label"]
+        runs.append(ReportRun(path, label, rows[label].per, details["layer_weights"], details["similarity"]))
+    labels = {run.label for run in runs}
+    references = [ReferenceRow(row.system, row.per, row.parameters) for row in written.rows if row.system not in labels]
+    return runs, references, written.notes
+
+
+def _notes(folders: list[str], output: str) -> ReportNotes:
+    records = [path for path in (Path(folder) / "run.json" for folder in folders) if path.is_file()]
+    commits = {str(json.loads(path.read_text(encoding="utf-8")).get("git_commit")) for path in records}
+    hardware = {str(log.hardware) for log in (read_run(Path(folder)) for folder in folders) if log.hardware}
+    return ReportNotes(
+        title="Comparison of runs",
+        command=" ".join(["interstack report", *folders, "--output", output]),
+        commit=", ".join(sorted(commits)),
+        hardware="; ".join(sorted(hardware)),
+        versions={},
+        caveats=("One run per system: nothing can be concluded about differences between systems.",),
+    )

@@ -1,0 +1,199 @@
+"""The report of a study: ``report.md``, ``.tex``, ``.csv``, ``.json``, ``.html`` and pictures, from its result files.
+
+``report.json`` holds every number of the tables, cell by cell and seed by seed; `study_texts` makes the texts from it
+alone. What has failed or has not run yet is a gap, so a report can be made at any time.
+"""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from experiments.report.document import ReportNotes, provenance
+from experiments.report.figures import Picture
+from experiments.report.files import write_atomic
+from experiments.report.grids import html_grid, latex_grid, markdown_grid, rich_grid
+from experiments.report.page import bullets, document, figures, made
+from experiments.report.study_plots import SvgDrawing, ancestry_drawing, study_pairs, study_pictures
+from experiments.report.study_reading import (
+    StudyFolder,
+    cell_values,
+    default_columns,
+    disagreements,
+    failures,
+    read_study,
+)
+from experiments.report.study_tables import difference_grid, few_seeds, long_rows, published_grid, result_grid
+
+FORMAT = 1
+RESULT_NOTES = (
+    "Mean \u00b1 standard deviation over seeds; (n of m) where seeds are missing. The best mean of a column is bold, "
+    "whether or not the difference means anything: see the paired differences.",
+    "Training s: wall-clock seconds of training, without validation and checkpoints. Speed-up: training seconds of the "
+    "baseline row divided by those of the row, seed by seed. Student speed-up leaves the teacher's forward out.",
+    "A dash means that there is no such value (yet).",
+)
+DIFFERENCE_NOTE = (
+    "Row minus baseline over the same seeds, with a 95 % percentile bootstrap interval over seeds; bold where it "
+    "excludes zero. With few seeds such an interval is too narrow: of three seeds it can only reach from the lowest "
+    "difference to the highest."
+)
+PUBLISHED_NOTE = (
+    "Published rows are quoted from their papers and the SUPERB leaderboard (960 h of LibriSpeech). They were not "
+    "measured here and are never bold."
+)
+
+
+@dataclass(frozen=True)
+class StudyPaths:
+    """Files of the report; ``table`` is for the terminal."""
+
+    markdown: Path
+    latex: Path
+    csv: Path
+    json: Path
+    html: Path
+    pictures: list[Path]
+    table: Table
+
+
+def build_study_report(folder: Path) -> StudyPaths:
+    """Write the report into the study's folder; each file is replaced at once.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing.
+        ValueError: no study there, or a file that cannot be read.
+    """
+    study = read_study(folder)
+    report = study_values(study)
+    pictures = study_pictures(study, report)
+    ancestry = ancestry_drawing(study_pairs(study))
+    files = [write_atomic(folder / f"{picture.name}.png", picture.png()) for picture in pictures]
+    if ancestry is not None:
+        files.append(write_atomic(folder / f"{ancestry.name}.svg", ancestry.text))
+    drawings: list[Picture | SvgDrawing] = [*pictures, *([ancestry] if ancestry else [])]
+    shown = [(file.name, each.heading, each.caption) for file, each in zip(files, drawings, strict=True)]
+    texts = study_texts(report)
+    return StudyPaths(
+        markdown=write_atomic(folder / "report.md", texts["md"] + _markdown_pictures(shown) + _markdown_made(report)),
+        latex=write_atomic(folder / "report.tex", texts["tex"]),
+        csv=write_atomic(folder / "report.csv", texts["csv"]),
+        json=write_atomic(folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"),
+        html=write_atomic(folder / "report.html", study_page(report, drawings)),
+        pictures=files,
+        table=rich_grid(result_grid(report), report["title"], "\n".join(report["caveats"] + report["failures"])),
+    )
+
+
+def study_values(study: StudyFolder) -> dict[str, Any]:
+    """Everything that the tables and texts are made of, in plain values."""
+    described = study.study
+    rows = [{"name": row["name"], "label": row.get("label") or row["name"]} for row in described["rows"]]
+    labels = {row["name"]: row["label"] for row in rows}
+    columns = list(described.get("columns") or default_columns(study))
+    if "speed_up" not in columns and described.get("baseline"):
+        columns.append("speed_up")
+    report: dict[str, Any] = {
+        "format": FORMAT,
+        "name": described["name"],
+        "title": described.get("title") or described["name"],
+        "rows": rows,
+        "seeds": list(described["seeds"]),
+        "columns": columns,
+        "baseline": described.get("baseline"),
+        "references": list(described.get("references") or []),
+        "measured_references": _measured_references(study, list(labels), columns),
+        "values": cell_values(study, list(labels), columns),
+        "failures": failures(study, labels),
+        **{key: described.get(key) or "" for key in ("command", "commit", "hardware", "versions")},
+    }
+    unfinished = sum(job.status not in ("done", "failed") for job in study.jobs)
+    caveats = [few_seeds(report), f"{unfinished} of {len(study.jobs)} jobs have not been done." if unfinished else None]
+    report["caveats"] = [line for line in [*caveats, *disagreements(study)] if line]
+    return report
+
+
+def _measured_references(study: StudyFolder, rows: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Models that were evaluated but not distilled here: the teacher, its untrained twin."""
+    names = dict.fromkeys(job.row for job in study.of("evaluate") if job.row not in rows and job.result)
+    found = []
+    for name in names:
+        jobs = study.of("evaluate", name)
+        values: dict[str, float] = {}
+        for key in (key for key in columns if "/" in key):
+            task, _, metric = key.partition("/")
+            seen = [
+                job.result["metrics"][metric] for job in jobs if job.task == task and metric in job.result["metrics"]
+            ]
+            values |= {key: statistics.fmean(seen)} if seen else {}
+        label = next((job.result["label"] for job in jobs if job.result.get("label")), name)
+        found.append({"label": label, "values": values})
+    return found
+
+
+def study_texts(report: dict[str, Any]) -> dict[str, str]:
+    """Markdown (without pictures), LaTeX and CSV from the content of ``report.json``.
+
+    Raises:
+        ValueError: another format number.
+    """
+    if report.get("format") != FORMAT:
+        raise ValueError(f"report format is {report.get('format')!r}; this version reads format {FORMAT}")
+    results, differences, published = result_grid(report), difference_grid(report), published_grid(report)
+    parts = [f"# {report['title']}", *(f"> {line}" for line in report["caveats"]), "## Results"]
+    parts += [markdown_grid(results).rstrip(), "\n".join(f"- {line}" for line in _notes(report))]
+    if differences:
+        parts += [f"## Differences to {_baseline(report)}", markdown_grid(differences).rstrip(), DIFFERENCE_NOTE]
+    if published:
+        parts += ["## Published results", markdown_grid(published).rstrip(), PUBLISHED_NOTE]
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(long_rows(report))
+    grids = [grid for grid in (results, differences, published) if grid]
+    return {
+        "md": "\n\n".join(parts) + "\n",
+        "tex": "% needs \\usepackage{booktabs}\n" + "\n".join(latex_grid(grid) for grid in grids),
+        "csv": lines.getvalue(),
+    }
+
+
+def study_page(report: dict[str, Any], drawings: Sequence[Picture | SvgDrawing]) -> str:
+    """One self-contained HTML page."""
+    differences, published = difference_grid(report), published_grid(report)
+    body = ["<h2>Results</h2>", html_grid(result_grid(report), "Error rates and losses: lower is better.")]
+    body += [bullets(_notes(report))]
+    if differences:
+        body += [f"<h2>Differences to {_baseline(report)}</h2>", html_grid(differences, DIFFERENCE_NOTE)]
+    body += [figures(drawings)]
+    if published:
+        body += ["<h2>Published results</h2>", html_grid(published, PUBLISHED_NOTE)]
+    return document(report["title"], report["caveats"], [*body, made(_provenance(report))])
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    published = [PUBLISHED_NOTE] if report["references"] and not published_grid(report) else []
+    return [*report["failures"], *RESULT_NOTES, *published]
+
+
+def _baseline(report: dict[str, Any]) -> str:
+    return next(row["label"] for row in report["rows"] if row["name"] == report["baseline"])
+
+
+def _provenance(report: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = {key: report[key] for key in ("title", "command", "commit", "hardware")}
+    lines = provenance(ReportNotes(**facts, versions=report["versions"] or {}))
+    return [*lines, ("Seeds", ", ".join(map(str, report["seeds"])))]
+
+
+def _markdown_pictures(shown: Sequence[tuple[str, str, str]]) -> str:
+    return "".join(f"\n## {heading}\n\n![{heading}]({name})\n\n{caption}\n" for name, heading, caption in shown)
+
+
+def _markdown_made(report: dict[str, Any]) -> str:
+    lines = "\n".join(f"- {name}: {value}" for name, value in _provenance(report))
+    return f"\n## How this was made\n\n{lines}\n"

@@ -1,0 +1,180 @@
+"""Pictures of a study: those of single runs for one run of each row, and what needs several seeds."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from callbacks.policies import kept_positions
+from experiments.report.document import Pair, ReportRun
+from experiments.report.figures import (
+    FONT,
+    MARKERS,
+    Picture,
+    label_points,
+    require_matplotlib,
+    series_colour,
+    single_axes,
+)
+from experiments.report.heat_maps import layer_weights, similarity
+from experiments.report.plots import depth_vs_step, loss_curves
+from experiments.report.policy_figure import Panel, Stage, draw_panels
+from experiments.report.reading import GrowthMark, RunLog, read_run
+from experiments.report.study_reading import StudyFolder
+from experiments.report.study_tables import column, numbers
+from experiments.report.theme import MUTED, follow_theme
+
+COMPARISONS = {
+    "cka": "student layers (linear CKA)",
+    "cosine": "student layers (cosine)",
+    "cka_teacher": "student and teacher (linear CKA)",
+}
+
+
+@dataclass(frozen=True)
+class SvgDrawing:
+    """A picture that was drawn as SVG in the light colours."""
+
+    name: str
+    heading: str
+    caption: str
+    text: str
+
+    def svg(self) -> str:
+        """With colours that follow the reader's theme."""
+        return follow_theme(self.text)
+
+
+def study_pairs(folder: StudyFolder) -> list[Pair]:
+    """One run of each row: the one of the lowest seed whose folder is there."""
+    pairs = []
+    for row in folder.study["rows"]:
+        runs = [job for job in folder.of("distil", row["name"]) if job.result.get("run")]
+        found = [job for job in runs if (folder.path / job.result["run"]).is_dir()]
+        if found:
+            run = folder.path / found[0].result["run"]
+            matrices = {name: mean for key, name in COMPARISONS.items() if (mean := _mean(folder, row["name"], key))}
+            flops = tuple(found[0].result.get("flops_by_stage") or ())
+            log = read_run(run)
+            if not log.growth and not flops and found[0].result.get("flops"):
+                flops = (found[0].result["flops"],)
+            pairs.append((ReportRun(run, row["label"], similarity=matrices, flops_by_stage=flops), log))
+    return pairs
+
+
+def _mean(folder: StudyFolder, row: str, key: str) -> list[list[float]]:
+    """Mean similarity matrix over the seeds of a row; empty without any."""
+    found = [job.result[key] for job in folder.of("similarity", row) if job.result.get(key)]
+    return np.mean(np.array(found, dtype=float), axis=0).tolist() if found else []
+
+
+def study_pictures(folder: StudyFolder, report: dict[str, Any]) -> list[Picture]:
+    """Every picture for which there is something to draw."""
+    require_matplotlib()
+    pairs = study_pairs(folder)
+    drawn = [
+        *(loss_curves(pairs, axis) for axis in ("steps", "time", "flops")),
+        depth_vs_step(pairs),
+        *(speed_quality(report, key) for key in report["columns"] if "/" in key),
+        *(_similarity(pairs, key) for key in COMPARISONS),
+        *(_layer_weights(folder, pairs, task) for task in _tasks(folder)),
+    ]
+    one_seed = " One run of each row is shown, that of its lowest seed."
+    several = len(report["seeds"]) > 1
+    pictures = [picture for picture in drawn if picture is not None]
+    curves = ("loss", "depth")
+    return [
+        replace(each, caption=each.caption + one_seed) if several and each.name.startswith(curves) else each
+        for each in pictures
+    ]
+
+
+def _tasks(folder: StudyFolder) -> list[str]:
+    return list(dict.fromkeys(job.task for job in folder.of("evaluate") if job.task and job.result))
+
+
+def _similarity(pairs: Sequence[Pair], key: str) -> Picture | None:
+    name = COMPARISONS[key]
+    chosen = [
+        (replace(run, similarity={name: run.similarity[name]} if name in run.similarity else {}), log)
+        for run, log in pairs
+    ]
+    picture = similarity(chosen)
+    if picture is None:
+        return None
+    heading = f"Layer similarity: {name}"
+    return replace(picture, name=f"similarity_{key}", heading=heading, caption=picture.caption + " Mean over seeds.")
+
+
+def _layer_weights(folder: StudyFolder, pairs: Sequence[Pair], task: str) -> Picture | None:
+    labels = {row["label"]: row["name"] for row in folder.study["rows"]}
+    chosen = []
+    for run, log in pairs:
+        jobs = folder.of("evaluate", labels[run.label])
+        found = [job.result["layer_weights"] for job in jobs if job.task == task and job.result.get("layer_weights")]
+        chosen.append((replace(run, layer_weights=np.mean(found, axis=0).tolist() if found else None), log))
+    picture = layer_weights(chosen)
+    if picture is None:
+        return None
+    return replace(picture, name=f"layer_weights_{task}", heading=f"What the probe reads: {task}")
+
+
+def speed_quality(report: dict[str, Any], key: str) -> Picture | None:
+    """One point per row, speed-up over the baseline against a metric; whiskers are the spread over seeds."""
+    points, spreads = {}, {}
+    for index, row in enumerate(report["rows"]):
+        speeds, qualities = (numbers(report["values"][row["name"]].get(name, {})) for name in ("speed_up", key))
+        if speeds and qualities:
+            points[index] = (statistics.fmean(speeds.values()), statistics.fmean(qualities.values()))
+            spreads[index] = tuple(
+                statistics.stdev(values.values()) if len(values) > 1 else 0.0 for values in (speeds, qualities)
+            )
+    if not points:
+        return None
+    figure, axes = single_axes(max(3.4, 0.34 * len(points)))
+    for index, (speed, quality) in points.items():
+        style: Any = {"color": series_colour(index)}
+        axes.errorbar(speed, quality, xerr=spreads[index][0], yerr=spreads[index][1], linewidth=1, **style)
+        axes.plot(speed, quality, MARKERS[index % len(MARKERS)], markersize=8, **style)
+    axes.margins(x=0.3, y=0.2)
+    axes.set_xlabel("speed-up over the baseline row (training time)")
+    axes.set_title(column(key).title, loc="left", fontsize=FONT, color=MUTED)
+    label_points(figure, axes, points, [row["label"] for row in report["rows"]])
+    better = "further down" if column(key).better == "low" else "further up"
+    caption = f"{column(key).title} against speed-up, means over seeds: {better} and right is better. "
+    caption += "Whiskers are one standard deviation over seeds."
+    name = f"speed_quality_{key.replace('/', '_')}"
+    return Picture(name, f"Speed and quality: {column(key).title}", caption, figure)
+
+
+def ancestry_drawing(pairs: Sequence[Pair]) -> SvgDrawing | None:
+    """How the runs grew, from their growth logs: one panel for each way, named by policy."""
+    panels: dict[tuple[Any, ...], Panel] = {}
+    for run, log in pairs:
+        if log.growth:
+            key = (log.policy, *(mark.ancestry for mark in log.growth))
+            panels.setdefault(key, Panel(log.policy or "unknown", _shorten(run.label), _stages(log)))
+    if not panels:
+        return None
+    caption = (
+        "Columns are stages, layer 1 at the bottom. Colour and number name the first-stage layer that a layer descends "
+        "from; a dot marks a layer that was new at that growth. Drawn from the growth logs of the runs."
+    )
+    text = draw_panels(list(panels.values()), columns=min(3, len(panels) + 1))
+    return SvgDrawing("ancestry", "How the students grew", caption, text)
+
+
+def _shorten(label: str, longest: int = 26) -> str:
+    return label if len(label) <= longest else label[: longest - 3] + "..."
+
+
+def _stages(log: RunLog) -> list[Stage]:
+    first = log.growth[0].depth_before
+    return [Stage(tuple(range(first)), (False,) * first), *(_stage(mark) for mark in log.growth)]
+
+
+def _stage(mark: GrowthMark) -> Stage:
+    kept = set(kept_positions(list(mark.plan), mark.depth_before)) if mark.plan else set(range(mark.depth))
+    return Stage(mark.ancestry, tuple(place not in kept for place in range(mark.depth)))

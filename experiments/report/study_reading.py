@@ -1,0 +1,140 @@
+"""Read the folder of a study: ``study.json``, and ``jobs/ID/job.json`` with ``result.json`` of those that are done."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RATIOS = {"speed_up": "train_seconds", "student_speed_up": "student_seconds", "flops_ratio": "flops"}
+MISSING, FAILED = "missing", "failed"
+
+
+@dataclass(frozen=True)
+class StudyJob:
+    """One job; ``status`` is done, failed or planned, and ``result`` is empty unless it is done."""
+
+    kind: str
+    row: str
+    seed: int | None
+    task: str | None
+    status: str
+    log: str
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """What a study's folder says; ``study`` is the content of ``study.json``."""
+
+    path: Path
+    study: dict[str, Any]
+    jobs: tuple[StudyJob, ...]
+
+    def of(self, kind: str, row: str | None = None) -> list[StudyJob]:
+        """Jobs of a kind (and row), by seed."""
+        found = [job for job in self.jobs if job.kind == kind and row in (None, job.row)]
+        return sorted(found, key=lambda job: job.seed or 0)
+
+
+def read_study(path: Path) -> StudyFolder:
+    """Read a study of any state of completion.
+
+    Raises:
+        ValueError: no ``study.json``, or a file that cannot be read.
+    """
+    if not (path / "study.json").is_file():
+        raise ValueError(f"{path} holds no study.json: give the --output folder of `interstack reproduce`")
+    study = _json(path / "study.json")
+    folders = [path / "jobs" / name for name in study.get("jobs") or []] or sorted((path / "jobs").glob("*"))
+    return StudyFolder(path, study, tuple(_job(folder) for folder in folders if (folder / "job.json").is_file()))
+
+
+def _job(folder: Path) -> StudyJob:
+    record = _json(folder / "job.json")
+    done = record.get("status") == "done" and (folder / "result.json").is_file()
+    result = _json(folder / "result.json") if done else {}
+    return StudyJob(
+        kind=record["kind"],
+        row=record.get("row") or "",
+        seed=record.get("seed"),
+        task=record.get("task") or result.get("task"),
+        status="failed" if record.get("status") == "failed" else "done" if done else "planned",
+        log=record.get("log") or f"jobs/{folder.name}/log.txt",
+        result=result,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+
+
+Values = dict[str, dict[str, dict[str, float | str]]]  # row -> column -> seed -> number, "failed" or "missing"
+
+
+def cell_values(folder: StudyFolder, rows: Sequence[str], columns: Sequence[str]) -> Values:
+    """Every cell of the study; what is no finite number is ``failed`` or ``missing``."""
+    values: Values = {row: {column: {} for column in columns} for row in rows}
+    for row in rows:
+        for column in columns:
+            for seed in folder.study["seeds"]:
+                values[row][column][str(seed)] = _value(folder, row, column, seed)
+    return values
+
+
+def _value(folder: StudyFolder, row: str, column: str, seed: int) -> float | str:
+    if column in RATIOS:
+        return _ratio(folder, row, column, seed)
+    task, _, metric = column.partition("/")
+    kind = "evaluate" if metric else "distil"
+    jobs = [job for job in folder.of(kind, row) if job.seed == seed and (not metric or job.task == task)]
+    number = None
+    if jobs:
+        number = jobs[0].result.get("metrics", {}).get(metric) if metric else jobs[0].result.get(column)
+    if isinstance(number, int | float) and math.isfinite(number):
+        return float(number)
+    upstream = [job for job in folder.jobs if job.row == row and job.seed == seed and job.kind in ("distil", "export")]
+    broken = any(job.status == "failed" for job in [*jobs, *upstream])
+    return FAILED if broken or (jobs and jobs[0].status == "done" and number is not None) else MISSING
+
+
+def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str:
+    """Baseline / row for speed-ups, row / baseline for FLOPs, always of the same seed."""
+    baseline = folder.study.get("baseline")
+    own = _value(folder, row, RATIOS[column], seed)
+    reference = _value(folder, baseline, RATIOS[column], seed) if baseline else MISSING
+    if isinstance(own, str):
+        return own
+    if isinstance(reference, str) or not own or not reference:
+        return MISSING
+    return own / reference if column == "flops_ratio" else reference / own
+
+
+def default_columns(folder: StudyFolder) -> list[str]:
+    """Cost and every metric that was found."""
+    found = {f"{job.task}/{name}": None for job in folder.of("evaluate") for name in job.result.get("metrics", {})}
+    return [*found, "final_loss", "train_seconds", "speed_up", "student_speed_up", "flops_ratio", "mean_depth"]
+
+
+def failures(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:
+    """One line for each failed job, with its log."""
+    return [
+        f"{labels.get(job.row, job.row) or job.kind}, seed {job.seed}: {job.kind}"
+        f"{f' ({job.task})' if job.task else ''} failed, see {job.log}"
+        for job in folder.jobs
+        if job.status == "failed"
+    ]
+
+
+def disagreements(folder: StudyFolder) -> list[str]:
+    """Hardware or commits that differ between the distillations, which makes their seconds incomparable."""
+    notes = []
+    for key in ("hardware", "commit"):
+        seen = {str(job.result[key]) for job in folder.of("distil") if job.result.get(key)}
+        if len(seen) > 1:
+            notes.append(f"The runs differ in {key} ({'; '.join(sorted(seen))}): seconds and speed-ups do not compare.")
+    return notes

@@ -1,0 +1,216 @@
+"""The tables of a study: mean and spread over seeds, and paired differences against the baseline row.
+
+All of it is a function of plain values (``report.json``), so the tables can be made again without the runs.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.report.grids import Cell, Grid
+from experiments.report.tables import DASH, show_count, show_loss, show_seconds
+
+PLUS_MINUS = "\u00b1"
+FEWEST_SEEDS = 3
+RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class StudyColumn:
+    """How a column is shown, and which direction is better (None: neither)."""
+
+    title: str
+    show: Callable[[float], str]
+    better: str | None = None
+
+
+def _fixed(decimals: int) -> Callable[[float], str]:
+    return lambda number: f"{number:.{decimals}f}"
+
+
+COLUMNS = {
+    "train_seconds": StudyColumn("Training s", show_seconds, "low"),
+    "student_seconds": StudyColumn("Student s", show_seconds, "low"),
+    "speed_up": StudyColumn("Speed-up", _fixed(2), "high"),
+    "student_speed_up": StudyColumn("Student speed-up", _fixed(2), "high"),
+    "flops": StudyColumn("FLOPs", lambda number: f"{number:.3g}", "low"),
+    "flops_ratio": StudyColumn("FLOPs ratio", _fixed(2), "low"),
+    "peak_memory_bytes": StudyColumn("Memory GB", lambda number: f"{number / 1e9:.2f}", "low"),
+    "final_loss": StudyColumn("Train loss", show_loss),
+    "val_output": StudyColumn("Dev output loss", show_loss, "low"),
+    "mean_depth": StudyColumn("Mean depth", _fixed(1)),
+    "parameters": StudyColumn("Parameters", lambda number: show_count(round(number))),
+    "steps": StudyColumn("Steps", _fixed(0)),
+}
+METRICS = {"per": "PER %", "wer": "WER %", "cer": "CER %", "eer": "EER %", "f1": "F1", "accuracy": "acc. %"}
+
+
+def column(key: str) -> StudyColumn:
+    """The column of a key; ``TASK/METRIC`` keys are shown with two decimals, error rates are better low."""
+    if key in COLUMNS:
+        return COLUMNS[key]
+    task, _, metric = key.partition("/")
+    better = "low" if metric.endswith("er") else "high"
+    return StudyColumn(f"{task.upper()} {METRICS.get(metric, metric)}", _fixed(2), better)
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Seed -> number, without gaps."""
+    return {seed: value for seed, value in values.items() if not isinstance(value, str)}
+
+
+def result_grid(report: dict[str, Any]) -> Grid:
+    """Rows of the study, measured references and published rows, in this order; the best of ours in bold."""
+    columns = report["columns"]
+    best = {key: _best(report, key) for key in columns}
+    rows = [
+        (Cell(row["label"]), *(_cell(report["values"][row["name"]][key], key, row["name"] in best[key])
+                               for key in columns))
+        for row in report["rows"]
+    ]  # fmt: skip
+    listed = [
+        (Cell(row["label"]), *(_plain(row["values"].get(key), key) for key in columns))
+        for row in report["measured_references"]
+    ]
+    published = [
+        (Cell(_published_label(row)), *(_plain(row["values"].get(key), key) for key in columns))
+        for row in report["references"]
+        if any(key in row["values"] for key in columns if "/" in key)
+    ]
+    breaks = tuple(at for at, group in ((len(rows), listed), (len(rows) + len(listed), published)) if group)
+    return Grid(("System", *(column(key).title for key in columns)), (*rows, *listed, *published), breaks)
+
+
+def published_grid(report: dict[str, Any]) -> Grid | None:
+    """Published rows in their own columns, where they share no metric with the study."""
+    if not report["references"] or any(
+        "/" in key and key in row["values"] for row in report["references"] for key in report["columns"]
+    ):
+        return None
+    keys = list(dict.fromkeys(key for row in report["references"] for key in row["values"]))
+    rows = [
+        (Cell(_published_label(row)), *(_plain(row["values"].get(key), key) for key in keys))
+        for row in report["references"]
+    ]
+    return Grid(("System", *(column(key).title for key in keys)), tuple(rows))
+
+
+def _published_label(row: dict[str, Any]) -> str:
+    return f"{row['label']}{', ' + row['schedule'] if row.get('schedule') else ''} (published)"
+
+
+def _plain(value: float | None, key: str) -> Cell:
+    return Cell(DASH, missing=True) if value is None else Cell(column(key).show(value))
+
+
+def _cell(values: dict[str, Any], key: str, bold: bool) -> Cell:
+    found = list(numbers(values).values())
+    if not found:
+        return Cell("failed") if "failed" in values.values() else Cell(DASH, missing=True)
+    text = column(key).show(statistics.fmean(found))
+    if len(found) > 1:
+        text += f" {PLUS_MINUS} {column(key).show(statistics.stdev(found))}"
+    if len(found) < len(values):
+        text += f" ({len(found)} of {len(values)})"
+    return Cell(text, bold)
+
+
+def _best(report: dict[str, Any], key: str) -> set[str]:
+    """Rows whose mean is best; none where a direction is missing or only one row has numbers."""
+    found = {name: numbers(values[key]) for name, values in report["values"].items()}
+    means = {name: statistics.fmean(each.values()) for name, each in found.items() if each}
+    better = column(key).better
+    if better is None or len(means) < 2:
+        return set()
+    target = min(means.values()) if better == "low" else max(means.values())
+    return {name for name, mean in means.items() if math.isclose(mean, target, rel_tol=1e-9)}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Row minus baseline over the seeds that both have; the interval is None with fewer than three."""
+
+    seeds: int
+    mean: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+def paired_difference(row: dict[str, Any], baseline: dict[str, Any]) -> Difference:
+    """Mean difference and its 95 % percentile bootstrap interval over seeds (Efron and Tibshirani 1993, chapter 13)."""
+    own, other = numbers(row), numbers(baseline)
+    differences = np.array([own[seed] - other[seed] for seed in own if seed in other])
+    if not len(differences):
+        return Difference(0, None)
+    if len(differences) < FEWEST_SEEDS:
+        return Difference(len(differences), float(differences.mean()))
+    from scipy.stats import bootstrap
+
+    interval = bootstrap(
+        (differences,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return Difference(len(differences), float(differences.mean()), float(interval.low), float(interval.high))
+
+
+def difference_columns(report: dict[str, Any]) -> list[str]:
+    """Columns in which a difference to the baseline says something."""
+    return [key for key in report["columns"] if column(key).better and key not in ("speed_up", "student_speed_up")]
+
+
+def difference_grid(report: dict[str, Any]) -> Grid | None:
+    """Paired differences of every row against the baseline; None without a baseline."""
+    baseline = report["baseline"]
+    if baseline not in report["values"]:
+        return None
+    keys = difference_columns(report)
+    rows = [
+        (Cell(row["label"]), *(_difference_cell(report["values"], row["name"], baseline, key) for key in keys))
+        for row in report["rows"]
+        if row["name"] != baseline
+    ]
+    return Grid(("System", *(column(key).title for key in keys)), tuple(rows)) if rows and keys else None
+
+
+def _difference_cell(values: dict[str, Any], row: str, baseline: str, key: str) -> Cell:
+    found = paired_difference(values[row][key], values[baseline][key])
+    if found.mean is None:
+        return Cell(DASH, missing=True)
+    if found.low is None or found.high is None:
+        return Cell(f"{_signed(found.mean, key)} (nothing can be concluded)")
+    text = f"{_signed(found.mean, key)} [{_signed(found.low, key)}, {_signed(found.high, key)}]"
+    return Cell(text, bold=found.low > 0 or found.high < 0)
+
+
+def _signed(number: float, key: str) -> str:
+    return ("+" if number >= 0 else "-") + column(key).show(abs(number))
+
+
+def few_seeds(report: dict[str, Any]) -> str | None:
+    """What must be said where there are too few seeds."""
+    if len(report["seeds"]) >= FEWEST_SEEDS:
+        return None
+    return (
+        f"There {'is 1 seed' if len(report['seeds']) == 1 else 'are 2 seeds'} per row: nothing can be concluded about "
+        f"differences between rows. At least {FEWEST_SEEDS} seeds are needed for an interval."
+    )
+
+
+def long_rows(report: dict[str, Any]) -> Sequence[Sequence[Any]]:
+    """Header and one line per row, column and seed, for CSV."""
+    lines: list[Sequence[Any]] = [("row", "label", "source", "column", "seed", "value", "status")]
+    for row in report["rows"]:
+        for key, values in report["values"][row["name"]].items():
+            for seed, value in values.items():
+                gap = isinstance(value, str)
+                lines.append(
+                    (row["name"], row["label"], "measured", key, seed, "" if gap else value, value if gap else "done")
+                )
+    for source, rows in (("reference", report["measured_references"]), ("published", report["references"])):
+        for row in rows:
+            for key, value in row["values"].items():
+                lines.append((row["label"], row["label"], source, key, "", value, "done"))
+    return lines

@@ -1,0 +1,181 @@
+"""The report of a study: numbers recomputed from the result files, gaps, few seeds, all its forms."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.report.command import report as report_command
+from experiments.report.study import build_study_report, study_texts, study_values
+from experiments.report.study_reading import read_study
+from experiments.report.study_tables import difference_grid, paired_difference, result_grid
+from tests.experiments.report_runs import NOTES, REFERENCES, two_runs, write_run
+from tests.experiments.study_folder import ROWS, write_study
+from tests.experiments.test_report_build import Page
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the made-up study, with its report."""
+    folder = write_study(tmp_path_factory.mktemp("study") / "table1")
+    build_study_report(folder)
+    return folder
+
+
+def results(folder: Path, kind: str, row: str) -> list[dict[str, Any]]:
+    """Results of the jobs of a row, in the order of seeds, read without the code under test."""
+    paths = sorted((folder / "jobs").glob(f"{kind}-{row}-?/result.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def markdown_row(folder: Path, label: str, heading: str = "## Results") -> list[str]:
+    section = (folder / "report.md").read_text().split(heading)[1].split("\n## ")[0]
+    (line,) = (line for line in section.splitlines() if line.startswith(f"| {label} |"))
+    return [cell.strip().strip("*") for cell in line.split("|")[2:-1]]
+
+
+@pytest.mark.parametrize("row", ["full", "interleave_prop1"])
+def test_cells_are_means_and_spreads_of_the_result_files(study: Path, row: str) -> None:
+    pers = [result["metrics"]["per"] for result in results(study, "evaluate", row)]
+    seconds = [result["train_seconds"] for result in results(study, "distil", row)]
+    baseline = [result["train_seconds"] for result in results(study, "distil", "full_l2l")]
+    speed_ups = np.array(baseline) / np.array(seconds)
+    cells = markdown_row(study, ROWS[row][0])
+    assert cells[0] == f"{np.mean(pers):.2f} \u00b1 {np.std(pers, ddof=1):.2f}"
+    assert cells[2].split()[0] == f"{np.mean(seconds):,.0f}"
+    assert cells[3] == f"{speed_ups.mean():.2f} \u00b1 {speed_ups.std(ddof=1):.2f}"
+
+
+def test_texts_come_back_from_json_alone(study: Path, tmp_path: Path) -> None:
+    values = json.loads((study / "report.json").read_text())
+    again = study_texts(values)
+    assert (study / "report.md").read_text().startswith(again["md"])
+    assert (study / "report.tex").read_text() == again["tex"]
+    assert (study / "report.csv").read_text() == again["csv"]
+    values["values"]["full"]["pr/per"]["0"] = 99.0
+    assert study_texts(values)["md"] != again["md"]
+    with pytest.raises(ValueError, match="format is 7"):
+        study_texts(values | {"format": 7})
+
+
+def test_failures_and_gaps_are_shown(study: Path) -> None:
+    text = (study / "report.md").read_text()
+    assert "MIDAS, equal, seed 2: distil failed, see jobs/distil-midas_equal-2/log.txt" in text
+    assert markdown_row(study, "MIDAS, equal")[0].endswith("(2 of 3)")
+    assert markdown_row(study, "MIDAS, prop-1")[0].endswith("(2 of 3)")
+    assert not markdown_row(study, "MIDAS, prop-1")[2].endswith("(2 of 3)")
+    states = {row["seed"]: row["status"] for row in csv_rows(study) if row["row"] == "midas_equal" and is_per(row)}
+    assert states == {"0": "done", "1": "done", "2": "failed"}
+
+
+def csv_rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / "report.csv").read_text())))
+
+
+def is_per(row: dict[str, str]) -> bool:
+    return row["column"] == "pr/per"
+
+
+def test_the_best_is_bold_and_a_published_row_never(study: Path) -> None:
+    grid = result_grid(json.loads((study / "report.json").read_text()))
+    bold = [row[0].text for row in grid.rows if row[1].bold]
+    assert bold == ["Full"]  # though the teacher and the published rows have lower error rates
+    assert [row[0].text for row in grid.rows[-3:]] == [
+        "Teacher",
+        "InterleaveStack, equal (published)",
+        "HuBERT Base (published)",
+    ]
+    assert re.search(r"Full & \\textbf\{[\d.]+ \$\\pm\$ [\d.]+\} &", (study / "report.tex").read_text())
+
+
+def test_differences_are_paired_by_seed() -> None:
+    baseline = {"0": 10.0, "1": 20.0, "2": 30.0}
+    found = paired_difference({"0": 11.0, "1": 22.0, "2": 33.0}, baseline)
+    assert (found.seeds, found.mean) == (3, pytest.approx(2.0))
+    assert found.low == pytest.approx(1.0)
+    assert found.high == pytest.approx(3.0)  # resampling seeds, 1 in 27 draws is (3, 3, 3): above the 2.5 % tail
+    assert paired_difference({"0": 11.0, "1": "failed", "2": 33.0}, baseline).low is None
+    assert paired_difference({"5": 1.0}, baseline).mean is None
+
+
+def test_with_fewer_than_three_seeds_nothing_can_be_concluded(study: Path, tmp_path: Path) -> None:
+    two = study_values(read_study(write_study(tmp_path / "two", seeds=2, rows=("full_l2l", "interleave_equal"))))
+    text = study_texts(two)["md"]
+    assert "There are 2 seeds per row: nothing can be concluded" in text
+    grid = difference_grid(two)
+    assert grid is not None
+    assert all(cell.text.endswith("(nothing can be concluded)") and not cell.bold for cell in grid.rows[0][1:])
+    assert "seeds per row" not in (study / "report.md").read_text()
+    one = study_values(read_study(write_study(tmp_path / "one", seeds=1, rows=("full_l2l", "interleave_equal"))))
+    assert "There is 1 seed per row" in study_texts(one)["md"]
+    assert "\u00b1" not in study_texts(one)["tex"]
+
+
+def test_jobs_of_an_older_plan_do_not_count(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=1, rows=("full_l2l", "interleave_equal"))
+    study = json.loads((folder / "study.json").read_text())
+    jobs = [path.name for path in (folder / "jobs").iterdir()]
+    kept = [name for name in jobs if name != "evaluate-interleave_equal-0"]
+    (folder / "study.json").write_text(json.dumps(study | {"jobs": kept}))
+    assert study_values(read_study(folder))["values"]["interleave_equal"]["pr/per"] == {"0": "missing"}
+
+
+def test_other_hardware_is_named(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=1, rows=("full_l2l", "interleave_equal"))
+    for name, hardware in (("full_l2l", "A"), ("interleave_equal", "B")):
+        path = folder / "jobs" / f"distil-{name}-0" / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": hardware}))
+    assert any("differ in hardware (A; B)" in line for line in study_values(read_study(folder))["caveats"])
+
+
+def test_the_page_stands_alone(study: Path) -> None:
+    text = (study / "report.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert "Main table &lt;made up&gt;" in text
+    assert text.count("<svg ") == 10
+    names = {path.stem for path in study.glob("*.png")} | {path.stem for path in study.glob("*.svg")}
+    assert names == {
+        *("loss_vs_steps", "loss_vs_time", "loss_vs_flops", "depth_vs_step", "speed_quality_pr_per", "ancestry"),
+        *("similarity_cka", "similarity_cosine", "similarity_cka_teacher", "layer_weights_pr"),
+    }
+    assert all(f"]({name}." in (study / "report.md").read_text() for name in names)
+
+
+def test_a_study_without_any_result_has_a_report(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=3, rows=("full_l2l", "interleave_equal"))
+    for path in (folder / "jobs").glob("*/result.json"):
+        path.unlink()
+    paths = build_study_report(folder)
+    assert paths.pictures == []
+    assert "jobs have not been done" in paths.markdown.read_text()
+
+
+def test_the_command_serves_studies_quick_starts_and_runs(study: Path, tmp_path: Path) -> None:
+    from experiments.report import build_report
+
+    before = (study / "report.json").read_bytes()
+    report_command([str(study)])
+    assert (study / "report.json").read_bytes() == before
+    quick = tmp_path / "quick"
+    build_report(quick, two_runs(tmp_path / "runs"), REFERENCES, NOTES)
+    (quick / "quickstart.json").write_text("{}")
+    written = {name: (quick / name).read_bytes() for name in ("report.md", "report.json", "report.html")}
+    report_command([str(quick)])
+    assert {name: (quick / name).read_bytes() for name in written} == written
+    runs = [str(write_run(tmp_path / name)) for name in ("a", "b")]
+    report_command(runs, output=str(tmp_path / "both"))
+    assert "| b | none |" in (tmp_path / "both" / "report.md").read_text()
+    with pytest.raises(ValueError, match="need --output"):
+        report_command(runs)
+    with pytest.raises(ValueError, match="alone"):
+        report_command([str(study), runs[0]])
