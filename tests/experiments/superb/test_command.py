@@ -12,6 +12,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 from experiments.cli import run
 from experiments.superb.checkpoint import TaskCheckpoint
 from lightning_modules.superb import heads
+from lightning_modules.superb.tasks import ClassificationTask
 from tests.datamodules.superb import corpora
 from tests.helpers import save_teacher
 
@@ -204,3 +205,31 @@ def test_a_cache_on_disk_is_filled_and_used(tmp_path: Path) -> None:
     assert files
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*/*")}
     assert first["layer_weights"] == second["layer_weights"]
+
+
+def test_wandb_gets_samples_and_layer_weights(tmp_path: Path) -> None:
+    root = corpora.table(tmp_path / "corpus")
+    teacher = save_teacher(tmp_path / "teacher")
+    superb("sid", teacher, root, tmp_path / "out", "--updates", "1", "--wandb.mode", "offline")
+    tables = {path.name.split("_0_")[0]: path for path in (tmp_path / "out").rglob("*.table.json")}
+    assert tables.keys() == {"samples", "layer_weights_table"}
+    samples = json.loads(tables["samples"].read_text())
+    assert samples["columns"] == ["utterance", "hypothesis", "reference"]
+    assert [row[2] for row in samples["data"]] == ["tone0", "tone1", "tone2"]
+    assert len(json.loads(tables["layer_weights_table"].read_text())["data"]) == 5
+
+
+def test_updates_whose_gradient_is_no_number_are_skipped_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, calls = ClassificationTask.losses, []
+
+    def poisoned(self: ClassificationTask, output: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls.append(1)
+        return losses(self, output, *rest) * (float("nan") if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(ClassificationTask, "losses", poisoned)
+    teacher, root = save_teacher(tmp_path / "teacher"), corpora.speech_commands(tmp_path / "corpus")
+    result = superb("ks", teacher, root, tmp_path / "out", "--updates", "3")
+    assert (result["skipped_updates"], result["updates"], len(calls)) == (1, 3, 3)
+    assert all(weight == weight for weight in result["layer_weights"])

@@ -1,0 +1,75 @@
+"""Every way to name an upstream gives the encoder's own hidden states."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import HubertModel
+
+from lightning_modules.export import export_student
+from lightning_modules.superb.feature_cache import FeatureCache
+from lightning_modules.superb.upstream import load_upstream
+from lightning_modules.teacher import normalize_waveforms
+from tests.helpers import save_teacher
+from tests.lightning_modules.test_export import checkpoint_of, save, tiny_hubert
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_checkpoint_and_exported_folder_are_one_upstream(normalize: bool, tmp_path: Path) -> None:
+    hubert = tiny_hubert(3).eval()
+    checkpoint = save(tmp_path, checkpoint_of(hubert, normalize=normalize))
+    export_student(checkpoint, tmp_path / "student")
+    waves = [torch.randn(4000), torch.randn(4000)]
+    inputs_BT = normalize_waveforms(torch.stack(waves)) if normalize else torch.stack(waves)
+    expected = hubert(inputs_BT, output_hidden_states=True).hidden_states
+    upstreams = [load_upstream(str(checkpoint)), load_upstream(str(tmp_path / "student"))]
+    for upstream in upstreams:
+        assert upstream.num_states == len(expected) == 4
+        for state_BFD, wanted_BFD in zip(upstream(waves), expected, strict=True):
+            torch.testing.assert_close(state_BFD, wanted_BFD)
+    assert upstreams[0].digest() == upstreams[1].digest()
+    assert load_upstream(str(checkpoint), normalize=not normalize).digest() != upstreams[0].digest()
+
+
+def test_padding_is_masked_and_reaches_the_length_of_the_whole_batch(tmp_path: Path) -> None:
+    upstream = load_upstream(str(save_teacher(tmp_path / "teacher")))
+    waves = [torch.randn(4000), torch.randn(6000)]
+    padded_BT = torch.zeros(2, 8000)
+    for row, wave_T in enumerate(waves):
+        padded_BT[row, : len(wave_T)] = wave_T
+    mask_BT = torch.arange(8000) < torch.tensor([[4000], [6000]])
+    model = HubertModel.from_pretrained(tmp_path / "teacher").eval()
+    expected = model(padded_BT, attention_mask=mask_BT.long(), output_hidden_states=True).hidden_states
+    for state_BFD, wanted_BFD in zip(upstream(waves, longest=8000), expected, strict=True):
+        torch.testing.assert_close(state_BFD, wanted_BFD)
+    assert upstream(waves)[0].shape[1] == upstream.num_frames(6000)
+
+
+def test_what_is_no_upstream(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no checkpoint .*none.ckpt"):
+        load_upstream(str(tmp_path / "none.ckpt"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text(json.dumps({}))
+    with pytest.raises(ValueError, match=r"upstream '.*folder'"):
+        load_upstream(str(tmp_path / "folder"))
+
+
+def test_a_cache_belongs_to_the_weights(tmp_path: Path) -> None:
+    upstream, other = (
+        load_upstream(str(save(tmp_path, checkpoint_of(tiny_hubert(3, seed=seed)), f"{seed}.ckpt"))) for seed in (0, 1)
+    )
+    wave_T = torch.randn(4000)
+    first = FeatureCache(upstream, tmp_path / "cache")
+    states = first.states(wave_T)
+    again = FeatureCache(upstream, tmp_path / "cache")
+    assert all(torch.equal(one, two) for one, two in zip(states, again.states(wave_T), strict=True))
+    assert (first.hits, first.misses, again.hits, again.misses) == (0, 1, 1, 0)
+    foreign = FeatureCache(other, tmp_path / "cache")
+    assert not torch.equal(foreign.states(wave_T)[-1], states[-1])
+    assert foreign.misses == 1
+    again.states(0.5 * wave_T)  # another gain is another waveform
+    again.states(torch.randn(4000), keep=False)
+    assert again.misses == 2
+    assert len(list((tmp_path / "cache" / upstream.digest()).rglob("*.pt"))) == 2
+    torch.testing.assert_close(torch.stack(states), torch.cat(upstream([wave_T])), atol=5e-3, rtol=5e-3)
