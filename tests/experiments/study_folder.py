@@ -89,7 +89,7 @@ def _distil(folder: Path, name: str, seed: int, failed: bool, generator: np.rand
     if failed:
         write_job(folder, job_id, "distil", name, seed, status="failed")
         return
-    label, policy, schedule, cost = ROWS[name]
+    _, policy, schedule, cost = ROWS[name]
     events = _events(policy, schedule)
     seconds = cost * 400 * float(generator.uniform(0.98, 1.02))
     run = folder / "runs" / f"{name}-seed{seed}-0"
