@@ -26,11 +26,12 @@ COMMANDS = {
     "probe-phones": ("experiments.probe_phones", "phone error rate of a linear probe, on a corpus with alignments"),
     "similarity": ("experiments.similarity", "which layers are alike, over the stages of a run; what each contributes"),
     "report": ("experiments.report.command", "tables, plots and one page from a study, a quick start or run folders"),
+    "dashboard": ("experiments.dashboards.command", "W&B workspace view and report of a study"),
     "pretrain-teacher": ("experiments.pretrain_teacher", "train a small teacher on a corpus with alignments"),
 }
 
 # Parameters that are given without a name: one word, or several where the parameter is a list.
-POSITIONAL = {"reproduce": "study", "similarity": "checkpoints", "report": "folders"}
+POSITIONAL = {"reproduce": "study", "similarity": "checkpoints", "report": "folders", "dashboard": "study"}
 
 # What dependencies say to each other, and Lightning's advice about small machines.
 DEPENDENCY_WARNINGS = (

@@ -212,7 +212,7 @@ def _wandb_logger(
 
     mode: str = settings.mode
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         if mode == "offline":
             rank_zero_only(log.info)(
                 "W&B logs offline into %s: no key is set (`wandb login`), or WANDB_MODE=offline", run_dir
@@ -233,7 +233,7 @@ def _wandb_logger(
     )
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     """Whether W&B could log in without asking: a key in the environment, its settings, or netrc."""
     import wandb
 

@@ -1,0 +1,35 @@
+"""``interstack dashboard STUDY``: the W&B workspace view and report of a study."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.dashboards.specification import study_specification
+from experiments.loggers import has_key
+from experiments.runs import write_atomically
+
+
+def dashboard(study: str, entity: str | None = None, project: str = "interstack", output: str = "dashboards") -> None:
+    """Save a workspace view and a report draft on W&B; without a key or an entity only the specification is written.
+
+    Args:
+        study: name of a shipped study, or a YAML file.
+        entity: W&B user or team.
+        project: W&B project of the study's runs.
+        output: folder for the specification, NAME.json.
+    """
+    spec = study_specification(study)
+    path = Path(output) / f"{spec['study']}.json"
+    write_atomically(path, json.dumps(spec, indent=1) + "\n")
+    console = Console()
+    console.print(f"specification: {path}")
+    missing = "an --entity" if entity is None else None if has_key() else "a key (`wandb login`)"
+    if missing or entity is None:
+        console.print(f"nothing was sent to W&B, which needs {missing}")
+        return
+    from experiments.dashboards.build import build_report, build_workspace
+
+    for built in (build_workspace(spec, entity, project), build_report(spec, entity, project)):
+        built.save()
+        console.print(f"saved: {built.url}")
