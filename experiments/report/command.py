@@ -34,8 +34,10 @@ def report(folders: list[str], output: str | None = None) -> None:
     else:
         runs = [ReportRun(path, path.name) for path in paths]
         built = build_report(Path(output), runs, [], _notes(folders, output))
-    Console().print(built.table)
-    Console().print(f"report: {built.html}")
+    console = Console()
+    console.width = max(console.width, 110)  # the table of results needs it
+    console.print(built.table)
+    console.print(f"report: {built.html}")
 
 
 def _quick_start(folder: Path) -> tuple[list[ReportRun], list[ReferenceRow], ReportNotes]:

@@ -113,10 +113,16 @@ def _cell(values: dict[str, Any], key: str, bold: bool) -> Cell:
         return Cell("failed") if "failed" in values.values() else Cell(DASH, missing=True)
     text = column(key).show(statistics.fmean(found))
     if len(found) > 1:
-        text += f" {PLUS_MINUS} {column(key).show(statistics.stdev(found))}"
+        text += f" {PLUS_MINUS} {_spread(statistics.stdev(found), text, column(key))}"
     if len(found) < len(values):
         text += f" ({len(found)} of {len(values)})"
     return Cell(text, bold)
+
+
+def _spread(deviation: float, mean: str, shown: StudyColumn) -> str:
+    """With as many decimals as the mean, where that is a plain number."""
+    plain = mean.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()
+    return f"{deviation:.{len(mean.partition('.')[2])}f}" if plain else shown.show(deviation)
 
 
 def _best(report: dict[str, Any], key: str) -> set[str]:

@@ -53,6 +53,13 @@ def test_cells_are_means_and_spreads_of_the_result_files(study: Path, row: str) 
     assert cells[3] == f"{speed_ups.mean():.2f} \u00b1 {speed_ups.std(ddof=1):.2f}"
 
 
+def test_a_small_spread_has_the_decimals_of_its_mean() -> None:
+    values = {"0": 0.5661, "1": 0.5662, "2": 0.5663}
+    report = {"columns": ["val_output"], "values": {"a": {"val_output": values}}, "rows": [{"name": "a", "label": "A"}]}
+    grid = result_grid(report | {"measured_references": [], "references": []})
+    assert grid.rows[0][1].text == "0.566 \u00b1 0.000"
+
+
 def test_texts_come_back_from_json_alone(study: Path, tmp_path: Path) -> None:
     values = json.loads((study / "report.json").read_text())
     again = study_texts(values)
