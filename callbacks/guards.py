@@ -75,8 +75,7 @@ class NonFiniteGuard(Callback):
         found = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         raise RuntimeError(
             f"loss or gradient norm was not finite in {self.skipped_in_a_row} optimizer steps in a row, up "
-            f"to step {trainer.global_step + 1}: stopped, {found}; look at the data, or "
-            "lower model.optimizer.lr"
+            f"to step {trainer.global_step + 1}: stopped, {found}; look at the data, or lower the learning rate"
         )
 
     @rank_zero_only
