@@ -25,6 +25,7 @@ from experiments.runner.executors import Executor, LocalExecutor, SlurmExecutor,
 from experiments.runner.job import Workspace
 from experiments.runner.loop import Runner, only_runner, write_study
 from experiments.runner.plan import Plan
+from experiments.runner.results import results_table, write_results
 from experiments.runner.study import load_study, row_settings
 from experiments.runs import git_commit
 
@@ -89,6 +90,8 @@ def reproduce(
         except KeyboardInterrupt:
             console.print("interrupted: the same command goes on from here")
             sys.exit(130)
+        results = write_results(folder, plan)
+        console.print(results_table(results, {row.name: row.label for row in plan.rows}))
         if find_spec("experiments.report.study"):
             console.print(import_module("experiments.report.study").build_study_report(folder).table)
     if runner.failed:
