@@ -40,6 +40,7 @@ def reproduce(
     dry_run: bool = False,
     root: str | None = None,
     teacher: str | None = None,
+    lexicon: str | None = None,
     executor: Literal["local", "slurm"] = "local",
     parallel: int | None = None,
     devices: int = 1,
@@ -56,6 +57,7 @@ def reproduce(
         dry_run: print the plan with estimated FLOPs, time and disk; run nothing.
         root: the corpus, for studies that do not synthesize one.
         teacher: hub name or folder instead of the study's teacher.
+        lexicon: pronunciations for SUPERB's PR (see docs/superb.md), where the corpus has no phone alignments.
         executor: this machine, or SLURM through submitit.
         parallel: jobs at a time on this machine; default: one per group of GPUs, or one without GPUs.
         devices: GPUs of a distillation job, as DDP; under SLURM see slurm.gpus.
@@ -66,7 +68,9 @@ def reproduce(
     loaded = load_study(study)
     if not dry_run and loaded.data == "root" and root is None:
         raise ValueError(f"the study {loaded.name} needs a corpus: give its folder with --root")
-    plan = Plan(loaded, root=root, teacher=teacher, only=[only] if isinstance(only, str) else only, seeds=seeds)
+    plan = Plan(
+        loaded, root=root, teacher=teacher, only=[only] if isinstance(only, str) else only, seeds=seeds, lexicon=lexicon
+    )
     workspace = Workspace(
         folder,
         root=root,

@@ -79,6 +79,7 @@ class Plan:
         teacher: instead of the study's, a hub name or folder.
         only: names of rows; default: all (with the rows that they are matched to).
         seeds: instead of the study's.
+        lexicon: pronunciations for the task ``pr`` on a corpus without phone alignments.
 
     Raises:
         ValueError: a row that does not exist, or a root for a study that synthesizes its corpus.
@@ -91,10 +92,11 @@ class Plan:
         teacher: str | None = None,
         only: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
+        lexicon: str | None = None,
     ) -> None:
         if study.data == "corpus" and root is not None:
             raise ValueError(f"the study {study.name} synthesizes its corpus: remove --root {root}")
-        self.study, self.root = study, root
+        self.study, self.root, self.lexicon = study, root, lexicon
         self.teacher_settings = {"model": teacher} if teacher else dict(study.teacher)
         self.rows = self._selected(only)
         self.seeds = list(seeds) if seeds else list(study.seeds)
@@ -162,6 +164,8 @@ class Plan:
         for task in self.study.tasks:
             corpus = self.corpus if self.study.data == "corpus" else None
             options = {**self.study.evaluation.get(task, {}), "inputs": self._inputs()}
+            if task == "pr" and self.lexicon is not None:
+                options["data"] = {**options.get("data", {}), "lexicon": str(Path(self.lexicon).resolve())}
             self._add("evaluate", [*needs, corpus], row=row, seed=seed, task=task, settings=options)
 
     def _inputs(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runner.job import matched
-from experiments.runner.plan import Plan, corpus_digest, teacher_digest
+from experiments.runner.job import matched, superb_result
+from experiments.runner.plan import Job, Plan, corpus_digest, teacher_digest
 from experiments.runner.study import load_study
 from tests.helpers import save_corpus, save_teacher
 
@@ -100,3 +100,13 @@ def test_a_matched_run_is_longer_or_shorter(settings: dict[str, dict[str, int]],
 
 def test_a_matched_run_over_whole_epochs_changes_their_number() -> None:
     assert matched({}, 0.8) == {"data": {}, "trainer": {"max_epochs": 60}}
+
+
+def test_the_result_of_a_superb_task_is_that_of_its_rate(tmp_path: Path) -> None:
+    job = Job("0", "evaluate", [], "a", 3, "pr")
+    for rate in ("0.1", "0.01"):
+        (tmp_path / "pr" / f"lr{rate}_seed3").mkdir(parents=True)
+        (tmp_path / "pr" / f"lr{rate}_seed3" / "result.json").write_text("{}")
+    assert not superb_result(tmp_path, job).is_file()  # two rates, and none was chosen
+    (tmp_path / "pr" / "chosen_seed3.json").write_text('{"lr": 0.01}')
+    assert superb_result(tmp_path, job).parent.name == "lr0.01_seed3"
