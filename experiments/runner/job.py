@@ -178,7 +178,7 @@ class Workspace:
 def superb_result(folder: Path, job: Job) -> Path:
     """``result.json`` of the one run below ``folder``: of the learning rate that was given, or that a sweep chose."""
     chosen = folder / job.task / f"chosen_seed{job.seed}.json"
-    rate = f"{json.loads(chosen.read_text())['lr']:g}" if chosen.is_file() else "*"
+    rate = f"{json.loads(chosen.read_text())['chosen_lr']:g}" if chosen.is_file() else "*"
     found = sorted((folder / job.task).glob(f"lr{rate}_seed{job.seed}/result.json"))
     return found[0] if len(found) == 1 else folder / job.task / f"lr{rate}_seed{job.seed}" / "result.json"
 

@@ -108,5 +108,5 @@ def test_the_result_of_a_superb_task_is_that_of_its_rate(tmp_path: Path) -> None
         (tmp_path / "pr" / f"lr{rate}_seed3").mkdir(parents=True)
         (tmp_path / "pr" / f"lr{rate}_seed3" / "result.json").write_text("{}")
     assert not superb_result(tmp_path, job).is_file()  # two rates, and none was chosen
-    (tmp_path / "pr" / "chosen_seed3.json").write_text('{"lr": 0.01}')
+    (tmp_path / "pr" / "chosen_seed3.json").write_text('{"chosen_lr": 0.01}')
     assert superb_result(tmp_path, job).parent.name == "lr0.01_seed3"
