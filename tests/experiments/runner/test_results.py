@@ -1,5 +1,6 @@
 """Tables from the results alone."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def test_speed_ups_are_against_the_baseline_of_the_same_seed(tmp_path: Path) -> 
     assert rows["full"]["speed_up"] == [1.0, 1.0]
     assert rows["grown"]["pr/per"] == [9.5]
     assert "pr/per" not in rows["full"]
-    console = Console(width=160, record=True, quiet=False, file=(tmp_path / "out").open("w"))
+    console = Console(width=160, record=True, file=io.StringIO())
     console.print(results_table(path, {"full": "Full", "lost": "Lost", "grown": "Grown"}))
     lines = {line.split("│")[1].strip(): line for line in console.export_text().splitlines() if line.startswith("│")}
     assert "15.0 +- 7.1" in lines["Full"]
