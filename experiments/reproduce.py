@@ -11,7 +11,6 @@ import signal
 import sys
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -96,8 +95,8 @@ def reproduce(
             sys.exit(130)
         results = write_results(folder, plan)
         console.print(results_table(results, {row.name: row.label for row in plan.rows}))
-        if find_spec("experiments.report.study"):
-            console.print(import_module("experiments.report.study").build_study_report(folder).table)
+        paths = import_module("experiments.report.study").build_study_report(folder)  # imports matplotlib
+        console.print(f"report: {paths.html}")
     if runner.failed:
         names = ", ".join(job.label for job in runner.failed)
         raise ValueError(f"{len(runner.failed)} of {len(plan.jobs)} jobs failed or could not start: {names}")
