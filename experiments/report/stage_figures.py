@@ -30,6 +30,8 @@ def stages_picture(runs: Sequence[Run]) -> Picture:
     columns = min(STAGES_TO_A_LINE, len(panels))
     figure, grid = axes_grid(-(-len(panels) // columns), columns, cell=WIDTH / 2 - 0.45)
     image: Any = None
+    low = min(float(np.nanmin(np.array(stage["cka"], dtype=float))) for _, stage in panels)
+    low = min(low, 0.99)  # a scale of noise would show patterns where there are none
     for place, axes in enumerate(axes for line in grid for axes in line):
         if place >= len(panels):
             axes.set_axis_off()
@@ -37,14 +39,16 @@ def stages_picture(runs: Sequence[Run]) -> Picture:
         run, stage = panels[place]
         first = range(len({ancestor for ancestor in stage["ancestry"] if ancestor is not None}))
         grown = stage["ancestry"] if stage["depth"] > len(first) else ()
-        image = heat_map(axes, np.array(stage["cka"], dtype=float), 0.0, grown)
-        axes.set_title(f"{run['name']}: {stage['depth']} layers", fontsize=FONT - 1, color=INK, pad=4)
+        image = heat_map(axes, np.array(stage["cka"], dtype=float), low, grown)
+        title = f"{stage['depth']} layers" if len(runs) == 1 else f"{_short(run['name'])}: {stage['depth']}"
+        axes.set_title(title, fontsize=FONT - 1, color=INK, pad=4)
     bar = figure.colorbar(image, ax=[axes for line in grid for axes in line], shrink=0.6, aspect=30, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=FONT - 2, colors=MUTED, length=0)
     caption = (
         "Linear CKA between the student's layers at the end of each stage, layer 1 at the lower left. The strip on the "
-        "left colours each layer by the layer of the first stage that it descends from."
+        "left colours each layer by the layer of the first stage that it descends from. The colour scale starts at the lowest "
+        "value seen, not at 0."
     )
     return Picture("stages", "Layer similarity, stage by stage", caption, figure)
 
@@ -65,14 +69,18 @@ def copies_picture(runs: Sequence[Run]) -> Picture | None:
             if points and key == "copies":
                 ends[index] = points[-1]
     axes.set_xticks(sorted({stage["depth"] for run in shown for stage in run["stages"]}))
-    axes.set_xlabel("student depth at the end of the stage (layers)")
+    axes.set_xlabel("depth at the end of the stage")
     axes.set_title("mean CKA", loc="left", fontsize=FONT, color=MUTED)
-    label_ends(figure, axes, ends, [run["name"] for run in shown])
+    label_ends(figure, axes, ends, [_short(run["name"]) for run in shown])
     caption = (
         "Mean linear CKA over pairs of layers that descend from one first-stage layer (solid) and over all other pairs "
         "(dotted). Copies that stay near their originals keep the solid line at the top."
     )
     return Picture("copies", "Do copies stay near their originals?", caption, figure)
+
+
+def _short(name: str, longest: int = 16) -> str:
+    return name if len(name) <= longest else name[: longest - 3] + "..."
 
 
 def depth_use_picture(runs: Sequence[Run]) -> Picture | None:
@@ -87,11 +95,12 @@ def depth_use_picture(runs: Sequence[Run]) -> Picture | None:
             places = np.arange(1, len(use[key]) + 1) + offset
             change = 100 * (np.array(use[key], dtype=float) / use["loss"] - 1)
             axes.bar(places, change, width=0.42, color=colour, label=f"layer {key}" if not offset else "pair swapped")
+        axes.margins(y=0.25)  # room for the legend
         axes.axhline(0, color=GRID, linewidth=1)
         axes.spines[:].set_visible(False)
         axes.set_xticks(range(1, len(use["skipped"]) + 1))
         axes.set_title(f"{run['name']}: output loss, change in %", loc="left", fontsize=FONT, color=MUTED)
     grid[-1][0].set_xlabel("layer (a swapped pair stands between its two)")
-    grid[0][0].legend(fontsize=FONT - 1, frameon=False, labelcolor=MUTED, ncols=2, loc="upper right")
+    grid[0][0].legend(fontsize=FONT - 1, frameon=False, labelcolor=MUTED, ncols=2, loc="upper left")
     caption = "Change of the output loss without a layer, and with two neighbours swapped; near 0: it does not matter."
     return Picture("depth_use", "What each layer contributes", caption, figure)
