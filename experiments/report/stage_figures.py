@@ -47,8 +47,8 @@ def stages_picture(runs: Sequence[Run]) -> Picture:
     bar.ax.tick_params(labelsize=FONT - 2, colors=MUTED, length=0)
     caption = (
         "Linear CKA between the student's layers at the end of each stage, layer 1 at the lower left. The strip on the "
-        "left colours each layer by the layer of the first stage that it descends from. The colour scale starts at the lowest "
-        "value seen, not at 0."
+        "left colours each layer by the layer of the first stage that it descends from. "
+        "The colour scale starts at the lowest value seen, not at 0."
     )
     return Picture("stages", "Layer similarity, stage by stage", caption, figure)
 
