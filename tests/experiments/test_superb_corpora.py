@@ -19,14 +19,8 @@ BUILD: dict[str, Callable[[Path], Path]] = {
     "ic": corpora.fluent,
     "sid": corpora.voxceleb1,
 }
-# Head and layer weights (FBANK has one state and none) on 240 features.
-HEADS = {
-    "pr": 240 * 256 + 256 + 257 * 74,
-    "ks": 240 * 256 + 256 + 257 * 12,
-    "ic": 240 * 256 + 256 + 257 * 6,  # 3 actions, 3 objects, 2 locations are 8 below
-    "sid": 240 * 256 + 256 + 257 * 1251,
-}
-HEADS["ic"] = 240 * 256 + 256 + 257 * 8
+# Two linear layers on FBANK's 240 features; one hidden state needs no layer weights. IC has 3 + 3 + 2 labels here.
+HEADS = {task: 240 * 256 + 256 + 257 * classes for task, classes in {"pr": 74, "ks": 12, "ic": 8, "sid": 1251}.items()}
 FILES = {
     "pr": "test-hyp.ark",
     "asr": "test-clean-noLM-hyp.ark",
@@ -52,8 +46,9 @@ def superb(task: str, upstream: str, root: Path, output: Path, *more: str, updat
 
 @pytest.mark.parametrize("task", BUILD)
 def test_a_published_layout_gives_a_result(task: str, tmp_path: Path) -> None:
-    result = superb(task, "fbank", BUILD[task](tmp_path / "corpus"), tmp_path / "out")
-    assert (result["task"], result["updates"], result["hidden_states"], result["width"]) == (task, 2, 1, 240)
+    updates = 1 if task in ("asr", "sf") else 2  # 43 million parameters take seconds each
+    result = superb(task, "fbank", BUILD[task](tmp_path / "corpus"), tmp_path / "out", updates=updates)
+    assert (result["task"], result["updates"], result["hidden_states"], result["width"]) == (task, updates, 1, 240)
     if task in HEADS:
         assert result["trainable_parameters"] == HEADS[task]
     hypotheses = (result["folder"] / FILES[task]).read_text().splitlines()
