@@ -1,0 +1,1 @@
+"""Benchmarks whose numbers are published: what a growth costs."""

@@ -1,0 +1,157 @@
+"""What a growth costs: seconds and memory, in one process or several, at the paper's size unless told otherwise.
+
+::
+
+    python -m experiments.bench.growth --output one.json
+    python -m torch.distributed.run --standalone --nproc_per_node 2 -m experiments.bench.growth --output two.json
+
+Student and teacher have random weights and see noise: the cost depends on neither. Every stage makes real optimizer
+steps, so that gradients, optimizer state and DDP's buckets exist at each growth. Linux only: memory is read from
+``/proc``.
+"""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+from callbacks.stacking import StackingCallback
+from callbacks.summary import hardware
+from datamodules.loading import AudioBatch
+from experiments.runs import write_atomically
+from lightning_modules.distillation import DistillationModule
+from lightning_modules.student import StudentConfig
+from lightning_modules.teacher import HuggingFaceTeacher
+
+
+@dataclass
+class GrowthCost:
+    """One growth on one rank. Memory is resident, in MB; ``peak`` is its maximum during the growth."""
+
+    depth_before: int
+    depth: int
+    parameters: int
+    seconds: float
+    megabytes_before: float
+    megabytes_after: float
+    megabytes_peak: float
+
+
+class MeasuredStacking(StackingCallback):
+    """The growth of every run, with the memory before, during and after it."""
+
+    def __init__(self, policy: str) -> None:
+        super().__init__(policy, measure_loss=False)
+        self.costs: list[GrowthCost] = []
+
+    def _grow(self, trainer: L.Trainer, module: DistillationModule, target: int) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
+        before = resident_megabytes("VmRSS")
+        super()._grow(trainer, module, target)
+        event = self.events[-1]
+        after, peak = resident_megabytes("VmRSS"), resident_megabytes("VmHWM")
+        values = (event["depth_before"], target, event["parameters"], event["seconds"])
+        self.costs.append(GrowthCost(*values, before, after, peak))
+
+
+class Noise(L.LightningDataModule):
+    """The same utterance of noise for every step and rank."""
+
+    def __init__(self, steps_per_epoch: int, seconds: float) -> None:
+        super().__init__()
+        self.steps_per_epoch = steps_per_epoch
+        samples = int(16_000 * seconds)
+        lengths, generator = torch.tensor([samples]), torch.Generator().manual_seed(0)
+        waveforms_BT = torch.randn(1, samples, generator=generator)
+        self.batch = AudioBatch(waveforms_BT, lengths, lengths, torch.tensor([0]))
+
+    def train_dataloader(self) -> DataLoader[AudioBatch]:
+        batches: Any = [self.batch] * self.steps_per_epoch
+        return DataLoader(batches, batch_size=None)
+
+
+def resident_megabytes(field: str) -> float:
+    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process, in MB."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def save_teacher(folder: Path, layers: int, width: int) -> HuggingFaceTeacher:
+    """HuBERT Base's layout with random weights, in ``layers`` x ``width``."""
+    config = HubertConfig(
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64 or 1, intermediate_size=4 * width
+    )
+    HubertModel(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
+    return HuggingFaceTeacher(str(folder))
+
+
+def make_trainer(folder: str, processes: int, stacking: MeasuredStacking) -> L.Trainer:
+    """A Trainer on the CPU with one epoch for each of the paper's four stages."""
+    return L.Trainer(
+        default_root_dir=folder,
+        callbacks=[stacking],
+        max_epochs=4,
+        accelerator="cpu",
+        devices=processes,
+        strategy=DDPStrategy(process_group_backend="gloo") if processes > 1 else "auto",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+
+
+def growth_cost(
+    output: str,
+    policy: str = "interleaved",
+    student_size: tuple[int, int] = (12, 384),
+    teacher_size: tuple[int, int] = (12, 768),
+    steps_per_stage: int = 2,
+    seconds: float = 2.0,
+) -> None:
+    """Measure every growth of a short run on the CPU and write rank 0's numbers to a JSON file.
+
+    Args:
+        output: the file.
+        policy: growth policy that reaches full depth in four stages of three layers.
+        student_size: layers and width.
+        teacher_size: layers and width.
+        steps_per_stage: optimizer steps before each growth.
+        seconds: length of the noise; one utterance per step and process.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    layers, width = student_size
+    stacking = MeasuredStacking(policy)
+    torch.manual_seed(0)  # the same weights on every rank
+    with tempfile.TemporaryDirectory() as folder:
+        student = StudentConfig(width, 4 * width, num_heads=8, num_layers=layers)
+        module = DistillationModule(save_teacher(Path(folder) / "teacher", *teacher_size), student)
+        make_trainer(folder, processes, stacking).fit(module, datamodule=Noise(steps_per_stage, seconds))
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    result = {
+        "policy": policy,
+        "student": list(student_size),
+        "teacher": list(teacher_size),
+        "processes": processes,
+        "hardware": hardware(),
+        "growths": [asdict(cost) for cost in stacking.costs],
+    }
+    write_atomically(Path(output), json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(growth_cost, as_positional=False)

@@ -1,0 +1,46 @@
+"""The cost of a growth on tiny sizes, alone and in two processes."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.bench.growth import growth_cost, resident_megabytes
+from tests.ddp.launch import REPOSITORY, environment
+
+TINY = ["--student_size", "[12, 16]", "--teacher_size", "[3, 16]", "--steps_per_stage", "1", "--seconds", "0.2"]
+
+
+def check(path: Path, processes: int) -> None:
+    result = json.loads(path.read_text())
+    assert result["processes"] == processes
+    growths = result["growths"]
+    assert [(g["depth_before"], g["depth"]) for g in growths] == [(3, 6), (6, 9), (9, 12)]
+    added = {later["parameters"] - earlier["parameters"] for earlier, later in itertools.pairwise(growths)}
+    assert added == {3 * (12 * 16**2 + 13 * 16)}  # three layers of width 16 with their biases and norms
+    for growth in growths:
+        assert growth["seconds"] > 0
+        assert growth["megabytes_peak"] > growth["megabytes_after"] - 1 > 0
+
+
+def test_every_growth_of_one_process_is_measured(tmp_path: Path) -> None:
+    growth_cost(str(tmp_path / "one.json"), student_size=(12, 16), teacher_size=(3, 16), steps_per_stage=1, seconds=0.2)
+    check(tmp_path / "one.json", processes=1)
+
+
+def test_two_processes_write_one_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "experiments.bench.growth", "--output", str(tmp_path / "two.json"), *TINY]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    check(tmp_path / "two.json", processes=2)
+
+
+def test_memory_that_is_touched_is_resident() -> None:
+    before = resident_megabytes("VmRSS")
+    kept = torch.ones(25_000_000)
+    assert resident_megabytes("VmRSS") - before == pytest.approx(kept.nbytes / 1e6, abs=10)
