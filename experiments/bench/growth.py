@@ -77,6 +77,9 @@ class Noise(L.LightningDataModule):
         batches: Any = [self.batch] * self.steps_per_epoch
         return DataLoader(batches, batch_size=None)
 
+    def val_dataloader(self) -> DataLoader[AudioBatch]:
+        return self.train_dataloader()  # not used: Lightning warns where there is none
+
 
 def resident_megabytes(field: str) -> float:
     """``VmRSS`` (now) or ``VmHWM`` (peak) of this process, in MB."""
