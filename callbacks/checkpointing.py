@@ -34,6 +34,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks.ddp import require_lightning
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 
@@ -127,6 +128,7 @@ class RunCheckpoint(Checkpoint):
             raise ValueError(
                 f"checkpoint.every_n_steps={every_n_steps} must be at least 0, checkpoint.keep={keep} at least 1"
             )
+        require_lightning()
         self.every_n_steps, self.keep, self.keep_stages = every_n_steps, keep, keep_stages
         self.signals = StopSignals()
 

@@ -13,9 +13,25 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+CHECKED_AGAINST = "2.6."
+
+
+def require_lightning(version: str = L.__version__) -> None:
+    """Refuse a Lightning whose internals nobody has compared with what the callbacks rely on.
+
+    Raises:
+        RuntimeError: another version than 2.6.
+    """
+    if not version.startswith(CHECKED_AGAINST):
+        raise RuntimeError(
+            f"lightning {version} is installed, but growth, resume and checkpoints rely on internals of "
+            f"{CHECKED_AGAINST}x: pip install 'lightning>=2.6,!=2.6.2,!=2.6.3,<2.7'"
+        )
+
 
 def require_supported(trainer: L.Trainer) -> None:
-    """Refuse strategies under which a model cannot grow in mid-run."""
+    """Refuse versions of Lightning and strategies under which a model cannot grow in mid-run."""
+    require_lightning()
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
         raise ValueError(

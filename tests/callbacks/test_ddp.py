@@ -22,6 +22,13 @@ from callbacks import ddp
 
 # -- version guard ----------------------------------------------------------------------------------------------------
 
+
+def test_another_lightning_is_refused() -> None:
+    ddp.require_lightning("2.6.6")
+    with pytest.raises(RuntimeError, match=r"lightning 2\.7\.0 is installed.*<2\.7"):
+        ddp.require_lightning("2.7.0")
+
+
 CONFIGURE_DDP = """
 def configure_ddp(self) -> None:
     log.debug(f"{self.__class__.__name__}: configuring DistributedDataParallel")
