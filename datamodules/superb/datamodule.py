@@ -45,12 +45,14 @@ class SuperbData:
     Args:
         root: the corpus folder, in the published layout of the task's corpus, or a ``.tsv`` table (any task).
         test_root: KS: the test archive, where it is not beside the train archive.
-        train_splits: PR, ASR: LibriSpeech splits to train on. dev_splits: to select on. test_splits: to test on, each
-            by itself.
+        train_splits: PR, ASR: LibriSpeech splits to train on.
+        dev_splits: PR, ASR: splits to select on.
+        test_splits: PR, ASR: splits to test on, each by itself.
         labels: label lists that replace the corpus's own (one list; three for IC; slot types for SF).
         resample: convert files of another rate instead of calling them bad audio.
         on_bad_audio: "error" stops at the first; "skip" leaves them out and counts them.
-        max_train_utterances: a random subset of train; for probes. max_eval_utterances: the same of dev and each test.
+        max_train_utterances: a random subset of train; for probes.
+        max_eval_utterances: a random subset of dev and of each test; for probes.
         num_workers: loader processes per rank.
         cache_dir: where LibriSpeech manifests are kept; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
     """

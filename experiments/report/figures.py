@@ -7,13 +7,13 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.report.labels import Box, place_beside, spread
-from experiments.report.theme import GRID, MUTED, PAPER, SERIES, follow_theme
+from experiments.report.theme import GRID, INK, MUTED, PAPER, SERIES, follow_theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 WIDTH = 4.8  # inches: about as wide as a phone's screen, so that text of 9 points stays so
 FONT = 9
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX<"
 DASHES = ("-", "--", ":")
+NARROW_TICKS = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, *(step / 2 for step in range(4, 20)))  # of a decade
+MOST_MARGIN_LABELS = 6  # more names than that do not fit beside the curves
 
 
 class Drawing(Protocol):
@@ -124,7 +126,7 @@ def log_scale(axes: "Axes", values: NDArray[np.float64]) -> None:
     if decades > 1.3:
         subs = (1.0,) if decades > 3 else (1.0, 2.0, 5.0)
     else:
-        subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades > 0.4 else tuple(step / 2 for step in range(2, 20))
+        subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades > 0.4 else NARROW_TICKS
     axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -132,25 +134,53 @@ def log_scale(axes: "Axes", values: NDArray[np.float64]) -> None:
 
 
 def label_ends(figure: "Figure", axes: "Axes", ends: dict[int, tuple[float, float]], labels: Sequence[str]) -> None:
-    """A marker at each curve's end and its name in the right margin, joined by a thin line."""
+    """A marker at each curve's end and its name: in the right margin, or below the plot where there are many."""
     axes.set_xmargin(0.02)
     axes.autoscale_view()
+    for index, (x, y) in ends.items():
+        mark = MARKERS[index % len(MARKERS)]
+        axes.plot([x], [y], mark, color=series_colour(index), markersize=5.5, clip_on=False, zorder=4)
+    if len(ends) > MOST_MARGIN_LABELS:
+        _legend_below(figure, list(ends), labels)
+    else:
+        _margin_labels(figure, axes, ends, labels)
+
+
+def _margin_labels(figure: "Figure", axes: "Axes", ends: dict[int, tuple[float, float]], labels: Sequence[str]) -> None:
+    """Names in the right margin, joined with the ends by thin lines."""
     height = figure.get_size_inches()[1] * 72 * 0.78  # points from bottom to top of the axes, roughly
     to_axes = axes.transData + axes.transAxes.inverted()
-    wanted = {index: float(to_axes.transform(end)[1]) for index, end in ends.items()}
-    places = spread(list(wanted.values()), gap=1.45 * FONT / height)
-    for (index, (x, y)), place in zip(ends.items(), places, strict=True):
+    wanted = [float(to_axes.transform(end)[1]) for end in ends.values()]
+    for (index, end), place in zip(ends.items(), spread(wanted, gap=1.45 * FONT / height), strict=True):
         colour = series_colour(index)
-        axes.plot([x], [y], MARKERS[index % len(MARKERS)], color=colour, markersize=5.5, clip_on=False, zorder=4)
         axes.annotate(
-            labels[index], (x, y), (1.04, place), xycoords="data", textcoords="axes fraction", color=colour,
+            labels[index], end, (1.04, place), xycoords="data", textcoords="axes fraction", color=colour,
             fontsize=FONT, va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkB": 3},
         )  # fmt: skip
 
 
+def _legend_below(figure: "Figure", shown: Sequence[int], labels: Sequence[str], lines: bool = True) -> None:
+    """Names in two columns below the plot; the figure grows by their height, so the plot keeps its own."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for index in shown:
+        dash: Any = series_dash(index) if lines else "none"
+        handles.append(Line2D([], [], color=series_colour(index), linestyle=dash, marker=MARKERS[index % len(MARKERS)]))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 1.6 * FONT / 72 * -(-len(shown) // 2))
+    figure.legend(
+        handles, [labels[index] for index in shown], loc="outside lower center", ncols=2, fontsize=FONT,
+        frameon=False, labelcolor=INK, handlelength=3 if lines else 1, markerscale=0.8,
+    )  # fmt: skip
+
+
 def label_points(figure: "Figure", axes: "Axes", points: dict[int, tuple[float, float]], labels: Sequence[str]) -> None:
-    """The name of each point beside it, covering no other name and no point."""
+    """The name of each point beside it, covering no other name and no point; below the plot where there are many."""
+    if len(points) > MOST_MARGIN_LABELS:
+        _legend_below(figure, list(points), labels, lines=False)
+        return
     figure.draw_without_rendering()
     scale = figure.dpi / 72
     pixels = [tuple(axes.transData.transform(point) / scale) for point in points.values()]

@@ -6,6 +6,7 @@ Colour and marker follow a run's place in the report, so a system looks the same
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,11 @@ from experiments.report.heat_maps import layer_weights, similarity
 from experiments.report.reading import RunLog
 from experiments.report.theme import MUTED
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Cost = Callable[[Sequence[int] | NDArray[np.int64]], NDArray[np.float64]]
+Stages = list[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
 def draw_all(pairs: Sequence[Pair], references: Sequence[ReferenceRow]) -> list[Picture]:
@@ -55,18 +60,22 @@ def loss_vs_time(pairs: Sequence[Pair]) -> Picture | None:
     return loss_curves(pairs, "time")
 
 
-def loss_curves(pairs: Sequence[Pair], axis: str) -> Picture | None:
-    """Smoothed output loss of training batches against a cost, a vertical tick at each growth; log scale."""
+def loss_curves(pairs: Sequence[Pair], axis: str, seeds: Sequence[Sequence[Pair]] = ()) -> Picture | None:
+    """Smoothed output loss of training batches against a cost, a vertical line at each growth; log scale.
+
+    Args:
+        pairs: the runs.
+        axis: a key of ``AXES``.
+        seeds: for each of ``pairs``, runs of other seeds; drawn thin.
+    """
     curves = {index: stages for index, pair in enumerate(pairs) if (stages := loss_stages(pair[1], _cost(pair, axis)))}
     if not curves:
         return None
-    figure, axes = single_axes(max(3.5, 0.3 * len(curves)))
+    figure, axes = single_axes(3.5)
     for index, stages in curves.items():
-        for cost, loss in stages:
-            axes.plot(cost, loss, color=series_colour(index), linestyle=series_dash(index), linewidth=1.5)
-        for (_, before), (start, after) in pairwise(stages):
-            jump = [start[0], start[0]], [before[-1], after[0]]
-            axes.plot(*jump, "|-", color=series_colour(index), lw=2.2, markersize=11, markeredgewidth=2.2)
+        for pair in seeds[index] if seeds else ():
+            _draw_stages(axes, index, loss_stages(pair[1], _cost(pair, axis)), linewidth=0.7, alpha=0.5)
+        _draw_stages(axes, index, stages, linewidth=1.5)
     log_scale(axes, np.concatenate([loss for stages in curves.values() for _, loss in stages]))
     label, words = AXES[axis]
     axes.set_xlabel(label)
@@ -75,10 +84,20 @@ def loss_curves(pairs: Sequence[Pair], axis: str) -> Picture | None:
     label_ends(figure, axes, ends, [run.label for run, _ in pairs])
     caption = (
         f"Output loss on the training batches (running mean, log scale) against {words}. "
-        "A vertical tick marks a growth of the student."
+        "A vertical line marks a growth of the student."
     )
+    if any(seeds):
+        caption += " Thick: the lowest seed of a row; thin: its other seeds."
     heading = {"time": "training time", "steps": "optimizer steps", "flops": "FLOPs"}[axis]
     return Picture(f"loss_vs_{axis}", f"Loss against {heading}", caption, figure)
+
+
+def _draw_stages(axes: "Axes", index: int, stages: Stages, **style: Any) -> None:
+    """A run, with a vertical line at each growth."""
+    for cost, loss in stages:
+        axes.plot(cost, loss, color=series_colour(index), linestyle=series_dash(index), **style)
+    for (_, before), (start, after) in pairwise(stages):
+        axes.plot([start[0], start[0]], [before[-1], after[0]], "|-", color=series_colour(index), ms=5, **style)
 
 
 def _cost(pair: Pair, axis: str) -> Cost | None:
@@ -88,9 +107,7 @@ def _cost(pair: Pair, axis: str) -> Cost | None:
     return (lambda steps: log.flops_at(steps, run.flops_by_stage)) if axis == "flops" else None
 
 
-def loss_stages(
-    log: RunLog, cost: Cost | None = None, points: int = 40
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def loss_stages(log: RunLog, cost: Cost | None = None, points: int = 40) -> Stages:
     """(cost, loss) of each stage with finite losses; each starts when its growth happened.
 
     The loss is a running mean over 2 / ``points`` of the run, taken within a stage: a growth stays sharp.
@@ -133,7 +150,7 @@ def depth_vs_step(pairs: Sequence[Pair]) -> Picture | None:
     ends = {}
     for place, index in enumerate(known):
         log = pairs[index][1]
-        shift = 0.2 * (place - (len(known) - 1) / 2)
+        shift = min(0.2, 1.2 / len(known)) * (place - (len(known) - 1) / 2)
         profile = log.depth_profile()
         steps = [start for start, _ in profile] + [log.steps or 0]
         depths = np.array([depth for _, depth in profile] + [profile[-1][1]]) + shift

@@ -8,6 +8,7 @@ import numpy as np
 from experiments.report.figures import (
     FONT,
     MARKERS,
+    MOST_MARGIN_LABELS,
     WIDTH,
     Picture,
     axes_grid,
@@ -71,7 +72,9 @@ def copies_picture(runs: Sequence[Run]) -> Picture | None:
     axes.set_xticks(sorted({stage["depth"] for run in shown for stage in run["stages"]}))
     axes.set_xlabel("depth at the end of the stage")
     axes.set_title("mean CKA", loc="left", fontsize=FONT, color=MUTED)
-    label_ends(figure, axes, ends, [_short(run["name"]) for run in shown])
+    label_ends(
+        figure, axes, ends, [run["name"] if len(shown) > MOST_MARGIN_LABELS else _short(run["name"]) for run in shown]
+    )
     caption = (
         "Mean linear CKA over pairs of layers that descend from one first-stage layer (solid) and over all other pairs "
         "(dotted). Copies that stay near their originals keep the solid line at the top."

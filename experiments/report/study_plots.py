@@ -22,7 +22,8 @@ from experiments.report.heat_maps import layer_weights, similarity
 from experiments.report.plots import depth_vs_step, loss_curves
 from experiments.report.policy_figure import Panel, Stage, draw_panels
 from experiments.report.reading import GrowthMark, RunLog, read_run
-from experiments.report.study_reading import StudyFolder
+from experiments.report.stage_figures import copies_picture, depth_use_picture
+from experiments.report.study_reading import StudyFolder, StudyJob
 from experiments.report.study_tables import column, numbers
 from experiments.report.theme import MUTED, follow_theme
 
@@ -50,18 +51,35 @@ class SvgDrawing:
 def study_pairs(folder: StudyFolder) -> list[Pair]:
     """One run of each row: the one of the lowest seed whose folder is there."""
     pairs = []
+    for row, runs in _runs_by_row(folder):
+        name = row["name"]
+        matrices = {title: mean for key, title in COMPARISONS.items() if (mean := _mean(folder, name, key))}
+        run, log = _pair(folder, runs[0], row["label"])
+        pairs.append((replace(run, similarity=matrices), log))
+    return pairs
+
+
+def other_seeds(folder: StudyFolder) -> list[list[Pair]]:
+    """For each of `study_pairs`, the runs of the row's other seeds."""
+    return [[_pair(folder, job, row["label"]) for job in runs[1:]] for row, runs in _runs_by_row(folder)]
+
+
+def _runs_by_row(folder: StudyFolder) -> list[tuple[dict[str, Any], list[StudyJob]]]:
+    """Rows that have runs, with those whose folder is there, by seed."""
+    found = []
     for row in folder.study["rows"]:
         runs = [job for job in folder.of("distil", row["name"]) if job.result.get("run")]
-        found = [job for job in runs if (folder.path / job.result["run"]).is_dir()]
-        if found:
-            run = folder.path / found[0].result["run"]
-            matrices = {name: mean for key, name in COMPARISONS.items() if (mean := _mean(folder, row["name"], key))}
-            flops = tuple(found[0].result.get("flops_by_stage") or ())
-            log = read_run(run)
-            if not log.growth and not flops and found[0].result.get("flops"):
-                flops = (found[0].result["flops"],)
-            pairs.append((ReportRun(run, row["label"], similarity=matrices, flops_by_stage=flops), log))
-    return pairs
+        runs = [job for job in runs if job.seed in folder.study["seeds"]]
+        found.append((row, [job for job in runs if (folder.path / job.result["run"]).is_dir()]))
+    return [(row, runs) for row, runs in found if runs]
+
+
+def _pair(folder: StudyFolder, job: StudyJob, label: str) -> Pair:
+    run, result = folder.path / job.result["run"], job.result
+    flops, log = tuple(result.get("flops_by_stage") or ()), read_run(run)
+    if not log.growth and not flops and result.get("flops"):
+        flops = (result["flops"],)
+    return ReportRun(run, label, flops_by_stage=flops), log
 
 
 def _mean(folder: StudyFolder, row: str, key: str) -> list[list[float]]:
@@ -73,22 +91,32 @@ def _mean(folder: StudyFolder, row: str, key: str) -> list[list[float]]:
 def study_pictures(folder: StudyFolder, report: dict[str, Any]) -> list[Picture]:
     """Every picture for which there is something to draw."""
     require_matplotlib()
-    pairs = study_pairs(folder)
+    pairs, seeds, stages = study_pairs(folder), other_seeds(folder), stage_runs(folder)
     drawn = [
-        *(loss_curves(pairs, axis) for axis in ("steps", "time", "flops")),
+        *(loss_curves(pairs, axis, seeds) for axis in ("steps", "time", "flops")),
         depth_vs_step(pairs),
         *(speed_quality(report, key) for key in report["columns"] if "/" in key),
         *(_similarity(pairs, key) for key in COMPARISONS),
+        copies_picture(stages),
+        depth_use_picture(stages),
         *(_layer_weights(folder, pairs, task) for task in _tasks(folder)),
     ]
     one_seed = " One run of each row is shown, that of its lowest seed."
     several = len(report["seeds"]) > 1
     pictures = [picture for picture in drawn if picture is not None]
-    curves = ("loss", "depth")
+    single = ("depth_vs_step", "copies", "depth_use")
     return [
-        replace(each, caption=each.caption + one_seed) if several and each.name.startswith(curves) else each
-        for each in pictures
+        replace(each, caption=each.caption + one_seed) if several and each.name in single else each for each in pictures
     ]
+
+
+def stage_runs(folder: StudyFolder) -> list[dict[str, Any]]:
+    """What `interstack similarity` says of each row's stages, for the lowest seed that has it."""
+    found = []
+    for row in folder.study["rows"]:
+        results = [job.result for job in folder.of("similarity", row["name"]) if job.result.get("runs")]
+        found += [results[0]["runs"][-1] | {"name": row["label"]}] if results else []
+    return found
 
 
 def _tasks(folder: StudyFolder) -> list[str]:
@@ -133,7 +161,7 @@ def speed_quality(report: dict[str, Any], key: str) -> Picture | None:
             )
     if not points:
         return None
-    figure, axes = single_axes(max(3.4, 0.34 * len(points)))
+    figure, axes = single_axes(3.4)
     for index, (speed, quality) in points.items():
         style: Any = {"color": series_colour(index)}
         axes.errorbar(speed, quality, xerr=spreads[index][0], yerr=spreads[index][1], linewidth=1, **style)

@@ -20,6 +20,7 @@ LIGHT = {
     "series-4": "#8a6a00",
     "series-5": "#2f8fb3",
     "series-6": "#767676",
+    "series-7": "#b3123f",
 }
 DARK = {
     "paper": "#0f1318",
@@ -33,6 +34,7 @@ DARK = {
     "series-4": "#e3bd45",
     "series-5": "#8fdcf7",
     "series-6": "#b0b0b0",
+    "series-7": "#ff7d9c",
 }
 SERIES = [value for name, value in LIGHT.items() if name.startswith("series")]
 INK, MUTED, GRID, PAPER = LIGHT["ink"], LIGHT["muted"], LIGHT["grid"], LIGHT["paper"]

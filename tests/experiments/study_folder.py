@@ -141,4 +141,10 @@ def _matrices(generator: np.random.Generator) -> dict[str, Any]:
         "cka": cka.tolist(),
         "cosine": (cka**2).tolist(),
         "cka_teacher": (0.8 * cka + generator.uniform(0, 0.05)).tolist(),
+        "runs": [{"name": "run", "stages": [_stage(6, None), _stage(12, 0.9)]}],
     }
+
+
+def _stage(depth: int, copies: float | None) -> dict[str, Any]:
+    use = {"loss": 0.5, "skipped": [0.6] * depth, "swapped": [0.55] * (depth - 1)}
+    return {"depth": depth, "copies": copies, "others": 0.7, "depth_use": use}

@@ -12,6 +12,7 @@ import pytest
 from experiments.report import ReferenceRow, ReportRun
 from experiments.report.document import Pair, read_runs
 from experiments.report.plots import (
+    depth_vs_step,
     draw_all,
     loss_stages,
     loss_vs_time,
@@ -114,6 +115,22 @@ def test_ten_runs_stay_apart(tmp_path: Path) -> None:
         (line.get_color(), line.get_linestyle()) for line in picture.figure.axes[0].lines if line.get_marker() == "None"
     }
     assert len(looks) == 10
+
+
+@pytest.mark.parametrize(("count", "below"), [(6, 0), (8, 1)])
+def test_many_names_stand_below_the_plot_and_few_beside_it(tmp_path: Path, count: int, below: int) -> None:
+    runs = [ReportRun(write_run(tmp_path / f"{i}", (3, 6)), f"run {i}", 20.0) for i in range(count)]
+    for picture in (loss_vs_time(read_runs(runs)), depth_vs_step(read_runs(runs))):
+        assert picture is not None
+        picture.figure.draw_without_rendering()
+        assert len(picture.figure.legends) == below
+        axes = picture.figure.axes[0]
+        assert len(axes.texts) == (0 if below else count)
+        if below:
+            (legend,) = picture.figure.legends
+            assert [text.get_text() for text in legend.get_texts()] == [run.label for run in runs]
+            assert legend.get_window_extent().y1 <= axes.xaxis.get_tightbbox().y0
+            assert legend.get_window_extent().x1 <= picture.figure.bbox.x1
 
 
 def test_missing_matplotlib_is_one_clear_error(pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:

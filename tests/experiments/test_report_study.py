@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from experiments.report.command import report as report_command
+from experiments.report.document import Pair
+from experiments.report.plots import loss_curves
 from experiments.report.study import build_study_report, study_texts, study_values
-from experiments.report.study_reading import read_study
+from experiments.report.study_plots import other_seeds, stage_runs, study_pairs
+from experiments.report.study_reading import StudyFolder, read_study
 from experiments.report.study_tables import difference_grid, paired_difference, result_grid
 from tests.experiments.report_runs import NOTES, REFERENCES, two_runs, write_run
 from tests.experiments.study_folder import ROWS, write_study
@@ -149,11 +152,12 @@ def test_the_page_stands_alone(study: Path) -> None:
     assert not page.tags & {"script", "link", "iframe", "object"}
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
     assert "Main table &lt;made up&gt;" in text
-    assert text.count("<svg ") == 10
+    assert text.count("<svg ") == 12
     names = {path.stem for path in study.glob("*.png")} | {path.stem for path in study.glob("*.svg")}
     assert names == {
         *("loss_vs_steps", "loss_vs_time", "loss_vs_flops", "depth_vs_step", "speed_quality_pr_per", "ancestry"),
         *("similarity_cka", "similarity_cosine", "similarity_cka_teacher", "layer_weights_pr"),
+        *("copies", "depth_use"),
     }
     assert all(f"]({name}." in (study / "report.md").read_text() for name in names)
 
@@ -186,3 +190,28 @@ def test_the_command_serves_studies_quick_starts_and_runs(study: Path, tmp_path:
         report_command(runs)
     with pytest.raises(ValueError, match="alone"):
         report_command([str(study), runs[0]])
+
+
+def test_curves_show_every_seed_of_the_study_and_no_other(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=3, rows=("full_l2l", "interleave_equal"))
+    labels = [[run.label for run, _ in row] for row in other_seeds(read_study(folder))]
+    assert labels == [[ROWS[name][0]] * 2 for name in ("full_l2l", "interleave_equal")]
+    described = json.loads((folder / "study.json").read_text()) | {"seeds": [0, 1]}
+    (folder / "study.json").write_text(json.dumps(described))
+    found = read_study(folder)
+    assert [len(row) for row in other_seeds(found)] == [1, 1]
+    assert thin_lines(found, other_seeds(found)) > 0
+    assert thin_lines(found, []) == 0
+
+
+def thin_lines(found: StudyFolder, seeds: list[list[Pair]]) -> int:
+    picture = loss_curves(study_pairs(found), "steps", seeds)
+    assert picture is not None
+    return sum(line.get_alpha() == 0.5 for line in picture.figure.axes[0].lines)
+
+
+def test_copies_and_depth_use_carry_the_labels_of_rows(study: Path) -> None:
+    runs = stage_runs(read_study(study))
+    labels = [row["label"] for row in read_study(study).study["rows"]]
+    assert [run["name"] for run in runs] == labels
+    assert runs[0]["stages"] == results(study, "similarity", next(iter(ROWS)))[0]["runs"][0]["stages"]
