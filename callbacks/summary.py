@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.lookup import find_callback
 from callbacks.metrics import TrainingMetrics
+from callbacks.schedules import mean_depth
 from callbacks.stacking import StackingCallback
 from callbacks.throughput import ThroughputCallback
 from lightning_modules.distillation import DistillationModule
@@ -59,6 +61,10 @@ def summarise(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
         "depth": module.student.depth,
+        "mean_depth": mean_depth(stacking.stages, stacking.lengths) if stacking else float(module.student.depth),
+        # As one text each: W&B makes columns of texts, and none of the list of growth events.
+        "plans": _joined(stacking.events, "plan") if stacking else None,
+        "ancestry": _joined(stacking.events[-1:], "ancestry") if stacking else None,
         "parameters": sum(p.numel() for p in module.student.parameters()),
         "train_seconds": clock.train_seconds if clock else None,
         "audio_seconds": clock.audio_seconds if clock else None,
@@ -75,3 +81,8 @@ def summarise(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
             "transformers": transformers.__version__,
         },
     }
+
+
+def _joined(events: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Plans or ancestries as text, one growth after the other; ``*`` is a layer that descends from none."""
+    return " | ".join(" ".join("*" if place is None else str(place) for place in event[key]) for event in events)

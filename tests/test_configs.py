@@ -53,7 +53,13 @@ def test_config_trains_grows_and_resumes_exactly(
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["steps"], summary["depth"]) == (8, 12)
     if len(stages) > 1:
-        assert [event["depth"] for event in json.loads((run / "growth.json").read_text())] == stages[1:]
+        events = json.loads((run / "growth.json").read_text())
+        assert [event["depth"] for event in events] == stages[1:]
+        assert stages[0] < summary["mean_depth"] < 12
+        assert [len(plan.split()) for plan in summary["plans"].split(" | ")] == stages[1:]
+        assert [None if i == "*" else int(i) for i in summary["ancestry"].split()] == events[-1]["ancestry"]
+    else:
+        assert summary["mean_depth"] == 12
     for depth in stages:
         assert (run / "checkpoints" / f"stage_{depth}.ckpt").is_file()
     first = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
