@@ -119,7 +119,7 @@ class Workspace:
         if job.match:
             settings = matched(settings, self._ratio(job.match))
         config = self.path(job) / "config.yaml"
-        settings["wandb"] = {"group": self.study, "tags": [job.row], **self.wandb}
+        settings["wandb"] = self._wandb_of(job)
         write_atomically(config, yaml.safe_dump(settings, sort_keys=False))
         run = self.output / job.run
         arguments = ["fit", "--config", str(config), "--name", run.name, "--runs_dir", str(run.parent)]
@@ -145,7 +145,12 @@ class Workspace:
         common = ["--upstream", model, "--output", str(self.path(job)), "--seed", str(job.seed), *options]
         if job.task == "phones":
             return ["probe-phones", "--root", self.data_root(job), *common]
+        common += _options({"wandb": self._wandb_of(job)})
         return ["superb", "--task", job.task, "--data.root", self.data_root(job), *common]
+
+    def _wandb_of(self, job: Job) -> dict[str, Any]:
+        """Group and tag by which the study's dashboard finds a run."""
+        return {"group": self.study, "tags": [job.row], **self.wandb}
 
     def _similarity(self, job: Job) -> list[str]:
         run = self.output / job_of(read_record(self.output, job.needs[0])).run

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,12 @@ def test_commands_name_what_other_jobs_made(tmp_path: Path) -> None:
     config = (tmp_path / distil.folder / "config.yaml").read_text()
     assert "group: table1_mini" in config
     assert "- interleave_equal" in config
-    evaluation = workspace.command(jobs["evaluate phones interleave_equal seed 1"])
+    phones = jobs["evaluate phones interleave_equal seed 1"]
+    evaluation = workspace.command(phones)
+    assert "--wandb.group" not in evaluation  # phones are not logged
+    superb = workspace.command(replace(phones, task="pr"))
+    assert superb[superb.index("--wandb.group") + 1] == "table1_mini"
+    assert superb[superb.index("--wandb.tags") + 1] == '["interleave_equal"]'
     assert evaluation[evaluation.index("--upstream") + 1] == str(tmp_path / export.folder / "student")
     reference = workspace.command(jobs["evaluate phones untrained seed 1"])
     assert reference[reference.index("--upstream") + 1].endswith("/teacher")
