@@ -1,1 +1,1 @@
-"""Benchmarks whose numbers are published: what a growth costs."""
+"""Benchmarks whose numbers are published, through the code path that trains: a step, a growth."""

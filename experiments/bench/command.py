@@ -1,0 +1,270 @@
+"""``interstack bench``: where the time of a training step goes, and how it depends on the student's depth.
+
+Every number comes from ``Trainer.fit`` on the ``DistillationModule``. The depths take turns, so that a slow minute
+of the machine hits all of them. The weights are random: time does not depend on them.
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import HubertConfig, HubertModel
+
+from callbacks.schedules import mean_depth, stage_lengths
+from callbacks.summary import hardware
+from experiments.bench.laps import PARTS, StepLaps
+from experiments.runs import git_commit, write_atomically
+from lightning_modules.distillation import DistillationModule
+from lightning_modules.objective import ObjectiveConfig
+from lightning_modules.student import StudentConfig
+from lightning_modules.teacher import HuggingFaceTeacher
+
+SCHEDULES = ("equal", "prop-1")
+SAMPLE_RATE = 16_000
+STEPS_PER_TURN = 2  # the first one is a warm-up
+
+
+class BenchBatch(NamedTuple):
+    """Noise in the form of a training batch without padding."""
+
+    waveforms: Tensor
+    num_samples: Tensor
+    global_num_samples: Tensor
+
+
+class _Noise(Dataset[BenchBatch]):
+    def __init__(self, batch_size: int, num_samples: int) -> None:
+        lengths_B = torch.full((batch_size,), num_samples)
+        waveforms_BT = torch.randn(batch_size, num_samples, generator=torch.Generator().manual_seed(0))
+        self.batch = BenchBatch(waveforms_BT, lengths_B, lengths_B)
+
+    def __len__(self) -> int:
+        return STEPS_PER_TURN
+
+    def __getitem__(self, index: int) -> BenchBatch:
+        return self.batch
+
+
+@dataclass
+class Setting:
+    """What is measured besides the depth; part of the result."""
+
+    batch_size: int
+    seconds: float
+    precision: str
+    accelerator: str
+
+    @property
+    def audio_seconds(self) -> float:
+        return self.batch_size * self.seconds
+
+
+def bench(
+    depths: list[int] | None = None,
+    batch_size: int = 4,
+    seconds: float = 5.0,
+    rounds: int = 5,
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    student: StudentConfig | None = None,
+    teacher: str | None = None,
+    output: str | None = None,
+) -> None:
+    """Time the training step at several depths; print a table and write JSON.
+
+    Args:
+        depths: of the student; default: 3, 6, 9 and 12.
+        batch_size: utterances per step.
+        seconds: length of each.
+        rounds: turns of every depth; median and spread are over these.
+        accelerator: cpu, gpu or auto.
+        precision: of the trainer.
+        student: sizes and switches (front_end, compile, ...); default: the paper's.
+        teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
+        output: JSON file to write.
+    """
+    depths = sorted(depths or [3, 6, 9, 12])
+    if depths[0] < 1 or rounds < 1 or batch_size < 1 or seconds <= 0:
+        raise ValueError(
+            f"depths={depths}, rounds={rounds}, batch_size={batch_size} and seconds={seconds} must be positive"
+        )
+    setting = Setting(batch_size, seconds, precision, accelerator)
+    result = measure(depths, setting, rounds, student or StudentConfig(), teacher)
+    if output is not None:
+        write_atomically(Path(output), json.dumps(result, indent=2) + "\n")
+    print(table(result))
+
+
+def measure(
+    depths: list[int], setting: Setting, rounds: int, student: StudentConfig, teacher: str | None
+) -> dict[str, Any]:
+    """Everything that ``bench`` reports, in plain values."""
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = HuggingFaceTeacher(teacher or str(_random_teacher(Path(folder))))
+    modules = {depth: _module(encoder, replace(student, num_layers=depth)) for depth in depths}
+    steps: dict[int, list[dict[str, float]]] = {depth: [] for depth in depths}
+    memory: dict[int, float | None] = {}
+    for turn in range(rounds + 1):
+        for depth in depths:
+            laps, memory[depth] = _fit(modules[depth], setting)
+            if turn:  # the first turn compiles, allocates and chooses kernels
+                steps[depth] += laps
+    peak = matmul_peak(modules[depths[0]].device, setting.precision)
+    flops = {depth: _step_flops(modules[depth], setting) for depth in depths}
+    rows = [_row(depth, steps[depth], flops[depth], peak, memory[depth], setting) for depth in depths]
+    return {
+        "commit": git_commit(),
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "setting": vars(setting),
+        "student": {**vars(student), "num_layers": depths},
+        "matmul_peak_gflops": peak / 1e9,
+        "depths": rows,
+        "growth": growth_speedup({row["depth"]: row["step_ms"] for row in rows}),
+    }
+
+
+def growth_speedup(step_ms: dict[int, float]) -> dict[str, Any]:
+    """f, the share of the deepest step that scales with depth, and the speed-up that growth gives.
+
+    ``predicted`` is 1 / (1 - f (1 - mean depth / full depth)) with f of the first and the last depth alone;
+    ``from_stages`` weighs the time that each depth really took. They differ where time is not linear in depth.
+    """
+    stages = sorted(step_ms)
+    if len(stages) < 2:
+        return {}
+    first, full = stages[0], stages[-1]
+    share = (step_ms[full] - step_ms[first]) / (full - first) * full / step_ms[full]
+    speedups: dict[str, Any] = {"f": share}
+    for schedule in SCHEDULES:
+        lengths = stage_lengths(schedule, len(stages), 1000)
+        grown = sum(step_ms[depth] * length for depth, length in zip(stages, lengths, strict=True)) / sum(lengths)
+        speedups[schedule] = {
+            "predicted": 1 / (1 - share * (1 - mean_depth(stages, lengths) / full)),
+            "from_stages": step_ms[full] / grown,
+        }
+    return speedups
+
+
+def matmul_peak(device: torch.device, precision: str) -> float:
+    """FLOP per second of the best of ten large matrix products in the precision of training."""
+    size, dtype = (8192 if device.type == "cuda" else 1024), torch.bfloat16 if "bf16" in precision else torch.float32
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as lines of text."""
+    names = ["depth", "step_ms", "spread_ms", *PARTS, "audio_s_per_s", "mfu", "memory_gb"]
+    lines = ["  ".join(f"{name:>13}" for name in names)]
+    for row in result["depths"]:
+        lines.append("  ".join(f"{_text(row[name]):>13}" for name in names))
+    growth = result["growth"]
+    if growth:
+        lines.append(f"share of a step that scales with depth: f = {growth['f']:.3f}")
+        for schedule in SCHEDULES:
+            speedup = growth[schedule]
+            lines.append(
+                f"{schedule}: {speedup['predicted']:.3f}x predicted by f, {speedup['from_stages']:.3f}x from the stages"
+            )
+    lines.append(
+        f"{result['hardware']}; {result['threads']} threads; {result['setting']}; commit {result['commit']}; "
+        f"matmul peak {result['matmul_peak_gflops']:.0f} GFLOP/s"
+    )
+    return "\n".join(lines)
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _random_teacher(folder: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        HubertModel(HubertConfig()).save_pretrained(folder)
+    return folder
+
+
+def _module(teacher: HuggingFaceTeacher, student: StudentConfig) -> DistillationModule:
+    # L2L targets at a third and two thirds exist only at depths that are multiples of 3.
+    objective = ObjectiveConfig() if student.num_layers % 3 == 0 else ObjectiveConfig(intermediate="none")
+    return DistillationModule(teacher, student, objective, total_steps=1000)
+
+
+def _fit(module: DistillationModule, setting: Setting) -> tuple[list[dict[str, float]], float | None]:
+    """Laps of a few steps, and peak memory of a GPU in GB (a CPU's process keeps only its maximum ever)."""
+    cuda = torch.cuda.is_available() and setting.accelerator != "cpu"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    laps = StepLaps()
+    trainer = L.Trainer(
+        accelerator=setting.accelerator,
+        devices=1,
+        precision=setting.precision,  # type: ignore[arg-type]
+        max_epochs=1,
+        gradient_clip_val=5.0,
+        limit_val_batches=0,
+        callbacks=[laps],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    noise = _Noise(setting.batch_size, round(setting.seconds * SAMPLE_RATE))
+    loader = DataLoader(noise, batch_size=None, num_workers=0)
+    trainer.fit(module, loader, loader)  # validation is off; Lightning warns where it has no data
+    return laps.steps, torch.cuda.max_memory_allocated() / 1e9 if cuda else None
+
+
+def _step_flops(module: DistillationModule, setting: Setting) -> int:
+    """FLOP of matrix products and convolutions in one forward and backward pass, counted as they run."""
+    batch = _Noise(setting.batch_size, round(setting.seconds * SAMPLE_RATE)).batch
+    with FlopCounterMode(display=False) as counter:
+        moved: Any = BenchBatch(*(value.to(module.device) for value in batch))
+        module.losses(moved).total.backward()
+    module.zero_grad()
+    return counter.get_total_flops()
+
+
+def _row(
+    depth: int,
+    steps: list[dict[str, float]],
+    flops: int,
+    peak: float,
+    memory_gb: float | None,
+    setting: Setting,
+) -> dict[str, Any]:
+    times = [step["step_ms"] for step in steps]
+    middle = median(times)
+    low, high = np.percentile(times, [25, 75])
+    return {
+        "depth": depth,
+        "steps": len(steps),
+        "step_ms": middle,
+        "spread_ms": float(high - low),
+        **{part: median(step[part] for step in steps) for part in PARTS},
+        "audio_s_per_s": setting.audio_seconds / middle * 1000,
+        "tflop": flops / 1e12,
+        "mfu": flops / (middle / 1000) / peak,
+        "memory_gb": memory_gb,
+    }

@@ -1,0 +1,70 @@
+"""StepLaps: the parts of every optimizer step of a Trainer, forward and backward apart.
+
+``ThroughputCallback`` gives means of a window of a run; a benchmark needs every step by itself, for a spread.
+"""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch.optim import Optimizer
+
+from lightning_modules.stopwatch import StepStopwatch, TimePoint, milliseconds, time_point
+
+PARTS = ("data_ms", "teacher_ms", "forward_ms", "backward_ms", "optimizer_ms")
+
+
+class StepLaps(L.Callback):
+    """Record the parts of each step without accumulation; it only looks.
+
+    Attributes:
+        steps: milliseconds per part, which add up to ``step_ms``, of each step but the first of a fit: that one
+            makes the optimizer's state, and its wait for data is the start of the loader.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self._marks: dict[str, TimePoint] = {}
+        self._previous_end: TimePoint | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._previous_end = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._marks["start"] = time_point(pl_module.device)
+        _stopwatch(pl_module).start(pl_module.device)
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        self._marks["backward"] = time_point(pl_module.device)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        self._marks["update"] = time_point(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        end, sections = time_point(pl_module.device), _stopwatch(pl_module).stop()
+        if isinstance(end, torch.cuda.Event):
+            end.synchronize()
+        if self._previous_end is not None:
+            teacher = sum(milliseconds(s.start, s.end) for s in sections if s.name == "teacher")
+            marks = self._marks
+            self.steps.append(
+                {
+                    "step_ms": milliseconds(self._previous_end, end),
+                    "data_ms": milliseconds(self._previous_end, marks["start"]),
+                    "teacher_ms": teacher,
+                    "forward_ms": milliseconds(marks["start"], marks["backward"]) - teacher,
+                    "backward_ms": milliseconds(marks["backward"], marks["update"]),
+                    "optimizer_ms": milliseconds(marks["update"], end),
+                }
+            )
+        self._previous_end = end
+
+
+def _stopwatch(pl_module: L.LightningModule) -> StepStopwatch:
+    stopwatch = pl_module.stopwatch
+    assert isinstance(stopwatch, StepStopwatch)
+    return stopwatch

@@ -1,0 +1,48 @@
+"""``interstack bench``: parts add up to the step, growth arithmetic, one small measurement through the Trainer."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.bench.command import bench, growth_speedup
+from experiments.bench.laps import PARTS
+from lightning_modules.student import StudentConfig
+from tests.helpers import save_teacher
+
+
+def test_growth_of_linear_times_is_what_f_predicts() -> None:
+    linear = growth_speedup({3: 13.0, 6: 16.0, 9: 19.0, 12: 22.0})
+    assert linear["f"] == pytest.approx(12 / 22)
+    for schedule in ("equal", "prop-1"):
+        assert linear[schedule]["predicted"] == pytest.approx(linear[schedule]["from_stages"])
+    assert linear["equal"]["predicted"] == pytest.approx(22 / 17.5)
+    bent = growth_speedup({3: 13.0, 6: 13.0, 9: 13.0, 12: 22.0})
+    assert bent["equal"]["from_stages"] > bent["equal"]["predicted"] + 0.1
+    assert growth_speedup({12: 5.0}) == {}
+
+
+def test_all_cost_in_depth_gives_the_papers_bound() -> None:
+    bound = growth_speedup({3: 3.0, 6: 6.0, 9: 9.0, 12: 12.0})
+    assert bound["equal"]["predicted"] == pytest.approx(1.6)
+    assert bound["prop-1"]["predicted"] == pytest.approx(4 / 3)
+
+
+def test_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, output = save_teacher(tmp_path / "teacher", layers=6), tmp_path / "bench.json"
+    student = StudentConfig(16, 24, 2)
+    bench([6, 3], 2, 0.3, 1, "cpu", student=student, teacher=str(teacher), output=str(output))
+    result = json.loads(output.read_text())
+    assert [row["depth"] for row in result["depths"]] == [3, 6]
+    for row in result["depths"]:
+        assert row["steps"] == 1
+        assert all(row[part] > 0 for part in PARTS)
+        assert sum(row[part] for part in PARTS) == pytest.approx(row["step_ms"])  # exact for a single step
+    shallow, deep = result["depths"]
+    assert shallow["tflop"] < deep["tflop"]
+    assert "share of a step that scales with depth" in capsys.readouterr().out
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        bench([0])
