@@ -76,6 +76,18 @@ def test_training_commands_parse_and_resolve(
     assert "growth" in printed.out or "lexicon" in printed.out
 
 
+def test_bench_writes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = (line for line in interstack_commands() if shlex.split(line)[1] == "bench")
+    monkeypatch.chdir(tmp_path)
+    small = [
+        *("--depths", "[3]", "--batch_size", "1", "--seconds", "0.5", "--rounds", "1", "--accelerator", "cpu"),
+        *("--teacher", str(save_teacher(tmp_path / "teacher", layers=3)), "--student.hidden_size", "16"),
+        *("--student.intermediate_size", "24", "--student.num_heads", "2"),
+    ]
+    run([*shlex.split(line)[1:], *small])
+    assert [row["depth"] for row in json.loads((tmp_path / "bench.json").read_text())["depths"]] == [3]
+
+
 @pytest.mark.parametrize("line", [line for line in interstack_commands() if shlex.split(line)[1] == "reproduce"])
 def test_studies_plan(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = save_corpus(tmp_path / "corpus", {"train-clean-100": 2})
