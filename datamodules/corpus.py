@@ -4,6 +4,8 @@
 
     ROOT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac      (or .wav, .mp3)
     ROOT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt        lines of "UTTERANCE_ID TEXT"; may be missing
+
+The audio of a split may be packed instead (:mod:`datamodules.packed`).
 """
 
 import os
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from datamodules.audio import AUDIO_SUFFIXES
+from datamodules.packed import is_packed, list_packed, unpacked_path
 
 TRANSCRIPT_SUFFIX = ".trans.txt"
 
@@ -72,7 +75,7 @@ class CorpusFile(NamedTuple):
 
     @property
     def _parts(self) -> list[str]:
-        return os.path.relpath(self.path, self.folder).split(os.sep)
+        return os.path.relpath(unpacked_path(self.path), self.folder).split(os.sep)
 
 
 def split_folders(settings: CorpusSettings) -> list[tuple[str, str]]:
@@ -105,6 +108,8 @@ def list_files(folders: Sequence[tuple[str, str]]) -> list[CorpusFile]:
             per_speaker = pool.map(_files_below, _entries(folder))
             entries = [entry for speaker in per_speaker for entry in speaker]
             files += sorted(CorpusFile(split, folder, *entry) for entry in entries)
+            if is_packed(folder):
+                files += [CorpusFile(split, folder, *entry) for entry in list_packed(folder)]
     _require_audio(folders, files)
     return files
 

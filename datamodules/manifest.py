@@ -28,6 +28,7 @@ import numpy as np
 
 from datamodules.corpus import CorpusFile, CorpusSettings, list_files, split_folders
 from datamodules.corpus import utterance_id as utterance_id_of
+from datamodules.packed import is_packed, verify_packed
 from datamodules.scanning import Problem, Row, scan
 
 FORMAT = 1
@@ -107,6 +108,8 @@ def prepare_manifest(settings: CorpusSettings, cache_dir: str | None = None) -> 
     listing = _list_corpus(settings)
     folder = os.path.join(cache, listing.signature)
     if not os.path.isdir(folder):
+        for packed in filter(is_packed, {file.folder: None for file in listing.files}):
+            verify_packed(packed)
         rows, problems = scan(listing.files, settings)
         write_manifest(folder, rows, problems)
     _point_to(cache, listing.signature)

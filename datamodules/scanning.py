@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from datamodules.audio import BadAudioError, usable_samples
 from datamodules.corpus import CorpusFile, CorpusSettings, read_transcripts, utterance_id
+from datamodules.packed import unpacked_path
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def _gaps(audio: Sequence[CorpusFile], transcripts: Transcripts, required: bool)
 
 
 def _utterance_key(path: str) -> tuple[str, str]:
-    return os.path.dirname(path), utterance_id(path)
+    return os.path.dirname(unpacked_path(path)), utterance_id(path)
 
 
 def _judge(problems: Sequence[Problem], on_bad_audio: str) -> None:

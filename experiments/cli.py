@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("lightning_modules.export", "write a checkpoint's student as a Hugging Face folder"),
     "superb": ("experiments.superb.command", "score an encoder on SUPERB's tasks, or probe it in minutes"),
     "bench": ("experiments.bench.command", "time of a training step by part and by depth"),
+    "pack": ("experiments.pack", "corpus as 16-bit samples in a few large files, for slow or networked storage"),
     "synthesize": ("experiments.synthesize", "make a small speech corpus in LibriSpeech layout"),
     "probe-phones": ("experiments.probe_phones", "phone error rate of a linear probe, on a corpus with alignments"),
     "similarity": ("experiments.similarity", "which layers are alike, over the stages of a run; what each contributes"),

@@ -1,0 +1,145 @@
+"""Reading a packed split: 16-bit samples of many utterances in a few large files.
+
+Small compressed files cost decoding and, on network storage, a round trip each. A packed split (made by ``interstack
+pack``, :mod:`datamodules.packing`) has the place and name of the split that it was made from::
+
+    ROOT/SPLIT/packed.json                   settings, sample rate, size and SHA-256 of every shard and of the index
+    ROOT/SPLIT/index.jsonl                   [shard, first sample, number of samples, SPEAKER/CHAPTER/NAME] per line
+    ROOT/SPLIT/00000.pcm, 00001.pcm, ...     samples, int16, little-endian, utterance after utterance
+    ROOT/SPLIT/SPEAKER/CHAPTER/*.trans.txt   transcripts
+
+so that ``data.root`` alone chooses it. An utterance in it has a path like those of files,
+``ROOT/SPLIT/00003.pcm/FIRST-NUMBER/SPEAKER/CHAPTER/NAME.flac``, which messages and manifests can carry. Samples are
+those of the 16-bit files, exactly: both are int16 divided by 32768.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MARKER = "packed.json"
+INDEX = "index.jsonl"
+FULL_SCALE = 32768
+BYTES_PER_SAMPLE = 2
+_PATH = re.compile(r"(?P<shard>(?P<folder>.+)/\d{5}\.pcm)/(?P<first>\d+)-(?P<number>\d+)/(?P<relative>.+)", re.DOTALL)
+
+
+class Piece(NamedTuple):
+    """Where an utterance's samples are."""
+
+    shard: str
+    first: int
+    num_samples: int
+
+    @property
+    def sample_rate(self) -> int:
+        return int(_marker(os.path.dirname(self.shard))["sample_rate"])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Samples ``start`` to ``stop`` of the utterance as float32 in [-1, 1), (stop - start,).
+
+        Raises:
+            ValueError: the shard is missing or has changed its size.
+        """
+        samples_T = _samples(self.shard)[self.first + start : self.first + stop]
+        return np.multiply(samples_T, np.float32(1 / FULL_SCALE), dtype=np.float32)
+
+
+def piece_of(path: str) -> Piece | None:
+    """The piece that a path means; ``None`` for an ordinary file."""
+    if ".pcm/" not in path or (match := _PATH.fullmatch(path)) is None:
+        return None
+    return Piece(match["shard"], int(match["first"]), int(match["number"]))
+
+
+def unpacked_path(path: str) -> str:
+    """ROOT/SPLIT/SPEAKER/CHAPTER/NAME of an utterance, packed or not."""
+    if ".pcm/" not in path or (match := _PATH.fullmatch(path)) is None:
+        return path
+    return f"{match['folder']}/{match['relative']}"
+
+
+def is_packed(folder: str) -> bool:
+    return os.path.isfile(os.path.join(folder, MARKER))
+
+
+def list_packed(folder: str) -> Iterator[tuple[str, int, int]]:
+    """(path, size, modification time in ns) of every utterance, in the order of the corpus that was packed.
+
+    Size and time are those of its shard, so that a changed shard tells in all of its utterances.
+    """
+    shards: dict[int, tuple[str, int, int]] = {}
+    with open(os.path.join(folder, INDEX), encoding="utf-8") as file:
+        for line in file:
+            number, first, num_samples, relative = json.loads(line)
+            if number not in shards:
+                shards[number] = _status(os.path.join(folder, shard_name(number)))
+            shard, size, mtime_ns = shards[number]
+            yield f"{shard}/{first}-{num_samples}/{relative}", size, mtime_ns
+
+
+def shard_name(number: int) -> str:
+    return f"{number:05d}.pcm"
+
+
+def verify_packed(folder: str) -> None:
+    """Compare every shard and the index with the checksums that were written with them.
+
+    Raises:
+        ValueError: one is missing or differs; the first is named.
+    """
+    for remembered in (_marker, _samples):  # the split may have been packed anew since
+        remembered.cache_clear()
+    parts = _marker(folder)["parts"]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing releases the interpreter lock
+        found = pool.map(lambda name: checksum(os.path.join(folder, name)), parts)
+        for (name, part), sha256 in zip(parts.items(), found, strict=True):
+            if sha256 != part["sha256"]:
+                raise _damaged(os.path.join(folder, name), "is missing" if sha256 is None else "has changed")
+
+
+def checksum(path: str) -> str | None:
+    """SHA-256 of a file; ``None`` where there is none."""
+    if not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(path: str, problem: str) -> ValueError:
+    return ValueError(
+        f"{path} {problem} since it was packed: copy the packed split again, or make it anew with "
+        f"`interstack pack --overwrite true`"
+    )
+
+
+def _status(shard: str) -> tuple[str, int, int]:
+    try:
+        status = os.stat(shard)
+    except OSError:
+        raise _damaged(shard, "is missing") from None
+    return shard, status.st_size, status.st_mtime_ns
+
+
+@cache
+def _marker(folder: str) -> dict[str, Any]:
+    with open(os.path.join(folder, MARKER), encoding="utf-8") as file:
+        return json.load(file)
+
+
+@cache
+def _samples(shard: str) -> np.ndarray:
+    """All samples of a shard, memory-mapped once per process."""
+    folder, name = os.path.split(shard)
+    _, size, _ = _status(shard)
+    # Reading past the end of a mapped file kills the process without a word.
+    if size != _marker(folder)["parts"][name]["bytes"]:
+        raise _damaged(shard, "has changed its size")
+    return np.memmap(shard, dtype="<i2", mode="r")

@@ -1,0 +1,206 @@
+"""Writing a packed split (format: :mod:`datamodules.packed`), one shard after another.
+
+Shards grow in ``ROOT/.unfinished-SPLIT``, which becomes ``ROOT/SPLIT`` when all are there. An interrupted call goes on
+with the first shard that is not finished; finished ones are kept if their checksum is right.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from datamodules.audio import BadAudioError, read_audio
+from datamodules.corpus import TRANSCRIPT_SUFFIX, CorpusSettings, split_folders
+from datamodules.folders import is_finished, write_marker
+from datamodules.manifest import Manifest, prepare_manifest
+from datamodules.packed import (
+    BYTES_PER_SAMPLE,
+    FULL_SCALE,
+    INDEX,
+    MARKER,
+    checksum,
+    shard_name,
+    unpacked_path,
+    verify_packed,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class PackedTotals(NamedTuple):
+    """What a packed split holds."""
+
+    utterances: int
+    seconds: float
+    num_bytes: int
+    shards: int
+    skipped: int
+
+
+def pack_split(
+    settings: CorpusSettings, output: Path, shard_bytes: int, overwrite: bool = False, cache_dir: str | None = None
+) -> PackedTotals:
+    """Pack the one split of ``settings`` into ``output/SPLIT``; a finished pack is verified and kept.
+
+    Raises:
+        ValueError: ``output/SPLIT`` holds something else or a pack of another corpus, or is damaged.
+        BadAudioError: a file cannot be decoded, or has samples that 16 bits cannot hold. ``on_bad_audio="skip"``
+            leaves out only files whose header shows that they cannot be used.
+    """
+    (split,) = settings.splits
+    folder, unfinished = output / split, output / f".unfinished-{split}"
+    if str(output.resolve()) in map(os.path.realpath, settings.absolute_roots):
+        raise ValueError(f"{output} is the corpus itself: choose another output folder")
+    manifest = prepare_manifest(settings, cache_dir)
+    shards = list(_shards(manifest, shard_bytes))
+    total = int(manifest.num_samples.sum())
+    totals = PackedTotals(
+        len(manifest), total / settings.sample_rate, total * BYTES_PER_SAMPLE, len(shards), len(manifest.skipped)
+    )
+    made_with = {
+        "source": os.path.basename(manifest.folder),  # changes with any file of the corpus
+        "sample_rate": settings.sample_rate,
+        "shard_bytes": shard_bytes,
+    }
+    if is_finished(folder, MARKER, made_with, overwrite):
+        verify_packed(str(folder))
+        return totals
+    unfinished.mkdir(parents=True, exist_ok=True)
+    _require_space(unfinished, totals.num_bytes)
+    parts = {}
+    for number, rows in enumerate(shards):
+        part = _kept(unfinished, number, made_with) or _write_shard(unfinished, number, rows, manifest, made_with)
+        parts[shard_name(number)] = part
+        logger.info("%s: shard %d, %d of %d utterances", split, number, rows.stop, len(manifest))
+    relative = _relative_paths(manifest, [source for _, source in split_folders(settings)])
+    parts[INDEX] = _write_index(unfinished, manifest, shards, relative)
+    _write_transcripts(unfinished, manifest, relative)
+    _finish(unfinished, folder, made_with, parts)
+    return totals
+
+
+def _require_space(folder: Path, num_bytes: int) -> None:
+    """Count what an earlier call has already written as free."""
+    written = sum(path.stat().st_size for path in folder.glob("*.pcm"))
+    if (free := shutil.disk_usage(folder).free + written) < num_bytes:
+        raise ValueError(
+            f"{folder} has room for {free / 1e9:.1f} GB, the packed split needs {num_bytes / 1e9:.1f} GB: "
+            f"choose another output folder"
+        )
+
+
+def _relative_paths(manifest: Manifest, folders: list[str]) -> list[str]:
+    """SPEAKER/CHAPTER/NAME of every row."""
+    paths = [unpacked_path(manifest.path(row)) for row in range(len(manifest))]
+    sources = [next(folder for folder in folders if path.startswith(folder + os.sep)) for path in paths]
+    return [os.path.relpath(path, source).replace(os.sep, "/") for path, source in zip(paths, sources, strict=True)]
+
+
+def _shards(manifest: Manifest, shard_bytes: int) -> Iterator[range]:
+    """Rows of each shard: as many as fit, at least one."""
+    first, filled = 0, 0
+    for row, num_samples in enumerate(manifest.num_samples.tolist()):
+        if row > first and filled + num_samples * BYTES_PER_SAMPLE > shard_bytes:
+            yield range(first, row)
+            first, filled = row, 0
+        filled += num_samples * BYTES_PER_SAMPLE
+    yield range(first, len(manifest))
+
+
+def _kept(folder: Path, number: int, made_with: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a shard that an earlier call finished with the same settings, if its content is right."""
+    record_path, shard = _record_path(folder, number), folder / shard_name(number)
+    if not record_path.is_file():
+        return None
+    record = json.loads(record_path.read_text(encoding="utf-8"))
+    if record["settings"] != made_with or checksum(str(shard)) != record["part"]["sha256"]:
+        return None
+    return record["part"]
+
+
+def _record_path(folder: Path, number: int) -> Path:
+    return folder / f"{shard_name(number)}.json"
+
+
+def _write_shard(
+    folder: Path, number: int, rows: range, manifest: Manifest, made_with: dict[str, Any]
+) -> dict[str, Any]:
+    shard = folder / shard_name(number)
+    temporary, digest, size = shard.with_suffix(".tmp"), hashlib.sha256(), 0
+    with temporary.open("wb") as file:
+        for samples_T in _decoded(rows, manifest, made_with["sample_rate"]):
+            data = samples_T.tobytes()
+            file.write(data)
+            digest.update(data)
+            size += len(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, shard)
+    part = {"bytes": size, "sha256": digest.hexdigest()}
+    _replace_text(_record_path(folder, number), json.dumps({"settings": made_with, "part": part}))
+    return part
+
+
+def _decoded(rows: range, manifest: Manifest, sample_rate: int) -> Iterator[np.ndarray]:
+    """16-bit samples of the rows, in order, decoded in threads (libsndfile releases the interpreter lock)."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        for start in range(0, len(rows), 16 * workers):
+            chunk = rows[start : start + 16 * workers]
+            yield from pool.map(lambda row: _sixteen_bits(manifest.path(row), sample_rate), chunk)
+
+
+def _sixteen_bits(path: str, sample_rate: int) -> np.ndarray:
+    scaled_T = read_audio(path, sample_rate) * np.float32(FULL_SCALE)
+    samples_T = scaled_T.clip(-FULL_SCALE, FULL_SCALE - 1).astype("<i2")
+    if not np.array_equal(samples_T, scaled_T):
+        raise BadAudioError.of(path, "has more than 16 bits a sample; packing would change it: convert it first")
+    return samples_T
+
+
+def _write_index(folder: Path, manifest: Manifest, shards: list[range], relative: list[str]) -> dict[str, Any]:
+    lines = []
+    for number, rows in enumerate(shards):
+        first = 0
+        for row in rows:
+            num_samples = int(manifest.num_samples[row])
+            lines.append(json.dumps([number, first, num_samples, relative[row]], ensure_ascii=False))
+            first += num_samples
+    _replace_text(folder / INDEX, "\n".join(lines) + "\n")
+    return {"bytes": (folder / INDEX).stat().st_size, "sha256": checksum(str(folder / INDEX))}
+
+
+def _write_transcripts(folder: Path, manifest: Manifest, relative: list[str]) -> None:
+    texts: dict[str, dict[str, str]] = {}
+    for row, path in enumerate(relative):
+        if (text := manifest.transcript(row)) is not None:
+            texts.setdefault(os.path.dirname(path), {})[manifest.utterance_id(row)] = text
+    for chapter, lines in texts.items():
+        target = folder / chapter / (chapter.replace("/", "-") + TRANSCRIPT_SUFFIX)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace_text(target, "".join(f"{name} {text}\n" for name, text in lines.items()))
+
+
+def _finish(unfinished: Path, folder: Path, made_with: dict[str, Any], parts: dict[str, Any]) -> None:
+    for leftover in [*unfinished.glob("*.pcm.json"), *unfinished.glob("*.tmp"), *unfinished.glob("*.pcm")]:
+        if leftover.name.removesuffix(".json") not in parts:
+            leftover.unlink()
+    write_marker(unfinished, MARKER, made_with, sample_rate=made_with["sample_rate"], parts=parts)
+    replaced = unfinished.with_name(f"{unfinished.name}-replaced")
+    if folder.exists():
+        os.replace(folder, replaced)
+    os.replace(unfinished, folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
