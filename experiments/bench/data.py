@@ -1,0 +1,186 @@
+"""What the data path delivers to the training process: from files, from a packed corpus, with and without workers.
+
+::
+
+    python -m experiments.bench.data --root /data/LibriSpeech --packed /data/packed --splits "[train-clean-100]"
+
+Every number but ``soundfile`` comes from ``LibriSpeechDataModule``'s own training loader. The variants take turns, so
+that a slow minute of the machine hits all of them. A corpus that fits the page cache is read from memory after the
+first turn, which is not counted: this measures the processor, not the disk.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+
+from callbacks.summary import hardware
+from datamodules.librispeech import LibriSpeechDataModule
+from experiments.runs import git_commit, write_atomically
+
+FLOATS_PER_PAGE = 1024
+
+
+class Turn(NamedTuple):
+    """One measurement of one variant."""
+
+    audio_seconds: float
+    wall_seconds: float
+    cpu_seconds: float  # of this process and its workers
+
+
+def bench_data(
+    root: str,
+    packed: str | None = None,
+    splits: list[str] | None = None,
+    batch_seconds: float = 160.0,
+    batches: int = 50,
+    workers: list[int] | None = None,
+    rounds: int = 5,
+    cache_dir: str | None = None,
+    output: str | None = None,
+) -> None:
+    """Time reading, decoding, cropping, batching and handing over; print a table and write JSON.
+
+    Args:
+        root: corpus of audio files, as ``data.root``.
+        packed: the same corpus made by ``interstack pack``.
+        splits: to read; default: train-clean-100.
+        batch_seconds: audio per batch.
+        batches: per turn.
+        workers: values of ``data.num_workers``; default: 0 and 2.
+        rounds: counted turns of every variant; median and spread are over these.
+        cache_dir: where manifests are kept, as ``data.cache_dir``.
+        output: JSON file to write.
+    """
+    if min(rounds, batches) < 1 or batch_seconds <= 0:
+        raise ValueError(f"rounds={rounds}, batches={batches} and batch_seconds={batch_seconds} must be positive")
+    result = measure(
+        {"files": root} | ({"packed": packed} if packed else {}),
+        splits or ["train-clean-100"],
+        batch_seconds,
+        batches,
+        workers if workers is not None else [0, 2],
+        rounds,
+        cache_dir,
+    )
+    if output is not None:
+        write_atomically(Path(output), json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+def measure(
+    roots: dict[str, str],
+    splits: list[str],
+    batch_seconds: float,
+    batches: int,
+    workers: list[int],
+    rounds: int,
+    cache_dir: str | None,
+) -> dict[str, Any]:
+    """Everything that ``bench_data`` reports, in plain values."""
+    variants: dict[str, Callable[[int], float]] = {}
+    for source, root in roots.items():
+        for num_workers in workers:
+            data = LibriSpeechDataModule(
+                root,
+                splits,
+                [],
+                batch_size=None,
+                batch_seconds=batch_seconds,
+                batches_per_epoch=batches,
+                num_workers=num_workers,
+                cache_dir=cache_dir,
+            )
+            data.prepare_data()
+            data.setup()
+            variants[f"{source}, {num_workers} workers"] = _loader_turn(data)
+            if source == "files":
+                variants["soundfile alone"] = _soundfile_turn(data, batch_seconds * batches)
+    turns: dict[str, list[Turn]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            turn = _timed(run, number)
+            if number:  # the first one fills the page cache
+                turns[name].append(turn)
+    return {
+        "commit": git_commit(),
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
+        "splits": splits,
+        "batch_seconds": batch_seconds,
+        "batches": batches,
+        "rounds": rounds,
+        "variants": [_row(name, turns[name]) for name in variants],
+    }
+
+
+def _loader_turn(data: LibriSpeechDataModule) -> Callable[[int], float]:
+    def run(epoch: int) -> float:
+        loader = data.train_dataloader()
+        loader.batch_sampler.set_epoch(epoch)
+        samples = 0
+        for batch in loader:
+            batch.waveforms[:, ::FLOATS_PER_PAGE].sum()  # what a worker wrote arrives when its pages are touched
+            samples += batch.waveforms.numel()
+        return samples / data.sample_rate
+
+    return run
+
+
+def _soundfile_turn(data: LibriSpeechDataModule, audio_seconds: float) -> Callable[[int], float]:
+    """Whole files, one after another, and nothing else: what no loader of files can exceed on one core."""
+    manifest = data.train_dataloader().dataset.manifest
+
+    def run(epoch: int) -> float:
+        samples = row = 0
+        while samples < audio_seconds * data.sample_rate:
+            waveform_T, _ = soundfile.read(manifest.path(row % len(manifest)), dtype="float32")
+            samples += len(waveform_T)
+            row += 1
+        return samples / data.sample_rate
+
+    return run
+
+
+def _timed(run: Callable[[int], float], epoch: int) -> Turn:
+    wall, cpu = time.perf_counter(), sum(os.times()[:4])
+    audio_seconds = run(epoch)
+    # Workers have been waited for, so that their time is among the children's.
+    return Turn(audio_seconds, time.perf_counter() - wall, sum(os.times()[:4]) - cpu)
+
+
+def _row(name: str, turns: list[Turn]) -> dict[str, Any]:
+    rates = [turn.audio_seconds / turn.wall_seconds for turn in turns]
+    low, high = np.percentile(rates, [25, 75])
+    return {
+        "variant": name,
+        "audio_s_per_s": median(rates),
+        "spread": float(high - low),
+        "audio_s_per_cpu_s": median(turn.audio_seconds / max(turn.cpu_seconds, 0.01) for turn in turns),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as lines of text."""
+    lines = [f"{'':<20}{'audio s / s':>14}{'quartiles':>12}{'audio s / core s':>18}"]
+    for row in result["variants"]:
+        numbers = f"{row['audio_s_per_s']:>14.0f}{row['spread']:>12.0f}{row['audio_s_per_cpu_s']:>18.0f}"
+        lines.append(f"{row['variant']:<20}{numbers}")
+    settings = f"{result['rounds']} rounds of {result['batches']} batches of {result['batch_seconds']} s"
+    lines.append(f"{result['hardware']}; {result['cores']} cores; {settings}; commit {result['commit']}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(bench_data, as_positional=False)
