@@ -41,7 +41,7 @@ def bench_data(
     packed: str | None = None,
     splits: list[str] | None = None,
     batch_seconds: float = 160.0,
-    batches: int = 50,
+    batches: int = 200,
     workers: list[int] | None = None,
     rounds: int = 5,
     cache_dir: str | None = None,
@@ -54,7 +54,7 @@ def bench_data(
         packed: the same corpus made by ``interstack pack``.
         splits: to read; default: train-clean-100.
         batch_seconds: audio per batch.
-        batches: per turn.
+        batches: per turn; few of them measure the start of the workers.
         workers: values of ``data.num_workers``; default: 0 and 2.
         rounds: counted turns of every variant; median and spread are over these.
         cache_dir: where manifests are kept, as ``data.cache_dir``.
