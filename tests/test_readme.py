@@ -15,7 +15,7 @@ from experiments.training import CONFIGS
 from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
 
-DOCS = ("launching.md", "studies.md", "reproducing.md", "superb.md")
+DOCS = ("launching.md", "studies.md", "reproducing.md", "superb.md", "performance.md")
 PAGES = [REPOSITORY / "README.md", *(REPOSITORY / "docs" / name for name in DOCS)]
 # What makes a command small enough for a test; the later of two values wins.
 SMALL = {
@@ -86,6 +86,16 @@ def test_bench_writes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ]
     run([*shlex.split(line)[1:], *small])
     assert [row["depth"] for row in json.loads((tmp_path / "bench.json").read_text())["depths"]] == [3]
+
+
+def test_pack_makes_the_corpus_of_its_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = (line for line in interstack_commands() if shlex.split(line)[1] == "pack")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    splits = ["train-clean-100", "train-clean-360", "train-other-500", "dev-clean"]
+    save_corpus(tmp_path / "corpus", dict.fromkeys(splits, 1))
+    places = {"/data/LibriSpeech": str(tmp_path / "corpus"), "/data/packed": str(tmp_path / "packed")}
+    run([places.get(word, word) for word in shlex.split(line)[1:]])
+    assert all((tmp_path / "packed" / split / "00000.pcm").is_file() for split in splits)
 
 
 @pytest.mark.parametrize("line", [line for line in interstack_commands() if shlex.split(line)[1] == "reproduce"])
