@@ -80,6 +80,14 @@ def test_rows_texts_and_fingerprint_are_the_same(corpus: Path) -> None:
         for root in (corpus, corpus.parent / "packed")
     ]
     assert manifests[0].row_hash == manifests[1].row_hash
+    datas = [
+        LibriSpeechDataModule(str(m), ["train"], [], cache_dir=str(corpus.parent / "c"))
+        for m in (corpus, corpus.parent / "packed")
+    ]
+    for data in datas:
+        data.prepare_data()
+        data.setup()
+    assert datas[0].fingerprint() == datas[1].fingerprint()
     for row in range(len(LENGTHS)):
         first, second = ((m.utterance_id(row), m.speaker(row), m.transcript(row)) for m in manifests)
         assert first == second
