@@ -12,6 +12,7 @@ from experiments.report.theme import ANCESTORS, GRID, INK, MUTED, PAPER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def similarity(pairs: Sequence[Pair]) -> Picture | None:
@@ -39,9 +40,7 @@ def similarity(pairs: Sequence[Pair]) -> Picture | None:
             axes.set_title(shown[place][0].label, fontsize=FONT - 1, color=INK, pad=4)
             if column == 0:
                 axes.set_ylabel(names[row // bands], fontsize=FONT - 1, color=INK)
-    bar = figure.colorbar(image, ax=[axes for line in grid for axes in line], shrink=0.6, aspect=30, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=FONT - 2, colors=MUTED, length=0)
+    colour_bar(figure, image, grid)
     caption = (
         "Similarity of layers, layer 1 at the lower left; rows are the student's layers. "
         "The strip on the left colours each student layer by the layer of the first stage that it descends "
@@ -71,6 +70,13 @@ def layer_weights(pairs: Sequence[Pair]) -> Picture | None:
     bar.ax.tick_params(labelsize=FONT - 2, colors=MUTED, length=0)
     caption = "Weights of the probe over the hidden states of each frozen student; every row sums to 1."
     return Picture("layer_weights", "What the probe reads", caption, figure)
+
+
+def colour_bar(figure: "Figure", image: Any, grid: Sequence[Sequence["Axes"]]) -> None:
+    """One colour bar for all axes of a grid of heat maps."""
+    bar = figure.colorbar(image, ax=[axes for line in grid for axes in line], shrink=0.6, aspect=30, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=FONT - 2, colors=MUTED, length=0)
 
 
 def heat_map(axes: "Axes", matrix: NDArray[np.float64], low: float, ancestry: Sequence[int | None] = ()) -> Any:

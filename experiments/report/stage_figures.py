@@ -17,7 +17,7 @@ from experiments.report.figures import (
     series_colour,
     single_axes,
 )
-from experiments.report.heat_maps import heat_map
+from experiments.report.heat_maps import colour_bar, heat_map
 from experiments.report.theme import GRID, INK, MUTED, SERIES
 
 Run = dict[str, Any]  # {"name": ..., "stages": [fields of experiments.similarity.Stage]}
@@ -43,9 +43,7 @@ def stages_picture(runs: Sequence[Run]) -> Picture:
         image = heat_map(axes, np.array(stage["cka"], dtype=float), low, grown)
         title = f"{stage['depth']} layers" if len(runs) == 1 else f"{_short(run['name'])}: {stage['depth']}"
         axes.set_title(title, fontsize=FONT - 1, color=INK, pad=4)
-    bar = figure.colorbar(image, ax=[axes for line in grid for axes in line], shrink=0.6, aspect=30, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=FONT - 2, colors=MUTED, length=0)
+    colour_bar(figure, image, grid)
     caption = (
         "Linear CKA between the student's layers at the end of each stage, layer 1 at the lower left. The strip on the "
         "left colours each layer by the layer of the first stage that it descends from. "
