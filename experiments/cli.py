@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 
 COMMANDS = {
     "quickstart": ("experiments.quickstart", "corpus, teacher, four students and a report, on a CPU in minutes"),
@@ -65,7 +66,7 @@ def help_text() -> str:
 def complete_switches(args: list[str], switches: set[str]) -> list[str]:
     """Let a bare ``--fast`` stand for ``--fast true``, and ``--dry-run`` for ``--dry_run``, as jsonargparse wants."""
     completed: list[str] = []
-    for argument, following in zip(args, [*args[1:], "--"], strict=True):
+    for argument, following in pairwise([*args, "--"]):
         name = argument[2:].replace("-", "_")
         switch = argument.startswith("--") and name in switches
         bare = switch and following.startswith("-")

@@ -75,7 +75,7 @@ def test_a_bare_switch_means_true() -> None:
     switches = {"fast", "overwrite"}
     assert complete_switches(["--fast"], switches) == ["--fast", "true"]
     assert complete_switches(["--fast", "--seed", "1"], switches) == ["--fast", "true", "--seed", "1"]
-    for untouched in (["--fast", "false"], ["--fast=false"], ["--output", "fast"], ["--output"]):
+    for untouched in ([], ["--fast", "false"], ["--fast=false"], ["--output", "fast"], ["--output"]):
         assert complete_switches(untouched, switches) == untouched
 
 
