@@ -26,7 +26,7 @@ from lightning_modules.optimisation import (
 )
 from lightning_modules.stopwatch import StepStopwatch
 from lightning_modules.student import Student, StudentConfig
-from lightning_modules.teacher import Teacher, build_teacher, normalize_waveforms
+from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
 
 
 class Batch(Protocol):
@@ -92,18 +92,28 @@ class DistillationModule(L.LightningModule):
 
     # -- one step -------------------------------------------------------------------------------------------------
 
-    def losses(self, batch: Batch, scale: float = 1.0) -> LossTerms:
-        """Loss terms of this share of a global batch, times ``scale``.
-
-        Sums over this share's frames are divided by the *global* number of frames; ``scale`` = ranks x accumulation
-        steps undoes the averaging of DDP and of accumulation, so that the gradient is that of the global mean.
-        """
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Waveforms (B, T) as the teacher wants them, and valid samples (B,) where something is padded."""
         num_samples = None if _unpadded(batch) else batch.num_samples
         waveforms_BT = batch.waveforms
         if self.teacher.normalize:
             waveforms_BT = normalize_waveforms(waveforms_BT, num_samples)
+        return waveforms_BT, num_samples
+
+    def targets(self, batch: Batch) -> TeacherTargets:
+        """What the teacher says about this share of a global batch."""
         with self.stopwatch.section("teacher"):
-            targets = self.teacher(waveforms_BT, num_samples)
+            return self.teacher(*self.inputs(batch))
+
+    def losses(self, batch: Batch, scale: float = 1.0, targets: TeacherTargets | None = None) -> LossTerms:
+        """Loss terms of this share of a global batch, times ``scale``; ``targets`` where they are already known.
+
+        Sums over this share's frames are divided by the *global* number of frames; ``scale`` = ranks x accumulation
+        steps undoes the averaging of DDP and of accumulation, so that the gradient is that of the global mean.
+        """
+        if targets is None:
+            targets = self.targets(batch)
+        waveforms_BT, num_samples = self.inputs(batch)
         hidden_states = self.student(waveforms_BT, num_samples)
         valid_BF = None
         if num_samples is not None:
