@@ -1,10 +1,9 @@
 """What a run costs: floating-point operations by formula, seconds and memory from its folder.
 
 FLOPs count matrix products and convolutions, two per multiply-add (norms, softmax and activations are left out, as in
-``torch.utils.flop_counter``, against which the tests check every term). A backward costs twice its forward, the first
-convolution's too (Hugging Face asks for the gradient to the waveform where the front end is trained); a frozen front
-end has none. Seconds are
-those of ``callbacks.throughput``: validation, checkpoints and the start of the process are not in them.
+``torch.utils.flop_counter``, against which the tests check every term). A backward costs twice its forward, but that of
+the first convolution once (there is no gradient to the waveform), and a frozen front end has none. Seconds are those of
+``callbacks.throughput``: validation, checkpoints and the start of the process are not in them.
 """
 
 import json
@@ -19,9 +18,9 @@ import numpy as np
 from callbacks.policies import default_stages
 from callbacks.schedules import mean_depth, stage_lengths
 from experiments.report.reading import RunLog, read_run
+from lightning_modules.front_end import FrontEnd
 from lightning_modules.objective import ObjectiveConfig, intermediate_layers
 from lightning_modules.student import StudentConfig, hubert_config
-from lightning_modules.teacher import FrontEnd
 
 SAMPLE_RATE = 16_000
 
@@ -86,8 +85,10 @@ def step_cost(teacher: Any, student: StudentConfig, objective: ObjectiveConfig, 
     highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
     teacher_flops = sum(front_end_flops(teacher, num_samples)) + embedding_flops(teacher, frames)
     teacher_flops += highest * layer_flops(teacher, frames)
-    passes = 3 if student.front_end == "trained" else 1
-    fixed = passes * sum(front_end_flops(own, num_samples)) + 3 * embedding_flops(own, frames)
+    convolutions = front_end_flops(own, num_samples)
+    fixed = sum(convolutions) + 3 * embedding_flops(own, frames)
+    if student.front_end == "trained":
+        fixed += convolutions[0] + 2 * sum(convolutions[1:])
     fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * teacher.hidden_size
     return StepCost(teacher_flops, fixed, 3 * layer_flops(own, frames))
 

@@ -7,28 +7,17 @@ from the Hugging Face hub or a local folder; another encoder is a subclass of :c
 """
 
 import importlib
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, HubertConfig
-from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 
-logger = logging.getLogger(__name__)
-
-# fairseq trained this model on raw audio (task.normalize=false), whatever the extractor file on the hub says.
-# Group norm hides most of a gain, not of quiet audio (outputs change by 0.06 % at scale 0.1, 42 % at 0.003).
-RAW_AUDIO_MODELS = frozenset({"facebook/hubert-base-ls960"})
-CONV_FIELDS = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_activation")
-# Weights that a checkpoint may lack: they play no part in the hidden states of an encoder in eval mode.
-UNUSED_WEIGHTS = ("masked_spec_embed", "adapter.")
-ADVICE = "choose a speech encoder such as HuBERT, wav2vec 2.0, WavLM or data2vec-audio"
+from lightning_modules.front_end import FrontEnd, copyable_front_end, noise
+from lightning_modules.teacher_loading import ADVICE, load_config, load_extractor, load_model, resolve_normalize
 
 
 class TeacherTargets(NamedTuple):
@@ -41,18 +30,6 @@ class TeacherTargets(NamedTuple):
 
     output_BFD: Tensor
     hidden: dict[int, Tensor]
-
-
-class FrontEnd(NamedTuple):
-    """A convolutional front end that a HuBERT-layout student can copy.
-
-    Attributes:
-        config: the fields of ``HubertConfig`` that lay out the convolutions, as plain values.
-        state_dict: weights for ``HubertModel.feature_extractor``.
-    """
-
-    config: dict[str, Any]
-    state_dict: dict[str, Tensor]
 
 
 class Teacher(nn.Module, ABC):
@@ -157,16 +134,16 @@ class HuggingFaceTeacher(Teacher):
         self.init_args = dict(
             model=model, normalize=normalize, revision=revision, attn_implementation=attn_implementation
         )
-        config = _load_config(model, revision)
+        config = load_config(model, revision)
         self._conv_layout = list(zip(config.conv_kernel, config.conv_stride, strict=True))
-        self.model = _load_model(model, revision, attn_implementation)
+        self.model = load_model(model, revision, attn_implementation)
         self.requires_grad_(False).eval()
         self.num_layers, self.hidden_size = len(self.model.encoder.layers), config.hidden_size
         self._final_norm = self._ends_in_layer_norm()
         self.front_end = copyable_front_end(self.model.feature_extractor, config)
-        extractor = _load_extractor(model, revision)
+        extractor = load_extractor(model, revision)
         self.sample_rate = getattr(extractor, "sampling_rate", 16000)
-        self.normalize = _resolve_normalize(model, normalize, extractor, config)
+        self.normalize = resolve_normalize(model, normalize, extractor, config)
 
     def num_frames(self, num_samples_B: Tensor) -> Tensor:
         frames_B = num_samples_B.to(torch.long)
@@ -219,7 +196,7 @@ class HuggingFaceTeacher(Teacher):
 
         Which encoders do so is spread over class names and config fields, and a wrong guess is silent.
         """
-        probe_BT = _noise()
+        probe_BT = noise()
         outputs, last_BFD = self._layer_outputs(probe_BT, None, {self.num_layers})
         output_BFD = outputs[self.num_layers]
         frames = int(self.num_frames(torch.tensor([probe_BT.shape[1]])))
@@ -232,112 +209,6 @@ class HuggingFaceTeacher(Teacher):
             f"{type(self.model).__name__} changes its frames between or after the layers in an unknown way: "
             f"{ADVICE}, or write a Teacher for it"
         )
-
-
-def _noise() -> Tensor:
-    """One second (1, T) from a generator of its own: the caller's random numbers stay as they were."""
-    return torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
-
-
-def _load_config(model: str, revision: str | None) -> Any:
-    """The model's configuration, known to have convolutions."""
-    try:
-        config = AutoConfig.from_pretrained(model, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(_not_found(model, error)) from error
-    if not all(hasattr(config, name) for name in CONV_FIELDS):
-        raise ValueError(f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}")
-    return config
-
-
-def _not_found(model: str, error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0]
-    if Path(model).is_dir():
-        return f"teacher folder {model!r} holds no Hugging Face model with config.json and weights: {reason}"
-    return (
-        f"teacher model {model!r} is neither a local folder nor downloadable (offline, or no such name): set "
-        f"`model` to a folder that holds its config.json and model.safetensors ({reason})"
-    )
-
-
-def _load_model(model: str, revision: str | None, attn_implementation: str | None) -> Any:
-    """The bare encoder in float32, every weight of it read from the checkpoint."""
-    kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        with torch.random.fork_rng(devices=[]):  # loading draws numbers; a student's must not depend on them
-            encoder, info = AutoModel.from_pretrained(
-                model, revision=revision, dtype=torch.float32, output_loading_info=True, **kwargs
-            )
-    except OSError as error:
-        raise ValueError(_not_found(model, error)) from error
-    # Hugging Face draws missing weights at random and only logs it; such a teacher teaches noise.
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
-    if missing:
-        raise ValueError(
-            f"teacher model {model!r} lacks {len(missing)} weights of {type(encoder).__name__}, the first is "
-            f"{missing[0]!r}: its config.json does not fit its weights"
-        )
-    if not hasattr(encoder, "feature_extractor") or not hasattr(getattr(encoder, "encoder", None), "layers"):
-        raise ValueError(
-            f"teacher {model!r} ({type(encoder).__name__}) has no feature_extractor or no encoder.layers: {ADVICE}"
-        )
-    if getattr(encoder, "adapter", None) is not None:
-        encoder.adapter = None  # shortens the frames of last_hidden_state for a decoder; no layer's output
-    return encoder
-
-
-def _load_extractor(model: str, revision: str | None) -> Any:
-    """The model's feature extractor, ``None`` where it has none."""
-    try:
-        return AutoFeatureExtractor.from_pretrained(model, revision=revision)
-    except (OSError, ValueError):
-        return None
-
-
-def _resolve_normalize(model: str, normalize: bool | None, extractor: Any, config: Any) -> bool:
-    """The setting; else what the model is known to need, what its extractor says, or its family's habit."""
-    if normalize is not None:
-        return normalize
-    if model in RAW_AUDIO_MODELS:
-        resolved, source = False, "it was trained on raw audio"
-    elif hasattr(extractor, "do_normalize"):
-        resolved, source = bool(extractor.do_normalize), "its preprocessor_config.json says so"
-    else:
-        # Released models saw normalised audio if their convolutions have layer norm, raw audio if group norm.
-        norm = _feat_extract_norm(config)
-        resolved, source = norm == "layer", f"guessed from feat_extract_norm={norm!r}: no feature extractor"
-    logger.info("teacher %s: normalize=%s (%s; set `normalize` to override)", model, resolved, source)
-    if resolved and _feat_extract_norm(config) == "group":
-        logger.warning(
-            "teacher %s: waveforms get normalised; if it is facebook/hubert-base-ls960, set normalize=false",
-            model,
-        )
-    return resolved
-
-
-def _feat_extract_norm(config: Any) -> str:
-    # data2vec-audio lacks the field and norms every layer.
-    return getattr(config, "feat_extract_norm", "layer")
-
-
-def copyable_front_end(feature_extractor: nn.Module, config: Any) -> FrontEnd | None:
-    """The front end as a HuBERT student holds it; ``None`` if HuBERT's weights or outputs would differ."""
-    layout: dict[str, Any] = {name: getattr(config, name) for name in CONV_FIELDS}
-    layout = {name: list(value) if isinstance(value, tuple) else value for name, value in layout.items()}
-    layout["feat_extract_norm"] = _feat_extract_norm(config)
-    layout["num_feat_extract_layers"] = len(layout["conv_dim"])
-    # A plain dict of copies: `assign=True` below is remembered in a state dict's metadata, and a student that loads
-    # the same object would then silently share, and train, the teacher's own weights.
-    state_dict = {name: value.clone() for name, value in feature_extractor.state_dict().items()}
-    with torch.device("meta"):  # draws no random numbers and takes no memory
-        twin = HubertFeatureEncoder(HubertConfig(**layout)).eval()
-    try:
-        twin.load_state_dict(dict(state_dict), assign=True)
-    except RuntimeError:
-        return None
-    with torch.no_grad():
-        same = torch.equal(twin(_noise()), feature_extractor(_noise()))
-    return FrontEnd(layout, state_dict) if same else None
 
 
 def valid_samples(waveforms_BT: Tensor, num_samples_B: Tensor | None) -> Tensor | None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from callbacks.ema import StudentEMA
+from lightning_modules.front_end import FrontEnd
 from lightning_modules.student import Student, StudentConfig
-from lightning_modules.teacher import FrontEnd
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
 
 # torch's own: its tracer looks at `.grad` of every tensor that it meets, and inductor imports deprecated code.

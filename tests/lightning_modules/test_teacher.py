@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
-    BertConfig,
-    BertModel,
-    Data2VecAudioConfig,
     HubertConfig,
     HubertForCTC,
-    HubertModel,
     PreTrainedModel,
-    SEWConfig,
     Wav2Vec2Config,
     Wav2Vec2ConformerConfig,
     Wav2Vec2FeatureExtractor,
-    WavLMConfig,
 )
 
-from lightning_modules import teacher as teacher_module
 from lightning_modules.teacher import (
     HuggingFaceTeacher,
     Teacher,
@@ -33,47 +25,18 @@ from lightning_modules.teacher import (
     build_teacher,
     normalize_waveforms,
 )
-
-LAYERS, WIDTH = 5, 16
-TINY: dict[str, Any] = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "initializer_range": 0.3,  # larger than usual, so that each layer changes its input visibly
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embedding_groups": 2,
-}
-STABLE = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
-FAMILIES = {
-    "hubert": lambda: HubertConfig(**TINY, num_conv_pos_embeddings=16),
-    "hubert_large": lambda: HubertConfig(**TINY, num_conv_pos_embeddings=16, **STABLE),
-    "wav2vec2": lambda: Wav2Vec2Config(**TINY, num_conv_pos_embeddings=16),
-    "wav2vec2_large": lambda: Wav2Vec2Config(**TINY, num_conv_pos_embeddings=16, **STABLE),
-    "wavlm": lambda: WavLMConfig(**TINY, num_conv_pos_embeddings=16),
-    "wavlm_large": lambda: WavLMConfig(**TINY, num_conv_pos_embeddings=16, **STABLE),
-    "data2vec_audio": lambda: Data2VecAudioConfig(**TINY, conv_pos_kernel_size=5),
-}
-STABLE_FAMILIES = ("hubert_large", "wav2vec2_large", "wavlm_large")
-
-
-def save_model(folder: Path, config: Any, model_class: Any = AutoModel.from_config) -> Path:
-    """A random encoder on disk; norms get random values, or an applied norm would look like an identity."""
-    torch.manual_seed(0)
-    model = model_class(config)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.LayerNorm | nn.GroupNorm) and module.weight is not None:
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_()
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {name: save_model(root / name, config()) for name, config in FAMILIES.items()}
+from tests.lightning_modules.teachers import (
+    FAMILIES,
+    LAYERS,
+    PADDED,
+    STABLE_FAMILIES,
+    TINY,
+    WIDTH,
+    far,
+    padded_waveforms,
+    save_model,
+    waveforms,
+)
 
 
 def reference(folder: Path, waveforms_BT: Tensor, num_samples_B: Tensor | None) -> tuple[list[Tensor], Tensor]:
@@ -86,21 +49,6 @@ def reference(folder: Path, waveforms_BT: Tensor, num_samples_B: Tensor | None) 
         outputs = model(waveforms_BT, attention_mask=mask_BT, output_hidden_states=True)
     assert len(outputs.hidden_states) == LAYERS + 1
     return list(outputs.hidden_states), outputs.last_hidden_state
-
-
-def waveforms(num_items: int = 2, num_samples: int = 8000) -> Tensor:
-    return torch.randn(num_items, num_samples, generator=torch.Generator().manual_seed(1))
-
-
-PADDED = torch.tensor([8000, 5000])
-
-
-def padded_waveforms() -> Tensor:
-    return waveforms().masked_fill(torch.arange(8000) >= PADDED[:, None], 0.0)
-
-
-def far(left: Tensor, right: Tensor, margin: float = 0.05) -> bool:
-    return float((left - right).abs().mean()) > margin
 
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # inside WavLM's attention
@@ -150,31 +98,6 @@ class TestTargetsOfFamilies:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_front_end_loads_into_a_hubert(family: str, folders: dict[str, Path]) -> None:
-    teacher = HuggingFaceTeacher(str(folders[family]))
-    assert teacher.front_end is not None
-    config = HubertConfig(**(TINY | teacher.front_end.config))
-    assert json.loads(json.dumps(teacher.front_end.config)) == teacher.front_end.config, "plain values only"
-    hubert = HubertModel(config).eval()
-    fresh_BCF = hubert.feature_extractor(waveforms())
-    hubert.feature_extractor.load_state_dict(teacher.front_end.state_dict, strict=True)
-    features_BCF = hubert.feature_extractor(waveforms())
-    expected_BCF = teacher.model.feature_extractor(waveforms())
-    assert torch.equal(features_BCF, expected_BCF)
-    assert not torch.allclose(fresh_BCF, expected_BCF, atol=1e-2)
-
-
-def test_front_end_with_other_outputs_is_not_copied(folders: dict[str, Path]) -> None:
-    teacher = HuggingFaceTeacher(str(folders["hubert"]))
-    extractor = copy.deepcopy(teacher.model.feature_extractor)
-    assert teacher_module.copyable_front_end(extractor, teacher.model.config) is not None
-    extractor.conv_layers[1].activation = nn.Identity()  # same weights, other computation
-    assert teacher_module.copyable_front_end(extractor, teacher.model.config) is None
-    extractor.conv_layers[1].conv = nn.Conv1d(8, 8, 3, 2, bias=True)  # other weights
-    assert teacher_module.copyable_front_end(extractor, teacher.model.config) is None
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 def test_num_frames(family: str, folders: dict[str, Path]) -> None:
     teacher = HuggingFaceTeacher(str(folders[family]))
     lengths = torch.tensor([100, 399, 400, 719, 720, 8000, 250_000])
@@ -217,13 +140,6 @@ def test_convolutional_adapter_does_not_shorten_the_frames(tmp_path: Path) -> No
     hidden_states, last_BFD = reference(tmp_path, waveforms(), None)
     torch.testing.assert_close(targets.output_BFD, hidden_states[LAYERS])
     assert last_BFD.shape[1] < targets.output_BFD.shape[1]
-
-
-def test_half_precision_weights_load_in_float32(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    HubertModel(FAMILIES["hubert"]()).half().save_pretrained(tmp_path)
-    teacher = HuggingFaceTeacher(str(tmp_path))
-    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32}
 
 
 def test_attention_implementation_is_passed_on(folders: dict[str, Path]) -> None:
@@ -276,45 +192,7 @@ class TestFrozen:
         assert torch.equal(torch.rand(4), expected)
 
 
-class TestNormalize:
-    @pytest.mark.parametrize(
-        ("family", "stored", "setting", "expected"),
-        [
-            ("hubert", True, None, True),
-            ("hubert", False, None, False),
-            ("hubert_large", False, None, False),
-            ("hubert", True, False, False),
-            ("hubert", False, True, True),
-            ("hubert", None, None, False),
-            ("hubert_large", None, None, True),
-            ("data2vec_audio", None, None, True),
-        ],
-    )
-    def test_resolution(
-        self, family: str, stored: bool | None, setting: bool | None, expected: bool, tmp_path: Path
-    ) -> None:
-        save_model(tmp_path, FAMILIES[family]())
-        if stored is not None:
-            Wav2Vec2FeatureExtractor(do_normalize=stored, sampling_rate=8000).save_pretrained(tmp_path)
-        teacher = HuggingFaceTeacher(str(tmp_path), normalize=setting)
-        assert teacher.normalize is expected
-        assert teacher.sample_rate == (16000 if stored is None else 8000)
-
-    def test_guess_is_logged(self, folders: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
-        with caplog.at_level(logging.INFO, logger="lightning_modules.teacher"):
-            HuggingFaceTeacher(str(folders["hubert"]))
-        assert "normalize=False (guessed from feat_extract_norm='group'" in caplog.text
-
-    def test_hubert_base_was_trained_on_raw_audio(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The hub's extractor file says otherwise; a folder of that name stands in for it."""
-        folder = tmp_path / "facebook" / "hubert-base-ls960"
-        save_model(folder, FAMILIES["hubert"]())
-        Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
-        monkeypatch.chdir(tmp_path)
-        assert HuggingFaceTeacher("facebook/hubert-base-ls960").normalize is False
-        assert HuggingFaceTeacher("facebook/hubert-base-ls960", normalize=True).normalize is True
-        assert HuggingFaceTeacher(str(folder)).normalize is True  # under another name the file is believed
-
+class TestWaveforms:
     def test_waveforms_equal_the_feature_extractors(self) -> None:
         waves_BT = 0.02 * padded_waveforms() + 0.3
         waves_BT[1, 5000:] = 0.0
@@ -332,43 +210,7 @@ class TestNormalize:
         assert torch.count_nonzero(normalize_waveforms(torch.zeros(2, 400), torch.tensor([400, 0]))) == 0
 
 
-class TestErrors:
-    def test_unreachable_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(ValueError, match="'nobody/nothing' is neither a local folder nor downloadable") as error:
-            HuggingFaceTeacher("nobody/nothing")
-        assert "config.json" in str(error.value)
-        assert "\n" not in str(error.value)
-
-    def test_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="neither a local folder nor downloadable"):
-            HuggingFaceTeacher(str(tmp_path / "absent"))
-
-    def test_empty_folder_and_folder_without_weights(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="holds no Hugging Face model"):
-            HuggingFaceTeacher(str(tmp_path))
-        FAMILIES["hubert"]().save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="holds no Hugging Face model"):
-            HuggingFaceTeacher(str(tmp_path))
-
-    def test_no_speech_encoder(self, tmp_path: Path) -> None:
-        config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-        BertModel(config).save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match=r"\(bert\) has no convolutions over waveforms: choose a speech"):
-            HuggingFaceTeacher(str(tmp_path))
-
-    def test_encoder_that_squeezes_its_frames(self, tmp_path: Path) -> None:
-        save_model(tmp_path, SEWConfig(**(TINY | {"conv_dim": (8,) * 13}), num_conv_pos_embeddings=16))
-        with pytest.raises(ValueError, match="SEWModel"):
-            HuggingFaceTeacher(str(tmp_path))
-
-    def test_config_that_does_not_fit_the_weights(self, tmp_path: Path) -> None:
-        save_model(tmp_path, FAMILIES["hubert"]())
-        config = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS + 1}))
-        with pytest.raises(ValueError, match=r"lacks 16 weights of HubertModel.*encoder.layers.5"):
-            HuggingFaceTeacher(str(tmp_path))
-
+class TestLayers:
     @pytest.mark.parametrize(("hidden", "output"), [([0], None), ([6], None), ([1], 6), ([1], 0), ([-1], 3)])
     def test_layer_out_of_range(self, hidden: list[int], output: int | None, folders: dict[str, Path]) -> None:
         teacher = HuggingFaceTeacher(str(folders["hubert"]))

@@ -1,0 +1,56 @@
+"""Convolutional front ends: from waveforms to frames, and from a teacher to a student.
+
+Shapes: T samples.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import HubertConfig
+from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
+
+CONV_FIELDS = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_activation")
+
+
+class FrontEnd(NamedTuple):
+    """A convolutional front end that a HuBERT-layout student can copy.
+
+    Attributes:
+        config: the fields of ``HubertConfig`` that lay out the convolutions, as plain values.
+        state_dict: weights for ``HubertModel.feature_extractor``.
+    """
+
+    config: dict[str, Any]
+    state_dict: dict[str, Tensor]
+
+
+def copyable_front_end(feature_extractor: nn.Module, config: Any) -> FrontEnd | None:
+    """The front end as a HuBERT student holds it; ``None`` if HuBERT's weights or outputs would differ."""
+    layout: dict[str, Any] = {name: getattr(config, name) for name in CONV_FIELDS}
+    layout = {name: list(value) if isinstance(value, tuple) else value for name, value in layout.items()}
+    layout["feat_extract_norm"] = feat_extract_norm(config)
+    layout["num_feat_extract_layers"] = len(layout["conv_dim"])
+    # A plain dict of copies: `assign=True` below is remembered in a state dict's metadata, and a student that loads
+    # the same object would then silently share, and train, the teacher's own weights.
+    state_dict = {name: value.clone() for name, value in feature_extractor.state_dict().items()}
+    with torch.device("meta"):  # draws no random numbers and takes no memory
+        twin = HubertFeatureEncoder(HubertConfig(**layout)).eval()
+    try:
+        twin.load_state_dict(dict(state_dict), assign=True)
+    except RuntimeError:
+        return None
+    with torch.no_grad():
+        same = torch.equal(twin(noise()), feature_extractor(noise()))
+    return FrontEnd(layout, state_dict) if same else None
+
+
+def feat_extract_norm(config: Any) -> str:
+    """``group`` or ``layer``."""
+    # data2vec-audio lacks the field and norms every layer.
+    return getattr(config, "feat_extract_norm", "layer")
+
+
+def noise() -> Tensor:
+    """One second (1, T) from a generator of its own: the caller's random numbers stay as they were."""
+    return torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,95 @@
+"""Hugging Face encoders as teachers: configuration, weights and feature extractor, each known to be what it should."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+
+from lightning_modules.front_end import CONV_FIELDS, feat_extract_norm
+
+logger = logging.getLogger(__name__)
+
+# fairseq trained this model on raw audio (task.normalize=false), whatever the extractor file on the hub says.
+# Group norm hides most of a gain, not of quiet audio (outputs change by 0.06 % at scale 0.1, 42 % at 0.003).
+RAW_AUDIO_MODELS = frozenset({"facebook/hubert-base-ls960"})
+# Weights that a checkpoint may lack: they play no part in the hidden states of an encoder in eval mode.
+UNUSED_WEIGHTS = ("masked_spec_embed", "adapter.")
+ADVICE = "choose a speech encoder such as HuBERT, wav2vec 2.0, WavLM or data2vec-audio"
+
+
+def load_config(model: str, revision: str | None) -> Any:
+    """The model's configuration, known to have convolutions."""
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_found(model, error)) from error
+    if not all(hasattr(config, name) for name in CONV_FIELDS):
+        raise ValueError(f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}")
+    return config
+
+
+def _not_found(model: str, error: Exception) -> str:
+    reason = str(error).strip().split("\n")[0]
+    if Path(model).is_dir():
+        return f"teacher folder {model!r} holds no Hugging Face model with config.json and weights: {reason}"
+    return (
+        f"teacher model {model!r} is neither a local folder nor downloadable (offline, or no such name): set "
+        f"`model` to a folder that holds its config.json and model.safetensors ({reason})"
+    )
+
+
+def load_model(model: str, revision: str | None, attn_implementation: str | None) -> Any:
+    """The bare encoder in float32, every weight of it read from the checkpoint."""
+    kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        with torch.random.fork_rng(devices=[]):  # loading draws numbers; a student's must not depend on them
+            encoder, info = AutoModel.from_pretrained(
+                model, revision=revision, dtype=torch.float32, output_loading_info=True, **kwargs
+            )
+    except OSError as error:
+        raise ValueError(_not_found(model, error)) from error
+    # Hugging Face draws missing weights at random and only logs it; such a teacher teaches noise.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
+    if missing:
+        raise ValueError(
+            f"teacher model {model!r} lacks {len(missing)} weights of {type(encoder).__name__}, the first is "
+            f"{missing[0]!r}: its config.json does not fit its weights"
+        )
+    if not hasattr(encoder, "feature_extractor") or not hasattr(getattr(encoder, "encoder", None), "layers"):
+        raise ValueError(
+            f"teacher {model!r} ({type(encoder).__name__}) has no feature_extractor or no encoder.layers: {ADVICE}"
+        )
+    if getattr(encoder, "adapter", None) is not None:
+        encoder.adapter = None  # shortens the frames of last_hidden_state for a decoder; no layer's output
+    return encoder
+
+
+def load_extractor(model: str, revision: str | None) -> Any:
+    """The model's feature extractor, ``None`` where it has none."""
+    try:
+        return AutoFeatureExtractor.from_pretrained(model, revision=revision)
+    except (OSError, ValueError):
+        return None
+
+
+def resolve_normalize(model: str, normalize: bool | None, extractor: Any, config: Any) -> bool:
+    """The setting; else what the model is known to need, what its extractor says, or its family's habit."""
+    if normalize is not None:
+        return normalize
+    if model in RAW_AUDIO_MODELS:
+        resolved, source = False, "it was trained on raw audio"
+    elif hasattr(extractor, "do_normalize"):
+        resolved, source = bool(extractor.do_normalize), "its preprocessor_config.json says so"
+    else:
+        # Released models saw normalised audio if their convolutions have layer norm, raw audio if group norm.
+        norm = feat_extract_norm(config)
+        resolved, source = norm == "layer", f"guessed from feat_extract_norm={norm!r}: no feature extractor"
+    logger.info("teacher %s: normalize=%s (%s; set `normalize` to override)", model, resolved, source)
+    if resolved and feat_extract_norm(config) == "group":
+        logger.warning(
+            "teacher %s: waveforms get normalised; if it is facebook/hubert-base-ls960, set normalize=false",
+            model,
+        )
+    return resolved
