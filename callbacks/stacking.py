@@ -246,10 +246,9 @@ class StackingCallback(Callback):
     @rank_zero_only
     def _record(self, trainer: L.Trainer, event: dict[str, Any]) -> None:
         log.info(
-            "epoch %d, step %d: grown from %d to %d layers (%s, plan %s) in %.2f s, loss %s -> %s",
+            "epoch %d, step %d: grown from %d to %d layers (%s, plan %s) in %.2f s%s",
             *(event[k] for k in ("epoch", "step", "depth_before", "depth", "policy", "plan", "seconds")),
-            event["loss_before"],
-            event["loss_after"],
+            "" if event["loss_before"] is None else f", loss {event['loss_before']:.4g} -> {event['loss_after']:.4g}",
         )
         path = Path(trainer.default_root_dir) / "growth.json"
         temporary = path.with_suffix(".json.tmp")

@@ -44,6 +44,13 @@ DEPENDENCY_WARNINGS = (
     ".*smaller than the logging interval.*",
 )
 
+CHATTY_LOGGERS = (
+    "httpx",
+    "lightning.fabric.utilities.seed",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+)
+
 HELP = """usage: interstack COMMAND [options]
 
 Distil speech foundation models fast: grow the student's depth while it trains.
@@ -84,6 +91,8 @@ def run(args: list[str]) -> None:
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
     module = importlib.import_module(COMMANDS[name][0])
+    if transformers := sys.modules.get("transformers"):
+        transformers.utils.logging.disable_progress_bar()  # of reading and writing files: a flash each
     if name in ("fit", "validate"):
         module.DistillationCLI([name, *rest])
         return
@@ -112,8 +121,8 @@ def main() -> int:
     args = sys.argv[1:]
     sys.path.append(os.getcwd())  # own policies and teachers are named by module path
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # Lightning repeats advertisements and "GPU available" for every trainer; what matters is in the run folder.
-    for chatty in ("httpx", "lightning.pytorch.utilities.rank_zero"):
+    # Lightning repeats advertisements, "GPU available" and seeds for every trainer; the run's folder has what matters.
+    for chatty in CHATTY_LOGGERS:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for message in DEPENDENCY_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
