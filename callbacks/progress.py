@@ -23,18 +23,19 @@ class DistillationProgressBar(TQDMProgressBar):
     are read when they are shown, at most twice a second: reading a loss waits for the GPU.
 
     Args:
-        seconds_between_lines: time between two lines within an epoch, where there is no terminal.
+        seconds_between_lines: time between two lines within an epoch, where there is no bar.
+        bar: on a terminal; without it there are lines there too.
     """
 
-    def __init__(self, seconds_between_lines: float = 60.0) -> None:
+    def __init__(self, seconds_between_lines: float = 60.0, bar: bool = True) -> None:
         super().__init__()
-        self.seconds_between_lines = seconds_between_lines
+        self.seconds_between_lines, self.bar = seconds_between_lines, bar
         self._on_terminal = True
         self._shown = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._on_terminal = sys.stdout.isatty()
+        self._on_terminal = self.bar and sys.stdout.isatty()
         if not self._on_terminal:
             self.disable()
 

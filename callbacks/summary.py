@@ -67,6 +67,8 @@ def summarise(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         "ancestry": _joined(stacking.events[-1:], "ancestry") if stacking else None,
         "parameters": sum(p.numel() for p in module.student.parameters()),
         "train_seconds": clock.train_seconds if clock else None,
+        # More than one: seconds are this student's own and those of what it shares, not comparable with a run alone.
+        "students": clock.students if clock else 1,
         "audio_seconds": clock.audio_seconds if clock else None,
         "train_loss": metrics.epoch_loss if metrics else None,
         "val_loss": validation["loss"],

@@ -11,6 +11,8 @@ Two clocks, for two questions:
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -61,12 +63,15 @@ class ThroughputCallback(Callback):
     Attributes:
         train_seconds: wall-clock training time up to the last batch.
         audio_seconds: audio that was trained on, of all ranks.
+        students: that are trained side by side in this process; the times of the others are not in those of this run,
+            while the teacher's and the loading, which they share, are in ``train_seconds`` of each.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps = every_n_steps
+        self.students = 1
         self.train_seconds = 0.0
         self.audio_seconds = 0.0
         self._running_since: float | None = None
@@ -104,6 +109,22 @@ class ThroughputCallback(Callback):
             torch.cuda.synchronize(device)  # submitted training work must not be charged to what comes next
         self._bank()
         self._running_since = self._previous_end = None
+
+    @contextmanager
+    def aside(self, device: torch.device) -> Iterator[None]:
+        """Leave the block out of both clocks: what others do on ``device`` in the meantime is no part of this run."""
+        running, in_epoch = self._running_since is not None, self._previous_end is not None
+        self._pause(device)
+        yield
+        if running:
+            self._resume()
+        if in_epoch:
+            self._previous_end = time_point(device)
+
+    def charge(self, seconds: float) -> None:
+        """Add what another run on this device has paid for and this one has used: an equal cost for equal work."""
+        if self._running_since is not None:
+            self.train_seconds += seconds
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._steps, self._last_rate = trainer.global_step, None

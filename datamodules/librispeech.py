@@ -7,7 +7,7 @@ optimizer step is decided in :mod:`datamodules.batching`; :mod:`datamodules.load
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -17,7 +17,7 @@ import torch
 from datamodules.batching import BatchPlan, CropRule, GlobalBatchSampler, plan_by_samples, plan_by_utterances
 from datamodules.corpus import CorpusSettings
 from datamodules.download import download_missing
-from datamodules.loading import SKIPPED_FILE, AudioBatch, AudioDataset, ResumableLoader, list_skipped
+from datamodules.loading import SKIPPED_FILE, AudioBatch, AudioDataset, Relay, ResumableLoader, list_skipped
 from datamodules.manifest import Manifest, load_manifest, prepare_manifest
 
 __all__ = ["AudioBatch", "LibriSpeechDataModule"]
@@ -56,6 +56,10 @@ class LibriSpeechDataModule(L.LightningDataModule):
         seed: of the order of batches and the places of crops.
         run_dir: folder for the list of skipped audio; ``interstack fit`` sets it to the run's folder.
 
+    Attributes:
+        relay: makes the relay of the ``train`` and of the ``val`` loader, where several data modules of equal
+            settings hand out the same micro-batches; ``None``: each loads its own.
+
     Raises:
         ValueError: settings that contradict each other; from ``prepare_data``, a split that is missing or empty, or
             bad audio; from the loaders, global batches too small for the number of processes.
@@ -91,6 +95,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         self.on_bad_audio, self.run_dir = on_bad_audio, run_dir
         self.batches_per_epoch, self.seed = batches_per_epoch, seed
         self.num_workers, self.download, self.cache_dir = num_workers, download, cache_dir
+        self.relay: Callable[[str], Relay] | None = None
         self._manifests: dict[str, Manifest] = {}
         self._plans: dict[str, BatchPlan] = {}
         self._loaders: dict[str, ResumableLoader] = {}
@@ -222,7 +227,8 @@ class LibriSpeechDataModule(L.LightningDataModule):
         return AudioDataset(manifest, self.sample_rate, self.resample, self.on_bad_audio == "skip", self.run_dir)
 
     def _loader(self, stage: str, sampler: GlobalBatchSampler) -> ResumableLoader:
-        self._loaders[stage] = ResumableLoader(self._dataset(stage), sampler, self.num_workers)
+        relay = self.relay(stage) if self.relay is not None else None
+        self._loaders[stage] = ResumableLoader(self._dataset(stage), sampler, self.num_workers, relay)
         return self._loaders[stage]
 
     def on_exception(self, exception: BaseException) -> None:

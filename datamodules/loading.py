@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,12 @@ class AudioBatch(NamedTuple):
     num_samples: Tensor  # (B,) int64 valid samples; T everywhere with length="crop"
     global_num_samples: Tensor  # (G,) int64 the same of every item of the global batch
     index: Tensor  # type: ignore[assignment]  # (B,) int64 manifest rows; hides tuple.index
+
+
+Load = Callable[[int], Iterator[AudioBatch]]
+"""Micro-batches of the loader's epoch from the one of that number on."""
+Relay = Callable[[int, int, Load], Iterator[AudioBatch]]
+"""(epoch, first micro-batch, how to load them) -> the same micro-batches, from wherever they are known already."""
 
 
 class AudioDataset(Dataset[AudioBatch]):
@@ -119,12 +125,24 @@ class ResumableLoader(DataLoader[AudioBatch]):
 
     A state at the end of an epoch means the start of the next. A state of an epoch before the sampler's own
     is ignored: the trainer has finished that epoch, perhaps early (``limit_train_batches``).
+
+    Args:
+        dataset: decodes.
+        batch_sampler: which micro-batches an epoch has.
+        num_workers: processes that decode.
+        relay: between loading and handing out, where several loaders hand out the same micro-batches.
     """
 
     batch_sampler: GlobalBatchSampler  # type: ignore[assignment]
     dataset: AudioDataset
 
-    def __init__(self, dataset: AudioDataset, batch_sampler: GlobalBatchSampler, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: AudioDataset,
+        batch_sampler: GlobalBatchSampler,
+        num_workers: int = 0,
+        relay: Relay | None = None,
+    ) -> None:
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
@@ -135,15 +153,22 @@ class ResumableLoader(DataLoader[AudioBatch]):
         )
         if num_workers:
             dataset.notes = torch.full((num_workers, 2), -1).share_memory_()
-        self._epoch, self._yielded = batch_sampler.epoch, 0
+        self._epoch, self._yielded, self._relay = batch_sampler.epoch, 0, relay
 
     def __iter__(self) -> Iterator[AudioBatch]:  # type: ignore[override]
+        self._epoch, self._yielded = self.batch_sampler.epoch, self.batch_sampler.start
+        if self._relay is None:
+            return self._counted(self._load(self._yielded))
+        self.batch_sampler.start = 0
+        return self._counted(self._relay(self._epoch, self._yielded, self._load))
+
+    def _load(self, start: int) -> Iterator[AudioBatch]:
         # DataLoader asks the sampler for its iterator more than once with workers, so that it may not forget
         # its start by itself.
-        self._epoch, self._yielded = self.batch_sampler.epoch, self.batch_sampler.start
+        self.batch_sampler.start = start
         batches = super().__iter__()
         self.batch_sampler.start = 0
-        return self._counted(batches)
+        return batches
 
     def explain(self, error: BaseException) -> None:
         """Add to torch's error about a dead worker which file it was reading; other errors stay as they are.

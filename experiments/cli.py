@@ -16,6 +16,7 @@ from itertools import pairwise
 COMMANDS = {
     "quickstart": ("experiments.quickstart", "corpus, teacher, four students and a report, on a CPU in minutes"),
     "fit": ("experiments.training", "distil a student that grows while it trains"),
+    "fit-together": ("experiments.together", "several students, one teacher: batch by batch in turns on one device"),
     "validate": ("experiments.training", "distillation losses of a checkpoint"),
     "reproduce": (
         "experiments.reproduce",
@@ -95,6 +96,9 @@ def run(args: list[str]) -> None:
         transformers.utils.logging.disable_progress_bar()  # of reading and writing files: a flash each
     if name in ("fit", "validate"):
         module.DistillationCLI([name, *rest])
+        return
+    if name == "fit-together":
+        module.fit_together(rest)
         return
     from jsonargparse import ArgumentParser, auto_cli
 

@@ -83,7 +83,12 @@ class DistillationCLI(LightningCLI):
 
     Args:
         args: subcommand and arguments, as on a command line.
+
+    Attributes:
+        bar: whether progress is a bar where there is a terminal.
     """
+
+    bar = True
 
     def __init__(self, args: list[str]) -> None:
         self._arguments = resolve_configs(args)
@@ -176,7 +181,7 @@ class DistillationCLI(LightningCLI):
         callbacks: list[Any] = [TrainingMetrics(), ThroughputCallback(), RunSummary()]
         callbacks.append(ResumeGuard(config.allow_config_change))
         if config.trainer.enable_progress_bar is not False:
-            callbacks.append(DistillationProgressBar())
+            callbacks.append(DistillationProgressBar(bar=self.bar))
         if config.log_samples:
             callbacks.append(SampleSpectrograms())
         own = self.config_init[self.subcommand].trainer.get("callbacks") or []

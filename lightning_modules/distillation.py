@@ -37,6 +37,10 @@ class Batch(Protocol):
     global_num_samples: Tensor  # (G,) valid samples of every item of the global batch
 
 
+# Takes what asks the teacher about the batch of this step; returns the targets, asked for or known already.
+TargetSharing = Callable[[Callable[[], TeacherTargets]], TeacherTargets]
+
+
 class DistillationModule(L.LightningModule):
     """Distil a frozen teacher into a student whose depth a callback may change.
 
@@ -51,6 +55,9 @@ class DistillationModule(L.LightningModule):
             resumed run draws what the uninterrupted one would have drawn, and no generator state is saved.
         total_steps: length of the learning-rate schedule in optimizer steps; default: epochs x the data module's
             steps per epoch (the loader is never touched for it: that would break resuming).
+
+    Attributes:
+        target_sharing: between a step and the teacher, where other students see the same batch; ``None``: none do.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class DistillationModule(L.LightningModule):
         teacher.select_layers(self.objective.layers, self.objective.output_layer)
         _check_frame_rates(teacher, self.student)
         self.stopwatch = StepStopwatch()
+        self.target_sharing: TargetSharing | None = None
         self.growth_epochs: tuple[int, ...] = ()
         self.rewarm_steps = 0
         self.checkpoint_checks: list[Callable[[dict[str, Any]], None]] = []
@@ -89,6 +97,10 @@ class DistillationModule(L.LightningModule):
     @property
     def teacher(self) -> Teacher:
         return self._hidden_teacher[0]
+
+    def share_teacher(self, teacher: Teacher) -> None:
+        """Ask ``teacher``, which must be equal to this module's own, from now on; its own is given up."""
+        self._hidden_teacher = [teacher]
 
     # -- one step -------------------------------------------------------------------------------------------------
 
@@ -124,15 +136,19 @@ class DistillationModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         accumulate = self.trainer.accumulate_grad_batches
-        terms = self.losses(batch, scale=self.trainer.world_size * accumulate)
+        terms = self._step_losses(batch, scale=self.trainer.world_size * accumulate)
         self.log("train/loss", terms.total.detach(), prog_bar=True, logger=False, batch_size=1)
         return {"loss": terms.total, "terms": terms.named()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        terms = self.losses(batch, scale=self.trainer.world_size)
+        terms = self._step_losses(batch, scale=self.trainer.world_size)
         frames = int(self.student.num_frames(batch.global_num_samples).sum())
         metrics = {f"val/{name}": value for name, value in terms.named().items()}
         self.log_dict(metrics, batch_size=frames, sync_dist=True, prog_bar=False)
+
+    def _step_losses(self, batch: Batch, scale: float) -> LossTerms:
+        share = self.target_sharing
+        return self.losses(batch, scale, None if share is None else share(lambda: self.targets(batch)))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         words = np.random.SeedSequence(

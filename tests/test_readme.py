@@ -61,7 +61,8 @@ def test_make_targets_exist(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [line for line in interstack_commands() if shlex.split(line)[1] in ("fit", "validate", "superb")]
+    "line",
+    [line for line in interstack_commands() if shlex.split(line)[1] in ("fit", "fit-together", "validate", "superb")],
 )
 def test_training_commands_parse_and_resolve(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
