@@ -169,8 +169,8 @@ def _rows(folder: Path, root: Path, probes: dict[str, dict[str, Any]]) -> tuple[
         )
     size = sum(parameter.numel() for parameter in teacher.parameters())
     references = [
-        ReferenceRow("teacher", probes["teacher"]["test"]["per"], size),
-        ReferenceRow("untrained teacher", probes["untrained"]["test"]["per"], size),
+        ReferenceRow("Teacher", probes["teacher"]["test"]["per"], size),
+        ReferenceRow("Untrained teacher", probes["untrained"]["test"]["per"], size),
     ]
     return runs, references
 

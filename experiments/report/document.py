@@ -29,7 +29,7 @@ COLUMN_NOTES = (
     "PER: phone error rate of a small linear CTC probe on the frozen student, in percent, lower is better.",
     "Train loss: the whole distillation loss, mean of the last epoch; it compares only between systems with the same "
     "objective. Dev output loss: the part that all systems share, on held-out speakers.",
-    "Training s: wall-clock seconds of training, without validation and checkpoints. "
+    "Training, s: wall-clock seconds of training, without validation and checkpoints. "
     "Speed-up: training seconds of the Full row of this report divided by those of the row.",
     "Mean depth: layers of the student averaged over optimizer steps.",
 )

@@ -68,8 +68,8 @@ def layer_weights(pairs: Sequence[Pair]) -> Picture | None:
     bar = figure.colorbar(image, ax=axes, aspect=10, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=FONT - 2, colors=MUTED, length=0)
-    caption = "Weights of the probe over the hidden states of each frozen student; every row sums to 1."
-    return Picture("layer_weights", "What the probe reads", caption, figure)
+    caption = "Weights of the head over the hidden states of each frozen student; every row sums to 1."
+    return Picture("layer_weights", "Which layers are read", caption, figure)
 
 
 def colour_bar(figure: "Figure", image: Any, grid: Sequence[Sequence["Axes"]]) -> None:

@@ -29,25 +29,31 @@ from experiments.report.study_reading import (
     failures,
     read_study,
 )
-from experiments.report.study_tables import difference_grid, few_seeds, long_rows, published_grid, result_grid
+from experiments.report.study_tables import (
+    difference_grid,
+    difference_note,
+    few_seeds,
+    long_rows,
+    published_grid,
+    result_grid,
+)
 
 FORMAT = 1
 RESULT_NOTES = (
     "Mean \u00b1 standard deviation over seeds; (n of m) where seeds are missing. The best mean of a column is bold, "
     "whether or not the difference means anything: see the paired differences.",
-    "Training s: wall-clock seconds of training, without validation and checkpoints. Speed-up: training seconds of the "
+    "Training, s: wall-clock seconds of training, without validation and checkpoints. Speed-up: training seconds of the "
     "baseline row divided by those of the row, seed by seed. Student speed-up leaves the teacher's forward out.",
     "A dash means that there is no such value (yet).",
-)
-DIFFERENCE_NOTE = (
-    "Row minus baseline over the same seeds, with a 95 % percentile bootstrap interval over seeds; bold where it "
-    "excludes zero. With few seeds such an interval is too narrow: of three seeds it can only reach from the lowest "
-    "difference to the highest."
 )
 PUBLISHED_NOTE = (
     "Published rows are quoted from their papers and the SUPERB leaderboard (960 h of LibriSpeech). They were not "
     "measured here and are never bold."
 )
+
+
+# Jobs of models that were not distilled here have these names instead of a row's.
+REFERENCE_LABELS = {"teacher": "Teacher", "untrained": "Untrained teacher"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
     """Everything that the tables and texts are made of, in plain values."""
     described = study.study
     rows = [{"name": row["name"], "label": row.get("label") or row["name"]} for row in described["rows"]]
-    labels = {row["name"]: row["label"] for row in rows}
+    labels = {row["name"]: row["label"] for row in rows} | REFERENCE_LABELS
     columns = list(described.get("columns") or default_columns(study))
     if "speed_up" not in columns and described.get("baseline"):
         columns.append("speed_up")
@@ -108,8 +114,8 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
         "columns": columns,
         "baseline": described.get("baseline"),
         "references": list(described.get("references") or []),
-        "measured_references": _measured_references(study, list(labels), columns),
-        "values": cell_values(study, list(labels), columns),
+        "measured_references": _measured_references(study, [row["name"] for row in rows], columns),
+        "values": cell_values(study, [row["name"] for row in rows], columns),
         "failures": failures(study, labels),
         **{key: described.get(key) or "" for key in ("command", "commit", "hardware", "versions")},
     }
@@ -132,8 +138,7 @@ def _measured_references(study: StudyFolder, rows: Sequence[str], columns: Seque
                 job.result["metrics"][metric] for job in jobs if job.task == task and metric in job.result["metrics"]
             ]
             values |= {key: statistics.fmean(seen)} if seen else {}
-        label = next((job.result["label"] for job in jobs if job.result.get("label")), name)
-        found.append({"label": label, "values": values})
+        found.append({"name": name, "label": REFERENCE_LABELS.get(name, name), "values": values})
     return found
 
 
@@ -149,7 +154,7 @@ def study_texts(report: dict[str, Any]) -> dict[str, str]:
     parts = [f"# {report['title']}", *(f"> {line}" for line in report["caveats"]), "## Results"]
     parts += [markdown_grid(results).rstrip(), "\n".join(f"- {line}" for line in _notes(report))]
     if differences:
-        parts += [f"## Differences to {_baseline(report)}", markdown_grid(differences).rstrip(), DIFFERENCE_NOTE]
+        parts += [f"## Differences to {_baseline(report)}", markdown_grid(differences).rstrip(), difference_note(report)]
     if published:
         parts += ["## Published results", markdown_grid(published).rstrip(), PUBLISHED_NOTE]
     lines = io.StringIO()
@@ -168,7 +173,7 @@ def study_page(report: dict[str, Any], drawings: Sequence[Picture | SvgDrawing])
     body = ["<h2>Results</h2>", html_grid(result_grid(report), "Error rates and losses: lower is better.")]
     body += [bullets(_notes(report))]
     if differences:
-        body += [f"<h2>Differences to {_baseline(report)}</h2>", html_grid(differences, DIFFERENCE_NOTE)]
+        body += [f"<h2>Differences to {_baseline(report)}</h2>", html_grid(differences, difference_note(report))]
     body += [figures(drawings)]
     if published:
         body += ["<h2>Published results</h2>", html_grid(published, PUBLISHED_NOTE)]

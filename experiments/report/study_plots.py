@@ -24,7 +24,7 @@ from experiments.report.policy_figure import Panel, Stage, draw_panels
 from experiments.report.reading import GrowthMark, RunLog, read_run
 from experiments.report.stage_figures import copies_picture, depth_use_picture
 from experiments.report.study_reading import StudyFolder, StudyJob
-from experiments.report.study_tables import column, numbers
+from experiments.report.study_tables import column, numbers, task_title
 from experiments.report.theme import MUTED, follow_theme
 
 COMPARISONS = {
@@ -146,7 +146,7 @@ def _layer_weights(folder: StudyFolder, pairs: Sequence[Pair], task: str) -> Pic
     picture = layer_weights(chosen)
     if picture is None:
         return None
-    return replace(picture, name=f"layer_weights_{task}", heading=f"What the probe reads: {task}")
+    return replace(picture, name=f"layer_weights_{task}", heading=f"{picture.heading}: {task_title(task)}")
 
 
 def speed_quality(report: dict[str, Any], key: str) -> Picture | None:

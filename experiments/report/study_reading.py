@@ -115,8 +115,9 @@ def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str
 
 
 def default_columns(folder: StudyFolder) -> list[str]:
-    """Cost and every metric that was found."""
-    found = {f"{job.task}/{name}": None for job in folder.of("evaluate") for name in job.result.get("metrics", {})}
+    """Cost and every metric that was found; of two ways to decode only the one that counts."""
+    metrics = [(job.task, name) for job in folder.of("evaluate") for name in job.result.get("metrics", {})]
+    found = {f"{task}/{name}": None for task, name in metrics if not name.endswith(("_fixed", "_legacy"))}
     return [*found, "final_loss", "train_seconds", "speed_up", "student_speed_up", "flops_ratio", "mean_depth"]
 
 

@@ -17,6 +17,13 @@ from experiments.report.tables import DASH, show_count, show_loss, show_seconds
 PLUS_MINUS = "\u00b1"
 FEWEST_SEEDS = 3
 RESAMPLES = 9999
+INTERVAL_NOTE = (
+    "In brackets a 95 % percentile bootstrap interval over seeds; bold where it excludes zero. With few seeds such an "
+    "interval is too narrow: of three seeds it can only reach from the lowest difference to the highest."
+)
+NO_INTERVAL_NOTE = (
+    f"A difference without an interval comes from fewer than {FEWEST_SEEDS} seeds: nothing can be concluded from it."
+)
 
 
 @dataclass(frozen=True)
@@ -33,20 +40,26 @@ def _fixed(decimals: int) -> Callable[[float], str]:
 
 
 COLUMNS = {
-    "train_seconds": StudyColumn("Training s", show_seconds, "low"),
-    "student_seconds": StudyColumn("Student s", show_seconds, "low"),
+    "train_seconds": StudyColumn("Training, s", show_seconds, "low"),
+    "student_seconds": StudyColumn("Student, s", show_seconds, "low"),
     "speed_up": StudyColumn("Speed-up", _fixed(2), "high"),
     "student_speed_up": StudyColumn("Student speed-up", _fixed(2), "high"),
     "flops": StudyColumn("FLOPs", lambda number: f"{number:.3g}", "low"),
     "flops_ratio": StudyColumn("FLOPs ratio", _fixed(2), "low"),
-    "peak_memory_bytes": StudyColumn("Memory GB", lambda number: f"{number / 1e9:.2f}", "low"),
+    "peak_memory_bytes": StudyColumn("Memory, GB", lambda number: f"{number / 1e9:.2f}", "low"),
     "final_loss": StudyColumn("Train loss", show_loss),
     "val_output": StudyColumn("Dev output loss", show_loss, "low"),
     "mean_depth": StudyColumn("Mean depth", _fixed(1)),
     "parameters": StudyColumn("Parameters", lambda number: show_count(round(number))),
     "steps": StudyColumn("Steps", _fixed(0)),
 }
-METRICS = {"per": "PER %", "wer": "WER %", "cer": "CER %", "eer": "EER %", "f1": "F1", "accuracy": "acc. %"}
+METRICS = {
+    "per": "PER, %",
+    "wer": "WER, %",
+    "slot_type_f1": "F1, %",
+    "slot_value_cer": "CER, %",
+    "accuracy": "accuracy, %",
+}
 
 
 def column(key: str) -> StudyColumn:
@@ -54,8 +67,15 @@ def column(key: str) -> StudyColumn:
     if key in COLUMNS:
         return COLUMNS[key]
     task, _, metric = key.partition("/")
-    better = "low" if metric.endswith("er") else "high"
-    return StudyColumn(f"{task.upper()} {METRICS.get(metric, metric)}", _fixed(2), better)
+    plain = metric.removesuffix("_fixed").removesuffix("_legacy")  # both ways of decoding
+    title = METRICS.get(plain, plain) + "".join(f" ({way})" for way in ("fixed", "legacy") if metric.endswith(f"_{way}"))
+    return StudyColumn(f"{task_title(task)} {title}", _fixed(2), "low" if plain.endswith("er") else "high")
+
+
+def task_title(task: str) -> str:
+    """``PR``, ``PR probe``: a probe is called one."""
+    name, _, probe = task.partition("_")
+    return f"{name.upper()} {probe}".rstrip()
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
@@ -186,9 +206,24 @@ def _difference_cell(values: dict[str, Any], row: str, baseline: str, key: str) 
     if found.mean is None:
         return Cell(DASH, missing=True)
     if found.low is None or found.high is None:
-        return Cell(f"{_signed(found.mean, key)} (nothing can be concluded)")
+        return Cell(_signed(found.mean, key))
     text = f"{_signed(found.mean, key)} [{_signed(found.low, key)}, {_signed(found.high, key)}]"
     return Cell(text, bold=found.low > 0 or found.high < 0)
+
+
+def difference_note(report: dict[str, Any]) -> str:
+    """How to read the table of differences; what has no interval is said once."""
+    values, baseline = report["values"], report["baseline"]
+    found = [
+        paired_difference(values[row["name"]][key], values[baseline][key])
+        for row in report["rows"]
+        if row["name"] != baseline
+        for key in difference_columns(report)
+    ]
+    notes = ["Row minus baseline over the same seeds."]
+    notes += [INTERVAL_NOTE] if any(each.low is not None for each in found) else []
+    notes += [NO_INTERVAL_NOTE] if any(each.mean is not None and each.low is None for each in found) else []
+    return " ".join(notes)
 
 
 def _signed(number: float, key: str) -> str:
@@ -218,5 +253,5 @@ def long_rows(report: dict[str, Any]) -> Sequence[Sequence[Any]]:
     for source, rows in (("reference", report["measured_references"]), ("published", report["references"])):
         for row in rows:
             for key, value in row["values"].items():
-                lines.append((row["label"], row["label"], source, key, "", value, "done"))
+                lines.append((row.get("name", row["label"]), row["label"], source, key, "", value, "done"))
     return lines

@@ -92,10 +92,10 @@ RESULT_COLUMNS = (
     Column("policy", "Policy", numeric=False),
     Column("schedule", "Schedule", numeric=False),
     Column("parameters", "Parameters", show_count),
-    Column("per", "PER %", _fixed(1)),
+    Column("per", "PER, %", _fixed(1)),
     Column("train_loss", "Train loss", show_loss),
     Column("val_output", "Dev output loss", show_loss),
-    Column("train_seconds", "Training s", show_seconds),
+    Column("train_seconds", "Training, s", show_seconds),
     Column("speed_up", "Speed-up", _fixed(2)),
     Column("mean_depth", "Mean depth", _fixed(1)),
 )
@@ -103,10 +103,10 @@ PUBLISHED_COLUMNS = (
     Column("system", "System", numeric=False),
     Column("schedule", "Schedule", numeric=False),
     Column("speed_up", "Speed-up", _fixed(2)),
-    Column("per", "PR PER %", _fixed(2)),
-    Column("wer", "ASR WER %", _fixed(2)),
-    Column("f1", "SF F1", _fixed(2)),
-    Column("accuracy", "SID acc. %", _fixed(2)),
+    Column("per", "PR PER, %", _fixed(2)),
+    Column("wer", "ASR WER, %", _fixed(2)),
+    Column("f1", "SF F1, %", _fixed(2)),
+    Column("accuracy", "SID accuracy, %", _fixed(2)),
 )
 
 

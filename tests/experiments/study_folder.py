@@ -60,7 +60,7 @@ def write_study(folder: Path, seeds: int = 3, rows: tuple[str, ...] = tuple(ROWS
             result = {"task": "pr", "preset": "probe", "metrics": {"per": per}, "layer_weights": weights}
             write_job(folder, f"evaluate-{name}-{seed}", "evaluate", name, seed, None if gap else result, task="pr")
             write_job(folder, f"similarity-{name}-{seed}", "similarity", name, seed, _matrices(generator))
-    teacher = {"task": "pr", "preset": "probe", "metrics": {"per": 12.5}, "label": "Teacher"}
+    teacher = {"task": "pr", "preset": "probe", "metrics": {"per": 12.5}}
     write_job(folder, "evaluate-teacher", "evaluate", "teacher", 0, teacher, task="pr")
     return folder
 

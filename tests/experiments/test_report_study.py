@@ -16,7 +16,7 @@ from experiments.report.plots import loss_curves
 from experiments.report.study import build_study_report, study_texts, study_values
 from experiments.report.study_plots import other_seeds, stage_runs, study_pairs
 from experiments.report.study_reading import StudyFolder, read_study
-from experiments.report.study_tables import difference_grid, paired_difference, result_grid
+from experiments.report.study_tables import column, difference_grid, paired_difference, result_grid
 from tests.experiments.report_runs import NOTES, REFERENCES, two_runs, write_run
 from tests.experiments.study_folder import ROWS, write_study
 from tests.experiments.test_report_build import Page
@@ -105,6 +105,16 @@ def test_the_best_is_bold_and_a_published_row_never(study: Path) -> None:
     assert re.search(r"Full & \\textbf\{[\d.]+ \$\\pm\$ [\d.]+\} &", (study / "report.tex").read_text())
 
 
+def test_headings_read_well_in_every_form(study: Path) -> None:
+    assert "| System | PR PER, % | Dev output loss | Training, s | Speed-up |" in (study / "report.md").read_text()
+    assert r"System & PR PER, \% & Dev output loss & Training, s &" in (study / "report.tex").read_text()
+    assert "<th scope='col' class=number>PR PER, %</th>" in (study / "report.html").read_text()
+    assert "teacher,Teacher,reference,pr/per" in (study / "report.csv").read_text()
+    titles = [column(key).title for key in ("pr_probe/per", "sf/slot_value_cer_legacy", "sid/accuracy", "ks/x")]
+    assert titles == ["PR probe PER, %", "SF CER, % (legacy)", "SID accuracy, %", "KS x"]
+    assert [column(key).better for key in ("pr/per_fixed", "sf/slot_type_f1", "flops")] == ["low", "high", "low"]
+
+
 def test_differences_are_paired_by_seed() -> None:
     baseline = {"0": 10.0, "1": 20.0, "2": 30.0}
     found = paired_difference({"0": 11.0, "1": 22.0, "2": 33.0}, baseline)
@@ -121,8 +131,12 @@ def test_with_fewer_than_three_seeds_nothing_can_be_concluded(study: Path, tmp_p
     assert "There are 2 seeds per row: nothing can be concluded" in text
     grid = difference_grid(two)
     assert grid is not None
-    assert all(cell.text.endswith("(nothing can be concluded)") and not cell.bold for cell in grid.rows[0][1:])
-    assert "seeds per row" not in (study / "report.md").read_text()
+    assert not any("concluded" in cell.text or "[" in cell.text or cell.bold for cell in grid.rows[0][1:])
+    assert text.split("## Differences")[1].count("nothing can be concluded") == 1
+    assert "In brackets" not in text
+    assert "seeds per row" not in (whole := (study / "report.md").read_text())
+    assert "In brackets" in whole
+    assert whole.count("nothing can be concluded") == 1  # of the row that misses a seed
     one = study_values(read_study(write_study(tmp_path / "one", seeds=1, rows=("full_l2l", "interleave_equal"))))
     assert "There is 1 seed per row" in study_texts(one)["md"]
     assert "\u00b1" not in study_texts(one)["tex"]

@@ -60,7 +60,7 @@ def test_html_is_escaped_and_every_cell_has_its_heading() -> None:
     text = html_table(RESULT_COLUMNS, [ROW, ResultRow("b")], "caption")
     assert "&lt;b&gt;" in text
     assert "<b>" not in text
-    assert text.count("data-label='PER %'") == 2
+    assert text.count("data-label='PER, %'") == 2
     assert "class='number missing'>-<" in text
 
 
@@ -73,11 +73,11 @@ def test_terminal_shows_labels_as_they_are() -> None:
 
 
 def test_nothing_is_cut_at_the_width_of_the_quick_start() -> None:
-    rows = [replace(ROW, system="InterleaveStack", policy="interleaved"), ResultRow("untrained teacher", per=88.1)]
+    rows = [replace(ROW, system="InterleaveStack", policy="interleaved"), ResultRow("Untrained teacher", per=88.1)]
     console = Console(width=104, record=True, file=io.StringIO())
     console.print(rich_table(RESULT_COLUMNS, rows, "title", "caption"))
     text = console.export_text()
-    for word in ("InterleaveStack", "untrained teacher", "interleaved", "Parameters", "Speed-up"):
+    for word in ("InterleaveStack", "Untrained teacher", "interleaved", "Parameters", "Speed-up"):
         assert text.count(word) == 1
     assert "\u2026" not in text
 
