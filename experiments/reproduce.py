@@ -24,7 +24,7 @@ from experiments.runner.executors import Executor, LocalExecutor, SlurmExecutor,
 from experiments.runner.job import Workspace
 from experiments.runner.loop import Runner, only_runner, write_study
 from experiments.runner.plan import Plan
-from experiments.runner.results import results_table, write_results
+from experiments.runner.results import write_results
 from experiments.runner.study import load_study, row_settings
 from experiments.runs import git_commit
 
@@ -93,9 +93,10 @@ def reproduce(
         except KeyboardInterrupt:
             console.print("interrupted: the same command goes on from here")
             sys.exit(130)
-        results = write_results(folder, plan)
-        console.print(results_table(results, {row.name: row.label for row in plan.rows}))
+        write_results(folder, plan)
         paths = import_module("experiments.report.study").build_study_report(folder)  # imports matplotlib
+        console.width = max(console.width, 110)  # the table of results needs it
+        console.print(paths.table)
         console.print(f"report: {paths.html}")
     if runner.failed:
         names = ", ".join(job.label for job in runner.failed)

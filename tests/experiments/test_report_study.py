@@ -151,6 +151,14 @@ def test_jobs_of_an_older_plan_do_not_count(tmp_path: Path) -> None:
     assert study_values(read_study(folder))["values"]["interleave_equal"]["pr/per"] == {"0": "missing"}
 
 
+def test_without_the_baselines_run_there_is_no_speed_up(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=2, rows=("full_l2l", "interleave_equal"))
+    (folder / "jobs" / "distil-full_l2l-1" / "result.json").unlink()
+    speeds = study_values(read_study(folder))["values"]["interleave_equal"]["speed_up"]
+    assert isinstance(speeds["0"], float)
+    assert speeds["1"] == "missing"
+
+
 def test_other_hardware_is_named(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", seeds=1, rows=("full_l2l", "interleave_equal"))
     for name, hardware in (("full_l2l", "A"), ("interleave_equal", "B")):
