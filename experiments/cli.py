@@ -27,7 +27,6 @@ COMMANDS = {
     "bench": ("experiments.bench.command", "time of a training step by part and by depth"),
     "pack": ("experiments.pack", "corpus as 16-bit samples in a few large files, for slow or networked storage"),
     "synthesize": ("experiments.synthesize", "make a small speech corpus in LibriSpeech layout"),
-    "probe-phones": ("experiments.probe_phones", "phone error rate of a linear probe, on a corpus with alignments"),
     "similarity": ("experiments.similarity", "which layers are alike, over the stages of a run; what each contributes"),
     "report": ("experiments.report.command", "tables, plots and one page from a study, a quick start or run folders"),
     "dashboard": ("experiments.dashboards.command", "W&B workspace view and report of a study"),

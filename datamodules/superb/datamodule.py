@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
@@ -121,22 +122,39 @@ class SuperbBatch(NamedTuple):
 class SuperbDataset(Dataset[SuperbBatch]):
     """Decodes batches.
 
+    Args:
+        rows: the utterances.
+        resample: convert other rates.
+        gain_db: applied to all.
+        keep_bytes: keep so many bytes of whole utterances in memory once they are decoded, in each loading process.
+
     Raises:
         BadAudioError: a file cannot be decoded.
     """
 
-    def __init__(self, rows: list[Row], resample: bool, gain_db: float) -> None:
+    def __init__(self, rows: list[Row], resample: bool, gain_db: float, keep_bytes: int = 0) -> None:
         self.rows, self.resample, self.gain = rows, resample, 10 ** (gain_db / 20)
+        self._kept: dict[int, Tensor] = {}
+        self._room = keep_bytes
 
     def __getitem__(self, batch: MicroBatch) -> SuperbBatch:
         rows = [self.rows[row] for row in batch.rows]
-        waveforms = [
-            self.gain
-            * torch.from_numpy(read_audio(row.path, SAMPLE_RATE, int(start), int(start + taken), self.resample))
-            for row, start, taken in zip(rows, batch.starts, batch.num_samples, strict=True)
-        ]
+        places = zip(batch.rows.tolist(), batch.starts.tolist(), batch.num_samples.tolist(), strict=True)
+        waveforms = [self._waveform(*place) for place in places]
         whole = [row.num_samples == taken for row, taken in zip(rows, batch.num_samples, strict=True)]
         return SuperbBatch(waveforms, rows, len(batch.global_num_samples), int(batch.global_num_samples.max()), whole)
+
+    def _waveform(self, index: int, start: int, taken: int) -> Tensor:
+        if index in self._kept:
+            return self._kept[index][start : start + taken]
+        row = self.rows[index]
+        decoded_T = self.gain * torch.from_numpy(
+            read_audio(row.path, SAMPLE_RATE, start, start + taken, self.resample)
+        )
+        if taken == row.num_samples and decoded_T.nbytes <= self._room:
+            self._kept[index] = decoded_T
+            self._room -= decoded_T.nbytes
+        return decoded_T
 
     # A batch sampler's item is a whole batch; this is where the loader hands it over.
     __getitems__ = __getitem__
@@ -179,6 +197,7 @@ class SuperbDataModule(L.LightningDataModule):
         recipe: by default the task's.
         seed: of order, draws and crops.
         corpus: already read; by default ``setup`` reads it.
+        keep_bytes: of decoded training audio to keep in memory, in each loading process.
 
     Raises:
         ValueError: window sampling without ``target_length``; from ``setup``, what is wrong with the corpus; from
@@ -193,6 +212,7 @@ class SuperbDataModule(L.LightningDataModule):
         recipe: DataRecipe | None = None,
         seed: int = 1337,
         corpus: SuperbCorpus | None = None,
+        keep_bytes: int = 0,
     ) -> None:
         super().__init__()
         if recipe is None and task not in RECIPES:
@@ -201,7 +221,7 @@ class SuperbDataModule(L.LightningDataModule):
         self.recipe = recipe or RECIPES[task]
         if self.recipe.sampling == "window" and target_length is None:
             raise ValueError(f"task {task} sorts its utterances by target length: give target_length")
-        self._corpus = corpus
+        self._corpus, self.keep_bytes = corpus, keep_bytes
 
     @property
     def corpus(self) -> SuperbCorpus:
@@ -213,11 +233,16 @@ class SuperbDataModule(L.LightningDataModule):
         if self._corpus is None:
             self._corpus = read_corpus(self.task, self.data, self.seed)
 
+    @cached_property
+    def train_set(self) -> SuperbDataset:
+        """Made once, for what it keeps."""
+        return SuperbDataset(self.corpus.train, self.data.resample, self.recipe.gain_db, self.keep_bytes)
+
     def train_dataloader(self) -> SuperbLoader:
         rows, trainer = self.corpus.train, self.trainer
         crops = self._crops(rows, self.recipe.train_max_samples, self.recipe.silence_samples)
         start = trainer.global_step * trainer.accumulate_grad_batches if trainer else 0
-        return self._loader(rows, EndlessSampler(self._sampling(rows), crops, start, *self._place()))
+        return self._loader(self.train_set, EndlessSampler(self._sampling(rows), crops, start, *self._place()))
 
     def val_dataloader(self) -> SuperbLoader:
         rows = self.corpus.dev
@@ -237,7 +262,8 @@ class SuperbDataModule(L.LightningDataModule):
         return batch._replace(waveforms=[wave.to(device, non_blocking=True) for wave in batch.waveforms])
 
     def _evaluation(self, rows: list[Row], order: np.ndarray, crops: Crops) -> SuperbLoader:
-        return self._loader(rows, EvaluationSampler(order, crops, self.recipe.eval_batch_size, *self._place()))
+        batches = EvaluationSampler(order, crops, self.recipe.eval_batch_size, *self._place())
+        return self._loader(SuperbDataset(rows, self.data.resample, self.recipe.gain_db), batches)
 
     def _sampling(self, rows: list[Row]) -> Sampling:
         size, lengths_N = self.recipe.batch_size, _lengths(rows)
@@ -262,8 +288,7 @@ class SuperbDataModule(L.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, rows: list[Row], batches: Sampler[MicroBatch]) -> SuperbLoader:
-        dataset = SuperbDataset(rows, self.data.resample, self.recipe.gain_db)
+    def _loader(self, dataset: SuperbDataset, batches: Sampler[MicroBatch]) -> SuperbLoader:
         return SuperbLoader(dataset, batches, self.data.num_workers)
 
 

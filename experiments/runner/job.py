@@ -142,11 +142,11 @@ class Workspace:
         upstream = self.needed(job, "export")
         model = str(self.output / "jobs" / upstream / "student") if upstream else self.teacher_of(job)
         options = _options({key: value for key, value in job.settings.items() if key != "inputs"})
-        common = ["--upstream", model, "--output", str(self.path(job)), "--seed", str(job.seed), *options]
-        if job.task == "phones":
-            return ["probe-phones", "--root", self.data_root(job), *common]
-        common += _options({"wandb": self._wandb_of(job)})
-        return ["superb", "--task", job.task, "--data.root", self.data_root(job), *common]
+        task, _, preset = job.task.partition("_")
+        arguments = ["superb", "--task", task, "--preset", preset or "superb", "--data.root", self.data_root(job)]
+        arguments += ["--upstream", model, "--output", str(self.path(job)), "--seed", str(job.seed)]
+        arguments += ["--trainer.progress_bar", "false", *_options({"wandb": self._wandb_of(job)})]
+        return [*arguments, *options]
 
     def _wandb_of(self, job: Job) -> dict[str, Any]:
         """Group and tag by which the study's dashboard finds a run."""
@@ -169,7 +169,7 @@ class Workspace:
             return result | measured(self.output / job.run, teacher, config)
         path = self.path(job) / "result.json"
         if job.kind in ("evaluate", "similarity"):
-            if job.kind == "evaluate" and job.task != "phones":
+            if job.kind == "evaluate":
                 path = superb_result(self.path(job), job)
             if not path.is_file():
                 raise ValueError(f"{path} is missing: the command ended well, but left no result")
@@ -182,10 +182,11 @@ class Workspace:
 
 def superb_result(folder: Path, job: Job) -> Path:
     """``result.json`` of the one run below ``folder``: of the learning rate that was given, or that a sweep chose."""
-    chosen = folder / job.task / f"chosen_seed{job.seed}.json"
+    folder = folder / job.task.partition("_")[0]
+    chosen = folder / f"chosen_seed{job.seed}.json"
     rate = f"{json.loads(chosen.read_text())['chosen_lr']:g}" if chosen.is_file() else "*"
-    found = sorted((folder / job.task).glob(f"lr{rate}_seed{job.seed}/result.json"))
-    return found[0] if len(found) == 1 else folder / job.task / f"lr{rate}_seed{job.seed}" / "result.json"
+    found = sorted(folder.glob(f"lr{rate}_seed{job.seed}/result.json"))
+    return found[0] if len(found) == 1 else folder / f"lr{rate}_seed{job.seed}" / "result.json"
 
 
 def matched(settings: dict[str, Any], ratio: float) -> dict[str, Any]:

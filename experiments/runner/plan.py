@@ -164,7 +164,7 @@ class Plan:
         for task in self.study.tasks:
             corpus = self.corpus if self.study.data == "corpus" else None
             options = {**self.study.evaluation.get(task, {}), "inputs": self._inputs()}
-            if task == "pr" and self.lexicon is not None:
+            if task in ("pr", "pr_probe") and self.lexicon is not None:
                 options["data"] = {**options.get("data", {}), "lexicon": str(Path(self.lexicon).resolve())}
             self._add("evaluate", [*needs, corpus], row=row, seed=seed, task=task, settings=options)
 

@@ -15,9 +15,10 @@ import numpy as np
 import yaml
 
 from experiments.training import CONFIGS
+from lightning_modules.superb.recipes import TASK_RECIPES
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
-TASKS = ("phones", "pr", "asr", "sf", "sid")
+TASKS = (*TASK_RECIPES, *(f"{task}_probe" for task in TASK_RECIPES))
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Study:
         configs: configurations that come after each row's own.
         overrides: settings of every row.
         seeds: one run of every row each.
-        tasks: evaluations: ``phones`` (``interstack probe-phones``) or SUPERB tasks (``interstack superb``).
-        evaluation: by task, options of its command.
+        tasks: evaluations: SUPERB tasks such as ``pr``, or quick probes of them such as ``pr_probe``.
+        evaluation: by task, options of ``interstack superb``.
         similarity: compare the layers of every student.
         untrained: also evaluate the teacher before its training.
         columns: of the main table; empty for the default.
@@ -202,6 +203,8 @@ def _check(study: Study) -> None:
         raise ValueError(f"row names may hold letters, digits and underscores only, not {', '.join(bad)}")
     if bad := [task for task in study.tasks if task not in TASKS]:
         raise ValueError(f"unknown tasks {', '.join(bad)}: choose from {', '.join(TASKS)}")
+    if presets := [task for task, options in study.evaluation.items() if "preset" in options]:
+        raise ValueError(f"evaluation of {presets[0]} sets a preset: the task {presets[0]}_probe is the probe")
     if study.data == "corpus" and study.corpus is None:
         raise ValueError("data is `corpus`, but there are no settings under `corpus`")
     if "model" not in study.teacher and study.corpus is None:

@@ -15,6 +15,8 @@ LR_GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Five values, as in SUPERB; the rules allow 1e-1 to 1e-7."""
 PROBE_LR, PROBE_UPDATES, PROBE_BATCH = 0.1, 300, 16
 PROBE_TRAIN_UTTERANCES, PROBE_EVAL_UTTERANCES = 500, 200
+PROBE_AUDIO_BYTES = 2**29
+"""Decoded training audio that a probe keeps in memory: 2.3 hours, more than 500 utterances of LibriSpeech."""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from callbacks.guards import NonFiniteGuard
 from datamodules.batching import MicroBatch
-from datamodules.superb.datamodule import SuperbDataModule, SuperbDataset
+from datamodules.superb.datamodule import SuperbDataModule
 from experiments.loggers import build_loggers
 from experiments.runs import write_atomically
 from experiments.superb.checkpoint import LAST, TaskCheckpoint, load_best
-from experiments.superb.options import RunSettings
+from experiments.superb.options import PROBE_AUDIO_BYTES, RunSettings
 from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import log_samples, result_of
 from lightning_modules.superb.feature_cache import FeatureCache
@@ -55,6 +55,7 @@ def run_task(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
         settings.recipe,
         settings.seed,
         prepared.corpus,
+        PROBE_AUDIO_BYTES if settings.is_probe else 0,
     )
     checkpoint = TaskCheckpoint(folder, settings.save_every)
     guard = NonFiniteGuard(MOST_SKIPPED_UPDATES)
@@ -127,11 +128,10 @@ def _standardise(module: TaskModule, data: SuperbDataModule) -> None:
     """Statistics of the training utterances, each computed once and kept for training."""
     assert module.cache is not None
     cache, rows = module.cache, data.corpus.train
-    dataset = SuperbDataset(rows, data.data.resample, data.recipe.gain_db)
 
     def waveform(index: int) -> Tensor:
         whole = np.array([rows[index].num_samples])
-        return dataset[MicroBatch(np.array([index]), np.zeros(1, dtype=int), whole, whole)].waveforms[0]
+        return data.train_set[MicroBatch(np.array([index]), np.zeros(1, dtype=int), whole, whole)].waveforms[0]
 
     module.featurizer.set_statistics(cache.states(waveform(index)) for index in range(len(rows)))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.audio import read_audio
+from datamodules.audio import BadAudioError, read_audio
 from datamodules.superb.datamodule import SuperbBatch, SuperbData, SuperbDataModule
 from datamodules.superb.recipes import RECIPES
 from datamodules.superb.rows import Row
@@ -72,6 +72,30 @@ def test_speakers_are_cropped_in_training_only(tmp_path: Path) -> None:
     assert [row.num_samples == len(wave) for row, wave in zip(batch.rows, batch.waveforms, strict=True)] == batch.whole
     evaluated = [wave for batch in module.val_dataloader() for wave in batch.waveforms]
     assert [len(wave) for wave in evaluated] == [row.num_samples for row in module.corpus.dev]
+
+
+def test_whole_utterances_are_decoded_once_within_a_limit(tmp_path: Path) -> None:
+    root, recipe = corpora.voxceleb1(tmp_path), replace(RECIPES["sid"], train_max_samples=None)
+
+    def second_pass(keep_bytes: int) -> tuple[list[SuperbBatch], SuperbDataModule]:
+        module = make("sid", root, recipe=recipe, keep_bytes=keep_bytes)
+        return list(itertools.islice(module.train_dataloader(), 4)), module
+
+    plain, nothing_kept = second_pass(0)
+    kept, module = second_pass(2**20)
+    assert all(torch.equal(a, b) for one, two in zip(plain, kept, strict=True) for a, b in waves(one, two))
+    some = second_pass(4 * max(row.num_samples for row in module.corpus.train))[1]
+    number = [len(each.train_set._kept) for each in (nothing_kept, some, module)]
+    assert number == [0, 1, len(module.corpus.train)]
+    for row in module.corpus.train:
+        Path(row.path).unlink()
+    assert len(next(iter(module.train_dataloader())).waveforms) == len(plain[0].waveforms)
+    with pytest.raises(BadAudioError, match="does not exist"):
+        next(iter(some.train_dataloader()))
+
+
+def waves(one: SuperbBatch, two: SuperbBatch) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(one.waveforms, two.waveforms, strict=True))
 
 
 def test_window_sampling_needs_target_lengths(tmp_path: Path) -> None:

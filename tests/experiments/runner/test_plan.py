@@ -14,7 +14,7 @@ title: T
 corpus: {minutes: 1.0}
 data: corpus
 teacher: {steps: 2}
-tasks: [phones]
+tasks: [pr_probe]
 similarity: true
 baseline: a
 rows:
@@ -103,7 +103,7 @@ def test_a_matched_run_over_whole_epochs_changes_their_number() -> None:
 
 
 def test_the_result_of_a_superb_task_is_that_of_its_rate(tmp_path: Path) -> None:
-    job = Job("0", "evaluate", [], "a", 3, "pr")
+    job = Job("0", "evaluate", [], "a", 3, "pr_probe")
     for rate in ("0.1", "0.01"):
         (tmp_path / "pr" / f"lr{rate}_seed3").mkdir(parents=True)
         (tmp_path / "pr" / f"lr{rate}_seed3" / "result.json").write_text("{}")

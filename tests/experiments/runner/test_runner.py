@@ -244,14 +244,14 @@ def test_commands_name_what_other_jobs_made(tmp_path: Path) -> None:
     config = (tmp_path / distil.folder / "config.yaml").read_text()
     assert "group: table1_mini" in config
     assert "- interleave_equal" in config
-    phones = jobs["evaluate phones interleave_equal seed 1"]
-    evaluation = workspace.command(phones)
-    assert "--wandb.group" not in evaluation  # phones are not logged
-    superb = workspace.command(replace(phones, task="pr"))
-    assert superb[superb.index("--wandb.group") + 1] == "table1_mini"
-    assert superb[superb.index("--wandb.tags") + 1] == '["interleave_equal"]'
+    probe = jobs["evaluate pr_probe interleave_equal seed 1"]
+    evaluation = workspace.command(probe)
+    assert evaluation[:5] == ["superb", "--task", "pr", "--preset", "probe"]
+    assert workspace.command(replace(probe, task="asr"))[:5] == ["superb", "--task", "asr", "--preset", "superb"]
+    assert evaluation[evaluation.index("--wandb.group") + 1] == "table1_mini"
+    assert evaluation[evaluation.index("--wandb.tags") + 1] == '["interleave_equal"]'
     assert evaluation[evaluation.index("--upstream") + 1] == str(tmp_path / export.folder / "student")
-    reference = workspace.command(jobs["evaluate phones untrained seed 1"])
+    reference = workspace.command(jobs["evaluate pr_probe untrained seed 1"])
     assert reference[reference.index("--upstream") + 1].endswith("/teacher")
     assert reference[reference.index("--upstream") + 1] != str(teacher / "teacher")
 

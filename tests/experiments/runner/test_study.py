@@ -100,6 +100,7 @@ def test_a_variant_holds_only_what_differs(tmp_path: Path) -> None:
     [
         (ROWS + "titel: T", "unknown key titel"),
         ("title: T\n" + ROWS + "tasks: [speling]", "unknown tasks speling"),
+        ("title: T\n" + ROWS + "evaluation: {pr: {preset: probe}}", "the task pr_probe is the probe"),
         ("title: T\n" + ROWS + "keep_rows: [c]", "keep_rows names c"),
         ("title: T\n" + ROWS + "row_overrides: {c: {}}", "row_overrides of c"),
         ("title: T\n" + ROWS + "baseline: c", "no row 'c'"),
