@@ -59,8 +59,8 @@ def usable_samples(path: str, sample_rate: int = 16000, min_samples: int = 1, re
     """Number of samples that :func:`read_audio` will return for a file, from its header alone.
 
     Raises:
-        BadAudioError: besides the cases of :func:`audio_info`, the file holds no samples, is not mono, has
-            another rate while ``resample`` is off, or has fewer than ``min_samples`` samples at ``sample_rate``.
+        BadAudioError: besides the cases of :func:`audio_info`, the file holds no samples, has
+            another rate or several channels while ``resample`` is off, or has fewer than ``min_samples`` samples at ``sample_rate``.
     """
     info = audio_info(path)
     if info.num_samples == 0:
@@ -78,18 +78,19 @@ def usable_samples(path: str, sample_rate: int = 16000, min_samples: int = 1, re
 def read_audio(
     path: str, sample_rate: int = 16000, start: int = 0, stop: int | None = None, resample: bool = False
 ) -> np.ndarray:
-    """Decode samples ``start`` to ``stop`` (default: the end) of a mono file.
+    """Decode samples ``start`` to ``stop`` (default: the end) of a file as mono.
 
     Args:
         path: FLAC, WAV or MP3 file.
         sample_rate: rate in Hz of the result; ``start`` and ``stop`` count at this rate.
-        resample: convert a file of another rate (with soxr, high quality); off, such a file is an error.
+        resample: convert a file of another rate (with soxr, high quality) and take the mean over channels; off, such
+            a file is an error.
 
     Returns:
         float32 array (T,) with T = stop - start exactly; a slice equals the same slice of the whole file.
 
     Raises:
-        BadAudioError: the file is unreadable, not mono, of another rate, or has fewer samples than asked for.
+        BadAudioError: the file is unreadable, of another rate, not mono, or has fewer samples than asked for.
     """
     info = audio_info(path)
     _require_usable(path, info, sample_rate, resample)
@@ -120,8 +121,9 @@ def _require_content(path: str) -> None:
 
 
 def _require_usable(path: str, info: AudioInfo, sample_rate: int, resample: bool) -> None:
-    if info.channels != 1:
-        raise BadAudioError.of(path, f"has {info.channels} channels; mix it down to mono")
+    if info.channels != 1 and not resample:
+        problem = f"has {info.channels} channels; set resample: true to take their mean, or mix it down to mono"
+        raise BadAudioError.of(path, problem)
     if info.sample_rate != sample_rate and not resample:
         problem = f"has {info.sample_rate} Hz instead of {sample_rate}; set resample: true or convert it"
         raise BadAudioError.of(path, problem)
@@ -139,7 +141,7 @@ def _decode(path: str, start: int, stop: int) -> np.ndarray:
         end = start + len(waveform_T)
         problem = f"ends after {end} samples, its header promises more (truncated); copy it again"
         raise BadAudioError.of(path, problem)
-    return waveform_T
+    return waveform_T if waveform_T.ndim == 1 else waveform_T.mean(axis=1)
 
 
 def _resample(waveform_T: np.ndarray, from_rate: int, to_rate: int, num_samples: int) -> np.ndarray:

@@ -29,7 +29,7 @@ class CorpusSettings:
         splits: names of the folders below them.
         sample_rate: wanted rate in Hz.
         min_samples: files with fewer samples are bad audio.
-        resample: whether files of another rate are good audio.
+        resample: whether files of another rate or of several channels are good audio.
         on_bad_audio: ``error`` or ``skip``; see :mod:`datamodules.scanning`.
         transcripts: ``optional`` (text where there is some) or ``required`` (an utterance without text is bad input).
     """

@@ -45,7 +45,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         length: ``crop`` every item to the shortest of its global batch (no padding), or ``pad`` to the longest.
         max_samples: longer utterances are cropped to this, at a place that changes with the epoch.
         min_samples: shorter files are bad audio; 400 samples make one frame.
-        resample: convert files of another rate instead of calling them bad audio.
+        resample: convert files of another rate or several channels (to their mean) instead of calling them bad audio.
         on_bad_audio: ``error`` stops at the first bad file; ``skip`` leaves bad files out, counts them and lists them
             in ``skipped_audio.tsv`` in the run's folder.
         batches_per_epoch: optimizer steps of a virtual epoch; by default an epoch is one pass over the corpus.

@@ -50,7 +50,7 @@ class SuperbData:
         dev_splits: PR, ASR: splits to select on.
         test_splits: PR, ASR: splits to test on, each by itself.
         labels: label lists that replace the corpus's own (one list; three for IC; slot types for SF).
-        resample: convert files of another rate instead of calling them bad audio.
+        resample: convert files of another rate or several channels (to their mean) instead of calling them bad audio.
         on_bad_audio: "error" stops at the first; "skip" leaves them out and counts them.
         max_train_utterances: a random subset of train; for probes.
         max_eval_utterances: a random subset of dev and of each test; for probes.

@@ -66,7 +66,7 @@ def test_real_eight_kilohertz_speech_needs_resample(real_data: Path) -> None:
         ("zero_bytes", r"empty file \(0 bytes\)"),
         ("no_samples", "holds no samples"),
         ("text", "cannot be read as audio"),
-        ("stereo", "has 2 channels; mix it down to mono"),
+        ("stereo", "has 2 channels; set resample: true to take their mean"),
         ("short", "too short: 399 samples at 16000 Hz, at least 400"),
         ("rate", "8000 Hz instead of 16000"),
         ("cut_wav", "shorter than its header says"),
@@ -78,6 +78,18 @@ def test_bad_headers_name_the_file_and_the_remedy(tmp_path: Path, kind: str, mes
     with pytest.raises(BadAudioError, match=message) as caught:
         usable_samples(str(path), min_samples=400)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("rate", [16_000, 8_000])
+def test_several_channels_are_their_mean_where_files_may_be_converted(tmp_path: Path, rate: int) -> None:
+    stereo_TC = noise(4000, channels=2)
+    stereo, mono = str(tmp_path / "stereo.wav"), str(tmp_path / "mono.wav")
+    soundfile.write(stereo, stereo_TC, rate, subtype="FLOAT")
+    soundfile.write(mono, stereo_TC.mean(1), rate, subtype="FLOAT")
+    assert usable_samples(stereo, resample=True) == usable_samples(mono, resample=True)
+    mixed_T = read_audio(stereo, start=100, stop=3000, resample=True)
+    np.testing.assert_allclose(mixed_T, read_audio(mono, start=100, stop=3000, resample=True), atol=1e-6)
+    assert np.abs(mixed_T - read_audio(stereo, start=101, stop=3001, resample=True)).max() > 0.01
 
 
 @pytest.mark.parametrize("suffix", ["flac", "mp3"])

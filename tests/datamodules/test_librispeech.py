@@ -223,7 +223,7 @@ def test_loaders_before_setup_are_an_error(corpus: Path) -> None:
 
 def test_bad_audio_is_an_error_before_training(corpus: Path) -> None:
     write_audio(utterance(corpus, 30), 5000, channels=2)
-    with pytest.raises(BadAudioError, match=r"0030\.flac: has 2 channels; mix it down to mono"):
+    with pytest.raises(BadAudioError, match=r"0030\.flac: has 2 channels; set resample: true"):
         data_of(corpus)
 
 

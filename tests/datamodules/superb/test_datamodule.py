@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 
@@ -96,6 +98,20 @@ def test_whole_utterances_are_decoded_once_within_a_limit(tmp_path: Path) -> Non
 
 def waves(one: SuperbBatch, two: SuperbBatch) -> list[tuple[Tensor, Tensor]]:
     return list(zip(one.waveforms, two.waveforms, strict=True))
+
+
+def test_stereo_is_bad_audio_unless_it_may_be_converted(tmp_path: Path) -> None:
+    root = corpora.voxceleb1(tmp_path)
+    path = root / "wav" / "id10001" / "video2" / "00001.wav"
+    left_T, rate = soundfile.read(path, dtype="float32")
+    soundfile.write(path, np.stack([left_T, np.zeros_like(left_T)], 1), rate, subtype="FLOAT")
+    with pytest.raises(BadAudioError, match=r"00001\.wav: has 2 channels; set resample: true"):
+        make("sid", root)
+    module = SuperbDataModule("sid", SuperbData(str(root), num_workers=0, resample=True))
+    module.setup()
+    first = next(iter(module.val_dataloader()))
+    assert first.rows[0].path == str(path)
+    torch.testing.assert_close(first.waveforms[0], torch.from_numpy(left_T) / 2)
 
 
 def test_window_sampling_needs_target_lengths(tmp_path: Path) -> None:
