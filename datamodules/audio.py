@@ -59,8 +59,8 @@ def usable_samples(path: str, sample_rate: int = 16000, min_samples: int = 1, re
     """Number of samples that :func:`read_audio` will return for a file, from its header alone.
 
     Raises:
-        BadAudioError: besides the cases of :func:`audio_info`, the file holds no samples, has
-            another rate or several channels while ``resample`` is off, or has fewer than ``min_samples`` samples at ``sample_rate``.
+        BadAudioError: besides the cases of :func:`audio_info`, the file holds no samples, has another rate or several
+            channels while ``resample`` is off, or has fewer than ``min_samples`` samples at ``sample_rate``.
     """
     info = audio_info(path)
     if info.num_samples == 0:

@@ -148,9 +148,7 @@ class SuperbDataset(Dataset[SuperbBatch]):
         if index in self._kept:
             return self._kept[index][start : start + taken]
         row = self.rows[index]
-        decoded_T = self.gain * torch.from_numpy(
-            read_audio(row.path, SAMPLE_RATE, start, start + taken, self.resample)
-        )
+        decoded_T = self.gain * torch.from_numpy(read_audio(row.path, SAMPLE_RATE, start, start + taken, self.resample))
         if taken == row.num_samples and decoded_T.nbytes <= self._room:
             self._kept[index] = decoded_T
             self._room -= decoded_T.nbytes

@@ -42,8 +42,8 @@ FORMAT = 1
 RESULT_NOTES = (
     "Mean \u00b1 standard deviation over seeds; (n of m) where seeds are missing. The best mean of a column is bold, "
     "whether or not the difference means anything: see the paired differences.",
-    "Training, s: wall-clock seconds of training, without validation and checkpoints. Speed-up: training seconds of the "
-    "baseline row divided by those of the row, seed by seed. Student speed-up leaves the teacher's forward out.",
+    "Training, s: wall-clock seconds of training, without validation and checkpoints. Speed-up: training seconds of "
+    "the baseline row divided by those of the row, seed by seed. Student speed-up leaves the teacher's forward out.",
     "A dash means that there is no such value (yet).",
 )
 PUBLISHED_NOTE = (
@@ -154,7 +154,11 @@ def study_texts(report: dict[str, Any]) -> dict[str, str]:
     parts = [f"# {report['title']}", *(f"> {line}" for line in report["caveats"]), "## Results"]
     parts += [markdown_grid(results).rstrip(), "\n".join(f"- {line}" for line in _notes(report))]
     if differences:
-        parts += [f"## Differences to {_baseline(report)}", markdown_grid(differences).rstrip(), difference_note(report)]
+        parts += [
+            f"## Differences to {_baseline(report)}",
+            markdown_grid(differences).rstrip(),
+            difference_note(report),
+        ]
     if published:
         parts += ["## Published results", markdown_grid(published).rstrip(), PUBLISHED_NOTE]
     lines = io.StringIO()

@@ -68,7 +68,9 @@ def column(key: str) -> StudyColumn:
         return COLUMNS[key]
     task, _, metric = key.partition("/")
     plain = metric.removesuffix("_fixed").removesuffix("_legacy")  # both ways of decoding
-    title = METRICS.get(plain, plain) + "".join(f" ({way})" for way in ("fixed", "legacy") if metric.endswith(f"_{way}"))
+    title = METRICS.get(plain, plain) + "".join(
+        f" ({way})" for way in ("fixed", "legacy") if metric.endswith(f"_{way}")
+    )
     return StudyColumn(f"{task_title(task)} {title}", _fixed(2), "low" if plain.endswith("er") else "high")
 
 

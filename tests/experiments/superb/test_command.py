@@ -92,6 +92,20 @@ def test_every_task_runs_on_its_published_layout_with_the_published_sizes(
     assert {key.partition(".")[0] for key in best} == {"featurizer", "head"}
 
 
+@pytest.mark.parametrize("task", ["pr", "ks", "sid", "sf"])
+def test_a_table_gives_a_result_for_every_test_set(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "LSTM_WIDTH", 4)
+    teacher = save_teacher(tmp_path / "teacher", layers=2)
+    result = superb(task, teacher, corpora.table(tmp_path / "corpus"), tmp_path / "out", "--updates", "1")
+    assert list(result["tests"]) == ["test", "other"]
+    assert result["hidden_states"] == len(result["layer_weights"]) == 3
+
+
+def test_a_missing_corpus_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Fluent Speech Commands is not there"):
+        superb("ic", "fbank", tmp_path, tmp_path / "out")
+
+
 def test_asr_trains_on_sixteen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "LSTM_WIDTH", 4)
     sizes = []
