@@ -25,6 +25,10 @@ COMMANDS = {
     "export": ("lightning_modules.export", "write a checkpoint's student as a Hugging Face folder"),
     "superb": ("experiments.superb.command", "score an encoder on SUPERB's tasks, or probe it in minutes"),
     "bench": ("experiments.bench.command", "time of a training step by part and by depth"),
+    "bench compare": ("experiments.bench.compare", "what each switch is worth, in runs that take turns"),
+    "bench scaling": ("experiments.bench.scaling", "step time against processes, length, depth and batch"),
+    "bench growth": ("experiments.bench.growth", "what a growth costs in seconds and memory"),
+    "bench data": ("experiments.bench.data", "what reading, decoding and batching deliver"),
     "pack": ("experiments.pack", "corpus as 16-bit samples in a few large files, for slow or networked storage"),
     "synthesize": ("experiments.synthesize", "make a small speech corpus in LibriSpeech layout"),
     "similarity": ("experiments.similarity", "which layers are alike, over the stages of a run; what each contributes"),
@@ -87,7 +91,8 @@ def run(args: list[str]) -> None:
     Raises:
         ValueError: an unknown command, or whatever the command refuses.
     """
-    name, rest = args[0], args[1:]
+    words = 2 if " ".join(args[:2]) in COMMANDS else 1
+    name, rest = " ".join(args[:words]), args[words:]
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
     module = importlib.import_module(COMMANDS[name][0])
@@ -101,7 +106,7 @@ def run(args: list[str]) -> None:
         return
     from jsonargparse import ArgumentParser, auto_cli
 
-    command: Callable[..., None] = getattr(module, name.replace("-", "_"))
+    command: Callable[..., None] = getattr(module, name.replace("-", "_").replace(" ", "_"))
     parameters = inspect.signature(command).parameters
     switches = {key for key, parameter in parameters.items() if parameter.annotation is bool}
     rest = complete_switches(rest, switches)

@@ -5,6 +5,7 @@ of the machine hits all of them. The weights are random: time does not depend on
 """
 
 import json
+import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import HubertConfig, HubertModel
 
 from callbacks.schedules import mean_depth, stage_lengths
 from callbacks.summary import hardware
 from experiments.bench.laps import PARTS, StepLaps
+from experiments.bench.memory import resident_megabytes, start_memory_peak
+from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
 from experiments.runs import git_commit, write_atomically
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig
@@ -30,7 +32,6 @@ from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 
 SCHEDULES = ("equal", "prop-1")
-SAMPLE_RATE = 16_000
 STEPS_PER_TURN = 2  # the first one is a warm-up
 
 
@@ -63,10 +64,11 @@ class Setting:
     seconds: float
     precision: str
     accelerator: str
+    processes: int = 1
 
     @property
     def audio_seconds(self) -> float:
-        return self.batch_size * self.seconds
+        return self.batch_size * self.seconds * self.processes
 
 
 def bench(
@@ -82,9 +84,11 @@ def bench(
 ) -> None:
     """Time the training step at several depths; print a table and write JSON.
 
+    Under torch.distributed.run every process has a batch of its own.
+
     Args:
         depths: of the student; default: 3, 6, 9 and 12.
-        batch_size: utterances per step.
+        batch_size: utterances per step and process.
         seconds: length of each.
         rounds: turns of every depth; median and spread are over these.
         accelerator: cpu, gpu or auto.
@@ -98,8 +102,10 @@ def bench(
         raise ValueError(
             f"depths={depths}, rounds={rounds}, batch_size={batch_size} and seconds={seconds} must be positive"
         )
-    setting = Setting(batch_size, seconds, precision, accelerator)
+    setting = Setting(batch_size, seconds, precision, accelerator, int(os.environ.get("WORLD_SIZE", "1")))
     result = measure(depths, setting, rounds, student or StudentConfig(), teacher)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
     if output is not None:
         write_atomically(Path(output), json.dumps(result, indent=2) + "\n")
     print(table(result))
@@ -110,7 +116,7 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that ``bench`` reports, in plain values."""
     with tempfile.TemporaryDirectory() as folder:
-        encoder = HuggingFaceTeacher(teacher or str(_random_teacher(Path(folder))))
+        encoder = HuggingFaceTeacher(teacher or str(save_random_teacher(Path(folder))))
     modules = {depth: _module(encoder, replace(student, num_layers=depth)) for depth in depths}
     steps: dict[int, list[dict[str, float]]] = {depth: [] for depth in depths}
     memory: dict[int, float | None] = {}
@@ -197,13 +203,6 @@ def _text(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
-def _random_teacher(folder: Path) -> Path:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        HubertModel(HubertConfig()).save_pretrained(folder)
-    return folder
-
-
 def _module(teacher: HuggingFaceTeacher, student: StudentConfig) -> DistillationModule:
     # L2L targets at a third and two thirds exist only at depths that are multiples of 3.
     objective = ObjectiveConfig() if student.num_layers % 3 == 0 else ObjectiveConfig(intermediate="none")
@@ -211,14 +210,17 @@ def _module(teacher: HuggingFaceTeacher, student: StudentConfig) -> Distillation
 
 
 def _fit(module: DistillationModule, setting: Setting) -> tuple[list[dict[str, float]], float | None]:
-    """Laps of a few steps, and peak memory of a GPU in GB (a CPU's process keeps only its maximum ever)."""
+    """Laps of a few steps, and peak memory in GB: of a GPU, or what the process grew by (Linux)."""
     cuda = torch.cuda.is_available() and setting.accelerator != "cpu"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    else:
+        before = start_memory_peak()
     laps = StepLaps()
     trainer = L.Trainer(
         accelerator=setting.accelerator,
-        devices=1,
+        devices=setting.processes,
+        strategy="ddp" if setting.processes > 1 else "auto",
         precision=setting.precision,  # type: ignore[arg-type]
         max_epochs=1,
         gradient_clip_val=5.0,
@@ -233,7 +235,9 @@ def _fit(module: DistillationModule, setting: Setting) -> tuple[list[dict[str, f
     noise = _Noise(setting.batch_size, round(setting.seconds * SAMPLE_RATE))
     loader = DataLoader(noise, batch_size=None, num_workers=0)
     trainer.fit(module, loader, loader)  # validation is off; Lightning warns where it has no data
-    return laps.steps, torch.cuda.max_memory_allocated() / 1e9 if cuda else None
+    if cuda:
+        return laps.steps, torch.cuda.max_memory_allocated() / 1e9
+    return laps.steps, None if before is None else (resident_megabytes("VmHWM") - before) / 1000
 
 
 def _step_flops(module: DistillationModule, setting: Setting) -> int:

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m experiments.bench.data --root /data/LibriSpeech --packed /data/packed --splits "[train-clean-100]"
+    interstack bench data --root /data/LibriSpeech --packed /data/packed --splits "[train-clean-100]"
 
 Every number but ``soundfile`` comes from ``LibriSpeechDataModule``'s own training loader. The variants take turns, so
 that a slow minute of the machine hits all of them. A corpus that fits the page cache is read from memory after the
@@ -178,9 +178,3 @@ def table(result: dict[str, Any]) -> str:
     settings = f"{result['rounds']} rounds of {result['batches']} batches of {result['batch_seconds']} s"
     lines.append(f"{result['hardware']}; {result['cores']} cores; {settings}; commit {result['commit']}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(bench_data, as_positional=False)

@@ -2,8 +2,8 @@
 
 ::
 
-    python -m experiments.bench.growth --output one.json
-    python -m torch.distributed.run --standalone --nproc_per_node 2 -m experiments.bench.growth --output two.json
+    interstack bench growth --output one.json
+    python -m torch.distributed.run --standalone --nproc_per_node 2 -m experiments.cli bench growth --output two.json
 
 Student and teacher have random weights and see noise: the cost depends on neither. Every stage makes real optimizer
 steps, so that gradients, optimizer state and DDP's buckets exist at each growth. Linux only: memory is read from
@@ -21,11 +21,12 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
-from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from callbacks.stacking import StackingCallback
 from callbacks.summary import hardware
 from datamodules.loading import AudioBatch
+from experiments.bench.memory import resident_megabytes, start_memory_peak
+from experiments.bench.random_teacher import save_random_teacher
 from experiments.runs import write_atomically
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.student import StudentConfig
@@ -53,8 +54,7 @@ class MeasuredStacking(StackingCallback):
         self.costs: list[GrowthCost] = []
 
     def _grow(self, trainer: L.Trainer, module: DistillationModule, target: int) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
-        before = resident_megabytes("VmRSS")
+        before = start_memory_peak() or 0.0
         super()._grow(trainer, module, target)
         event = self.events[-1]
         after, peak = resident_megabytes("VmRSS"), resident_megabytes("VmHWM")
@@ -81,22 +81,6 @@ class Noise(L.LightningDataModule):
         return self.train_dataloader()  # not used: Lightning warns where there is none
 
 
-def resident_megabytes(field: str) -> float:
-    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process, in MB."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024 / 1e6
-
-
-def save_teacher(folder: Path, layers: int, width: int) -> HuggingFaceTeacher:
-    """HuBERT Base's layout with random weights, in ``layers`` x ``width``."""
-    config = HubertConfig(
-        hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64 or 1, intermediate_size=4 * width
-    )
-    HubertModel(config).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
-    return HuggingFaceTeacher(str(folder))
-
-
 def make_trainer(folder: str, processes: int, stacking: MeasuredStacking) -> L.Trainer:
     """A Trainer on the CPU with one epoch for each of the paper's four stages."""
     return L.Trainer(
@@ -115,7 +99,7 @@ def make_trainer(folder: str, processes: int, stacking: MeasuredStacking) -> L.T
     )
 
 
-def growth_cost(
+def bench_growth(
     output: str,
     policy: str = "interleaved",
     student_size: tuple[int, int] = (12, 384),
@@ -139,7 +123,8 @@ def growth_cost(
     torch.manual_seed(0)  # the same weights on every rank
     with tempfile.TemporaryDirectory() as folder:
         student = StudentConfig(width, 4 * width, num_heads=8, num_layers=layers)
-        module = DistillationModule(save_teacher(Path(folder) / "teacher", *teacher_size), student)
+        teacher = save_random_teacher(Path(folder) / "teacher", *teacher_size)
+        module = DistillationModule(HuggingFaceTeacher(str(teacher)), student)
         make_trainer(folder, processes, stacking).fit(module, datamodule=Noise(steps_per_stage, seconds))
     if int(os.environ.get("RANK", "0")) != 0:
         return
@@ -152,9 +137,3 @@ def growth_cost(
         "growths": [asdict(cost) for cost in stacking.costs],
     }
     write_atomically(Path(output), json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(growth_cost, as_positional=False)

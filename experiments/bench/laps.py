@@ -9,6 +9,8 @@ import lightning as L
 import torch
 from torch.optim import Optimizer
 
+from callbacks.lookup import find_callback
+from callbacks.stacking import StackingCallback
 from lightning_modules.stopwatch import StepStopwatch, TimePoint, milliseconds, time_point
 
 PARTS = ("data_ms", "teacher_ms", "forward_ms", "backward_ms", "optimizer_ms")
@@ -18,22 +20,32 @@ class StepLaps(L.Callback):
     """Record the parts of each step without accumulation; it only looks.
 
     Attributes:
-        steps: milliseconds per part, which add up to ``step_ms``, of each step but the first of a fit: that one
-            makes the optimizer's state, and its wait for data is the start of the loader.
+        steps: milliseconds per part, which add up to ``step_ms``, and the epoch, of each step but the first of a fit:
+            that one makes the optimizer's state, and its wait for data is the start of the loader.
+        growths_ms: of each growth. What else lies between two epochs (checkpoints, validation, the start of the
+            loader) is in neither.
     """
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
+        self.growths_ms: list[float] = []
         self._marks: dict[str, TimePoint] = {}
         self._previous_end: TimePoint | None = None
+        self._new_epoch = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._previous_end = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._new_epoch = True
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._marks["start"] = time_point(pl_module.device)
+        if self._new_epoch and self._previous_end is not None:
+            self._previous_end = self._marks["start"]
+        self._new_epoch = False
         _stopwatch(pl_module).start(pl_module.device)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
@@ -53,6 +65,7 @@ class StepLaps(L.Callback):
             marks = self._marks
             self.steps.append(
                 {
+                    "epoch": trainer.current_epoch,
                     "step_ms": milliseconds(self._previous_end, end),
                     "data_ms": milliseconds(self._previous_end, marks["start"]),
                     "teacher_ms": teacher,
@@ -62,6 +75,10 @@ class StepLaps(L.Callback):
                 }
             )
         self._previous_end = end
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        stacking = find_callback(trainer, StackingCallback)
+        self.growths_ms = [event["seconds"] * 1000 for event in stacking.events] if stacking else []
 
 
 def _stopwatch(pl_module: L.LightningModule) -> StepStopwatch:

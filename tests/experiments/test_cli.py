@@ -21,7 +21,7 @@ def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed([command, "--help"], capsys)
+    text = printed([*command.split(), "--help"], capsys)
     assert command in text
     assert "usage" in text.lower()
     assert len(text.splitlines()) > 8
@@ -64,7 +64,7 @@ def test_faults_of_a_help_text_are_noticed() -> None:
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_option_has_a_help_text_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = printed([command, "--help"], capsys)
+    text = printed([*command.split(), "--help"], capsys)
     assert len(option_helps(text)) > 1
     assert options_without_help(text) == []
     assert swallowed_options(text) == []

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.bench.growth import growth_cost, resident_megabytes
+from experiments.bench.growth import bench_growth
+from experiments.bench.memory import resident_megabytes, start_memory_peak
 from tests.ddp.launch import REPOSITORY, environment
 
 TINY = ["--student_size", "[12, 16]", "--teacher_size", "[3, 16]", "--steps_per_stage", "1", "--seconds", "0.2"]
@@ -28,13 +29,15 @@ def check(path: Path, processes: int) -> None:
 
 
 def test_every_growth_of_one_process_is_measured(tmp_path: Path) -> None:
-    growth_cost(str(tmp_path / "one.json"), student_size=(12, 16), teacher_size=(3, 16), steps_per_stage=1, seconds=0.2)
+    bench_growth(
+        str(tmp_path / "one.json"), student_size=(12, 16), teacher_size=(3, 16), steps_per_stage=1, seconds=0.2
+    )
     check(tmp_path / "one.json", processes=1)
 
 
 def test_two_processes_write_one_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "experiments.bench.growth", "--output", str(tmp_path / "two.json"), *TINY]
+    command += ["-m", "experiments.cli", "bench", "growth", "--output", str(tmp_path / "two.json"), *TINY]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-4000:]
     check(tmp_path / "two.json", processes=2)
@@ -44,3 +47,14 @@ def test_memory_that_is_touched_is_resident() -> None:
     before = resident_megabytes("VmRSS")
     kept = torch.ones(25_000_000)
     assert resident_megabytes("VmRSS") - before == pytest.approx(kept.nbytes / 1e6, abs=10)
+
+
+def test_a_peak_is_that_since_it_was_started() -> None:
+    torch.ones(50_000_000).add_(1)  # a peak of before
+    before = start_memory_peak()
+    assert before is not None
+    assert resident_megabytes("VmHWM") - before < 20
+    freed = torch.ones(25_000_000)
+    size = freed.nbytes / 1e6
+    del freed
+    assert resident_megabytes("VmHWM") - before == pytest.approx(size, abs=20)

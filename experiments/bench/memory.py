@@ -1,0 +1,18 @@
+"""Resident memory of this process, from ``/proc``: Linux only."""
+
+from pathlib import Path
+
+
+def resident_megabytes(field: str) -> float:
+    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process, in MB."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def start_memory_peak() -> float | None:
+    """Let the peak start at what is resident now, and return that in MB; ``None`` where there is no ``/proc``."""
+    control = Path("/proc/self/clear_refs")
+    if not control.exists():
+        return None
+    control.write_text("5")
+    return resident_megabytes("VmRSS")

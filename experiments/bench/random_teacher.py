@@ -1,0 +1,20 @@
+"""A teacher for benchmarks: HuBERT Base's sizes unless told otherwise, random weights."""
+
+from pathlib import Path
+
+import torch
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+SAMPLE_RATE = 16_000
+
+
+def save_random_teacher(folder: Path, layers: int = 12, width: int = 768) -> Path:
+    """Write ``layers`` x ``width`` with HuBERT Base's convolutions to ``folder``."""
+    config = HubertConfig(
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64 or 1, intermediate_size=4 * width
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        HubertModel(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
+    return folder

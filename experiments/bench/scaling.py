@@ -1,0 +1,105 @@
+"""``interstack bench scaling``: time per step against number of processes, utterance length, depth and batch."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from callbacks.summary import hardware
+from experiments.runs import git_commit, write_atomically
+
+
+@dataclass(frozen=True)
+class Point:
+    """One step size; ``batch_size`` is that of each process."""
+
+    processes: int = 1
+    seconds: float = 5.0
+    depth: int = 12
+    batch_size: int = 4
+
+
+def bench_scaling(
+    processes: list[int] | None = None,
+    seconds: list[float] | None = None,
+    depths: list[int] | None = None,
+    batch_sizes: list[int] | None = None,
+    rounds: int = 5,
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    teacher: str | None = None,
+    output: str | None = None,
+) -> None:
+    """Vary one size of a step at a time around 1 process x 4 utterances x 5 s at depth 12; print a table, write JSON.
+
+    Each point is an `interstack bench` of its own, with its processes started by torch.distributed.run.
+
+    Args:
+        processes: to try; default: 1 and 2. More processes mean a larger batch: each has batch_size utterances.
+        seconds: lengths of an utterance; default: 2.5, 5 and 10.
+        depths: of the student; default: 3, 6, 9 and 12.
+        batch_sizes: utterances per process; default: 1, 2, 4 and 8.
+        rounds: counted turns of every point.
+        accelerator: cpu, gpu or auto.
+        precision: of the trainer.
+        teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
+        output: JSON file to write; after every point, so that an interrupted benchmark leaves what it has.
+    """
+    common = ["--rounds", str(rounds), "--accelerator", accelerator, "--precision", precision]
+    common += ["--teacher", teacher] if teacher else []
+    result: dict[str, Any] = {"commit": git_commit(), "hardware": hardware(), "precision": precision, "points": []}
+    axes = {
+        "processes": processes or [1, 2],
+        "seconds": seconds or [2.5, 5.0, 10.0],
+        "depth": depths or [3, 6, 9, 12],
+        "batch_size": batch_sizes or [1, 2, 4, 8],
+    }
+    known: dict[Point, dict[str, Any]] = {}
+    for axis, point in points(axes):
+        if point not in known:
+            known[point] = measure(point, common)
+        result["points"].append({"axis": axis, **asdict(point), **known[point]})
+        if output is not None:
+            write_atomically(Path(output), json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+def points(axes: Mapping[str, list[Any]]) -> Iterator[tuple[str, Point]]:
+    """(axis, point) for every value of every axis, the other sizes being the usual ones."""
+    for axis, values in axes.items():
+        for value in values:
+            yield axis, replace(Point(), **{axis: value})
+
+
+def measure(point: Point, common: list[str]) -> dict[str, Any]:
+    """What ``interstack bench`` says of one point.
+
+    Raises:
+        RuntimeError: with the last lines of the benchmark that failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node", str(point.processes), "-m", "experiments.cli", "bench", *common]
+        command += ["--depths", f"[{point.depth}]", "--batch_size", str(point.batch_size)]
+        command += ["--seconds", str(point.seconds), "--output", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the benchmark of {point} failed:\n" + "\n".join(done.stderr.splitlines()[-10:]))
+        result = json.loads(path.read_text())
+    (row,) = result["depths"]
+    return {"threads": result["threads"], **{key: row[key] for key in ("step_ms", "spread_ms", "audio_s_per_s")}}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as a Markdown table and a line on how it was made."""
+    lines = ["| varied | processes | batch x seconds | depth | ms per step | quartiles | audio s/s |", "|---" * 7 + "|"]
+    for point in result["points"]:
+        cells = [point["axis"], point["processes"], f"{point['batch_size']} x {point['seconds']:g}", point["depth"]]
+        cells += [f"{point['step_ms']:.0f}", f"{point['spread_ms']:.0f}", f"{point['audio_s_per_s']:.2f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join([*lines, f"\n{result['hardware']}; {result['precision']}; commit {result['commit']}"])

@@ -1,0 +1,81 @@
+"""``interstack bench compare``: variants are runs of ``fit``; ratios are those of turns beside each other."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.bench.compare import VARIANTS, Place, Variant, bench_compare, choose, load_variants, summarise, table
+from experiments.bench.laps import PARTS
+from experiments.cli import run
+from tests.helpers import save_teacher
+
+
+def variants_file(folder: Path) -> Path:
+    small = {"model.student.hidden_size": 16, "model.student.intermediate_size": 24, "model.student.num_heads": 2}
+    variants = {
+        "plain": {"overrides": small},
+        "frozen": {"overrides": small | {"model.student.front_end": "frozen"}, "expected": 1.5},
+        "grown": {"config": "interleave_equal", "overrides": small, "against": "frozen"},
+    }
+    (folder / "variants.yaml").write_text(json.dumps(variants))
+    return folder / "variants.yaml"
+
+
+def test_runs_take_turns_and_their_parts_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, output = save_teacher(tmp_path / "teacher", layers=12), tmp_path / "compare.json"
+    run(
+        [
+            *("bench", "compare", "--variants", str(variants_file(tmp_path)), "--batch_size", "1", "--seconds", "0.3"),
+            *("--rounds", "1", "--accelerator", "cpu", "--teacher", str(teacher), "--output", str(output)),
+        ]
+    )
+    rows = json.loads(output.read_text())["variants"]
+    assert list(rows) == ["plain", "frozen", "grown"]
+    assert (rows["plain"]["ratio"], rows["frozen"]["expected"]) == (1.0, 1.5)
+    assert rows["grown"]["ratio"] == pytest.approx(rows["frozen"]["step_ms"] / rows["grown"]["step_ms"])
+    assert rows["plain"]["growth_ms"] == 0 < rows["grown"]["growth_ms"]
+    for row in rows.values():
+        assert sum(row[part] for part in PARTS) <= row["step_ms"] * 1.001
+    assert "| grown |" in capsys.readouterr().out
+
+
+def turn(step_ms: float) -> dict[str, float]:
+    return {"step_ms": step_ms, "growth_ms": 0.0, **dict.fromkeys(PARTS, step_ms / len(PARTS))}
+
+
+def test_a_ratio_is_the_median_over_neighbouring_turns(tmp_path: Path) -> None:
+    variants = {"slow": Variant(), "fast": Variant(expected=3)}
+    # A machine that gets ten times slower: the ratio of medians would say 20 / 10, neighbours say 2, 2, 4.
+    turns = {"slow": [turn(20), turn(200), turn(20)], "fast": [turn(10), turn(100), turn(5)]}
+    result = summarise(variants, turns, Place(tmp_path, "some/teacher", 4, 5.0, 2, "cpu"))
+    assert result["variants"]["fast"]["ratio"] == 2
+    assert result["variants"]["fast"]["ratio_quartiles"] == [2, 3]
+    assert "| fast | 10 |" in table(result)
+
+
+def test_the_shipped_variants_are_settings_of_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Place(tmp_path, "teacher", 1, 1.0, 2, "cpu")
+    for variant in load_variants(VARIANTS).values():
+        with pytest.raises(SystemExit) as stop:
+            run([*place.arguments(variant), "--print_config"])
+        assert stop.value.code in (0, None), capsys.readouterr().err
+
+
+def test_what_a_variant_is_compared_with_runs_too() -> None:
+    variants = {"a": Variant(), "b": Variant(), "c": Variant(against="b"), "d": Variant()}
+    assert list(choose(variants, ["c"])) == ["b", "c"]
+    assert list(choose(variants, ["d"])) == ["a", "d"]
+    assert list(choose(variants, None)) == ["a", "b", "c", "d"]
+
+
+def test_nonsense_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="steps_per_epoch=1 at least 2"):
+        bench_compare(steps_per_epoch=1)
+    with pytest.raises(ValueError, match="unknown variants z: choose from a"):
+        choose({"a": Variant()}, ["z"])
+    path = tmp_path / "variants.yaml"
+    for text, message in (("a: {konfig: x}", "keys are config, overrides"), ("a: {against: b}", "not in the file")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_variants(path)
