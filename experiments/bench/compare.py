@@ -6,6 +6,7 @@ of that setting gets. Teacher and students have random weights and the corpus is
 
 import gc
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,6 +182,7 @@ def run(place: Place, variant: Variant) -> dict[str, float]:
     result["step_ms"] += result["growth_ms"] / (len(stages) * place.steps_per_epoch)
     del cli
     gc.collect()
+    shutil.rmtree(place.folder / "runs")
     return result
 
 

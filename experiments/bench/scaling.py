@@ -89,7 +89,9 @@ def measure(point: Point, common: list[str]) -> dict[str, Any]:
         command += ["--seconds", str(point.seconds), "--output", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"the benchmark of {point} failed:\n" + "\n".join(done.stderr.splitlines()[-10:]))
+            lines = done.stderr.splitlines()
+            said = [line for line in lines if line.startswith("interstack:")] or lines[-10:]
+            raise RuntimeError(f"the benchmark of {point} failed: " + "\n".join(said))
         result = json.loads(path.read_text())
     (row,) = result["depths"]
     return {"threads": result["threads"], **{key: row[key] for key in ("step_ms", "spread_ms", "audio_s_per_s")}}
