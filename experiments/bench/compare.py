@@ -19,6 +19,7 @@ import soundfile
 import torch
 import yaml
 
+from callbacks.lookup import find_callback
 from callbacks.summary import hardware
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
@@ -171,7 +172,8 @@ def run(place: Place, variant: Variant) -> dict[str, float]:
     """Milliseconds per step of one run and of its parts, as its stages weigh them, with the growths in it."""
     torch.compiler.reset()  # so many runs in one process would reach the limit of compiled variants of a function
     cli = DistillationCLI(place.arguments(variant))
-    laps = next(callback for callback in cli.trainer.callbacks if isinstance(callback, StepLaps))
+    laps = find_callback(cli.trainer, StepLaps)
+    assert laps is not None
     stages = sorted({step["epoch"] for step in laps.steps})
     names = ("step_ms", *PARTS)
     per_stage = [

@@ -52,7 +52,7 @@ def bench_scaling(
     common = ["--rounds", str(rounds), "--accelerator", accelerator, "--precision", precision]
     common += ["--teacher", teacher] if teacher else []
     result: dict[str, Any] = {"commit": git_commit(), "hardware": hardware(), "precision": precision, "points": []}
-    axes = {
+    axes: dict[str, list[Any]] = {
         "processes": processes or [1, 2],
         "seconds": seconds or [2.5, 5.0, 10.0],
         "depth": depths or [3, 6, 9, 12],
