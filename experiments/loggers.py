@@ -153,7 +153,13 @@ class WandbSettings:
 
 
 class ResilientWandbLogger(WandbLogger):
-    """A ``WandbLogger`` that goes offline when the server does not answer, and ends its run with the fit."""
+    """A ``WandbLogger`` that goes offline when the server does not answer, and ends its run with the fit.
+
+    Attributes:
+        unreachable: whether the server has left any run of this process without an answer.
+    """
+
+    unreachable = False
 
     @property
     @rank_zero_experiment
@@ -163,6 +169,9 @@ class ResilientWandbLogger(WandbLogger):
 
         if self._experiment is not None:
             return self._experiment
+        if ResilientWandbLogger.unreachable and self._wandb_init["mode"] == "online":
+            # Another failure would end W&B's service, and with it the runs of this process that log offline.
+            self._wandb_init["mode"] = "offline"
         try:
             return super().experiment
         except wandb.errors.Error as error:
@@ -170,6 +179,7 @@ class ResilientWandbLogger(WandbLogger):
                 raise
             reason = str(error).splitlines()[0]
             log.warning("W&B could not start online (%s): it logs offline, `wandb sync` uploads", reason)
+        ResilientWandbLogger.unreachable = True
         wandb.teardown()  # its service still holds the run id
         self._wandb_init["mode"] = "offline"
         return super().experiment
@@ -229,6 +239,7 @@ def _wandb_logger(
         tags=settings.tags,
         config=config,
         allow_val_change=True,  # a resumed run may have another configuration
+        reinit="create_new",  # else a run that is active in this process would be continued
         settings=wandb.Settings(init_timeout=settings.init_timeout_seconds),
     )
 

@@ -105,5 +105,5 @@ class RunFolder:
         write_atomically(self.path / name, config)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         self.record["attempts"].append({"started": started, "config": name, "resumed_from": resumed_from})
-        self.record["git_commit"] = git_commit()
+        self.record |= {"git_commit": git_commit(), "wandb_id": self.wandb_id}
         write_atomically(self._record_path, json.dumps(self.record, indent=1) + "\n")

@@ -127,6 +127,27 @@ def test_parts_are_told_apart(tmp_path: Path) -> None:
     assert row["perf/teacher_ms"] < row["perf/data_ms"]
 
 
+def test_what_others_do_meanwhile_is_in_no_clock_and_what_they_share_is(tmp_path: Path) -> None:
+    clock = ThroughputCallback(every_n_steps=4)
+
+    class TakesTurns(torch.utils.data.DataLoader):
+        def __iter__(self) -> Any:
+            for batch in super().__iter__():
+                with clock.aside(torch.device("cpu")):
+                    time.sleep(0.3)
+                clock.charge(10.0)
+                yield batch
+
+    trainer, logger = make_trainer(tmp_path, clock)
+    trainer.fit(Tiny(), TakesTurns(batches(4).dataset, batch_size=None))
+    (row,) = logger.rows
+    assert 40 < row["perf/train_seconds"] < 40 + 0.3
+    assert row["perf/step_ms"] < 300
+    assert "perf/data_ms" in row
+    clock.charge(10.0)  # outside training nothing is counted
+    assert clock.train_seconds < 40 + 0.3
+
+
 def test_rows_agree_with_each_other(tmp_path: Path) -> None:
     callback = ThroughputCallback()
     trainer, logger = make_trainer(tmp_path, callback, max_epochs=2)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from datamodules.loading import (
     SKIPPED_FILE,
     AudioBatch,
     AudioDataset,
+    Load,
+    Relay,
     ResumableLoader,
     list_skipped,
 )
@@ -39,12 +42,14 @@ def manifest_of(corpus: Path) -> Manifest:
     return prepare_manifest(settings, str(corpus.parent / "cache"))
 
 
-def loader_of(corpus: Path, num_workers: int = 0, epoch: int = 0, accumulate: int = 2) -> ResumableLoader:
+def loader_of(
+    corpus: Path, num_workers: int = 0, epoch: int = 0, accumulate: int = 2, relay: Relay | None = None
+) -> ResumableLoader:
     manifest = manifest_of(corpus)
     crop = CropRule(manifest.num_samples, 15_000, "crop", seed=0)
     plan = plan_by_utterances(np.minimum(manifest.num_samples, 15_000), 4)
     sampler = GlobalBatchSampler(plan, crop, seed=0, accumulate=accumulate, epoch=epoch)
-    return ResumableLoader(AudioDataset(manifest, 16000), sampler, num_workers)
+    return ResumableLoader(AudioDataset(manifest, 16000), sampler, num_workers, relay)
 
 
 def micro_batch(rows: list[int], starts: list[int], num_samples: list[int]) -> MicroBatch:
@@ -110,6 +115,22 @@ def test_workers_get_no_copy_of_the_manifest(corpus: Path) -> None:
     dataset = AudioDataset(manifest_of(corpus), 16000)
     assert len(pickle.dumps(dataset)) < 1000
     assert isinstance(dataset.manifest.num_samples, np.memmap)
+
+
+def test_a_relay_stands_between_loading_and_handing_out(corpus: Path) -> None:
+    asked = []
+
+    def relay(epoch: int, start: int, load: Load) -> Iterator[AudioBatch]:
+        asked.append((epoch, start))
+        yield from load(start)
+
+    plain, loader = loader_of(corpus, epoch=1), loader_of(corpus, epoch=1, relay=relay)
+    for each in (plain, loader):
+        each.load_state_dict({"epoch": 1, "yielded": 4, "length": 10, "accumulate": 2})
+    assert equal(list(loader), list(plain))
+    assert equal(list(loader), list(plain))  # the start holds once
+    assert asked == [(1, 4), (1, 0)]
+    assert loader.state_dict() == plain.state_dict()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

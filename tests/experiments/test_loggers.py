@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
-from experiments.loggers import AppendingCSVLogger, WandbSettings, build_loggers
+from experiments.loggers import AppendingCSVLogger, ResilientWandbLogger, WandbSettings, build_loggers
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -225,11 +225,18 @@ def test_an_unreachable_server_means_offline_after_a_bounded_wait(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(ResilientWandbLogger, "unreachable", False)
     logger = wandb_logger(tmp_path, WandbSettings("online", init_timeout_seconds=2))
     logger.log_metrics({"train/loss": 0.5}, step=1)
     logger.log_metrics({"train/loss": 0.25}, step=2)
     assert logger.experiment.offline
     assert logger.experiment.id == "abc123"
-    logger.finalize("success")
+    # A second run beside it does not ask again: that would end the first.
+    other = wandb_logger(tmp_path, WandbSettings("online", id="second"))
+    assert other.experiment.offline
+    assert other.experiment.id == "second"
+    logger.log_metrics({"train/loss": 0.125}, step=3)
+    for each in (other, logger):
+        each.finalize("success")
     assert [record.levelname for record in caplog.records if record.name == "experiments.loggers"] == ["WARNING"]
     assert list((tmp_path / "wandb").glob("offline-run-*-abc123"))

@@ -56,6 +56,12 @@ def test_every_attempt_is_kept_and_the_wandb_id_stays(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "b").wandb_id != run_id
 
 
+def test_a_wandb_id_that_is_asked_for_after_the_attempt_began_stays_too(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "a")
+    first.start_attempt("", None)
+    assert first.wandb_id == RunFolder(tmp_path / "a").wandb_id
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     write_atomically(path, "old")

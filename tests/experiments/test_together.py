@@ -4,6 +4,9 @@ import csv
 import json
 import logging
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,8 @@ from experiments.together import fit_together
 from experiments.training import CONFIGS, DistillationCLI
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import HuggingFaceTeacher
+from tests.conftest import REPOSITORY
+from tests.ddp.launch import environment
 from tests.helpers import save_corpus, save_teacher
 from tests.resuming import differences, file_differences
 from tests.test_configs import SHRUNK
@@ -158,6 +163,10 @@ def test_sigterm_saves_all_and_they_go_on_from_different_places(
     assert {name: len(files) for name, files in steps.items()} == {"full": 2, "interleave_equal": 2}
     assert not (tmp_path / "full" / "summary.json").exists()
     shutil.copyfile(steps["full"][0], tmp_path / "full" / "checkpoints" / "last.ckpt")  # one step behind
+    alone = ["fit", "--config", "interleave_equal", *arguments, "--ckpt_path", "last", "--runs_dir"]
+    shutil.copytree(tmp_path / "interleave_equal", tmp_path / "alone" / "interleave_equal")
+    DistillationCLI([*alone, str(tmp_path / "alone")])
+    assert problems(apart, tmp_path / "alone", "interleave_equal") == []
 
     config["trainer"]["callbacks"] = []
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -165,14 +174,60 @@ def test_sigterm_saves_all_and_they_go_on_from_different_places(
     assert problems(apart, tmp_path, "full") == problems(apart, tmp_path, "interleave_equal") == []
 
 
-def test_a_student_that_fails_leaves_the_others_alone(arguments: list[str], apart: Path, tmp_path: Path) -> None:
+def test_a_kill_leaves_no_trace(arguments: list[str], apart: Path, tmp_path: Path) -> None:
+    """``kill -9`` when one of the two has made a step that the other has not, then the same command."""
+    kill = {"class_path": "tests.callbacks.faults.SendSignal"}
+    kill["init_args"] = {"epoch": 2, "batch": 0, "signal_name": "SIGKILL"}
+    config = yaml.safe_load((CONFIGS / "interleave_equal.yaml").read_text()) | {"trainer": {"callbacks": [kill]}}
+    (tmp_path / "killed.yaml").write_text(yaml.safe_dump(config))
+    command = [*arguments, "--runs_dir", str(tmp_path), "--ckpt_path", "last", "--configs"]
+    process = [sys.executable, "-m", "experiments.cli", "fit-together", *command]
+    killed = subprocess.run(
+        [*process, f"full,interleave_equal={tmp_path / 'killed.yaml'}"],
+        cwd=REPOSITORY, env=environment(), capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    fit_together([*command, "full,interleave_equal"])
+    assert problems(apart, tmp_path, "full") == problems(apart, tmp_path, "interleave_equal") == []
+
+
+def test_a_student_that_fails_leaves_the_others_alone(
+    arguments: list[str], apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
     every = [{"class_path": "tests.callbacks.faults.PoisonLoss", "init_args": {"batches": list(range(16))}}]
     config = {"trainer": {"callbacks": every}, "guard": {"max_skipped_steps": 2}}
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(config))
     command = ["--configs", f"{tmp_path / 'bad.yaml'},full", *arguments, "--runs_dir", str(tmp_path)]
+    command += ["--wandb.mode", "offline"]
     with pytest.raises(RuntimeError, match=r"1 of 2 students failed, .* bad: RuntimeError: .* not finite in 2"):
         fit_together(command)
     assert problems(apart, tmp_path, "full") == []
+    # Each has a W&B run of its own.
+    ids = {name: json.loads((tmp_path / name / "run.json").read_text())["wandb_id"] for name in ("bad", "full")}
+    for name, run_id in ids.items():
+        (folder,) = (path for path in (tmp_path / name / "wandb").glob("offline-run-*") if path.is_dir())
+        assert folder.name.endswith(f"-{run_id}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--data.num_workers", "2"],
+        ["--trainer.precision", "bf16-mixed"],
+        ["--trainer.val_check_interval", "1"],  # several validations in an epoch
+        ["--model.student.compile", "true", "--model.student.compile_backend", "aot_eager"],
+        ["--data.length", "pad", "--growth.optimizer_state", "reset"],
+    ],
+    ids=lambda more: more[0],
+)
+def test_settings_that_hold_for_all_change_nothing(more: list[str], arguments: list[str], tmp_path: Path) -> None:
+    names = ("full_l2l", "midas_equal")
+    for name in names:
+        DistillationCLI(["fit", "--config", name, *arguments, *more, "--runs_dir", str(tmp_path / "apart")])
+    fit_together(["--configs", ",".join(names), *arguments, *more, "--runs_dir", str(tmp_path / "together")])
+    assert [problems(tmp_path / "apart", tmp_path / "together", name) for name in names] == [[], []]
 
 
 @pytest.mark.parametrize(
