@@ -52,8 +52,9 @@ class ResumeGuard(Callback):
     Acts: when a checkpoint is saved, and in ``fit`` before the weights of one are loaded.
 
     Compared are the growth settings and stage lengths, student, objective, optimizer, average of the weights, seed,
-    the teacher's weights and the corpus; not the number of devices, accumulation steps, precision, compilation,
-    folders or loggers, which may change. A run that starts or stops averaging is another run too.
+    the teacher's weights and the corpus; not the number of devices, accumulation steps, precision and compilation (of
+    trainer, student or teacher), folders or loggers, which may change. A run that starts or stops averaging is another
+    run too.
 
     Args:
         allow_config_change: resume all the same; what differs is then this run's choice.

@@ -76,6 +76,7 @@ def summarise(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         "val_output": validation["output"],
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),
+        "teacher_precision": module.teacher.precision_used,
         "hardware": hardware(),
         "versions": {
             "torch": str(torch.__version__),

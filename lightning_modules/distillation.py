@@ -225,7 +225,7 @@ class DistillationModule(L.LightningModule):
             )
 
     def on_fit_start(self) -> None:
-        self.teacher.to(self.device)
+        self.teacher.prepare(self.device)
 
     on_validation_start = on_fit_start
 
@@ -246,6 +246,7 @@ class DistillationModule(L.LightningModule):
             "normalize": self.teacher.normalize,
             "sample_rate": self.teacher.sample_rate,
             "teacher": self.teacher.spec(),
+            "teacher_precision": self.teacher.precision_used,
             "recipe": _plain(dict(self.hparams)),
             "ancestry": list(self.student.ancestry),
             "originals": list(self.student.originals),

@@ -7,17 +7,21 @@ from the Hugging Face hub or a local folder; another encoder is a subclass of :c
 """
 
 import importlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.front_end import FrontEnd, copyable_front_end, noise
+from lightning_modules.precision import BF16_TOLERANCE, Precision, best_precision, computing_in, relative_error
 from lightning_modules.teacher_loading import ADVICE, load_config, load_extractor, load_model, resolve_normalize
+
+logger = logging.getLogger(__name__)
 
 
 class TeacherTargets(NamedTuple):
@@ -30,6 +34,10 @@ class TeacherTargets(NamedTuple):
 
     output_BFD: Tensor
     hidden: dict[int, Tensor]
+
+    def named(self) -> dict[str, Tensor]:
+        """All of them, by a name to show."""
+        return {f"layer {layer}": hidden_BFD for layer, hidden_BFD in self.hidden.items()} | {"output": self.output_BFD}
 
 
 class Teacher(nn.Module, ABC):
@@ -49,6 +57,7 @@ class Teacher(nn.Module, ABC):
         front_end: convolutions that a student can copy, ``None`` where there are none.
         init_args: plain values that rebuild the teacher.
         hidden_layers: chosen layers, ascending.
+        precision_used: what the targets are computed in; settled by :meth:`prepare`.
     """
 
     sample_rate: int
@@ -58,6 +67,7 @@ class Teacher(nn.Module, ABC):
     normalize: bool = False
     front_end: FrontEnd | None = None
     hidden_layers: tuple[int, ...] = ()
+    precision_used: Precision = "32"
     _output_layer: int | None = None
 
     @property
@@ -87,6 +97,10 @@ class Teacher(nn.Module, ABC):
             if not 1 <= layer <= self.num_layers:
                 raise ValueError(f"teacher layer {layer} is out of range: choose layers from 1 to {self.num_layers}")
         self.hidden_layers, self._output_layer = tuple(sorted(set(hidden))), output
+
+    def prepare(self, device: torch.device) -> None:
+        """Move to ``device``, and settle how to compute there: training calls this before the first targets."""
+        self.to(device)
 
     def spec(self) -> dict[str, Any]:
         """Plain ``class_path`` and ``init_args``, from which :func:`build_teacher` makes an equal teacher."""
@@ -118,6 +132,9 @@ class HuggingFaceTeacher(Teacher):
         normalize: whether waveforms get zero mean and unit variance; ``None`` asks the feature extractor.
         revision: branch, tag or commit on the hub.
         attn_implementation: ``sdpa``, ``eager``, ...; ``None`` lets Hugging Face choose.
+        precision: ``32``, ``bf16`` or ``auto``: bf16 on a GPU that has it, float32 elsewhere. It is the teacher's own:
+            the trainer's does not reach it. Targets are handed out in float32. bf16 begins with :meth:`prepare`, which
+            checks it and returns to float32, with a warning, where targets would change by more than 2 %.
 
     Raises:
         ValueError: if the model cannot be found, lacks weights, or is no such encoder.
@@ -129,11 +146,20 @@ class HuggingFaceTeacher(Teacher):
         normalize: bool | None = None,
         revision: str | None = None,
         attn_implementation: str | None = None,
+        precision: Literal["auto", "32", "bf16"] = "auto",
     ) -> None:
         super().__init__()
+        if precision not in ("auto", "32", "bf16"):
+            raise ValueError(f"teacher precision={precision!r}: choose auto, 32 or bf16")
         self.init_args = dict(
-            model=model, normalize=normalize, revision=revision, attn_implementation=attn_implementation
+            model=model,
+            normalize=normalize,
+            revision=revision,
+            attn_implementation=attn_implementation,
+            precision=precision,
         )
+        self._asked_precision: Literal["auto", "32", "bf16"] = precision
+        self._prepared_for: torch.device | None = None
         config = load_config(model, revision)
         self._conv_layout = list(zip(config.conv_kernel, config.conv_stride, strict=True))
         self.model = load_model(model, revision, attn_implementation)
@@ -161,13 +187,38 @@ class HuggingFaceTeacher(Teacher):
         super().select_layers(hidden, output)
         self.model.encoder.layers = layers[:highest]
 
+    def prepare(self, device: torch.device) -> None:
+        super().prepare(device)
+        if device == self._prepared_for:
+            return
+        self._prepared_for = device
+        wanted = best_precision(device) if self._asked_precision == "auto" else self._asked_precision
+        self.precision_used = "bf16" if wanted == "bf16" and self._is_safe_in_bf16(device) else "32"
+
+    @torch.no_grad()
+    def _is_safe_in_bf16(self, device: torch.device) -> bool:
+        """Whether bf16 changes no target of a second of noise by more than the tolerance; logs what was found."""
+        probe_BT = noise().to(device)
+        exact, half = (self._targets(probe_BT, None, precision).named() for precision in ("32", "bf16"))
+        errors = {name: relative_error(half[name], target_BFD) for name, target_BFD in exact.items()}
+        if safe := all(error <= BF16_TOLERANCE for error in errors.values()):  # false for NaN
+            message = "teacher computes in bf16 on %s: relative errors of its targets are %s"
+        else:
+            message = f"teacher computes in float32 on %s: bf16 has relative errors of %s, above {BF16_TOLERANCE}"
+        found = ", ".join(f"{error:.2g} ({name})" for name, error in errors.items())
+        logger.log(logging.INFO if safe else logging.WARNING, message, device, found)
+        return safe
+
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
-        mask_BT = valid_samples(waveforms_BT, num_samples_B)
-        outputs, _ = self._layer_outputs(waveforms_BT, mask_BT, {*self.hidden_layers, self.output_layer})
-        output_BFD = outputs[self.output_layer]
-        if self._final_norm:
-            output_BFD = self.model.encoder.layer_norm(output_BFD)
-        return TeacherTargets(output_BFD, {layer: outputs[layer] for layer in self.hidden_layers})
+        return self._targets(waveforms_BT, valid_samples(waveforms_BT, num_samples_B), self.precision_used)
+
+    def _targets(self, waveforms_BT: Tensor, mask_BT: Tensor | None, precision: Precision) -> TeacherTargets:
+        with computing_in(precision, waveforms_BT.device):
+            outputs, _ = self._layer_outputs(waveforms_BT, mask_BT, {*self.hidden_layers, self.output_layer})
+            output_BFD = outputs[self.output_layer]
+            if self._final_norm:
+                output_BFD = self.model.encoder.layer_norm(output_BFD)
+        return TeacherTargets(output_BFD.float(), {layer: outputs[layer].float() for layer in self.hidden_layers})
 
     def _layer_outputs(
         self, waveforms_BT: Tensor, mask_BT: Tensor | None, wanted: set[int]

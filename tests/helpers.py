@@ -1,6 +1,7 @@
 """Tiny teachers, corpora and runs that tests of several files share."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -83,10 +84,11 @@ def make_module(
     optimizer: dict[str, object] | None = None,
     objective: dict[str, object] | None = None,
     seed: int = 0,
+    teacher_settings: dict[str, Any] | None = None,
     **student: object,
 ) -> DistillationModule:
     return DistillationModule(
-        HuggingFaceTeacher(str(teacher)),
+        HuggingFaceTeacher(str(teacher), **(teacher_settings or {})),
         StudentConfig(16, 24, 2, num_layers, dropout=dropout, **student),
         ObjectiveConfig(**({"layers": [2], "intermediate": "prediction"} | (objective or {}))),
         OptimizerConfig(**({"lr": 1e-3} | (optimizer or {}))),
