@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 from transformers.masking_utils import create_bidirectional_mask
 
+from lightning_modules.compiling import compile_in_place
 from lightning_modules.front_end import FrontEnd
 
 Initialise = Literal["copy", "zero_output", "fresh"]
@@ -44,7 +45,8 @@ class StudentConfig:
         mask_time_length: frames per mask.
         front_end: ``trained``, or ``frozen`` (no gradient flows into the convolutions).
         front_end_init: ``teacher`` copies the convolutions (and their layout), ``random`` draws HuBERT Base's.
-        compile: compile each layer with ``torch.compile``; one graph serves all layers, before and after a growth.
+        compile: compile the convolutions, and each layer, with ``torch.compile``; one graph serves all layers, before
+            and after a growth.
         compile_backend: of ``torch.compile``.
     """
 
@@ -190,6 +192,8 @@ class Student(nn.Module):
         ``num_samples_B`` (valid samples per item) is ``None`` where nothing is padded: then no mask is made.
         """
         hubert, encoder = self.hubert, self.hubert.encoder
+        if self.config.compile:
+            compile_in_place([hubert.feature_extractor, *encoder.layers], self.config.compile_backend)
         features_BFC = hubert.feature_extractor(waveforms_BT).transpose(1, 2)
         valid_BF = self._valid_frames(features_BFC, num_samples_B)
         hidden_BFD = hubert.feature_projection(features_BFC)
@@ -199,21 +203,9 @@ class Student(nn.Module):
         mask = create_bidirectional_mask(config=hubert.config, inputs_embeds=hidden_BFD, attention_mask=valid_BF)
         hidden_BFD = encoder.layer_norm(hidden_BFD + encoder.pos_conv_embed(hidden_BFD))
         hidden_states = [encoder.dropout(hidden_BFD)]
-        if self.config.compile:
-            self._compile_layers()
         for layer in encoder.layers:
             hidden_states.append(layer(hidden_states[-1], attention_mask=mask))
         return hidden_states
-
-    def _compile_layers(self) -> None:
-        """Compile the layers that are not: a deep copy drops it, so clones, fresh and loaded layers come without.
-
-        In place, for two reasons: ``torch.compile(layer)`` would put ``_orig_mod`` into the names of the state dict,
-        and a compiled ``layer.forward`` stays bound to its layer, so that a clone would run its source's weights.
-        """
-        for layer in self.hubert.encoder.layers:
-            if layer._compiled_call_impl is None:
-                layer.compile(backend=self.config.compile_backend)
 
     def _valid_frames(self, features_BFC: Tensor, num_samples_B: Tensor | None) -> Tensor | None:
         if num_samples_B is None:

@@ -10,13 +10,12 @@ import importlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.compiling import Tap, compile_in_place
 from lightning_modules.front_end import FrontEnd, copyable_front_end, noise
 from lightning_modules.precision import BF16_TOLERANCE, Precision, best_precision, computing_in, relative_error
 from lightning_modules.teacher_loading import ADVICE, load_config, load_extractor, load_model, resolve_normalize
@@ -135,6 +134,8 @@ class HuggingFaceTeacher(Teacher):
         precision: ``32``, ``bf16`` or ``auto``: bf16 on a GPU that has it, float32 elsewhere. It is the teacher's own:
             the trainer's does not reach it. Targets are handed out in float32. bf16 begins with :meth:`prepare`, which
             checks it and returns to float32, with a warning, where targets would change by more than 2 %.
+        compile: compile the convolutions, and each layer, with ``torch.compile``; one graph serves all layers.
+        compile_backend: of ``torch.compile``.
 
     Raises:
         ValueError: if the model cannot be found, lacks weights, or is no such encoder.
@@ -147,6 +148,8 @@ class HuggingFaceTeacher(Teacher):
         revision: str | None = None,
         attn_implementation: str | None = None,
         precision: Literal["auto", "32", "bf16"] = "auto",
+        compile: bool = False,
+        compile_backend: str = "inductor",
     ) -> None:
         super().__init__()
         if precision not in ("auto", "32", "bf16"):
@@ -157,8 +160,11 @@ class HuggingFaceTeacher(Teacher):
             revision=revision,
             attn_implementation=attn_implementation,
             precision=precision,
+            compile=compile,
+            compile_backend=compile_backend,
         )
         self._asked_precision: Literal["auto", "32", "bf16"] = precision
+        self._backend = compile_backend if compile else None
         self._prepared_for: torch.device | None = None
         config = load_config(model, revision)
         self._conv_layout = list(zip(config.conv_kernel, config.conv_stride, strict=True))
@@ -210,6 +216,8 @@ class HuggingFaceTeacher(Teacher):
         return safe
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
+        if self._backend is not None:
+            compile_in_place([self.model.feature_extractor, *self.model.encoder.layers], self._backend)
         return self._targets(waveforms_BT, valid_samples(waveforms_BT, num_samples_B), self.precision_used)
 
     def _targets(self, waveforms_BT: Tensor, mask_BT: Tensor | None, precision: Precision) -> TeacherTargets:
@@ -225,21 +233,17 @@ class HuggingFaceTeacher(Teacher):
     ) -> tuple[dict[int, Tensor], Tensor]:
         """Outputs of the wanted layers, and the model's own ``last_hidden_state``.
 
-        By hooks that live for one call: ``output_hidden_states`` keeps every layer, and what its last entry
+        By taps that live for one call: ``output_hidden_states`` keeps every layer, and what its last entry
         holds for stable-LayerNorm encoders differs between versions of transformers.
         """
-        outputs: dict[int, Tensor] = {}
-
-        def keep(number: int, _layer: nn.Module, _args: Any, output: Any) -> None:
-            # WavLM's layers also return their position bias.
-            outputs[number] = output[0] if isinstance(output, tuple) else output
-
-        with ExitStack() as hooks:
-            for number in wanted:
-                layer = self.model.encoder.layers[number - 1]
-                hooks.enter_context(layer.register_forward_hook(partial(keep, number)))
+        encoder, layers = self.model.encoder, self.model.encoder.layers
+        taps = {number: Tap(layers[number - 1]) for number in wanted}
+        encoder.layers = nn.ModuleList(taps.get(number, layer) for number, layer in enumerate(layers, start=1))
+        try:
             result = self.model(waveforms_BT, attention_mask=mask_BT, return_dict=True)
-        return outputs, result.last_hidden_state
+        finally:
+            encoder.layers = layers
+        return {number: tap.output for number, tap in taps.items()}, result.last_hidden_state
 
     @torch.no_grad()
     def _ends_in_layer_norm(self) -> bool:

@@ -1,7 +1,6 @@
 """Regional compilation: one graph for all layers, none added by a growth, no layer bound to another's weights."""
 
 import copy
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +11,16 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from callbacks.ema import StudentEMA
+from lightning_modules import compiling
 from lightning_modules.front_end import FrontEnd
 from lightning_modules.student import Student, StudentConfig
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+from tests.lightning_modules.graphs import TORCH_WARNINGS, Graphs
 
-# torch's own: its tracer looks at `.grad` of every tensor that it meets, and inductor imports deprecated code.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
-]
+pytestmark = TORCH_WARNINGS
 
 # Eager and compiled hidden states (standard deviation 1) differ by 1e-6 at most with aot_eager; inductor fuses sums.
 TOLERANCE = {"counting": 5e-6, "inductor": 5e-5}
-
-
-class Graphs:
-    """A backend that counts the graphs that it is given; it runs them as ``aot_eager`` does."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, examples: Any, **options: Any) -> Callable[..., Any]:
-        self.count += 1
-        return torch._dynamo.lookup_backend("aot_eager")(graph, examples, **options)
-
-
-GRAPHS = Graphs()
-
-
-@pytest.fixture
-def graphs() -> Iterator[Graphs]:
-    if "counting" not in torch._dynamo.list_backends():
-        torch._dynamo.register_backend(GRAPHS, name="counting")
-    torch._dynamo.reset()
-    counters.clear()
-    GRAPHS.count = 0
-    yield GRAPHS
-    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +60,7 @@ def test_growth_adds_no_recompilation(graphs: Graphs, front_end: FrontEnd) -> No
     student = build(front_end, dropout=0.1)
     student.start_at(1)
     train(student)
-    assert graphs.count == 1  # all layers of a depth share it, and so do all depths
+    assert graphs.count == 2  # the front end's, and one that all layers of a depth share, and so do all depths
     student.grow([0, 0])
     train(student)
     student.grow([0, 1, 1, 0], "zero_output")
@@ -96,21 +68,26 @@ def test_growth_adds_no_recompilation(graphs: Graphs, front_end: FrontEnd) -> No
     student.grow([0, 1, 2, 3, None, None], "fresh", seed=1)
     train(student)
     assert all(layer._compiled_call_impl is not None for layer in student.hubert.encoder.layers)
-    assert graphs.count == counters["stats"]["unique_graphs"] == 1
+    assert student.hubert.feature_extractor._compiled_call_impl is not None
+    assert graphs.count == counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
-    # Control: the count does move, once for all further lengths, and once for evaluation (no dropout, no gradient).
+    # Control: the count does move, once for all further lengths, and once for evaluation (no dropout, no gradient),
+    # of the front end and of the layers.
     train(student, 5000)
-    assert graphs.count == 2
+    assert graphs.count == 4
     train(student, 6000)
-    assert graphs.count == 2
+    assert graphs.count == 4
     for samples in (5000, 6000, 4000):
         evaluate(student, samples)
         train(student, samples)
-    assert graphs.count == 3
+    assert graphs.count == 6
     assert not counters["graph_break"]
 
 
-def test_padding_and_an_odd_batch_stay_within_dynamos_limit(graphs: Graphs, front_end: FrontEnd) -> None:
+def test_padding_and_an_odd_batch_stay_within_dynamos_limit(
+    graphs: Graphs, front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "RECOMPILE_LIMIT", 8)  # torch's own
     student = build(front_end, depth=3)
     student.start_at(1)
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
@@ -126,22 +103,29 @@ def test_padding_and_an_odd_batch_stay_within_dynamos_limit(graphs: Graphs, fron
         evaluate(student, 5000)
         assert graphs.count == before
         assert not counters["graph_break"]
-        for scaling in (0.1, 0.2, 0.3, 0.4):  # control: each is a recompilation, until dynamo refuses
-            student.hubert.encoder.layers[0].attention.scaling = scaling
-            if graphs.count < torch._dynamo.config.recompile_limit:
-                train(student)
         with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
-            train(student)
+            rescale(student)
 
 
-def test_a_layer_has_no_graph_break(graphs: Graphs, front_end: FrontEnd) -> None:
-    student = build(front_end)
-    hidden_BFD = torch.randn(2, 12, 32)
-    assert torch._dynamo.explain(student.hubert.encoder.layers[0])(hidden_BFD).graph_break_count == 0
-    torch._dynamo.reset()
-    # Control: the count sees a break.
-    student.hubert.encoder.layers[0].feed_forward.register_forward_hook(lambda *_: torch._dynamo.graph_break())
-    assert torch._dynamo.explain(student.hubert.encoder.layers[0])(hidden_BFD).graph_break_count > 0
+def rescale(student: Student) -> None:
+    """For a control: each value is a recompilation, until dynamo refuses."""
+    for scaling in (0.1, 0.2, 0.3, 0.4, 0.5):
+        student.hubert.encoder.layers[0].attention.scaling = scaling
+        train(student)
+
+
+def test_neither_a_layer_nor_the_front_end_has_a_graph_break(graphs: Graphs, front_end: FrontEnd) -> None:
+    student = build(front_end).train()
+    hidden_BFD, waveforms_BT = torch.randn(2, 12, 32), torch.randn(2, 4000)
+    parts: list[tuple[nn.Module, Tensor, nn.Module]] = [
+        (student.hubert.encoder.layers[0], hidden_BFD, student.hubert.encoder.layers[0].feed_forward),
+        (student.hubert.feature_extractor, waveforms_BT, student.hubert.feature_extractor.conv_layers[3]),
+    ]
+    for part, inputs, inner in parts:
+        assert torch._dynamo.explain(part)(inputs).graph_break_count == 0
+        torch._dynamo.reset()
+        inner.register_forward_hook(lambda *_: torch._dynamo.graph_break())  # control: the count sees a break
+        assert torch._dynamo.explain(part)(inputs).graph_break_count > 0
 
 
 @pytest.mark.parametrize("backend", ["counting", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -221,7 +205,7 @@ def test_a_deep_copy_compiles_again(graphs: Graphs, front_end: FrontEnd) -> None
     twin = copy.deepcopy(student)
     assert torch.equal(train(twin), train(student))
     assert all(layer._compiled_call_impl is not None for layer in twin.hubert.encoder.layers)
-    assert graphs.count == 1
+    assert graphs.count == 2
 
 
 def test_a_fit_that_grows_has_the_losses_of_an_eager_one(graphs: Graphs, tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""Regional compilation: modules of one kind share a graph, compiled in place.
+
+In place, for two reasons: ``torch.compile(module)`` would put ``_orig_mod`` into the names of the state dict, and a
+compiled ``forward`` stays bound to its module, so that a clone would run its source's weights.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+RECOMPILE_LIMIT = 32
+"""Graphs of one kind of module. Teacher and student share a kind, and have graphs for training and evaluation, with a
+mask and without, for the first length and for all others; beyond torch's limit of 8 all of them would run eagerly."""
+
+
+def compile_in_place(modules: Iterable[nn.Module], backend: str) -> None:
+    """Compile the modules that are not: a deep copy drops it, so clones, fresh and loaded ones come without.
+
+    The first length makes a graph of its own, the second one that serves all lengths.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    for module in modules:
+        if module._compiled_call_impl is None:
+            module.compile(backend=backend)
+
+
+class Tap(nn.Module):
+    """Calls ``module`` and keeps the tensor that it returns; around it, as a hook would enter its compiled graph."""
+
+    output: Tensor
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.module(*args, **kwargs)
+        # WavLM's layers also return their position bias.
+        self.output = result[0] if isinstance(result, tuple) else result
+        return result
