@@ -71,6 +71,8 @@ class ResumeGuard(Callback):
         datamodule = getattr(trainer, "datamodule", None)
         model = {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")}
         model["student"] = {key: value for key, value in model["student"].items() if key not in HOW_NOT_WHAT}
+        if model["student"].get("front_end") == "shared":  # the same features, only computed once
+            model["student"]["front_end"] = "frozen"
         return {
             "growth": stacking.settings if stacking else {},
             "ema": average.settings if average else {},

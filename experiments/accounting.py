@@ -2,7 +2,8 @@
 
 FLOPs count matrix products and convolutions, two per multiply-add (norms, softmax and activations are left out, as in
 ``torch.utils.flop_counter``, against which the tests check every term). A backward costs twice its forward, but that of
-the first convolution once (there is no gradient to the waveform), and a frozen front end has none. Seconds are those of
+the first convolution once (there is no gradient to the waveform); a frozen front end has none, and a shared one is the
+teacher's, where targets are computed as the student trains. Seconds are those of
 ``callbacks.throughput``: validation, checkpoints and the start of the process are not in them.
 """
 
@@ -86,9 +87,10 @@ def step_cost(teacher: Any, student: StudentConfig, objective: ObjectiveConfig, 
     teacher_flops = sum(front_end_flops(teacher, num_samples)) + embedding_flops(teacher, frames)
     teacher_flops += highest * layer_flops(teacher, frames)
     convolutions = front_end_flops(own, num_samples)
-    fixed = sum(convolutions) + 3 * embedding_flops(own, frames)
+    passes = {"trained": 3, "frozen": 1, "shared": 0}[student.front_end]
+    fixed = passes * sum(convolutions) + 3 * embedding_flops(own, frames)
     if student.front_end == "trained":
-        fixed += convolutions[0] + 2 * sum(convolutions[1:])
+        fixed -= convolutions[0]
     fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * teacher.hidden_size
     return StepCost(teacher_flops, fixed, 3 * layer_flops(own, frames))
 

@@ -87,6 +87,8 @@ class DistillationModule(L.LightningModule):
             self.student = Student(student, teacher.front_end)
             self.objective = Objective(objective, student.hidden_size, teacher.hidden_size, teacher.num_layers)
         teacher.select_layers(self.objective.layers, self.objective.output_layer)
+        if student.front_end == "shared":
+            teacher.share_front_end()
         _check_frame_rates(teacher, self.student)
         self.stopwatch = StepStopwatch()
         self.target_sharing: TargetSharing | None = None
@@ -126,7 +128,8 @@ class DistillationModule(L.LightningModule):
         if targets is None:
             targets = self.targets(batch)
         waveforms_BT, num_samples = self.inputs(batch)
-        hidden_states = self.student(waveforms_BT, num_samples)
+        features_BFC = targets.features_BFC if self.student.config.front_end == "shared" else None
+        hidden_states = self.student(waveforms_BT, num_samples, features_BFC)
         valid_BF = None
         if num_samples is not None:
             frames = torch.arange(hidden_states[-1].shape[1], device=self.device)
@@ -226,6 +229,8 @@ class DistillationModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.teacher.prepare(self.device)
+        if self.student.config.front_end == "shared":
+            _check_shared_convolutions(self.teacher, self.student)
 
     on_validation_start = on_fit_start
 
@@ -271,6 +276,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def _check_shared_convolutions(teacher: Teacher, student: Student) -> None:
+    """Refuse weights, of a checkpoint say, that make the student's front end another one than the teacher's."""
+    assert teacher.front_end is not None  # the student's was made of it
+    own = student.hubert.feature_extractor.state_dict()
+    for name, value in teacher.front_end.state_dict.items():
+        if not torch.equal(own[name].cpu(), value):
+            raise ValueError(
+                f"student.front_end=shared, but {name} of the student's front end is not the teacher's: these weights "
+                "come from another run; set student.front_end=frozen to keep them"
+            )
 
 
 def _check_frame_rates(teacher: Teacher, student: Student) -> None:

@@ -43,7 +43,8 @@ class StudentConfig:
         dropout: on hidden states, attention weights and feed-forward activations, as HuBERT has it.
         mask_time_prob: share of frames that SpecAugment masks in the student's input; 0 removes the mask embedding.
         mask_time_length: frames per mask.
-        front_end: ``trained``, or ``frozen`` (no gradient flows into the convolutions).
+        front_end: ``trained``, ``frozen`` (no gradient flows into the convolutions), or ``shared``: a frozen copy of
+            the teacher's, whose features come from the teacher and are computed once for both.
         front_end_init: ``teacher`` copies the convolutions (and their layout), ``random`` draws HuBERT Base's.
         compile: compile the convolutions, and each layer, with ``torch.compile``; one graph serves all layers, before
             and after a growth.
@@ -57,7 +58,7 @@ class StudentConfig:
     dropout: float = 0.1
     mask_time_prob: float = 0.0
     mask_time_length: int = 10
-    front_end: Literal["trained", "frozen"] = "trained"
+    front_end: Literal["trained", "frozen", "shared"] = "trained"
     front_end_init: Literal["teacher", "random"] = "teacher"
     compile: bool = False
     compile_backend: str = "inductor"
@@ -154,6 +155,11 @@ class Student(nn.Module):
     def __init__(self, config: StudentConfig, front_end: FrontEnd | None = None) -> None:
         super().__init__()
         self.config = config
+        if config.front_end == "shared" and config.front_end_init != "teacher":
+            raise ValueError(
+                f"student.front_end=shared, but student.front_end_init={config.front_end_init}: what is shared is a "
+                "copy of the teacher's, so set student.front_end_init=teacher"
+            )
         if config.front_end_init == "teacher" and front_end is None:
             raise ValueError(
                 "student.front_end_init=teacher, but this teacher has no convolutional front end that a HuBERT "
@@ -165,7 +171,7 @@ class Student(nn.Module):
         if front_end is not None:
             self.hubert.feature_extractor.load_state_dict(front_end.state_dict)
         self.hubert.feature_extractor._requires_grad = False  # no gradient to the waveform
-        if config.front_end == "frozen":
+        if config.front_end != "trained":
             self.hubert.feature_extractor._freeze_parameters()
         self.ancestry: list[int | None] = list(range(config.num_layers))
         self.originals: list[int] = list(range(config.num_layers))
@@ -186,15 +192,19 @@ class Student(nn.Module):
         _set_layers(self.hubert, list(self.hubert.encoder.layers)[:depth])
         self.ancestry, self.originals = list(range(depth)), list(range(depth))
 
-    def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> list[Tensor]:
+    def forward(
+        self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None, features_BFC: Tensor | None = None
+    ) -> list[Tensor]:
         """Hidden states, depth + 1 of (B, F, D): entry 0 is the input of the first layer, entry k its k-th output.
 
         ``num_samples_B`` (valid samples per item) is ``None`` where nothing is padded: then no mask is made.
+        ``features_BFC`` are those of a shared front end, where they are known.
         """
         hubert, encoder = self.hubert, self.hubert.encoder
         if self.config.compile:
             compile_in_place([hubert.feature_extractor, *encoder.layers], self.config.compile_backend)
-        features_BFC = hubert.feature_extractor(waveforms_BT).transpose(1, 2)
+        if features_BFC is None:
+            features_BFC = hubert.feature_extractor(waveforms_BT).transpose(1, 2)
         valid_BF = self._valid_frames(features_BFC, num_samples_B)
         hidden_BFD = hubert.feature_projection(features_BFC)
         hidden_BFD = hubert._mask_hidden_states(hidden_BFD, attention_mask=cast(torch.LongTensor, valid_BF))

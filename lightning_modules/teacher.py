@@ -29,14 +29,18 @@ class TeacherTargets(NamedTuple):
     Attributes:
         output_BFD: target of the output loss.
         hidden: raw output (B, F, D) of each chosen layer, by its number.
+        features_BFC: of the teacher's convolutions, for students that share them; ``None`` where nobody asked.
     """
 
     output_BFD: Tensor
     hidden: dict[int, Tensor]
+    features_BFC: Tensor | None = None
 
     def named(self) -> dict[str, Tensor]:
         """All of them, by a name to show."""
-        return {f"layer {layer}": hidden_BFD for layer, hidden_BFD in self.hidden.items()} | {"output": self.output_BFD}
+        features = {} if self.features_BFC is None else {"convolutions": self.features_BFC}
+        layers = {f"layer {layer}": hidden_BFD for layer, hidden_BFD in self.hidden.items()}
+        return {**features, **layers, "output": self.output_BFD}
 
 
 class Teacher(nn.Module, ABC):
@@ -96,6 +100,17 @@ class Teacher(nn.Module, ABC):
             if not 1 <= layer <= self.num_layers:
                 raise ValueError(f"teacher layer {layer} is out of range: choose layers from 1 to {self.num_layers}")
         self.hidden_layers, self._output_layer = tuple(sorted(set(hidden))), output
+
+    def share_front_end(self) -> None:
+        """From now on hand out the features of ``front_end`` with the targets.
+
+        Raises:
+            ValueError: this teacher cannot.
+        """
+        raise ValueError(
+            f"student.front_end=shared, but {type(self).__name__} does not hand out the features of its convolutions: "
+            "set student.front_end=frozen"
+        )
 
     def prepare(self, device: torch.device) -> None:
         """Move to ``device``, and settle how to compute there: training calls this before the first targets."""
@@ -166,6 +181,7 @@ class HuggingFaceTeacher(Teacher):
         self._asked_precision: Literal["auto", "32", "bf16"] = precision
         self._backend = compile_backend if compile else None
         self._prepared_for: torch.device | None = None
+        self._shares_front_end = False
         config = load_config(model, revision)
         self._conv_layout = list(zip(config.conv_kernel, config.conv_stride, strict=True))
         self.model = load_model(model, revision, attn_implementation)
@@ -192,6 +208,11 @@ class HuggingFaceTeacher(Teacher):
             )
         super().select_layers(hidden, output)
         self.model.encoder.layers = layers[:highest]
+
+    def share_front_end(self) -> None:
+        if self.front_end is None:
+            super().share_front_end()
+        self._shares_front_end = True
 
     def prepare(self, device: torch.device) -> None:
         super().prepare(device)
@@ -222,28 +243,33 @@ class HuggingFaceTeacher(Teacher):
 
     def _targets(self, waveforms_BT: Tensor, mask_BT: Tensor | None, precision: Precision) -> TeacherTargets:
         with computing_in(precision, waveforms_BT.device):
-            outputs, _ = self._layer_outputs(waveforms_BT, mask_BT, {*self.hidden_layers, self.output_layer})
+            outputs, features_BCF, _ = self._run(waveforms_BT, mask_BT, {*self.hidden_layers, self.output_layer})
             output_BFD = outputs[self.output_layer]
             if self._final_norm:
                 output_BFD = self.model.encoder.layer_norm(output_BFD)
-        return TeacherTargets(output_BFD.float(), {layer: outputs[layer].float() for layer in self.hidden_layers})
+        hidden = {layer: outputs[layer].float() for layer in self.hidden_layers}
+        features_BFC = features_BCF.float().transpose(1, 2) if self._shares_front_end else None
+        return TeacherTargets(output_BFD.float(), hidden, features_BFC)
 
-    def _layer_outputs(
+    def _run(
         self, waveforms_BT: Tensor, mask_BT: Tensor | None, wanted: set[int]
-    ) -> tuple[dict[int, Tensor], Tensor]:
-        """Outputs of the wanted layers, and the model's own ``last_hidden_state``.
+    ) -> tuple[dict[int, Tensor], Tensor, Tensor]:
+        """Outputs of the wanted layers, features (B, C, F), and the model's own ``last_hidden_state``.
 
         By taps that live for one call: ``output_hidden_states`` keeps every layer, and what its last entry
         holds for stable-LayerNorm encoders differs between versions of transformers.
         """
-        encoder, layers = self.model.encoder, self.model.encoder.layers
+        encoder, layers, extractor = self.model.encoder, self.model.encoder.layers, self.model.feature_extractor
+        features = Tap(extractor)
         taps = {number: Tap(layers[number - 1]) for number in wanted}
         encoder.layers = nn.ModuleList(taps.get(number, layer) for number, layer in enumerate(layers, start=1))
+        self.model.feature_extractor = features
         try:
             result = self.model(waveforms_BT, attention_mask=mask_BT, return_dict=True)
         finally:
-            encoder.layers = layers
-        return {number: tap.output for number, tap in taps.items()}, result.last_hidden_state
+            encoder.layers, self.model.feature_extractor = layers, extractor
+        outputs = {number: tap.output for number, tap in taps.items()}
+        return outputs, features.output, result.last_hidden_state
 
     @torch.no_grad()
     def _ends_in_layer_norm(self) -> bool:
@@ -252,7 +278,7 @@ class HuggingFaceTeacher(Teacher):
         Which encoders do so is spread over class names and config fields, and a wrong guess is silent.
         """
         probe_BT = noise()
-        outputs, last_BFD = self._layer_outputs(probe_BT, None, {self.num_layers})
+        outputs, _, last_BFD = self._run(probe_BT, None, {self.num_layers})
         output_BFD = outputs[self.num_layers]
         frames = int(self.num_frames(torch.tensor([probe_BT.shape[1]])))
         if output_BFD.shape == last_BFD.shape == (1, frames, self.hidden_size):

@@ -75,6 +75,10 @@ OTHER_SETTINGS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         r"model.optimizer.lr was 0.0005, is 0.01",
     ),
     "student": (lambda _: ["--model.student.hidden_size", "32"], r"model.student.hidden_size was 16, is 32"),
+    "front end": (
+        lambda _: ["--model.student.front_end", "shared"],
+        r"model.student.front_end was trained, is frozen",
+    ),
     "average": (lambda _: EMA, r"ema.decay was not set, is 0.9; ema.every_n_steps was not set, is 1"),
     "batch": (lambda _: ["--data.batch_size", "6"], r"data.batch_size was 4, is 6"),
 }

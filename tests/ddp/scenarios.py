@@ -63,6 +63,7 @@ class Scenario:
     precision: str = "32-true"
     init_scale: float = 2.0**8  # of the gradient scaler, which doubles every other step
     objective: dict[str, Any] = field(default_factory=dict)
+    student: dict[str, Any] = field(default_factory=dict)
     every_n_steps: int | None = None  # write checkpoints
     checkpoint: str | None = None  # resume from it, or validate it
     fault: str | None = None  # see tests.ddp.faults
@@ -131,7 +132,8 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
     trainer = _trainer(scenario, world_size, callbacks)
     home = Path(scenario.home)
     optimizer = OPTIMIZERS[scenario.optimizer]
-    module = make_module(home / "teacher", dropout=0.0, optimizer=optimizer, objective=scenario.objective)
+    settings = {"dropout": 0.0, "optimizer": optimizer, "objective": scenario.objective}
+    module = make_module(home / "teacher", **settings, **scenario.student)
     data = make_data(home / "corpus", home / "cache", batch_size=BATCH_SIZE, length=scenario.length)
     error, start = None, trainer.fit if scenario.kind == "fit" else trainer.validate
     with patch, wrappers.watched(hold=scenario.fault == "hold"):

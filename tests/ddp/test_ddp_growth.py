@@ -117,6 +117,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "prediction": {"objective": {"intermediate": "prediction"}, "policy": "lidas"},
     "none": {"objective": {"intermediate": "none"}, "policy": "identity"},
 }
+STUDENTS: dict[str, dict[str, Any]] = {"shared front end": {"student": {"front_end": "shared"}, "length": "pad"}}
 HALF = {"bf16-mixed": "adamw-fused", "16-mixed": "adamw-foreach"}
 FAULTS: dict[str, dict[str, Any]] = {
     "no_rewrap": {"verify": False},
@@ -132,7 +133,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 def mechanism_scenarios(home: Path) -> dict[str, Scenario]:
     common = {"accumulate": 2, "clip": 0.3, "length": "pad"}
     scenarios = [
-        *(Scenario(name, str(home), **settings) for name, settings in OBJECTIVES.items()),
+        *(Scenario(name, str(home), **settings) for name, settings in (OBJECTIVES | STUDENTS).items()),
         *(Scenario(p, str(home), optimizer=o, precision=p, **common) for p, o in HALF.items()),
         Scenario("overflow", str(home), precision="16-mixed", init_scale=2.0**14),
         *(Scenario(name, str(home), fault=name, **settings) for name, settings in FAULTS.items()),
@@ -149,7 +150,7 @@ def mechanisms(home: Path) -> dict[str, Record]:
     return launch_once(list(mechanism_scenarios(home).values()), home / "mechanisms")
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [*OBJECTIVES, *STUDENTS])
 def test_every_objective_trains_all_parameters_at_every_depth(
     name: str, home: Path, mechanisms: dict[str, Record]
 ) -> None:

@@ -59,7 +59,7 @@ def test_a_layer_too_many_would_be_noticed() -> None:
     assert formula > torch_counts
 
 
-@pytest.mark.parametrize("front_end", ["trained", "frozen"])
+@pytest.mark.parametrize("front_end", ["trained", "frozen", "shared"])
 @pytest.mark.parametrize("intermediate", ["l2l", "prediction", "none"])
 def test_a_training_step_costs_what_torch_counts(front_end: str, intermediate: str, tmp_path: Path) -> None:
     teacher = save_teacher(tmp_path / "teacher", layers=3)
