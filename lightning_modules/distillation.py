@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_modules.export import CHECKPOINT_FORMAT
+from lightning_modules.lengths import before_the_end, is_padded
 from lightning_modules.objective import LossTerms, Objective, ObjectiveConfig
 from lightning_modules.optimisation import (
     OptimizerConfig,
@@ -30,7 +31,7 @@ from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, no
 
 
 class Batch(Protocol):
-    """What the module needs of a batch; ``datamodules`` makes them."""
+    """What the module needs of a batch; ``datamodules`` makes them. Lengths stay on the host: see ``lengths``."""
 
     waveforms: Tensor  # (B, T) float32, this rank's share of this accumulation step
     num_samples: Tensor  # (B,) valid samples
@@ -103,12 +104,14 @@ class DistillationModule(L.LightningModule):
     def share_teacher(self, teacher: Teacher) -> None:
         """Ask ``teacher``, which must be equal to this module's own, from now on; its own is given up."""
         self._hidden_teacher = [teacher]
+        if self.student.config.front_end == "shared":
+            teacher.share_front_end()
 
     # -- one step -------------------------------------------------------------------------------------------------
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Waveforms (B, T) as the teacher wants them, and valid samples (B,) where something is padded."""
-        num_samples = None if _unpadded(batch) else batch.num_samples
+        num_samples = batch.num_samples if is_padded(batch.num_samples, batch.waveforms.shape[1]) else None
         waveforms_BT = batch.waveforms
         if self.teacher.normalize:
             waveforms_BT = normalize_waveforms(waveforms_BT, num_samples)
@@ -132,8 +135,8 @@ class DistillationModule(L.LightningModule):
         hidden_states = self.student(waveforms_BT, num_samples, features_BFC)
         valid_BF = None
         if num_samples is not None:
-            frames = torch.arange(hidden_states[-1].shape[1], device=self.device)
-            valid_BF = frames < self.student.num_frames(num_samples).to(self.device).unsqueeze(1)
+            frames_B = self.student.num_frames(num_samples)
+            valid_BF = before_the_end(frames_B, hidden_states[-1].shape[1], self.device)
         num_frames = self.student.num_frames(batch.global_num_samples).sum().item() / scale
         return self.objective(hidden_states, targets, self.student.originals, valid_BF, num_frames)
 
@@ -263,10 +266,6 @@ class DistillationModule(L.LightningModule):
                 "transformers": transformers.__version__,
             },
         }
-
-
-def _unpadded(batch: Batch) -> bool:
-    return bool((batch.num_samples == batch.waveforms.shape[1]).all())
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from lightning_modules.compiling import compile_in_place
 from lightning_modules.front_end import FrontEnd
+from lightning_modules.lengths import before_the_end
 
 Initialise = Literal["copy", "zero_output", "fresh"]
 
@@ -220,8 +221,7 @@ class Student(nn.Module):
     def _valid_frames(self, features_BFC: Tensor, num_samples_B: Tensor | None) -> Tensor | None:
         if num_samples_B is None:
             return None
-        frames = torch.arange(features_BFC.shape[1], device=features_BFC.device)
-        return frames < self.num_frames(num_samples_B).to(features_BFC.device).unsqueeze(1)
+        return before_the_end(self.num_frames(num_samples_B), features_BFC.shape[1], features_BFC.device)
 
     @torch.no_grad()
     def grow(

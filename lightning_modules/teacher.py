@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_modules.compiling import Tap, compile_in_place
 from lightning_modules.front_end import FrontEnd, copyable_front_end, noise
+from lightning_modules.lengths import before_the_end, is_padded
 from lightning_modules.precision import BF16_TOLERANCE, Precision, best_precision, computing_in, relative_error
 from lightning_modules.teacher_loading import ADVICE, load_config, load_extractor, load_model, resolve_normalize
 
@@ -294,21 +295,17 @@ class HuggingFaceTeacher(Teacher):
 
 def valid_samples(waveforms_BT: Tensor, num_samples_B: Tensor | None) -> Tensor | None:
     """Attention mask (B, T) int64, ``None`` where nothing is padded: a mask of ones only costs time."""
-    num_samples = waveforms_BT.shape[1]
-    if num_samples_B is None or bool((num_samples_B == num_samples).all()):
+    if num_samples_B is None or not is_padded(num_samples_B, waveforms_BT.shape[1]):
         return None
-    positions_T = torch.arange(num_samples, device=waveforms_BT.device)
-    return (positions_T < num_samples_B.to(waveforms_BT.device).unsqueeze(1)).long()
+    return before_the_end(num_samples_B, waveforms_BT.shape[1], waveforms_BT.device).long()
 
 
 def normalize_waveforms(waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> Tensor:
     """Zero mean, unit variance over the valid samples, as ``Wav2Vec2FeatureExtractor``; padding is 0."""
-    num_samples = waveforms_BT.shape[1]
     if num_samples_B is None:
-        num_samples_B = torch.full((len(waveforms_BT),), num_samples)
-    count_B1 = num_samples_B.to(waveforms_BT.device).unsqueeze(1)
-    valid_BT = torch.arange(num_samples, device=waveforms_BT.device) < count_B1
-    count_B1 = count_B1.clamp(min=1)
+        num_samples_B = torch.full((len(waveforms_BT),), waveforms_BT.shape[1])
+    valid_BT = before_the_end(num_samples_B, waveforms_BT.shape[1], waveforms_BT.device)
+    count_B1 = valid_BT.sum(1, keepdim=True).clamp(min=1)
     mean_B1 = waveforms_BT.masked_fill(~valid_BT, 0).sum(1, keepdim=True) / count_B1
     centred_BT = (waveforms_BT - mean_B1).masked_fill(~valid_BT, 0)
     variance_B1 = centred_BT.square().sum(1, keepdim=True) / count_B1
