@@ -106,9 +106,9 @@ def sabotage(fault: str | None) -> tuple[contextlib.AbstractContextManager[None]
 
     real_losses = DistillationModule.losses
 
-    def own_mean(module: DistillationModule, batch: Any, scale: float = 1.0) -> Any:
+    def own_mean(module: DistillationModule, batch: Any, scale: float = 1.0, targets: Any = None) -> Any:
         # As a loss does that takes the mean over the frames that it sees.
-        return real_losses(module, batch._replace(global_num_samples=batch.num_samples), 1.0)
+        return real_losses(module, batch._replace(global_num_samples=batch.num_samples), 1.0, targets)
 
     patches: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
         "no_rewrap": lambda: replaced(ddp, rewrap=nothing),

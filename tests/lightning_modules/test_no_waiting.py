@@ -82,6 +82,7 @@ def test_lengths_of_a_padded_batch_are_sent_without_waiting() -> None:
 def test_only_waveforms_move_to_the_device(tmp_path: Path) -> None:
     save_corpus(tmp_path / "corpus", {"train": 4, "dev": 3})
     data = make_data(tmp_path / "corpus", tmp_path / "cache")
+    data.prepare_data()
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     moved = data.transfer_batch_to_device(batch, META, 0)
