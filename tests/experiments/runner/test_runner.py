@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from experiments.report.study import study_texts, study_values
+from experiments.report.study_reading import read_study
 from experiments.runner.executors import LocalExecutor, SlurmExecutor, SlurmSettings
 from experiments.runner.job import Workspace, is_done, read_record, read_result, write_json
 from experiments.runner.loop import Runner, only_runner, write_study
@@ -27,6 +29,7 @@ from tests.helpers import save_corpus, save_teacher
 STUDY = """
 title: Tiny
 baseline: full_l2l
+columns: [val_output, final_loss, flops_ratio, mean_depth]
 overrides:
   model.student: {hidden_size: 16, intermediate_size: 24, num_heads: 2}
   data: {train_splits: [train], val_splits: [dev], batch_size: 4, batches_per_epoch: 3, num_workers: 0}
@@ -44,6 +47,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from rich.console import Console
+from experiments.report.study import study_texts, study_values
+from experiments.report.study_reading import read_study
 from experiments.runner.executors import LocalExecutor
 from experiments.runner.job import Workspace
 from experiments.runner.loop import Runner, only_runner
@@ -51,6 +56,7 @@ from experiments.runner.plan import Plan
 from experiments.runner.study import load_study
 study, root, teacher, output = sys.argv[1:]
 plan = Plan(load_study(study), root=root, teacher=teacher)
+plan.jobs = {job.id: job for job in plan.distil.values()}
 with only_runner(Path(output)):
     workspace = Workspace(Path(output), root, teacher, "tiny")
     Runner(plan, workspace, LocalExecutor(workspace), Console()).run()
@@ -101,12 +107,23 @@ def wait_until(condition: Any, process: subprocess.Popen[bytes], seconds: float 
 DETERMINISTIC = ("steps", "flops", "audio_seconds", "final_loss", "val_output", "mean_depth", "parameters")
 
 
+def tables(output: Path, plan: Plan) -> dict[str, str]:
+    """The report's tables without what depends on the clock."""
+    write_study(output, plan, {})
+    report = study_values(read_study(output))
+    report["columns"].remove("speed_up")
+    for row in report["values"].values():
+        del row["speed_up"]
+    return study_texts(report)
+
+
 def outcome(output: Path, plan: Plan) -> dict[str, Any]:
     """What tables are made of, without seconds and bytes."""
     distilled = [job for job in plan.distil.values() if is_done(output, job.id)]
     return {job.label: [read_result(output, job.id)[key] for key in DETERMINISTIC] for job in distilled}
 
 
+@pytest.mark.slow
 def test_a_killed_runner_goes_on_repeats_nothing_and_ends_as_if_never_killed(setup: Setup, tmp_path: Path) -> None:
     plan, whole, killed = setup.plan(), tmp_path / "whole", tmp_path / "killed"
     first, broken, grown = (plan.distil[row, 0] for row in ("full_l2l", "broken", "grown"))
@@ -124,6 +141,8 @@ def test_a_killed_runner_goes_on_repeats_nothing_and_ends_as_if_never_killed(set
     assert len(attempts) == 2
     assert attempts[1]["resumed_from"], "the interrupted run began again"
     assert outcome(killed, plan) == outcome(whole, plan)
+    assert tables(killed, plan) == tables(whole, plan)
+    assert "| Grown | 0." in tables(whole, plan)["md"]
     assert set(outcome(whole, plan)) == {first.label, grown.label}
     record = read_record(whole, broken.id)
     assert record["status"] == "failed"
