@@ -25,7 +25,7 @@ GPU_RATE = 4e13
 """FLOP/s of a training step on one GPU, assumed: a tenth of an H100's peak in bf16. Not measured."""
 CPU_RATE = 6e10
 """FLOP/s of a mini study's training step on two x86_64 cores, measured."""
-CPU_SECONDS = {"corpus": 2.0, "teacher": 45.0, "export": 3.5, "evaluate": 8.0, "similarity": 15.0}
+CPU_SECONDS = {"corpus": 2.0, "teacher": 45.0, "export": 3.5, "evaluate": 14.0, "similarity": 15.0}
 """Seconds of a mini study's other jobs on two x86_64 cores, measured, with the start of the process."""
 CPU_START = 10.0
 """Seconds before the first step of a distillation and after its last, validation and checkpoints included."""
