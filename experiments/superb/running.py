@@ -69,6 +69,10 @@ def run_task(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     load_best(folder, module)
     trainer.test(module, datamodule=data, verbose=False, weights_only=True)
+    for index, rows in enumerate(prepared.corpus.tests.values()):
+        place = {row.key: number for number, row in enumerate(rows)}
+        # Ranks sent theirs one after another.
+        module.test_predictions[index].sort(key=lambda one, place=place: place[one.key])  # type: ignore[misc]
     result = result_of(settings, config, module, prepared, checkpoint, guard, trainer)
     for index, name in enumerate(prepared.corpus.tests):
         files = module.task.hypothesis_files("test" if index == 0 else name, module.test_predictions[index])

@@ -196,13 +196,15 @@ class ClassificationTask(Task):
         return " ".join(found), prediction.target.replace("\t", " ")
 
     def hypothesis_files(self, test: str, predictions: Sequence[Prediction]) -> dict[str, str]:
-        found = [
-            (prediction.key, *(names[label] for names, label in zip(self.labels, prediction.labels, strict=True)))
-            for prediction in predictions
-        ]
-        if self.name == "ic":
-            return {f"{test}_predict.csv": "".join(f"{','.join(row)}\n" for row in found)}
-        return {f"{test}_predict.txt": "".join(f"{' '.join(row)}\n" for row in found)}
+        suffix, separator = ("csv", ",") if self.name == "ic" else ("txt", " ")
+        lines: dict[str, list[str]] = {"predict": [], "truth": []}
+        for prediction in predictions:
+            # KS's files are known by their name alone, though it may occur under several words.
+            key = prediction.key.rpartition("/")[2] if self.name == "ks" else prediction.key
+            found = (names[label] for names, label in zip(self.labels, prediction.labels, strict=True))
+            lines["predict"].append(separator.join([key, *found]))
+            lines["truth"].append(separator.join([key, *prediction.target.split("\t")]))
+        return {f"{test}_{kind}.{suffix}": "".join(f"{line}\n" for line in part) for kind, part in lines.items()}
 
 
 def blank_logit(start: ProbeStart, num_classes: int) -> float:

@@ -44,6 +44,15 @@ HYPOTHESES = {
     "ic": "test_predict.csv",
     "sid": "test_predict.txt",
 }
+# As s3prl writes them: utterance and text, or the file's name and its labels.
+FIRST_TRUTH = {
+    "pr": "12-7-0000 HH AH0 L OW1",
+    "asr": "12-7-0000 HELLO",
+    "sf": "Brian-snips-test-0 PLAY SOME B-playlist JAZZ E-playlist BY B-artist MILES DAVIS E-artist",
+    "ks": "00000000_nohash_0 yes",
+    "ic": "test-0,activate,lights,kitchen",
+    "sid": "id10001-video3-00001 id10001",
+}
 
 
 def superb(task: str, upstream: str | Path, root: Path, output: Path, *more: str) -> dict[str, Any]:
@@ -88,6 +97,8 @@ def test_every_task_runs_on_its_published_layout_with_the_published_sizes(
     folder = tmp_path / "out" / task / f"lr{result['lr']:g}_seed1337"
     lines = (folder / HYPOTHESES[task]).read_text().splitlines()
     assert len(lines) == next(iter(result["utterances"][name] for name in result["tests"]))
+    truth = folder / HYPOTHESES[task].replace("hyp", "ref").replace("predict", "truth")
+    assert FIRST_TRUTH[task] in truth.read_text().splitlines()
     best = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
     assert {key.partition(".")[0] for key in best} == {"featurizer", "head"}
 

@@ -13,6 +13,7 @@ from tests.datamodules.superb import corpora
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_teacher
 
+FILES = ("test_predict.txt", "test_truth.txt", "other_predict.txt")
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
@@ -27,7 +28,8 @@ def call(launcher: list[str], root: Path, output: Path, devices: int, seed: int)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (output / "sid").iterdir()
     weights = torch.load(folder / "last.ckpt", weights_only=False)["state_dict"]
-    return json.loads((folder / "result.json").read_text()), weights
+    result = json.loads((folder / "result.json").read_text())
+    return result | {"files": [(folder / name).read_text() for name in FILES]}, weights
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -47,3 +49,4 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
     assert largest_difference(alone, both) < 1e-5
     assert largest_difference(alone, other) > 1e-3
     assert (two["dev"], two["tests"]) == (one["dev"], one["tests"])
+    assert two["files"] == one["files"]
