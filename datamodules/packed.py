@@ -13,16 +13,16 @@ so that ``data.root`` alone chooses it. An utterance in it has a path like those
 those of the 16-bit files, exactly: both are int16 divided by 32768.
 """
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from datamodules.shards import first_damage
 
 MARKER = "packed.json"
 INDEX = "index.jsonl"
@@ -97,20 +97,8 @@ def verify_packed(folder: str) -> None:
     """
     for remembered in (_marker, _samples):  # the split may have been packed anew since
         remembered.cache_clear()
-    parts = _marker(folder)["parts"]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing releases the interpreter lock
-        found = pool.map(lambda name: checksum(os.path.join(folder, name)), parts)
-        for (name, part), sha256 in zip(parts.items(), found, strict=True):
-            if sha256 != part["sha256"]:
-                raise _damaged(os.path.join(folder, name), "is missing" if sha256 is None else "has changed")
-
-
-def checksum(path: str) -> str | None:
-    """SHA-256 of a file; ``None`` where there is none."""
-    if not os.path.isfile(path):
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if (damage := first_damage(folder, _marker(folder)["parts"])) is not None:
+        raise _damaged(*damage)
 
 
 def _damaged(path: str, problem: str) -> ValueError:

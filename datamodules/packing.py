@@ -4,11 +4,9 @@ Shards grow in ``ROOT/.unfinished-SPLIT``, which becomes ``ROOT/SPLIT`` when all
 with the first shard that is not finished; finished ones are kept if their checksum is right.
 """
 
-import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,17 +16,27 @@ import numpy as np
 
 from datamodules.audio import BadAudioError, read_audio
 from datamodules.corpus import TRANSCRIPT_SUFFIX, CorpusSettings, split_folders
-from datamodules.folders import is_finished, write_marker
+from datamodules.folders import is_finished
 from datamodules.manifest import Manifest, prepare_manifest
 from datamodules.packed import (
     BYTES_PER_SAMPLE,
     FULL_SCALE,
     INDEX,
     MARKER,
-    checksum,
     shard_name,
     unpacked_path,
     verify_packed,
+)
+from datamodules.shards import (
+    Part,
+    finish_folder,
+    free_bytes,
+    kept_part,
+    part_of,
+    record_part,
+    replace_text,
+    unfinished_folder,
+    write_part,
 )
 
 logger = logging.getLogger(__name__)
@@ -55,7 +63,8 @@ def pack_split(
             leaves out only files whose header shows that they cannot be used.
     """
     (split,) = settings.splits
-    folder, unfinished = output / split, output / f".unfinished-{split}"
+    folder = output / split
+    unfinished = unfinished_folder(folder)
     if str(output.resolve()) in map(os.path.realpath, settings.absolute_roots):
         raise ValueError(f"{output} is the corpus itself: choose another output folder")
     manifest = prepare_manifest(settings, cache_dir)
@@ -74,22 +83,21 @@ def pack_split(
         return totals
     unfinished.mkdir(parents=True, exist_ok=True)
     _require_space(unfinished, totals.num_bytes)
-    parts = {}
+    parts: dict[str, Part] = {}
     for number, rows in enumerate(shards):
-        part = _kept(unfinished, number, made_with) or _write_shard(unfinished, number, rows, manifest, made_with)
-        parts[shard_name(number)] = part
+        name = shard_name(number)
+        kept = kept_part(unfinished, name, made_with)
+        parts[name] = kept or _write_shard(unfinished, number, rows, manifest, made_with)
         logger.info("%s: shard %d, %d of %d utterances", split, number, rows.stop, len(manifest))
     relative = _relative_paths(manifest, [source for _, source in split_folders(settings)])
     parts[INDEX] = _write_index(unfinished, manifest, shards, relative)
     _write_transcripts(unfinished, manifest, relative)
-    _finish(unfinished, folder, made_with, parts)
+    finish_folder(folder, "*.pcm", MARKER, made_with, parts, sample_rate=settings.sample_rate)
     return totals
 
 
 def _require_space(folder: Path, num_bytes: int) -> None:
-    """Count what an earlier call has already written as free."""
-    written = sum(path.stat().st_size for path in folder.glob("*.pcm"))
-    if (free := shutil.disk_usage(folder).free + written) < num_bytes:
+    if (free := free_bytes(folder, "*.pcm")) < num_bytes:
         raise ValueError(
             f"{folder} has room for {free / 1e9:.1f} GB, the packed split needs {num_bytes / 1e9:.1f} GB: "
             f"choose another output folder"
@@ -114,37 +122,10 @@ def _shards(manifest: Manifest, shard_bytes: int) -> Iterator[range]:
     yield range(first, len(manifest))
 
 
-def _kept(folder: Path, number: int, made_with: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a shard that an earlier call finished with the same settings, if its content is right."""
-    record_path, shard = _record_path(folder, number), folder / shard_name(number)
-    if not record_path.is_file():
-        return None
-    record = json.loads(record_path.read_text(encoding="utf-8"))
-    if record["settings"] != made_with or checksum(str(shard)) != record["part"]["sha256"]:
-        return None
-    return record["part"]
-
-
-def _record_path(folder: Path, number: int) -> Path:
-    return folder / f"{shard_name(number)}.json"
-
-
-def _write_shard(
-    folder: Path, number: int, rows: range, manifest: Manifest, made_with: dict[str, Any]
-) -> dict[str, Any]:
-    shard = folder / shard_name(number)
-    temporary, digest, size = shard.with_suffix(".tmp"), hashlib.sha256(), 0
-    with temporary.open("wb") as file:
-        for samples_T in _decoded(rows, manifest, made_with["sample_rate"]):
-            data = samples_T.tobytes()
-            file.write(data)
-            digest.update(data)
-            size += len(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, shard)
-    part = {"bytes": size, "sha256": digest.hexdigest()}
-    _replace_text(_record_path(folder, number), json.dumps({"settings": made_with, "part": part}))
+def _write_shard(folder: Path, number: int, rows: range, manifest: Manifest, made_with: dict[str, Any]) -> Part:
+    name = shard_name(number)
+    part = write_part(folder / name, (x_T.tobytes() for x_T in _decoded(rows, manifest, made_with["sample_rate"])))
+    record_part(folder, name, made_with, part)
     return part
 
 
@@ -165,7 +146,7 @@ def _sixteen_bits(path: str, sample_rate: int) -> np.ndarray:
     return samples_T
 
 
-def _write_index(folder: Path, manifest: Manifest, shards: list[range], relative: list[str]) -> dict[str, Any]:
+def _write_index(folder: Path, manifest: Manifest, shards: list[range], relative: list[str]) -> Part:
     lines = []
     for number, rows in enumerate(shards):
         first = 0
@@ -173,8 +154,8 @@ def _write_index(folder: Path, manifest: Manifest, shards: list[range], relative
             num_samples = int(manifest.num_samples[row])
             lines.append(json.dumps([number, first, num_samples, relative[row]], ensure_ascii=False))
             first += num_samples
-    _replace_text(folder / INDEX, "\n".join(lines) + "\n")
-    return {"bytes": (folder / INDEX).stat().st_size, "sha256": checksum(str(folder / INDEX))}
+    replace_text(folder / INDEX, "\n".join(lines) + "\n")
+    return part_of(folder / INDEX)
 
 
 def _write_transcripts(folder: Path, manifest: Manifest, relative: list[str]) -> None:
@@ -185,22 +166,4 @@ def _write_transcripts(folder: Path, manifest: Manifest, relative: list[str]) ->
     for chapter, lines in texts.items():
         target = folder / chapter / (chapter.replace("/", "-") + TRANSCRIPT_SUFFIX)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace_text(target, "".join(f"{name} {text}\n" for name, text in lines.items()))
-
-
-def _finish(unfinished: Path, folder: Path, made_with: dict[str, Any], parts: dict[str, Any]) -> None:
-    for leftover in [*unfinished.glob("*.pcm.json"), *unfinished.glob("*.tmp"), *unfinished.glob("*.pcm")]:
-        if leftover.name.removesuffix(".json") not in parts:
-            leftover.unlink()
-    write_marker(unfinished, MARKER, made_with, sample_rate=made_with["sample_rate"], parts=parts)
-    replaced = unfinished.with_name(f"{unfinished.name}-replaced")
-    if folder.exists():
-        os.replace(folder, replaced)
-    os.replace(unfinished, folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+        replace_text(target, "".join(f"{name} {text}\n" for name, text in lines.items()))
