@@ -12,7 +12,7 @@ Shapes: N rows, M micro-batches of a global batch, G items of a global batch, B 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -60,6 +60,13 @@ class MicroBatch(NamedTuple):
     global_num_samples: np.ndarray  # (G,) the same of every item of the global batch; its maximum is the batch's width
 
 
+class Crop(Protocol):
+    """What is read of the rows of a global batch."""
+
+    def resolve(self, rows_G: np.ndarray, pass_index: int) -> MicroBatch:
+        """The global batch, uncut."""
+
+
 @dataclass(frozen=True)
 class CropRule:
     """How items of one global batch come to one length.
@@ -75,15 +82,42 @@ class CropRule:
     seed: int | None
 
     def resolve(self, rows_G: np.ndarray, pass_index: int) -> MicroBatch:
-        """The global batch, uncut."""
         available_G = np.asarray(self.num_samples[rows_G], dtype=np.int64)
         taken_G = np.minimum(available_G, self.max_samples)
         if self.length == "crop":
             taken_G = np.full_like(taken_G, taken_G.min())
         starts_G = np.zeros_like(taken_G)
         if self.seed is not None:
-            starts_G = (uniform(self.seed, pass_index, rows_G) * (available_G - taken_G + 1)).astype(np.int64)
+            starts_G = _places(self.seed, pass_index, rows_G, available_G - taken_G)
         return MicroBatch(rows_G, starts_G, taken_G, taken_G)
+
+
+@dataclass(frozen=True)
+class FixedSegments:
+    """One segment of each row, the same in every pass: what is known of it can be kept on disk."""
+
+    starts: np.ndarray = field(repr=False)  # (N,) first sample
+    num_samples: np.ndarray = field(repr=False)  # (N,)
+
+    def resolve(self, rows_G: np.ndarray, pass_index: int) -> MicroBatch:
+        taken_G = self.num_samples[rows_G]
+        return MicroBatch(rows_G, self.starts[rows_G], taken_G, taken_G)
+
+
+def fix_segments(plan: BatchPlan, num_samples_N: np.ndarray, max_samples: int, length: str, seed: int) -> FixedSegments:
+    """Segments that fit whatever batch of its bucket a row gets into.
+
+    ``length="crop"``: every row of a bucket has the shortest effective length of the bucket, which loses more audio
+    than cropping each batch to its shortest row, and loses it for good; "pad": its own effective length. The place
+    is a function of (seed, row).
+    """
+    available_N = np.asarray(num_samples_N, dtype=np.int64)
+    taken_N = np.minimum(available_N, max_samples)
+    if length == "crop":
+        for first, end in itertools.pairwise(plan.starts[plan.buckets]):
+            rows = plan.rows[first:end]
+            taken_N[rows] = taken_N[rows].min()
+    return FixedSegments(_places(seed, 0, np.arange(len(available_N)), available_N - taken_N), taken_N)
 
 
 def plan_by_utterances(lengths_N: np.ndarray, batch_size: int) -> BatchPlan:
@@ -180,7 +214,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     def __init__(
         self,
         plan: BatchPlan,
-        crop: CropRule,
+        crop: Crop,
         seed: int | None = None,
         steps_per_epoch: int | None = None,
         rank: int = 0,
@@ -233,6 +267,11 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
 
     def _order(self, pass_index: int) -> PassOrder:
         return fixed_order(self.plan) if self.seed is None else order_of_pass(self.plan, self.seed, pass_index)
+
+
+def _places(seed: int, pass_index: int, rows: np.ndarray, latest: np.ndarray) -> np.ndarray:
+    """First samples of crops, int64 from 0 to ``latest``, each with equal probability."""
+    return (uniform(seed, pass_index, rows) * (latest + 1)).astype(np.int64)
 
 
 def _length_order(lengths_N: np.ndarray) -> np.ndarray:

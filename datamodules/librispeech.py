@@ -5,20 +5,39 @@ layout. Its table is built once and cached (:mod:`datamodules.manifest`); which 
 optimizer step is decided in :mod:`datamodules.batching`; :mod:`datamodules.loading` decodes them.
 """
 
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
-from datamodules.batching import BatchPlan, CropRule, GlobalBatchSampler, plan_by_samples, plan_by_utterances
+from datamodules.batching import (
+    BatchPlan,
+    CropRule,
+    FixedSegments,
+    GlobalBatchSampler,
+    fix_segments,
+    plan_by_samples,
+    plan_by_utterances,
+)
 from datamodules.corpus import CorpusSettings
 from datamodules.download import download_missing
-from datamodules.loading import SKIPPED_FILE, AudioBatch, AudioDataset, Relay, ResumableLoader, list_skipped
+from datamodules.loading import (
+    SKIPPED_FILE,
+    AudioBatch,
+    AudioDataset,
+    Relay,
+    ResumableLoader,
+    as_it_is,
+    list_skipped,
+)
 from datamodules.manifest import Manifest, load_manifest, prepare_manifest
+from datamodules.target_cache import TargetCache
 
 __all__ = ["AudioBatch", "LibriSpeechDataModule"]
 
@@ -29,6 +48,8 @@ ORDER_SETTINGS = (
     *("sample_rate", "batch_size", "batch_seconds", "length", "max_samples", "min_samples", "resample"),
     *("batches_per_epoch", "seed"),
 )
+# Settings that change the fixed segments; the corpus itself is told by its rows.
+SEGMENT_SETTINGS = ("sample_rate", "batch_size", "batch_seconds", "max_samples", "resample", "segment_seed")
 TRAIN_SPLITS_960H = ("train-clean-100", "train-clean-360", "train-other-500")
 
 
@@ -43,7 +64,13 @@ class LibriSpeechDataModule(L.LightningDataModule):
         batch_size: utterances per optimizer step, over all ranks and accumulation steps.
         batch_seconds: seconds of audio per optimizer step at most, padding included; needs ``batch_size: null``.
         length: ``crop`` every item to the shortest of its global batch (no padding), or ``pad`` to the longest.
-        max_samples: longer utterances are cropped to this, at a place that changes with the epoch.
+        crop: ``random`` places that change with the epoch, or ``fixed``: one segment of each utterance for the whole
+            run, as long as the shortest of its bucket; another recipe, but what the teacher says can be cached.
+        segment_seed: of the places of fixed segments; apart from ``seed``, so that runs of several seeds share them.
+        targets: folder of teacher targets made by ``interstack cache-targets``, read instead of running the teacher in
+            training steps; needs fixed segments. ``on_bad_audio="skip"`` then leaves out only files whose header shows
+            that they cannot be used.
+        max_samples: longer utterances are cropped to this.
         min_samples: shorter files are bad audio; 400 samples make one frame.
         resample: convert files of another rate or several channels (to their mean) instead of calling them bad audio.
         on_bad_audio: ``error`` stops at the first bad file; ``skip`` leaves bad files out, counts them and lists them
@@ -53,7 +80,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         num_workers: loader processes per rank.
         download: fetch missing splits through torchaudio.
         cache_dir: where manifests are kept; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
-        seed: of the order of batches and the places of crops.
+        seed: of the order of batches and the places of random crops.
         run_dir: folder for the list of skipped audio; ``interstack fit`` sets it to the run's folder.
 
     Attributes:
@@ -74,6 +101,9 @@ class LibriSpeechDataModule(L.LightningDataModule):
         batch_size: int | None = 64,
         batch_seconds: float | None = None,
         length: Literal["crop", "pad"] = "crop",
+        crop: Literal["random", "fixed"] = "random",
+        segment_seed: int = 0,
+        targets: str | None = None,
         max_samples: int = 250_000,
         min_samples: int = 400,
         resample: bool = False,
@@ -92,6 +122,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         self.sample_rate, self.resample = sample_rate, resample
         self.batch_size, self.batch_seconds, self.val_batch_size = batch_size, batch_seconds, val_batch_size
         self.length, self.max_samples, self.min_samples = length, max_samples, min_samples
+        self.crop, self.segment_seed, self.targets = crop, segment_seed, targets
         self.on_bad_audio, self.run_dir = on_bad_audio, run_dir
         self.batches_per_epoch, self.seed = batches_per_epoch, seed
         self.num_workers, self.download, self.cache_dir = num_workers, download, cache_dir
@@ -99,6 +130,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         self._manifests: dict[str, Manifest] = {}
         self._plans: dict[str, BatchPlan] = {}
         self._loaders: dict[str, ResumableLoader] = {}
+        self._cache: TargetCache | None = None
         self._check_settings()
 
     def prepare_data(self) -> None:
@@ -125,12 +157,55 @@ class LibriSpeechDataModule(L.LightningDataModule):
         """Optimizer steps per epoch, the same for any number of processes; known after ``setup``."""
         return self.batches_per_epoch or self._require("train", self._plans).num_batches
 
+    def use_targets(self, teacher: Mapping[str, Any], layers: Sequence[int]) -> None:
+        """Let training batches bring the cached targets of these hidden layers; the module calls it in its ``setup``.
+
+        Raises:
+            ValueError: the cache in ``targets`` was made with another teacher, corpus or segments.
+        """
+        assert self.targets is not None
+        cache = TargetCache(self.targets)
+        cache.require({**teacher, **self.segment_settings()})
+        self._cache = TargetCache(self.targets, layers)
+
+    def segment_settings(self) -> dict[str, Any]:
+        """What decides the fixed segments, in plain values; equal wherever the corpus lies."""
+        self._require_fixed()
+        manifest, segments = self._require("train", self._manifests), self.segments
+        digest = hashlib.sha256(segments.starts.tobytes() + segments.num_samples.tobytes()).hexdigest()[:16]
+        return {
+            "data.rows": len(manifest),
+            "data.row_hash": manifest.row_hash,
+            **{f"data.{name}": getattr(self, name) for name in SEGMENT_SETTINGS},
+            "data.segments": digest,
+        }
+
+    def segment_loader(self, batches: Sequence[np.ndarray]) -> DataLoader[AudioBatch]:
+        """The segments of these batches of rows, once; a file that cannot be decoded is an error."""
+        segments, manifest = self.segments, self._require("train", self._manifests)
+        micro_batches: Any = [segments.resolve(rows, 0) for rows in batches]
+        return DataLoader(
+            AudioDataset(manifest, self.sample_rate, self.resample),
+            batch_sampler=micro_batches,
+            num_workers=self.num_workers,
+            collate_fn=as_it_is,  # type: ignore[arg-type]
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    @property
+    def segments(self) -> FixedSegments:
+        """The segments of ``crop="fixed"``, by manifest row; known after ``setup``."""
+        plan, manifest = self._require("train", self._plans), self._require("train", self._manifests)
+        return fix_segments(plan, manifest.num_samples, self.max_samples, self.length, self.segment_seed)
+
     def train_dataloader(self) -> ResumableLoader:
         """``steps_per_epoch * accumulate_grad_batches`` micro-batches per epoch for this rank."""
         trainer = self.trainer
+        if self.targets is not None and self._cache is None:
+            raise ValueError("data.targets is set, but this module trains without a teacher's targets: leave it out")
         sampler = GlobalBatchSampler(
             self._require("train", self._plans),
-            self._crop_rule("train", self.seed),
+            self.segments if self.crop == "fixed" else self._crop_rule("train", self.seed),
             seed=self.seed,
             steps_per_epoch=self.batches_per_epoch,
             rank=trainer.global_rank if trainer else 0,
@@ -172,6 +247,9 @@ class LibriSpeechDataModule(L.LightningDataModule):
             "row_hash": manifest.row_hash,
             "skipped": len(manifest.skipped),
             **{name: getattr(self, name) for name in ORDER_SETTINGS},
+            # Left out where they are not used, as in checkpoints older than them.
+            **({"crop": self.crop, "segment_seed": self.segment_seed} if self.crop == "fixed" else {}),
+            **({"targets": self._cache.settings["dtype"]} if self._cache is not None else {}),
         }
 
     def _check_settings(self) -> None:
@@ -180,7 +258,11 @@ class LibriSpeechDataModule(L.LightningDataModule):
                 f"batch_size={self.batch_size} and batch_seconds={self.batch_seconds}: set exactly one, "
                 f"the other to null"
             )
-        for name, known in (("length", ("crop", "pad")), ("on_bad_audio", ("error", "skip"))):
+        for name, known in (
+            ("length", ("crop", "pad")),
+            ("crop", ("random", "fixed")),
+            ("on_bad_audio", ("error", "skip")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it may be {' or '.join(known)}")
         for name in ("batch_size", "batch_seconds", "val_batch_size", "batches_per_epoch", "min_samples"):
@@ -188,8 +270,17 @@ class LibriSpeechDataModule(L.LightningDataModule):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if self.max_samples < self.min_samples:
             raise ValueError(f"max_samples ({self.max_samples}) is below min_samples ({self.min_samples})")
+        if self.targets is not None:
+            self._require_fixed()
         if not self.train_splits:
             raise ValueError("train_splits is empty; name at least one folder to train on")
+
+    def _require_fixed(self) -> None:
+        if (self.crop, self.length) != ("fixed", "crop"):
+            raise ValueError(
+                f"cached targets need data.crop=fixed and data.length=crop (not {self.crop} and {self.length}): what "
+                f"the teacher says changes with the place of a crop and with padding"
+            )
 
     def _stages(self) -> list[str]:
         return ["train", "val"] if self.val_splits else ["train"]
@@ -216,19 +307,21 @@ class LibriSpeechDataModule(L.LightningDataModule):
         return plan_by_samples(lengths_N, int(self.batch_seconds * self.sample_rate))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Only the waveforms move: lengths are used on the host; reading them back would stall a GPU."""
-        return batch._replace(waveforms=batch.waveforms.to(device, non_blocking=True))
+        """Only waveforms and targets move: lengths are used on the host; reading them back would stall a GPU."""
+        targets = None if batch.targets is None else batch.targets.to(device)
+        return batch._replace(waveforms=batch.waveforms.to(device, non_blocking=True), targets=targets)
 
     def _crop_rule(self, stage: str, seed: int | None) -> CropRule:
         return CropRule(self._require(stage, self._manifests).num_samples, self.max_samples, self.length, seed)
 
-    def _dataset(self, stage: str) -> AudioDataset:
-        manifest = self._require(stage, self._manifests)
-        return AudioDataset(manifest, self.sample_rate, self.resample, self.on_bad_audio == "skip", self.run_dir)
+    def _dataset(self, stage: str, targets: TargetCache | None = None) -> AudioDataset:
+        manifest, skip = self._require(stage, self._manifests), self.on_bad_audio == "skip"
+        return AudioDataset(manifest, self.sample_rate, self.resample, skip, self.run_dir, targets)
 
     def _loader(self, stage: str, sampler: GlobalBatchSampler) -> ResumableLoader:
         relay = self.relay(stage) if self.relay is not None else None
-        self._loaders[stage] = ResumableLoader(self._dataset(stage), sampler, self.num_workers, relay)
+        dataset = self._dataset(stage, self._cache if stage == "train" else None)
+        self._loaders[stage] = ResumableLoader(dataset, sampler, self.num_workers, relay)
         return self._loaders[stage]
 
     def on_exception(self, exception: BaseException) -> None:

@@ -16,6 +16,7 @@ from datamodules.audio import BadAudioError, read_audio
 from datamodules.batching import GlobalBatchSampler, MicroBatch
 from datamodules.manifest import Manifest
 from datamodules.scanning import Problem
+from datamodules.target_cache import StoredTargets, TargetCache
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class AudioBatch(NamedTuple):
     num_samples: Tensor  # (B,) int64 valid samples; T everywhere with length="crop"
     global_num_samples: Tensor  # (G,) int64 the same of every item of the global batch
     index: Tensor  # type: ignore[assignment]  # (B,) int64 manifest rows; hides tuple.index
+    targets: StoredTargets | None = None  # of these segments, where they are read from a cache
 
 
 Load = Callable[[int], Iterator[AudioBatch]]
@@ -43,6 +45,7 @@ class AudioDataset(Dataset[AudioBatch]):
 
     With ``skip_bad_audio`` an item that cannot be decoded is replaced by the next longer utterance that can,
     which is the same in every run and on every rank; the file is listed in ``run_dir`` (if given) and logged.
+    With ``targets`` nothing is replaced: those of another segment are not at hand.
 
     Raises:
         BadAudioError: a file cannot be decoded and bad audio is not skipped, or nothing can replace it.
@@ -55,10 +58,11 @@ class AudioDataset(Dataset[AudioBatch]):
         resample: bool = False,
         skip_bad_audio: bool = False,
         run_dir: str | None = None,
+        targets: TargetCache | None = None,
     ) -> None:
-        self.manifest = manifest
+        self.manifest, self.targets = manifest, targets
         self.sample_rate, self.resample = sample_rate, resample
-        self.skip_bad_audio, self.run_dir = skip_bad_audio, run_dir
+        self.skip_bad_audio, self.run_dir = skip_bad_audio and targets is None, run_dir
         self.notes: Tensor | None = None  # (workers, 2) int64 in shared memory: process id, row that it reads
 
     def __len__(self) -> int:
@@ -76,6 +80,7 @@ class AudioDataset(Dataset[AudioBatch]):
             torch.from_numpy(batch.num_samples.astype(np.int64)),
             torch.from_numpy(batch.global_num_samples.astype(np.int64)),
             torch.from_numpy(index_B),
+            None if self.targets is None else self.targets.read(index_B),
         )
 
     # A batch sampler's item is a whole micro-batch; this is where the loader hands it over.
@@ -147,7 +152,7 @@ class ResumableLoader(DataLoader[AudioBatch]):
             dataset,
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
             num_workers=num_workers,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            collate_fn=as_it_is,  # type: ignore[arg-type]
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_outlive_sigterm,
         )
@@ -253,5 +258,5 @@ def _outlive_sigterm(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
 
 
-def _as_it_is(batch: AudioBatch) -> AudioBatch:
+def as_it_is(batch: AudioBatch) -> AudioBatch:
     return batch

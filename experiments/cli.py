@@ -18,6 +18,7 @@ COMMANDS = {
     "fit": ("experiments.training", "distil a student that grows while it trains"),
     "fit-together": ("experiments.together", "several students, one teacher: batch by batch in turns on one device"),
     "validate": ("experiments.training", "distillation losses of a checkpoint"),
+    "cache-targets": ("experiments.cache_targets", "teacher's targets on disk, for many runs on the same segments"),
     "reproduce": (
         "experiments.reproduce",
         "run a study: distil, export, evaluate, report; finished jobs are kept",
@@ -103,6 +104,9 @@ def run(args: list[str]) -> None:
         return
     if name == "fit-together":
         module.fit_together(rest)
+        return
+    if name == "cache-targets":
+        module.TargetsCLI(["cache_targets", *rest])
         return
     from jsonargparse import ArgumentParser, auto_cli
 

@@ -83,6 +83,7 @@ class DistillationCLI(LightningCLI):
 
     Args:
         args: subcommand and arguments, as on a command line.
+        trainer_class: a trainer that has the subcommands.
 
     Attributes:
         bar: whether progress is a bar where there is a terminal.
@@ -90,20 +91,19 @@ class DistillationCLI(LightningCLI):
 
     bar = True
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], trainer_class: type[Trainer] = Trainer) -> None:
         self._arguments = resolve_configs(args)
         super().__init__(
             DistillationModule,
             LibriSpeechDataModule,
+            trainer_class=trainer_class,
             seed_everything_default=0,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             save_config_callback=None,
             auto_configure_optimizers=False,  # its --optimizer would replace what a growth relies on
             load_from_checkpoint_support=False,  # DistillationModule saves plain hyper-parameters itself
             args=self._arguments,
-            parser_kwargs={
-                name: {"prog": f"interstack {name}", "description": help_} for name, help_ in _DESCRIPTIONS.items()
-            },
+            parser_kwargs={name: {"description": _DESCRIPTIONS[name]} for name in self.subcommands()},
         )
 
     @staticmethod
@@ -136,6 +136,11 @@ class DistillationCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        for name, subparser in self._subcommand_parsers.items():  # whose names jsonargparse has just changed
+            subparser.prog = f"interstack {name.replace('_', '-')}"
+
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         for action in parser._actions:
@@ -152,7 +157,7 @@ class DistillationCLI(LightningCLI):
         config = self.config[self.subcommand]
         _refuse_half_precision_on_cpu(config.trainer)
         self.run_folder = RunFolder(Path(config.runs_dir) / config.name)
-        if self.subcommand == "fit" or config.ckpt_path == "last":
+        if self.subcommand == "fit" or config.get("ckpt_path") == "last":
             config.ckpt_path = self.run_folder.resolve_checkpoint(config.ckpt_path)
         config.trainer.default_root_dir = str(self.run_folder.path)
         config.data.run_dir = str(self.run_folder.path)
@@ -205,6 +210,7 @@ class DistillationCLI(LightningCLI):
 _DESCRIPTIONS = {
     "fit": "Distil a student. Shipped configs: " + ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml"))),
     "validate": "Measure the distillation losses of a checkpoint (--ckpt_path FILE or last).",
+    "cache_targets": "Store what the teacher of a run says about its fixed segments; then `fit --data.targets OUTPUT`.",
 }
 
 # Where Lightning's own text would be untrue here.

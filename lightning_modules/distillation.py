@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_modules.export import CHECKPOINT_FORMAT
+from lightning_modules.identity import teacher_settings
 from lightning_modules.lengths import before_the_end, is_padded
 from lightning_modules.objective import LossTerms, Objective, ObjectiveConfig
 from lightning_modules.optimisation import (
@@ -36,6 +37,7 @@ class Batch(Protocol):
     waveforms: Tensor  # (B, T) float32, this rank's share of this accumulation step
     num_samples: Tensor  # (B,) valid samples
     global_num_samples: Tensor  # (G,) valid samples of every item of the global batch
+    # and ``targets``, where the data module read from a cache what the teacher says
 
 
 # Takes what asks the teacher about the batch of this step; returns the targets, asked for or known already.
@@ -118,8 +120,11 @@ class DistillationModule(L.LightningModule):
         return waveforms_BT, num_samples
 
     def targets(self, batch: Batch) -> TeacherTargets:
-        """What the teacher says about this share of a global batch."""
+        """What the teacher says about this share of a global batch: the batch's own word for it, else asked."""
         with self.stopwatch.section("teacher"):
+            if (cached := getattr(batch, "targets", None)) is not None:
+                output_BFD, *hidden = cached.decoded()
+                return TeacherTargets(output_BFD, dict(zip(self.teacher.hidden_layers, hidden, strict=True)))
             return self.teacher(*self.inputs(batch))
 
     def losses(self, batch: Batch, scale: float = 1.0, targets: TeacherTargets | None = None) -> LossTerms:
@@ -223,12 +228,15 @@ class DistillationModule(L.LightningModule):
     # -- set-up and checkpoints -----------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        rate = getattr(getattr(self.trainer, "datamodule", None), "sample_rate", self.teacher.sample_rate)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        rate = getattr(datamodule, "sample_rate", self.teacher.sample_rate)
         if rate != self.teacher.sample_rate:
             raise ValueError(
                 f"data.sample_rate={rate} Hz, but the teacher was trained on {self.teacher.sample_rate} Hz: set "
                 f"data.sample_rate={self.teacher.sample_rate} and data.resample=true"
             )
+        if stage == "fit" and datamodule is not None and getattr(datamodule, "targets", None) is not None:
+            datamodule.use_targets(teacher_settings(self.teacher), self.teacher.hidden_layers)
 
     def on_fit_start(self) -> None:
         self.teacher.prepare(self.device)

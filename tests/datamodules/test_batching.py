@@ -11,6 +11,7 @@ from datamodules.batching import (
     GlobalBatchSampler,
     MicroBatch,
     cut,
+    fix_segments,
     order_of_pass,
     plan_by_samples,
     plan_by_utterances,
@@ -241,6 +242,48 @@ def test_a_crop_depends_on_seed_epoch_and_row_and_on_nothing_else() -> None:
     assert rule.resolve(rows, 8).starts.tolist() != starts.tolist()
     other = CropRule(lengths_N, max_samples=1000, length="crop", seed=6)
     assert other.resolve(rows, 7).starts.tolist() != starts.tolist()
+
+
+def segments_by_row(batches: list[MicroBatch]) -> dict[int, tuple[int, int]]:
+    return {int(row): (int(a), int(b)) for batch in batches for row, a, b in zip(*batch[:3], strict=True)}
+
+
+@both_kinds
+def test_fixed_segments_are_the_same_in_every_pass_while_batches_mix(kind: str) -> None:
+    plan = plan_of(kind)
+    segments = fix_segments(plan, LENGTHS_N, MAX_SAMPLES, "crop", seed=3)
+    sampler = GlobalBatchSampler(plan, segments, seed=0)
+    first, later = epoch_of(sampler, 0), epoch_of(sampler, 5)
+    assert segments_by_row(first) == segments_by_row(later)
+    assert as_lists(first) != as_lists(later)
+    assert segments_by_row(first) == segments_by_row(epoch_of(GlobalBatchSampler(plan, segments, seed=1), 0))
+    by_chance = sampler_of(kind)
+    assert segments_by_row(epoch_of(by_chance, 0)) != segments_by_row(epoch_of(by_chance, 5))
+    for batch in first:
+        assert len(set(batch.num_samples.tolist())) == 1  # nothing is padded
+        assert (batch.starts >= 0).all()
+        assert (batch.starts + batch.num_samples <= LENGTHS_N[batch.rows]).all()
+
+
+def test_fixed_segments_depend_on_their_seed_and_on_the_buckets() -> None:
+    plan = plan_of("utterances")
+    chosen = fix_segments(plan, LENGTHS_N, MAX_SAMPLES, "crop", seed=3)
+    reseeded = fix_segments(plan, LENGTHS_N, MAX_SAMPLES, "crop", seed=4)
+    assert chosen.num_samples.tolist() == reseeded.num_samples.tolist()
+    assert chosen.starts.tolist() != reseeded.starts.tolist()
+    rebatched = fix_segments(plan_of("seconds"), LENGTHS_N, MAX_SAMPLES, "crop", seed=3)
+    assert chosen.num_samples.tolist() != rebatched.num_samples.tolist()
+    padded = fix_segments(plan, LENGTHS_N, MAX_SAMPLES, "pad", seed=3)
+    assert padded.num_samples.tolist() == np.minimum(LENGTHS_N, MAX_SAMPLES).tolist()
+
+
+def test_little_audio_is_lost_by_fixed_segments() -> None:
+    """The number that docs/performance.md states, at LibriSpeech's size."""
+    lengths_N = librispeech_like(LIBRISPEECH_960H_ROWS)
+    effective_N = np.minimum(lengths_N, MAX_SAMPLES)
+    segments = fix_segments(plan_by_utterances(effective_N, 64), lengths_N, MAX_SAMPLES, "crop", seed=0)
+    lost = 1 - segments.num_samples.sum() / effective_N.sum()
+    assert 0.005 < lost < 0.01
 
 
 def test_every_place_of_a_crop_is_equally_likely() -> None:

@@ -156,11 +156,37 @@ def test_the_fingerprint_tells_what_changes_the_data(corpus: Path, tmp_path: Pat
     fingerprint = data_of(corpus).fingerprint()
     assert fingerprint == data_of(elsewhere, num_workers=1).fingerprint()
     assert fingerprint["rows"] == 30
-    changes = {"seed": 1, "batch_size": 4, "length": "pad", "batches_per_epoch": 2, "max_samples": 5000}
+    changes = {
+        "seed": 1,
+        "batch_size": 4,
+        "length": "pad",
+        "batches_per_epoch": 2,
+        "max_samples": 5000,
+        "crop": "fixed",
+    }
     for name, value in changes.items():
         assert data_of(corpus, **{name: value}).fingerprint() != fingerprint
     write_audio(utterance(corpus, 30), 4000)
     assert data_of(corpus).fingerprint() != fingerprint
+
+
+def test_fixed_segments_are_part_of_the_fingerprint_and_do_not_follow_the_seed(corpus: Path) -> None:
+    settings: dict[str, Any] = {"crop": "fixed", "max_samples": 6000}
+    fixed, reseeded, moved = (data_of(corpus, **settings, **more) for more in ({}, {"seed": 1}, {"segment_seed": 1}))
+    assert "crop" not in data_of(corpus).fingerprint()
+    assert fixed.fingerprint() != moved.fingerprint()
+
+    def audio_by_row(data: LibriSpeechDataModule, epoch: int) -> dict[int, float]:
+        loader = data.train_dataloader()
+        loader.batch_sampler.set_epoch(epoch)
+        return {
+            row: float(waveform_T.sum())
+            for batch in loader
+            for row, waveform_T in zip(batch.index.tolist(), batch.waveforms, strict=True)
+        }
+
+    assert audio_by_row(fixed, 0) == audio_by_row(fixed, 3) == audio_by_row(reseeded, 0)
+    assert audio_by_row(fixed, 0) != audio_by_row(moved, 0)
 
 
 def test_a_trainer_sees_every_accumulation_step(corpus: Path) -> None:
@@ -205,6 +231,7 @@ def test_validation_may_be_absent(corpus: Path) -> None:
         ({"batch_seconds": 10.0}, "batch_size=8 and batch_seconds=10.0: set exactly one"),
         ({"batch_size": None}, "set exactly one"),
         ({"length": "stretch"}, "length is 'stretch'; it may be crop or pad"),
+        ({"crop": "none"}, "crop is 'none'; it may be random or fixed"),
         ({"on_bad_audio": "ignore"}, "on_bad_audio is 'ignore'"),
         ({"batch_size": 0}, "batch_size is 0; it must be positive"),
         ({"max_samples": 300}, r"max_samples \(300\) is below min_samples \(400\)"),

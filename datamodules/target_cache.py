@@ -1,0 +1,183 @@
+"""Reading a cache of teacher targets: what the teacher says about fixed segments, a few large files for a whole corpus.
+
+``interstack cache-targets`` writes it (:mod:`datamodules.target_writing`)::
+
+    CACHE/targets.json           settings, measured error of each target, size and SHA-256 of every other file
+    CACHE/places.npy             (N, 3) int64 by manifest row: shard, first byte, frames
+    CACHE/00000.targets, ...     row after row, each at its place
+
+A row is, for the output and then for each hidden layer upwards, its frames: with int8 the scales of all of them
+((S, F) float32) and then the values ((S, F, D) int8), with bf16 only the values. The settings name the teacher (hashes
+of its weights), the corpus and the segments; :meth:`TargetCache.require` refuses any others.
+
+Shapes: S targets (the output and each hidden layer), B batch, F frames, D width of the teacher, N rows.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.shards import first_damage
+
+MARKER = "targets.json"
+PLACES = "places.npy"
+SHARDS = "*.targets"
+INT8_MAX = 127
+SCALE_BYTES = 4
+VALUE_BYTES = {"bf16": 2, "int8": 1}
+
+
+class StoredTargets(NamedTuple):
+    """Targets in the form in which they are kept, which is also how they travel to the device."""
+
+    values: Tensor  # (S, B, F, D) bfloat16 or int8; the output first
+    scales: Tensor | None  # (S, B, F, 1) float32 with int8
+
+    def decoded(self) -> Tensor:
+        """(S, B, F, D) in bfloat16, or float32 from int8."""
+        return self.values if self.scales is None else self.values * self.scales
+
+    def to(self, device: torch.device) -> "StoredTargets":
+        scales = None if self.scales is None else self.scales.to(device, non_blocking=True)
+        return StoredTargets(self.values.to(device, non_blocking=True), scales)
+
+
+def encode(targets_SBFD: Tensor, dtype: str) -> StoredTargets:
+    """Targets rounded to ``bf16``, or to ``int8`` with one scale per frame, its largest value / 127."""
+    if dtype == "bf16":
+        return StoredTargets(targets_SBFD.bfloat16(), None)
+    scales_SBF1 = targets_SBFD.abs().amax(-1, keepdim=True).float() / INT8_MAX
+    safe_SBF1 = scales_SBF1.clamp(min=torch.finfo(torch.float32).tiny)
+    return StoredTargets((targets_SBFD / safe_SBF1).round().to(torch.int8), scales_SBF1)
+
+
+def frame_bytes(num_targets: int, width: int, dtype: str) -> int:
+    """Of one frame of all targets."""
+    return num_targets * (width * VALUE_BYTES[dtype] + (SCALE_BYTES if dtype == "int8" else 0))
+
+
+class TargetCache:
+    """A finished cache. Pickles as its folder and choice of layers: a loader's worker maps the files itself.
+
+    Args:
+        folder: made by ``interstack cache-targets``.
+        layers: hidden layers to read besides the output, ascending; default: all.
+
+    Raises:
+        ValueError: there is no finished cache.
+    """
+
+    def __init__(self, folder: str, layers: Sequence[int] | None = None) -> None:
+        self.folder = os.path.abspath(folder)
+        if not os.path.isfile(os.path.join(self.folder, MARKER)):
+            raise ValueError(
+                f"{folder} holds no finished cache of targets: make one with `interstack cache-targets --output "
+                f"{folder}` and the options of this run, or continue it so"
+            )
+        self.settings: dict[str, Any] = _marker(self.folder)["settings"]
+        stored: list[int] = self.settings["layers"]
+        self.layers = list(stored if layers is None else layers)
+        self._chosen = [0, *(1 + stored.index(layer) for layer in self.layers)]
+
+    def __reduce__(self) -> tuple[type["TargetCache"], tuple[str, list[int]]]:
+        return TargetCache, (self.folder, self.layers)
+
+    def require(self, settings: Mapping[str, Any]) -> None:
+        """Refuse a cache that was not made with these settings; it may hold more layers.
+
+        Raises:
+            ValueError: names each setting that differs, with both values.
+        """
+        differing = [
+            f"{name} was {self.settings[name]}, is {value}" if name in self.settings else f"{name} is not in it"
+            for name, value in settings.items()
+            if self.settings.get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.folder} holds the targets of another teacher, corpus or segments: {'; '.join(differing)}. Use "
+                f"the settings that made it, or make another with `interstack cache-targets --output NEW` and the "
+                f"options of this run"
+            )
+
+    def verify(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            ValueError: one is missing or differs; the first is named.
+        """
+        for remembered in (_marker, _places, _shard):  # the cache may have been made anew since
+            remembered.cache_clear()
+        if (damage := first_damage(self.folder, _marker(self.folder)["parts"])) is not None:
+            raise _damaged(*damage)
+
+    def read(self, rows_B: np.ndarray) -> StoredTargets:
+        """Targets of rows whose segments have one length.
+
+        Raises:
+            ValueError: a file is missing or has changed its size.
+        """
+        places_B3 = _places(self.folder)[rows_B]
+        num_frames = int(places_B3[0, 2])
+        width, int8 = self.settings["width"], self.settings["dtype"] == "int8"
+        shape = (len(self._chosen), len(rows_B), num_frames)
+        values_SBFD = torch.empty((*shape, width), dtype=torch.int8 if int8 else torch.bfloat16)
+        scales_SBF1 = torch.empty((*shape, 1)) if int8 else None
+        raw = values_SBFD.view(torch.int8).numpy()
+        stored = (1 + len(self.settings["layers"]), num_frames)
+        for item, (shard, first, _) in enumerate(places_B3.tolist()):
+            data = _shard(self.folder, shard_name(shard))
+            if scales_SBF1 is not None:
+                end = first + stored[0] * num_frames * SCALE_BYTES
+                scales_SBF1.numpy()[:, item, :, 0] = data[first:end].view("<f4").reshape(stored)[self._chosen]
+                first = end
+            values = data[first : first + stored[0] * num_frames * raw.shape[-1]].view(np.int8)
+            values = values.reshape(*stored, raw.shape[-1])
+            for target, place in enumerate(self._chosen):
+                raw[target, item] = values[place]
+        return StoredTargets(values_SBFD, scales_SBF1)
+
+
+def shard_name(number: int) -> str:
+    return f"{number:05d}.targets"
+
+
+def _damaged(path: str, problem: str) -> ValueError:
+    return ValueError(
+        f"{path} {problem} since the targets were cached: copy the cache again, or make it anew with "
+        f"`interstack cache-targets --overwrite true`"
+    )
+
+
+@cache
+def _marker(folder: str) -> dict[str, Any]:
+    with open(os.path.join(folder, MARKER), encoding="utf-8") as file:
+        return json.load(file)
+
+
+@cache
+def _places(folder: str) -> np.ndarray:
+    _require_size(folder, PLACES)
+    return np.load(os.path.join(folder, PLACES), mmap_mode="r")
+
+
+@cache
+def _shard(folder: str, name: str) -> np.ndarray:
+    """All bytes of a shard, memory-mapped once per process."""
+    _require_size(folder, name)
+    return np.memmap(os.path.join(folder, name), dtype=np.uint8, mode="r")
+
+
+def _require_size(folder: str, name: str) -> None:
+    """Reading past the end of a mapped file kills the process without a word."""
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        raise _damaged(path, "is missing")
+    if os.path.getsize(path) != _marker(folder)["parts"][name]["bytes"]:
+        raise _damaged(path, "has changed its size")

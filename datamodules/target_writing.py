@@ -1,0 +1,248 @@
+"""Writing a cache of teacher targets (format: :mod:`datamodules.target_cache`), one shard after another.
+
+Rows come in order of length, so that a batch for the teacher has one length and nothing is padded. Who runs the teacher
+hands in a function from batches of rows to targets; this module knows no teacher.
+
+Shapes: S targets (the output and each hidden layer), B batch, F frames, D width, N rows.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.batching import FixedSegments
+from datamodules.folders import is_finished
+from datamodules.shards import (
+    Part,
+    finish_folder,
+    free_bytes,
+    kept_part,
+    part_of,
+    record_part,
+    unfinished_folder,
+    write_part,
+)
+from datamodules.target_cache import (
+    MARKER,
+    PLACES,
+    SHARDS,
+    StoredTargets,
+    TargetCache,
+    encode,
+    frame_bytes,
+    shard_name,
+)
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 30
+_SUMS = ("squared_error", "squared_norm")  # of each target over a shard, kept in its record
+
+Source = Callable[[Sequence[np.ndarray]], Iterator[Tensor]]
+"""From batches of rows to the targets (S, B, F, D) float32 of each, the output first."""
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """What goes where.
+
+    Attributes:
+        rows: (N,) manifest rows in the order in which they are written.
+        num_samples: (N,) of the segments, by manifest row.
+        num_frames: (N,) of the segments, by manifest row.
+        row_bytes: (N,) by manifest row.
+        shards: positions in ``rows`` of each shard.
+    """
+
+    rows: np.ndarray
+    num_samples: np.ndarray
+    num_frames: np.ndarray
+    row_bytes: np.ndarray
+    shards: list[range]
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.row_bytes.sum())
+
+    def batches(self, shard: int, batch_samples: int) -> list[np.ndarray]:
+        """Rows of a shard in batches of one length and at most ``batch_samples`` samples, at least one row."""
+        part = self.shards[shard]
+        rows = self.rows[part.start : part.stop]
+        lengths = self.num_samples[rows]
+        batches: list[np.ndarray] = []
+        for same in np.split(rows, np.flatnonzero(np.diff(lengths)) + 1):
+            most = max(1, batch_samples // int(self.num_samples[same[0]]))
+            batches += [same[first : first + most] for first in range(0, len(same), most)]
+        return batches
+
+
+def plan_targets(
+    segments: FixedSegments, num_frames: np.ndarray, num_targets: int, width: int, dtype: str, shard_bytes: int
+) -> TargetPlan:
+    """Rows in order of (length, row), cut into shards of at most ``shard_bytes``, each of at least one row."""
+    rows = np.argsort(segments.num_samples, kind="stable")
+    row_bytes = num_frames * frame_bytes(num_targets, width, dtype)
+    shards, first, filled = [], 0, 0
+    for position, size in enumerate(row_bytes[rows].tolist()):
+        if position > first and filled + size > shard_bytes:
+            shards.append(range(first, position))
+            first, filled = position, 0
+        filled += size
+    return TargetPlan(rows, segments.num_samples, num_frames, row_bytes, [*shards, range(first, len(rows))])
+
+
+def room_for(folder: Path, plan: TargetPlan) -> int:
+    """Bytes that ``folder`` may take, what an interrupted call has written of it included.
+
+    Raises:
+        ValueError: the targets need more.
+    """
+    unfinished = unfinished_folder(folder)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    if (free := free_bytes(unfinished, SHARDS)) < plan.num_bytes:
+        raise ValueError(
+            f"{folder} has room for {free / 1e9:.1f} GB, the targets need {plan.num_bytes / 1e9:.1f} GB: choose "
+            f"another output folder, fewer layers (model.objective.layers), less of the corpus, or int8 instead of bf16"
+        )
+    return free
+
+
+def is_cached(folder: Path, made_with: dict[str, Any], overwrite: bool) -> bool:
+    """Whether ``folder`` holds the finished cache of these settings; its checksums are compared.
+
+    Raises:
+        ValueError: it holds something else, a cache of other settings without ``overwrite``, or a damaged one.
+    """
+    if not is_finished(folder, MARKER, made_with, overwrite):
+        return False
+    TargetCache(str(folder)).verify()
+    return True
+
+
+def write_targets(
+    folder: Path, made_with: dict[str, Any], plan: TargetPlan, source: Source, batch_samples: int
+) -> dict[str, float]:
+    """Write what is missing of a cache and give it its place; returns the relative L2 error of each target.
+
+    Args:
+        folder: of the finished cache.
+        made_with: the settings that decide its content, in plain values; ``dtype`` and ``layers`` are among them.
+        plan: of the same settings.
+        source: runs the teacher.
+        batch_samples: the most that ``source`` is asked for at once.
+
+    Raises:
+        ValueError: the source gives other shapes than the plan has, or targets that are not finite.
+    """
+    unfinished = unfinished_folder(folder)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    progress = _Progress(plan)
+    parts: dict[str, Part] = {}
+    for number, shard in enumerate(plan.shards):
+        name = shard_name(number)
+        if (part := kept_part(unfinished, name, made_with)) is None:
+            writer = _ShardWriter(plan, made_with, source, progress)
+            part = writer.write(unfinished / name, plan.batches(number, batch_samples))
+            record_part(unfinished, name, made_with, part)
+        else:
+            progress.skip(plan.rows[shard.start : shard.stop])
+        parts[name] = part
+        progress.tell(f"shard {number + 1} of {len(plan.shards)}")
+    errors = _relative_errors(list(parts.values()), made_with["layers"])
+    np.save(unfinished / PLACES, _places(plan))
+    parts[PLACES] = part_of(unfinished / PLACES)
+    finish_folder(folder, SHARDS, MARKER, made_with, parts, relative_l2_error=errors)
+    return errors
+
+
+class _ShardWriter:
+    """One shard: targets are asked for, rounded, measured and laid out row after row."""
+
+    def __init__(self, plan: TargetPlan, made_with: dict[str, Any], source: Source, progress: "_Progress") -> None:
+        self.plan, self.made_with, self.source, self.progress = plan, made_with, source, progress
+        targets = 1 + len(made_with["layers"])
+        self.squared_error, self.squared_norm = (torch.zeros(targets, dtype=torch.float64) for _ in _SUMS)
+
+    def write(self, path: Path, batches: list[np.ndarray]) -> Part:
+        part = write_part(path, self._chunks(batches))
+        return part | {name: getattr(self, name).tolist() for name in _SUMS}
+
+    def _chunks(self, batches: list[np.ndarray]) -> Iterator[bytes]:
+        for rows_B, targets_SBFD in zip(batches, self.source(batches), strict=True):
+            self._check(rows_B, targets_SBFD)
+            stored = encode(targets_SBFD, self.made_with["dtype"])
+            self._measure(rows_B, targets_SBFD, stored)
+            yield from _row_bytes(stored)
+            self.progress.add(rows_B)
+
+    def _check(self, rows_B: np.ndarray, targets_SBFD: Tensor) -> None:
+        frames = int(self.plan.num_frames[rows_B[0]])
+        expected = (len(self.squared_error), len(rows_B), frames, self.made_with["width"])
+        if targets_SBFD.shape != expected:
+            raise ValueError(f"targets have shape {tuple(targets_SBFD.shape)} instead of {expected}")
+
+    def _measure(self, rows_B: np.ndarray, targets_SBFD: Tensor, stored: StoredTargets) -> None:
+        error_S = (stored.decoded().float() - targets_SBFD).square().sum((1, 2, 3)).cpu()
+        norm_S = targets_SBFD.square().sum((1, 2, 3)).cpu()
+        if not bool(norm_S.isfinite().all()):
+            raise ValueError(f"the teacher's targets are not finite in one of the rows {rows_B.tolist()}")
+        self.squared_error += error_S
+        self.squared_norm += norm_S
+
+
+def _row_bytes(stored: StoredTargets) -> Iterator[bytes]:
+    values_SBFD = stored.values.cpu().contiguous().view(torch.int8).numpy()
+    scales_SBF1 = None if stored.scales is None else stored.scales.cpu().numpy().astype("<f4")
+    for item in range(values_SBFD.shape[1]):
+        if scales_SBF1 is not None:
+            yield scales_SBF1[:, item].tobytes()
+        yield values_SBFD[:, item].tobytes()
+
+
+def _places(plan: TargetPlan) -> np.ndarray:
+    places_N3 = np.zeros((len(plan.rows), 3), dtype=np.int64)
+    places_N3[:, 2] = plan.num_frames
+    for number, shard in enumerate(plan.shards):
+        rows = plan.rows[shard.start : shard.stop]
+        places_N3[rows, 0] = number
+        places_N3[rows, 1] = np.cumsum(plan.row_bytes[rows]) - plan.row_bytes[rows]
+    return places_N3
+
+
+def _relative_errors(parts: list[Part], layers: list[int]) -> dict[str, float]:
+    """Over all frames, against the targets before they were rounded."""
+    names = ["output", *(f"layer_{layer}" for layer in layers)]
+    sums = [[sum(values) for values in zip(*(part[k] for part in parts), strict=True)] for k in _SUMS]
+    return {name: math.sqrt(e / n) if n else 0.0 for name, e, n in zip(names, *sums, strict=True)}
+
+
+class _Progress:
+    """Lines on how far the writing is, by frames; rates are those of this call."""
+
+    def __init__(self, plan: TargetPlan) -> None:
+        self._plan, self._total = plan, int(plan.num_frames.sum())
+        self._done = self._written = 0
+        self._start = self._last = time.monotonic()
+
+    def skip(self, rows: np.ndarray) -> None:
+        self._done += int(self._plan.num_frames[rows].sum())
+
+    def add(self, rows: np.ndarray) -> None:
+        self._written += int(self._plan.num_frames[rows].sum())
+        if time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
+            self.tell("writing")
+
+    def tell(self, what: str) -> None:
+        self._last = time.monotonic()
+        rate = self._written / max(self._last - self._start, 1e-9)
+        done = self._done + self._written
+        left = f"{(self._total - done) / rate / 60:.0f} minutes left" if rate else "kept from an earlier call"
+        logger.info("%s: %.1f %% of the frames, %s", what, 100 * done / self._total, left)

@@ -1,0 +1,48 @@
+"""What decides a teacher's targets, in plain values: by it a cache of targets knows the teacher that made it."""
+
+import hashlib
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_modules.teacher import HuggingFaceTeacher, Teacher
+from lightning_modules.teacher_loading import UNUSED_WEIGHTS
+
+_LAYER = re.compile(r"model\.encoder\.layers\.(\d+)\.")
+
+
+def teacher_settings(teacher: Teacher) -> dict[str, Any]:
+    """Settings of a teacher whose layers are chosen, by name; where its weights lie does not matter.
+
+    Each target has a hash of all weights up to its layer, so that teachers which differ above it are the same to it.
+    """
+    digests = weight_digests(teacher)
+    return {
+        "teacher.normalize": teacher.normalize,
+        "teacher.sample_rate": teacher.sample_rate,
+        "teacher.output_layer": teacher.output_layer,
+        "teacher.output_weights": digests[teacher.output_layer],
+        **{f"teacher.layer_{layer}_weights": digests[layer] for layer in teacher.hidden_layers},
+    }
+
+
+def weight_digests(teacher: Teacher) -> dict[int, str]:
+    """For each chosen layer the hash of names, shapes and bytes of the weights that its output depends on.
+
+    What depends on what is known of :class:`HuggingFaceTeacher` alone; of another teacher all weights count.
+    """
+    layers: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, weight in sorted(teacher.state_dict().items()):
+        match = _LAYER.match(name) if isinstance(teacher, HuggingFaceTeacher) else None
+        # Hugging Face draws weights that a checkpoint may lack at random.
+        if not name.removeprefix("model.").startswith(UNUSED_WEIGHTS):
+            layers.setdefault(int(match[1]) + 1 if match else 0, []).append((name, weight))
+    digest, digests = hashlib.sha256(), {}
+    for layer in range(max(*teacher.hidden_layers, teacher.output_layer, 0) + 1):
+        for name, weight in layers.get(layer, []):
+            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digests[layer] = digest.hexdigest()[:16]
+    return digests
