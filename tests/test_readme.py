@@ -74,7 +74,8 @@ def test_make_targets_exist(line: str) -> None:
     [
         line
         for line in interstack_commands()
-        if command_of(line) in ("fit", "fit-together", "validate", "superb") or command_of(line).startswith("bench ")
+        if command_of(line) in ("fit", "fit-together", "validate", "cache-targets", "superb")
+        or command_of(line).startswith("bench ")
     ],
 )
 def test_training_commands_parse_and_resolve(

@@ -23,6 +23,7 @@ from callbacks.lookup import find_callback
 from callbacks.summary import hardware
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
+from experiments.cache_targets import TargetsCLI
 from experiments.runs import git_commit, write_atomically
 from experiments.training import DistillationCLI
 
@@ -38,12 +39,15 @@ class Variant:
         overrides: settings by their names on the command line.
         against: variant that its ratio is relative to; by default the first of the file.
         expected: ratio that was written down before measuring.
+        targets: read the teacher's targets from a cache of this dtype (bf16, int8), which is written before the clock
+            starts; segments are then fixed.
     """
 
     config: str = "full_l2l"
     overrides: Mapping[str, Any] = field(default_factory=dict)
     against: str | None = None
     expected: float | None = None
+    targets: str | None = None
 
 
 @dataclass
@@ -81,6 +85,8 @@ class Place:
             "name": "run",
             "runs_dir": str(self.folder / "runs"),
         }
+        if variant.targets is not None:
+            settings |= {"data.crop": "fixed", "data.targets": str(self.folder / f"targets_{variant.targets}")}
         settings |= variant.overrides
         words = ["fit", "--config", variant.config, "--trainer.callbacks+", "experiments.bench.laps.StepLaps"]
         for name, value in settings.items():
@@ -127,6 +133,8 @@ def bench_compare(
         write_noise(folder, batch_size * steps_per_epoch, seconds)
         encoder = teacher or str(save_random_teacher(folder / "teacher"))
         place = Place(folder, encoder, batch_size, seconds, steps_per_epoch, accelerator)
+        for dtype in sorted({variant.targets for variant in chosen.values() if variant.targets is not None}):
+            write_targets(place, dtype)
         turns: dict[str, list[dict[str, float]]] = {variant: [] for variant in chosen}
         for turn in range(rounds + 1):
             for label, variant in chosen.items():
@@ -237,6 +245,12 @@ def table(result: Mapping[str, Any]) -> str:
         f"{rounds} rounds; teacher: {result['teacher']}; commit {result['commit']}"
     )
     return "\n".join(lines)
+
+
+def write_targets(place: Place, dtype: str) -> None:
+    """A cache for every variant that reads targets of that dtype: the paper's layers, of which some may need fewer."""
+    options = place.arguments(Variant(targets=dtype))[1:]
+    TargetsCLI(["cache_targets", *options, "--output", str(place.folder / f"targets_{dtype}"), "--dtype", dtype])
 
 
 def write_noise(folder: Path, utterances: int, seconds: float) -> None:

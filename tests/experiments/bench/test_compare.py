@@ -17,6 +17,7 @@ def variants_file(folder: Path) -> Path:
         "plain": {"overrides": small},
         "frozen": {"overrides": small | {"model.student.front_end": "frozen"}, "expected": 1.5},
         "grown": {"config": "interleave_equal", "overrides": small, "against": "frozen"},
+        "cached": {"overrides": small, "targets": "int8"},
     }
     (folder / "variants.yaml").write_text(json.dumps(variants))
     return folder / "variants.yaml"
@@ -31,7 +32,8 @@ def test_runs_take_turns_and_their_parts_are_reported(tmp_path: Path, capsys: py
         ]
     )
     rows = json.loads(output.read_text())["variants"]
-    assert list(rows) == ["plain", "frozen", "grown"]
+    assert list(rows) == ["plain", "frozen", "grown", "cached"]
+    assert rows["cached"]["teacher_ms"] < rows["plain"]["teacher_ms"]
     assert (rows["plain"]["ratio"], rows["frozen"]["expected"]) == (1.0, 1.5)
     assert rows["grown"]["ratio"] == pytest.approx(rows["frozen"]["step_ms"] / rows["grown"]["step_ms"])
     assert rows["plain"]["growth_ms"] == 0 < rows["grown"]["growth_ms"]
