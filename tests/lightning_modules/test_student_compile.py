@@ -156,6 +156,16 @@ def test_dropout_is_drawn_in_training_only(graphs: Graphs, front_end: FrontEnd) 
     assert (train(student) - train(quiet)).abs().max() > 0.01
 
 
+@pytest.mark.slow
+def test_on_a_cpu_inductor_draws_the_dropout_of_an_eager_run(graphs: Graphs, front_end: FrontEnd) -> None:
+    eager, compiled = (build(front_end, depth=2, backend=backend, dropout=0.3) for backend in (None, "inductor"))
+    assert (train(eager) - train(compiled)).abs().max() < TOLERANCE["inductor"]
+    own = build(front_end, depth=2, backend=None, dropout=0.3)  # control: inductor's own numbers
+    for layer in own.hubert.encoder.layers:
+        layer.compile()
+    assert (train(eager) - train(own)).abs().max() > 0.01
+
+
 def test_a_copy_is_not_bound_to_its_source(graphs: Graphs, front_end: FrontEnd) -> None:
     student = build(front_end)
     student.start_at(1)
