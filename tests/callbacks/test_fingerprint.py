@@ -118,6 +118,7 @@ def test_last_is_guarded_like_a_path(inputs: Path, tmp_path: Path) -> None:
         ["--name", "renamed"],
         ["--trainer.precision", "bf16-mixed"],
         ["--model.teacher.init_args.precision", "bf16"],
+        ["--model.teacher.init_args.compile", "true", "--model.teacher.init_args.compile_backend", "eager"],
         ["--max_batch_per_device", "1"],
         ["--model.student.compile", "true", "--model.student.compile_backend", "eager"],
         ["--trainer.log_every_n_steps", "1", "--growth.measure_loss", "false", "--checkpoint.every_n_steps", "2"],
