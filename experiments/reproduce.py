@@ -11,6 +11,7 @@ import signal
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -81,6 +82,8 @@ def reproduce(
     console.print(estimate_table(plan, workspace))
     if dry_run:
         return
+    if find_spec("matplotlib") is None:
+        raise ValueError("the report at the end needs matplotlib: pip install 'interstack[report]'")
     signal.signal(signal.SIGTERM, _interrupt)
     with only_runner(folder):
         write_study(folder, plan, _facts())

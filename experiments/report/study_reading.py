@@ -103,8 +103,19 @@ def _value(folder: StudyFolder, row: str, column: str, seed: int) -> float | str
 
 
 def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str:
-    """Baseline / row for speed-ups, row / baseline for FLOPs, always of the same seed."""
+    """Baseline / row for speed-ups, row / baseline for FLOPs, always of the same seed.
+
+    Seconds of different hardware are not divided by each other.
+    """
     baseline = folder.study.get("baseline")
+    machines = {
+        job.result.get("hardware")
+        for name in (row, baseline)
+        for job in folder.of("distil", name)
+        if job.seed == seed and job.result
+    }
+    if column != "flops_ratio" and len(machines) > 1:
+        return MISSING
     own = _value(folder, row, RATIOS[column], seed)
     reference = _value(folder, baseline, RATIOS[column], seed) if baseline else MISSING
     if isinstance(own, str):
@@ -134,8 +145,8 @@ def failures(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:
 def disagreements(folder: StudyFolder) -> list[str]:
     """Hardware or commits that differ between the distillations, which makes their seconds incomparable."""
     notes = []
-    for key in ("hardware", "commit"):
+    for key, remark in (("hardware", ", and no speed-up is given across them"), ("commit", " where the code changed")):
         seen = {str(job.result[key]) for job in folder.of("distil") if job.result.get(key)}
         if len(seen) > 1:
-            notes.append(f"The runs differ in {key} ({'; '.join(sorted(seen))}): seconds and speed-ups do not compare.")
+            notes.append(f"The runs differ in {key} ({'; '.join(sorted(seen))}): seconds do not compare{remark}.")
     return notes

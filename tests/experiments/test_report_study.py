@@ -164,7 +164,11 @@ def test_other_hardware_is_named(tmp_path: Path) -> None:
     for name, hardware in (("full_l2l", "A"), ("interleave_equal", "B")):
         path = folder / "jobs" / f"distil-{name}-0" / "result.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": hardware}))
-    assert any("differ in hardware (A; B)" in line for line in study_values(read_study(folder))["caveats"])
+    values = study_values(read_study(folder))
+    assert any("differ in hardware (A; B)" in line for line in values["caveats"])
+    assert values["values"]["interleave_equal"]["speed_up"] == {"0": "missing"}
+    assert values["values"]["full_l2l"]["speed_up"] == {"0": 1.0}
+    assert isinstance(values["values"]["interleave_equal"]["flops_ratio"]["0"], float)
 
 
 def test_the_page_stands_alone(study: Path) -> None:
