@@ -15,6 +15,10 @@ from torch.optim import Optimizer
 log = logging.getLogger(__name__)
 
 
+class DivergedError(RuntimeError):
+    """A run whose numbers are lost, and which only other settings can save."""
+
+
 class NonFiniteGuard(Callback):
     """Skip optimizer steps whose loss or gradient norm is not finite; stop a run that only has such steps.
 
@@ -38,7 +42,7 @@ class NonFiniteGuard(Callback):
         skipped_in_a_row: since the last step that was made.
 
     Raises:
-        RuntimeError: ``max_skipped_steps`` in a row. It names the step and the last checkpoint, a good one:
+        DivergedError: ``max_skipped_steps`` in a row. It names the step and the last checkpoint, a good one:
             no skipped step has touched the model.
     """
 
@@ -73,7 +77,7 @@ class NonFiniteGuard(Callback):
     def _stop(self, trainer: L.Trainer) -> None:
         last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         found = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
-        raise RuntimeError(
+        raise DivergedError(
             f"loss or gradient norm was not finite in {self.skipped_in_a_row} optimizer steps in a row, up "
             f"to step {trainer.global_step + 1}: stopped, {found}; look at the data, or lower the learning rate"
         )

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.guards import DivergedError
 from lightning_modules.superb.task_module import TaskModule
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -98,10 +99,10 @@ def load_best(folder: Path, module: TaskModule) -> None:
     """Put the best featurizer and head into the module.
 
     Raises:
-        ValueError: no evaluation gave a number.
+        DivergedError: no evaluation gave a number.
     """
     path = folder / BEST
     if not path.is_file():
-        raise ValueError(f"no evaluation on dev gave a number, so {folder} holds no {BEST}: lower --lr")
+        raise DivergedError(f"no evaluation on dev gave a number, so {folder} holds no {BEST}: lower --lr")
     state = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(state["state_dict"], strict=False)

@@ -10,6 +10,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from callbacks.guards import DivergedError
 from experiments.loggers import WandbSettings
 from experiments.runs import write_atomically
 from experiments.superb.options import (
@@ -161,13 +162,24 @@ def _one(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
 def sweep(settings: RunSettings, upstream: Upstream, grid: list[float]) -> dict[str, Any]:
     """The result of the rate that is best on dev; ``chosen_seedN.json`` keeps the choice and every rate's dev score.
 
-    Rates that never gave a number on dev are out; of equal ones the first of the grid wins.
+    Rates that diverge are out; of equal ones the first of the grid wins.
+
+    Raises:
+        ValueError: all of them diverge.
     """
     recipe = TASK_RECIPES[settings.task]
-    results = [_one(replace(settings, lr=lr), upstream) for lr in grid]
-    dev = [result["dev"][recipe.monitor] for result in results]
-    best = results[dev.index(max(dev) if recipe.higher_is_better else min(dev))]
-    choice = {"chosen_lr": best["lr"], "monitor": recipe.monitor, "dev": dict(zip(map(str, grid), dev, strict=True))}
+    results: dict[float, dict[str, Any]] = {}
+    for lr in grid:
+        try:
+            results[lr] = _one(replace(settings, lr=lr), upstream)
+        except DivergedError as error:
+            log.warning("the learning rate %g is out: %s", lr, error)
+    if not results:
+        raise ValueError(f"every learning rate of the grid {grid} diverged on {settings.task}: give lower ones")
+    dev = {lr: result["dev"][recipe.monitor] for lr, result in results.items()}
+    best = results[(max if recipe.higher_is_better else min)(dev, key=lambda lr: dev[lr])]
+    shown = {str(lr): dev.get(lr) for lr in grid}
+    choice = {"chosen_lr": best["lr"], "monitor": recipe.monitor, "dev": shown}
     _write(Path(settings.output) / f"chosen_seed{settings.seed}.json", json.dumps(choice, indent=1) + "\n")
     return best | {"lr_sweep": choice}
 

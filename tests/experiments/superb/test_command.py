@@ -10,6 +10,7 @@ import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from experiments.cli import run
+from experiments.superb import command, running
 from experiments.superb.checkpoint import TaskCheckpoint
 from lightning_modules.superb import heads
 from lightning_modules.superb.tasks import ClassificationTask
@@ -112,6 +113,21 @@ def test_a_table_gives_a_result_for_every_test_set(task: str, tmp_path: Path, mo
     assert result["hidden_states"] == len(result["layer_weights"]) == 3
 
 
+def test_all_tasks_run_in_one_call_from_one_folder_of_corpora(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(heads, "LSTM_WIDTH", 4)
+    root = tmp_path / "corpora"
+    for build in dict.fromkeys(LAYOUTS.values()):
+        build(root)
+    more = ["--updates", "1", "--data.lexicon", str(corpora.lexicon(tmp_path / "lexicon.txt"))]
+    superb("all", "fbank", root, tmp_path / "out", *more)
+    assert {path.parent.parent.name for path in (tmp_path / "out").glob("*/*/result.json")} == set(LAYOUTS)
+    printed = capsys.readouterr().out
+    assert all(f"{metric} " in printed for metric in ("per", "wer", "slot_type_f1", "accuracy"))
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
 def test_a_missing_corpus_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Fluent Speech Commands is not there"):
         superb("ic", "fbank", tmp_path, tmp_path / "out")
@@ -197,6 +213,29 @@ def test_the_sweep_chooses_on_dev(tmp_path: Path) -> None:
     copy = json.loads((tmp_path / "out" / "result.json").read_text())
     assert copy["lr"] == copy["lr_sweep"]["chosen_lr"] == choice["chosen_lr"]
     assert copy["metrics"] == copy["test"]
+
+
+def test_a_rate_that_diverges_is_out_of_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = ClassificationTask.losses
+
+    def bursting(self: ClassificationTask, output: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return losses(self, output, *rest) * (float("nan") if rate[0] == 0.1 else 1)
+
+    one, rate = command._one, [0.0]
+
+    def with_rate(settings: Any, upstream: Any) -> dict[str, Any]:
+        rate[0] = settings.lr
+        return one(settings, upstream)
+
+    monkeypatch.setattr(command, "_one", with_rate)
+    monkeypatch.setattr(ClassificationTask, "losses", bursting)
+    monkeypatch.setattr(running, "MOST_SKIPPED_UPDATES", 2)
+    root, sweep = corpora.table(tmp_path / "corpus"), ["--updates", "2", "--lr_sweep", "--lr_grid"]
+    assert superb("sid", "fbank", root, tmp_path / "out", *sweep, "[0.1, 0.01]")["lr"] == 0.01
+    choice = json.loads((tmp_path / "out" / "sid" / "chosen_seed1337.json").read_text())
+    assert (choice["chosen_lr"], choice["dev"]["0.1"]) == (0.01, None)
+    with pytest.raises(ValueError, match=r"every learning rate of the grid \[0.1\] diverged on sid"):
+        superb("sid", "fbank", root, tmp_path / "none", *sweep, "[0.1]")
 
 
 def test_unknown_words_are_listed_or_left_out_and_counted(tmp_path: Path) -> None:
