@@ -22,8 +22,9 @@ class DivergedError(RuntimeError):
 class NonFiniteGuard(Callback):
     """Skip optimizer steps whose loss or gradient norm is not finite; stop a run that only has such steps.
 
-    Acts: before each optimizer step, before gradients are clipped. A gradient norm costs one wait of the host
-    for the device per optimizer step.
+    Acts: before each optimizer step, before gradients are clipped. A fused optimizer (AdamW's default on a GPU)
+    leaves a bad step out by itself, on the device, so that no step waits: the host learns of it one step later, or
+    when a checkpoint is written. Any other costs one wait of the host for the device per optimizer step.
 
     Changes: a skipped step has no gradients, so parameters (weight decay too) and optimizer state stay bit
     for bit. The step counts all the same: ``global_step``, the learning-rate schedule and the data go on.
@@ -51,6 +52,11 @@ class NonFiniteGuard(Callback):
             raise ValueError(f"guard.max_skipped_steps={max_skipped_steps} must be at least 1")
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = self.skipped_in_a_row = 0
+        self._pending: _Verdict | None = None
+        self._trainer: L.Trainer | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._trainer, self._pending = trainer, None
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         # A loss that is not finite can have finite gradients, and may be known to one rank only. So it makes
@@ -61,30 +67,47 @@ class NonFiniteGuard(Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # All ranks decide alike without asking each other: the last backward of the accumulation window has
         # averaged the gradients over the ranks, so each computes the norm of the same bits.
+        self._settle()
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+        bad = ~torch.nn.utils.get_total_norm(gradients).isfinite()
+        self._pending = _Verdict(trainer.global_step + 1, bad)  # Lightning counts the step, though it changes nothing
+        if _skips_by_itself(optimizer) and not _has_scaler(trainer):
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            return
+        skipped = self.skipped_steps
+        self._settle()
+        if self.skipped_steps > skipped and not _has_scaler(trainer):
+            # Clipping and the update leave out parameters without gradients.
+            optimizer.zero_grad(set_to_none=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._settle()
+
+    def _settle(self, may_stop: bool = True) -> None:
+        """Count the step that was looked at last, and stop the run if it is one too many."""
+        if self._pending is None:
+            return
+        assert self._trainer is not None  # set before any step
+        verdict, self._pending = self._pending, None
+        if not verdict.is_bad():
             self.skipped_in_a_row = 0
             return
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= self.max_skipped_steps:
-            self._stop(trainer)
-        if not _has_scaler(trainer):
-            # Clipping and the update leave out parameters without gradients.
-            optimizer.zero_grad(set_to_none=True)
-        self._report(trainer)
+        if may_stop and self.skipped_in_a_row >= self.max_skipped_steps:
+            self._stop(self._trainer, verdict.step)
+        self._report(self._trainer, verdict.step)
 
-    def _stop(self, trainer: L.Trainer) -> None:
+    def _stop(self, trainer: L.Trainer, step: int) -> None:
         last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         found = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         raise DivergedError(
             f"loss or gradient norm was not finite in {self.skipped_in_a_row} optimizer steps in a row, up "
-            f"to step {trainer.global_step + 1}: stopped, {found}; look at the data, or lower the learning rate"
+            f"to step {step}: stopped, {found}; look at the data, or lower the learning rate"
         )
 
     @rank_zero_only
-    def _report(self, trainer: L.Trainer) -> None:
-        step = trainer.global_step + 1  # Lightning counts the step, though it changes nothing
+    def _report(self, trainer: L.Trainer, step: int) -> None:
         log.warning(
             "step %d skipped: loss or gradient norm is not finite (%d in all, %d in a row)",
             *(step, self.skipped_steps, self.skipped_in_a_row),
@@ -93,6 +116,7 @@ class NonFiniteGuard(Callback):
             logger.log_metrics({"train/skipped_steps": self.skipped_steps}, step=step)
 
     def state_dict(self) -> dict[str, Any]:
+        self._settle(may_stop=False)
         return {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -100,6 +124,29 @@ class NonFiniteGuard(Callback):
             state_dict["skipped_steps"],
             state_dict["skipped_in_a_row"],
         )
+
+
+class _Verdict:
+    """Whether a step is bad, on its way from the device to the host."""
+
+    def __init__(self, step: int, bad: Tensor) -> None:
+        self.step, self._bad = step, bad
+        self._copied: torch.cuda.Event | None = None
+        if bad.is_cuda:
+            self._bad = torch.empty_like(bad, device="cpu", pin_memory=True).copy_(bad, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(bad.device))
+
+    def is_bad(self) -> bool:
+        """Waits for the step's gradients, not for what was submitted after them."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._bad)
+
+
+def _skips_by_itself(optimizer: Optimizer) -> bool:
+    """A fused optimizer takes gradient scalers' flag of a bad step; it leaves parameters and state as they are."""
+    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _has_scaler(trainer: L.Trainer) -> bool:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.guards import NonFiniteGuard
@@ -151,3 +152,59 @@ def test_without_a_checkpoint_the_error_says_so(tmp_path: Path, teacher: Path, c
 def test_zero_steps_are_refused() -> None:
     with pytest.raises(ValueError, match=r"guard\.max_skipped_steps=0 must be at least 1"):
         NonFiniteGuard(0)
+
+
+class RefuseReading(TorchDispatchMode):
+    """Reading a value of a tensor makes the host wait for the device."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("a value was read")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("implementation", ["fused", "foreach"])
+def test_a_fused_optimizer_leaves_a_step_out_without_a_wait(implementation: str, tmp_path: Path) -> None:
+    trainer, guard = make_trainer(tmp_path), NonFiniteGuard()
+    guard.setup(trainer, L.LightningModule(), "fit")
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], **{implementation: True})  # type: ignore[arg-type]
+
+    def step(gradient: float) -> Tensor:
+        parameter.grad = torch.full((3,), gradient)
+        with RefuseReading():
+            guard.on_before_optimizer_step(trainer, L.LightningModule(), optimizer)
+        optimizer.step()
+        return parameter.detach().clone()
+
+    if implementation == "foreach":  # control: it cannot leave a step out by itself
+        with pytest.raises(RuntimeError, match="a value was read"):
+            step(1.0)
+        return
+    assert torch.equal(step(torch.nan), torch.ones(3))
+    assert guard.skipped_steps == 0  # not known yet
+    assert guard.state_dict() == {"skipped_steps": 1, "skipped_in_a_row": 1}
+    assert not torch.equal(step(1.0), torch.ones(3))
+    assert guard.state_dict() == {"skipped_steps": 1, "skipped_in_a_row": 0}
+
+
+FUSED = {"name": "adamw", "implementation": "fused"}
+
+
+@pytest.mark.parametrize(("bad", "last"), [({2, 3, 4}, 5), ({3, 4, 5}, 6)])
+def test_a_fused_optimizer_stops_the_run_one_step_later(
+    bad: set[int], last: int, tmp_path: Path, teacher: Path, corpus: Path
+) -> None:
+    with pytest.raises(RuntimeError, match=f"in 3 optimizer steps in a row, up to step {last}"):
+        fit(tmp_path, teacher, corpus, PoisonLoss(bad), NonFiniteGuard(3), optimizer=FUSED)
+    fit(tmp_path, teacher, corpus, PoisonLoss(bad), NonFiniteGuard(4), optimizer=FUSED)  # control
+
+
+def test_a_checkpoint_counts_the_step_before_it(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    callbacks = (RunCheckpoint(every_n_steps=1, keep=100), PoisonLoss({2, 4, 5}), NonFiniteGuard())
+    fit(tmp_path, teacher, corpus, *callbacks, optimizer=FUSED, enable_checkpointing=True)
+    counts = []
+    for path in sorted((tmp_path / "checkpoints").glob("step=*.ckpt")):
+        saved = torch.load(path, weights_only=True)["callbacks"]["NonFiniteGuard"]
+        counts.append((saved["skipped_steps"], saved["skipped_in_a_row"]))
+    assert counts == [(0, 0), (0, 0), (1, 1), (1, 0), (2, 1), (3, 2)]
