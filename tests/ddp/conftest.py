@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ddp.scenarios import UTTERANCES
-from tests.helpers import save_corpus, save_teacher
+from experiments.cache_targets import TargetsTrainer
+from tests.ddp.scenarios import BATCH_SIZE, UTTERANCES
+from tests.helpers import make_data, make_module, save_corpus, save_teacher
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with ``teacher`` and ``corpus``."""
+    """Folder with ``teacher``, ``corpus`` and ``targets``."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ddp"
     folder.mkdir(exist_ok=True)
@@ -22,6 +23,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not (folder / "ready").exists():
             save_teacher(folder / "teacher")
             save_corpus(folder / "corpus", {"train": UTTERANCES, "dev": 5}, seconds=(0.1, 0.3))
+            data = make_data(folder / "corpus", folder / "cache", crop="fixed", batch_size=BATCH_SIZE)
+            writer = TargetsTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+            writer.cache_targets(make_module(folder / "teacher"), data, str(folder / "targets"))
             (folder / "ready").touch()
     return folder
 

@@ -48,7 +48,7 @@ PARTS = ("alive", "without_gradient", "error", "megabytes", "scales")
 
 @dataclass
 class Scenario:
-    """One run; ``home`` holds ``teacher``, ``corpus`` and ``cache``, and takes the run's folder."""
+    """One run; ``home`` holds ``teacher``, ``corpus``, ``targets`` and ``cache``, and takes the run's folder."""
 
     name: str
     home: str
@@ -64,6 +64,7 @@ class Scenario:
     init_scale: float = 2.0**8  # of the gradient scaler, which doubles every other step
     objective: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
+    cached: bool = False  # the teacher's targets from ``home/targets``
     every_n_steps: int | None = None  # write checkpoints
     checkpoint: str | None = None  # resume from it, or validate it
     fault: str | None = None  # see tests.ddp.faults
@@ -134,7 +135,8 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
     optimizer = OPTIMIZERS[scenario.optimizer]
     settings = {"dropout": 0.0, "optimizer": optimizer, "objective": scenario.objective}
     module = make_module(home / "teacher", **settings, **scenario.student)
-    data = make_data(home / "corpus", home / "cache", batch_size=BATCH_SIZE, length=scenario.length)
+    cached: dict[str, Any] = {"crop": "fixed", "targets": str(home / "targets")} if scenario.cached else {}
+    data = make_data(home / "corpus", home / "cache", batch_size=BATCH_SIZE, length=scenario.length, **cached)
     error, start = None, trainer.fit if scenario.kind == "fit" else trainer.validate
     with patch, wrappers.watched(hold=scenario.fault == "hold"):
         try:

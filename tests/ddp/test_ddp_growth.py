@@ -118,6 +118,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "none": {"objective": {"intermediate": "none"}, "policy": "identity"},
 }
 STUDENTS: dict[str, dict[str, Any]] = {"shared front end": {"student": {"front_end": "shared"}, "length": "pad"}}
+TARGETS: dict[str, dict[str, Any]] = {"cached targets": {"cached": True}}
 HALF = {"bf16-mixed": "adamw-fused", "16-mixed": "adamw-foreach"}
 FAULTS: dict[str, dict[str, Any]] = {
     "no_rewrap": {"verify": False},
@@ -133,7 +134,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 def mechanism_scenarios(home: Path) -> dict[str, Scenario]:
     common = {"accumulate": 2, "clip": 0.3, "length": "pad"}
     scenarios = [
-        *(Scenario(name, str(home), **settings) for name, settings in (OBJECTIVES | STUDENTS).items()),
+        *(Scenario(name, str(home), **settings) for name, settings in (OBJECTIVES | STUDENTS | TARGETS).items()),
         *(Scenario(p, str(home), optimizer=o, precision=p, **common) for p, o in HALF.items()),
         Scenario("overflow", str(home), precision="16-mixed", init_scale=2.0**14),
         *(Scenario(name, str(home), fault=name, **settings) for name, settings in FAULTS.items()),
@@ -150,7 +151,7 @@ def mechanisms(home: Path) -> dict[str, Record]:
     return launch_once(list(mechanism_scenarios(home).values()), home / "mechanisms")
 
 
-@pytest.mark.parametrize("name", [*OBJECTIVES, *STUDENTS])
+@pytest.mark.parametrize("name", [*OBJECTIVES, *STUDENTS, *TARGETS])
 def test_every_objective_trains_all_parameters_at_every_depth(
     name: str, home: Path, mechanisms: dict[str, Record]
 ) -> None:
