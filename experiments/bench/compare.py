@@ -27,7 +27,7 @@ from experiments.cache_targets import TargetsCLI
 from experiments.runs import git_commit, write_atomically
 from experiments.training import DistillationCLI
 
-VARIANTS = Path(__file__).with_name("variants.yaml")
+SHIPPED = Path(__file__).parent
 
 
 @dataclass
@@ -37,17 +37,14 @@ class Variant:
     Args:
         config: shipped recipe or YAML file.
         overrides: settings by their names on the command line.
-        against: variant that its ratio is relative to; by default the first of the file.
-        expected: ratio that was written down before measuring.
-        targets: read the teacher's targets from a cache of this dtype (bf16, int8), which is written before the clock
-            starts; segments are then fixed.
+        targets: ``bf16`` or ``int8``: read the teacher's targets from a cache, made beforehand and not timed.
+        expected: what it is compared with besides the file's first variant: the ratio that was expected, by name.
     """
 
     config: str = "full_l2l"
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    against: str | None = None
-    expected: float | None = None
     targets: str | None = None
+    expected: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,6 +68,7 @@ class Place:
             "data.num_workers": 0,
             "data.cache_dir": str(self.folder / "manifests"),
             "model.teacher.init_args.model": self.teacher,
+            "model.teacher.init_args.precision": "32",
             "trainer.accelerator": self.accelerator,
             "trainer.devices": 1,
             "trainer.precision": "32-true",
@@ -95,7 +93,7 @@ class Place:
 
 
 def bench_compare(
-    variants: str | None = None,
+    variants: str = "variants",
     only: list[str] | None = None,
     batch_size: int = 4,
     seconds: float = 5.0,
@@ -112,7 +110,7 @@ def bench_compare(
     has the growths in it.
 
     Args:
-        variants: YAML file; default: the shipped one.
+        variants: YAML file, or the name of a shipped one: variants (a CPU) or variants_gpu.
         only: names of the variants to run; those that they are compared with are added.
         batch_size: utterances per step.
         seconds: length of each.
@@ -127,7 +125,7 @@ def bench_compare(
             f"batch_size={batch_size} and rounds={rounds} must be at least 1, steps_per_epoch={steps_per_epoch} at "
             f"least 2 and seconds={seconds} positive"
         )
-    chosen = choose(load_variants(Path(variants) if variants else VARIANTS), only)
+    chosen = choose(load_variants(find_variants(variants)), only)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_noise(folder, batch_size * steps_per_epoch, seconds)
@@ -147,6 +145,19 @@ def bench_compare(
     print(table(result))
 
 
+def find_variants(name: str) -> Path:
+    """A file, or the shipped one of that name.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    shipped = SHIPPED / f"{name}.yaml"
+    if not Path(name).is_file() and not shipped.is_file():
+        names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+        raise ValueError(f"--variants {name} is no file and none of the shipped ones ({names})")
+    return Path(name) if Path(name).is_file() else shipped
+
+
 def load_variants(path: Path) -> dict[str, Variant]:
     """Variants by name, in the order of the file.
 
@@ -160,8 +171,8 @@ def load_variants(path: Path) -> dict[str, Variant]:
         except TypeError as error:
             raise ValueError(f"{path}: variant {name!r}: {error}; keys are {', '.join(vars(Variant()))}") from error
     for name, variant in loaded.items():
-        if variant.against is not None and variant.against not in loaded:
-            raise ValueError(f"{path}: variant {name!r} is compared with {variant.against!r}, which is not in the file")
+        if unknown := sorted(set(variant.expected) - set(loaded)):
+            raise ValueError(f"{path}: variant {name!r} is compared with {unknown[0]!r}, which is not in the file")
     return loaded
 
 
@@ -172,7 +183,7 @@ def choose(variants: dict[str, Variant], only: Sequence[str] | None) -> dict[str
     if unknown:
         raise ValueError(f"unknown variants {', '.join(unknown)}: choose from {', '.join(variants)}")
     wanted = set(only or variants)
-    wanted |= {variants[name].against or first for name in wanted}
+    wanted |= {first} | {other for name in wanted for other in variants[name].expected}
     return {name: variant for name, variant in variants.items() if name in wanted}
 
 
@@ -202,19 +213,17 @@ def summarise(
     """Plain values: per variant the medians over the turns, and the ratio to another variant's turn beside it."""
     first, rows = next(iter(variants)), {}
     for name, variant in variants.items():
-        own, other = turns[name], turns[variant.against or first]
-        if not own:
-            continue
-        ratios = [b["step_ms"] / a["step_ms"] for a, b in zip(own, other, strict=True)]
-        low, high = np.percentile(ratios, [25, 75])
-        rows[name] = {
-            **vars(variant),
-            "against": variant.against or first,
-            **{key: median(turn[key] for turn in own) for key in own[0]},
-            "ratio": median(ratios),
-            "ratio_quartiles": [float(low), float(high)],
-            "turns": own,
-        }
+        if own := turns[name]:
+            rows[name] = {
+                **vars(variant),
+                **{key: median(turn[key] for turn in own) for key in own[0]},
+                "ratios": {
+                    other: {**ratio(own, turns[other]), "expected": variant.expected.get(other)}
+                    for other in dict.fromkeys([first, *variant.expected])
+                    if other != name
+                },
+                "turns": own,
+            }
     return {
         "commit": git_commit(),
         "hardware": hardware(),
@@ -227,24 +236,31 @@ def summarise(
     }
 
 
+def ratio(own: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """How many times as fast ``own`` is: median and quartiles over turns that lay beside each other."""
+    ratios = [b["step_ms"] / a["step_ms"] for a, b in zip(own, other, strict=True)]
+    low, high = np.percentile(ratios, [25, 75])
+    return {"median": median(ratios), "low": float(low), "high": float(high)}
+
+
 def table(result: Mapping[str, Any]) -> str:
-    """The result as a Markdown table and a line on how it was made."""
+    """The result as two Markdown tables, times and ratios, and a line on how it was made."""
     parts = [name.removesuffix("_ms") for name in PARTS]
-    lines = [
-        f"| variant | ms per step | {' | '.join(parts)} | ratio | quartiles | against | expected |",
-        f"|---|---{'|---' * len(parts)}|---|---|---|---|",
-    ]
+    times = [f"| variant | ms per step | {' | '.join(parts)} | growths |", f"|---|---{'|---' * len(parts)}|---|"]
+    ratios = ["| variant | against | ratio | quartiles | expected |", "|---|---|---|---|---|"]
     for name, row in result["variants"].items():
-        low, high = row["ratio_quartiles"]
-        cells = [name, f"{row['step_ms']:.0f}", *(f"{row[part]:.0f}" for part in PARTS)]
-        cells += [f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}", row["against"]]
-        lines.append(f"| {' | '.join([*cells, '-' if row['expected'] is None else str(row['expected'])])} |")
+        cells = [f"{row[key]:.0f}" for key in ("step_ms", *PARTS, "growth_ms")]
+        times.append(f"| {name} | {' | '.join(cells)} |")
+        for other, found in row["ratios"].items():
+            expected = "-" if found["expected"] is None else str(found["expected"])
+            spread = f"{found['low']:.2f} to {found['high']:.2f}"
+            ratios.append(f"| {name} | {other} | {found['median']:.2f} | {spread} | {expected} |")
     rounds = min((len(row["turns"]) for row in result["variants"].values()), default=0)
-    lines.append(
-        f"\n{result['hardware']}, {result['threads']} threads; {result['batch_size']} x {result['seconds']} s; "
+    made = (
+        f"{result['hardware']}, {result['threads']} threads; {result['batch_size']} x {result['seconds']} s; "
         f"{rounds} rounds; teacher: {result['teacher']}; commit {result['commit']}"
     )
-    return "\n".join(lines)
+    return "\n".join([*times, "", *ratios, "", made])
 
 
 def write_targets(place: Place, dtype: str) -> None:

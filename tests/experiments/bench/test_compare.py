@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench.compare import VARIANTS, Place, Variant, bench_compare, choose, load_variants, summarise, table
+from experiments.bench.compare import (
+    Place,
+    Variant,
+    bench_compare,
+    choose,
+    find_variants,
+    load_variants,
+    summarise,
+    table,
+)
 from experiments.bench.laps import PARTS
 from experiments.cli import run
 from tests.helpers import save_teacher
@@ -15,8 +24,8 @@ def variants_file(folder: Path) -> Path:
     small = {"model.student.hidden_size": 16, "model.student.intermediate_size": 24, "model.student.num_heads": 2}
     variants = {
         "plain": {"overrides": small},
-        "frozen": {"overrides": small | {"model.student.front_end": "frozen"}, "expected": 1.5},
-        "grown": {"config": "interleave_equal", "overrides": small, "against": "frozen"},
+        "frozen": {"overrides": small | {"model.student.front_end": "frozen"}, "expected": {"plain": 1.5}},
+        "grown": {"config": "interleave_equal", "overrides": small, "expected": {"frozen": 1.1}},
         "cached": {"overrides": small, "targets": "int8"},
     }
     (folder / "variants.yaml").write_text(json.dumps(variants))
@@ -34,8 +43,10 @@ def test_runs_take_turns_and_their_parts_are_reported(tmp_path: Path, capsys: py
     rows = json.loads(output.read_text())["variants"]
     assert list(rows) == ["plain", "frozen", "grown", "cached"]
     assert rows["cached"]["teacher_ms"] < rows["plain"]["teacher_ms"]
-    assert (rows["plain"]["ratio"], rows["frozen"]["expected"]) == (1.0, 1.5)
-    assert rows["grown"]["ratio"] == pytest.approx(rows["frozen"]["step_ms"] / rows["grown"]["step_ms"])
+    assert (rows["plain"]["ratios"], rows["frozen"]["ratios"]["plain"]["expected"]) == ({}, 1.5)
+    assert list(rows["grown"]["ratios"]) == ["plain", "frozen"]
+    found = rows["grown"]["ratios"]["frozen"]["median"]
+    assert found == pytest.approx(rows["frozen"]["step_ms"] / rows["grown"]["step_ms"])
     assert rows["plain"]["growth_ms"] == 0 < rows["grown"]["growth_ms"]
     for row in rows.values():
         assert sum(row[part] for part in PARTS) <= row["step_ms"] * 1.001
@@ -47,26 +58,29 @@ def turn(step_ms: float) -> dict[str, float]:
 
 
 def test_a_ratio_is_the_median_over_neighbouring_turns(tmp_path: Path) -> None:
-    variants = {"slow": Variant(), "fast": Variant(expected=3)}
+    variants = {"slow": Variant(), "fast": Variant(expected={"slow": 3})}
     # A machine that gets ten times slower: the ratio of medians would say 20 / 10, neighbours say 2, 2, 4.
     turns = {"slow": [turn(20), turn(200), turn(20)], "fast": [turn(10), turn(100), turn(5)]}
     result = summarise(variants, turns, Place(tmp_path, "some/teacher", 4, 5.0, 2, "cpu"))
-    assert result["variants"]["fast"]["ratio"] == 2
-    assert result["variants"]["fast"]["ratio_quartiles"] == [2, 3]
+    assert result["variants"]["fast"]["ratios"] == {"slow": {"median": 2, "low": 2, "high": 3, "expected": 3}}
     assert "| fast | 10 |" in table(result)
+    assert "| fast | slow | 2.00 | 2.00 to 3.00 | 3 |" in table(result)
 
 
-def test_the_shipped_variants_are_settings_of_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["variants", "variants_gpu"])
+def test_the_shipped_variants_are_settings_of_fit(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = Place(tmp_path, "teacher", 1, 1.0, 2, "cpu")
-    for variant in load_variants(VARIANTS).values():
+    for variant in load_variants(find_variants(name)).values():
         with pytest.raises(SystemExit) as stop:
             run([*place.arguments(variant), "--print_config"])
         assert stop.value.code in (0, None), capsys.readouterr().err
 
 
 def test_what_a_variant_is_compared_with_runs_too() -> None:
-    variants = {"a": Variant(), "b": Variant(), "c": Variant(against="b"), "d": Variant()}
-    assert list(choose(variants, ["c"])) == ["b", "c"]
+    variants = {"a": Variant(), "b": Variant(), "c": Variant(expected={"b": 2}), "d": Variant()}
+    assert list(choose(variants, ["c"])) == ["a", "b", "c"]
     assert list(choose(variants, ["d"])) == ["a", "d"]
     assert list(choose(variants, None)) == ["a", "b", "c", "d"]
 
@@ -74,10 +88,15 @@ def test_what_a_variant_is_compared_with_runs_too() -> None:
 def test_nonsense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="steps_per_epoch=1 at least 2"):
         bench_compare(steps_per_epoch=1)
+    with pytest.raises(ValueError, match=r"nothing is no file and none of the shipped ones \(variants, variants_gpu\)"):
+        find_variants("nothing")
     with pytest.raises(ValueError, match="unknown variants z: choose from a"):
         choose({"a": Variant()}, ["z"])
     path = tmp_path / "variants.yaml"
-    for text, message in (("a: {konfig: x}", "keys are config, overrides"), ("a: {against: b}", "not in the file")):
+    for text, message in (
+        ("a: {konfig: x}", "keys are config, overrides"),
+        ("a: {expected: {b: 2}}", "not in the file"),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_variants(path)

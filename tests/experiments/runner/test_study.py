@@ -11,7 +11,7 @@ from experiments.runner.plan import Plan
 from experiments.runner.study import load_study, row_settings, shipped_studies
 
 NAMES = ["table1", "ablation_w", "ablation_intermediate", "ablation_policy", "ablation_schedule"]
-NAMES += ["ablation_optimizer_state", "controls", "similarity"]
+NAMES += ["ablation_optimizer_state", "ablation_speed", "controls", "similarity"]
 
 
 def test_every_study_of_the_paper_has_a_mini_variant() -> None:
