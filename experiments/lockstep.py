@@ -121,6 +121,10 @@ class Shared:
         self._sources[part] = (wanted[0], wanted[1] + 1), source
         return batch
 
+    def close(self) -> None:
+        """Let go of the open loaders, and so of their workers."""
+        self._sources.clear()
+
 
 class Turns:
     """One run's part: it stands between the run's loaders and its teacher and what is shared.

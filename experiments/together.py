@@ -193,6 +193,8 @@ class Together:
                 self.lockstep.stop()
                 self._wait(threads)
                 raise
+            finally:
+                self.shared.close()
         self._report(time.perf_counter() - started)
 
     def _fit(self, student: StudentCLI) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import multiprocessing
 import shutil
 import signal
 import subprocess
@@ -228,6 +229,7 @@ def test_settings_that_hold_for_all_change_nothing(more: list[str], arguments: l
         DistillationCLI(["fit", "--config", name, *arguments, *more, "--runs_dir", str(tmp_path / "apart")])
     fit_together(["--configs", ",".join(names), *arguments, *more, "--runs_dir", str(tmp_path / "together")])
     assert [problems(tmp_path / "apart", tmp_path / "together", name) for name in names] == [[], []]
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
