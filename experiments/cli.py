@@ -27,6 +27,7 @@ COMMANDS = {
     "superb": ("experiments.superb.command", "score an encoder on SUPERB's tasks, or probe it in minutes"),
     "bench": ("experiments.bench.command", "time of a training step by part and by depth"),
     "bench compare": ("experiments.bench.compare", "what each switch is worth, in runs that take turns"),
+    "bench together": ("experiments.bench.together", "what students side by side save over one run after another"),
     "bench scaling": ("experiments.bench.scaling", "step time against processes, length, depth and batch"),
     "bench growth": ("experiments.bench.growth", "what a growth costs in seconds and memory"),
     "bench data": ("experiments.bench.data", "what reading, decoding and batching deliver"),

@@ -108,9 +108,14 @@ class Shared:
     """
 
     def __init__(self) -> None:
-        self.batch: Once[AudioBatch | None] = Once()
+        self.batches: Once[AudioBatch | None] = Once()
         self.targets: Once[TeacherTargets] = Once()
         self._sources: dict[str, tuple[tuple[int, int], Iterator[AudioBatch]]] = {}
+
+    @property
+    def seconds(self) -> float:
+        """That loading and the teacher took so far, validation included."""
+        return self.batches.total_seconds + self.targets.total_seconds
 
     def next_batch(self, part: str, wanted: tuple[int, int], load: Load) -> AudioBatch | None:
         """Micro-batch (epoch, number) of ``part``: from the loader that is open at that place, else from a new one."""
@@ -155,7 +160,7 @@ class Turns:
             for number in count(start):
                 self._reach((epoch, number, 0) if part == "train" else (*self.place[:2], 1 + number))
                 make = partial(self.shared.next_batch, part, (epoch, number), load)
-                batch = self._once(self.shared.batch, make)
+                batch = self._once(self.shared.batches, make)
                 if batch is None:
                     return
                 yield batch

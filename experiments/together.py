@@ -86,7 +86,7 @@ def fit_together(args: list[str]) -> None:
     for name, config in configs.items():
         students.append(StudentCLI(name, ["fit", "--config", config, *rest, "--name", name]))
         _refuse(students[0], students[-1])
-        _share_teacher([student.model for student in students])
+        share_teacher([student.model for student in students])
     Together(students).run()
 
 
@@ -136,7 +136,7 @@ def _refuse(first: StudentCLI, other: StudentCLI) -> None:
             )
 
 
-def _share_teacher(modules: Sequence[DistillationModule]) -> None:
+def share_teacher(modules: Sequence[DistillationModule]) -> None:
     """Give all the first one's teacher, which then returns what any of them needs."""
     chosen = [module.objective.output_layer for module in modules]
     highest = [max([module.objective.output_layer, *module.objective.layers]) for module in modules]
@@ -246,7 +246,7 @@ class Together:
             ) from next(iter(failed.values()))
         if errors:
             raise SystemExit(EXIT_SIGTERM)
-        teacher, data = self.shared.targets.total_seconds, self.shared.batch.total_seconds
+        teacher, data = self.shared.targets.total_seconds, self.shared.batches.total_seconds
         log.info(
             "%d students in %.1f s, of which the teacher took %.1f s and loading %.1f s, once for all",
             *(len(self.students), seconds, teacher, data),
