@@ -156,6 +156,7 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
         "mean_depth": growth.mean_depth,
         "parameters": summary["parameters"],
         "hardware": summary["hardware"],
+        "students": summary.get("students", 1),
     }
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from callbacks.summary import hardware
 from experiments.runner.estimate import estimate_table
 from experiments.runner.executors import Executor, LocalExecutor, SlurmExecutor, SlurmSettings
-from experiments.runner.job import Workspace
+from experiments.runner.job import Workspace, is_done
 from experiments.runner.loop import Runner, only_runner, write_study
 from experiments.runner.plan import Plan
 from experiments.runner.results import write_results
@@ -44,6 +44,7 @@ def reproduce(
     executor: Literal["local", "slurm"] = "local",
     parallel: int | None = None,
     devices: int = 1,
+    together: bool = False,
     slurm: SlurmSettings = SlurmSettings(),  # noqa: B008 (frozen)
     wandb: dict[str, Any] | None = None,
 ) -> None:
@@ -61,6 +62,8 @@ def reproduce(
         executor: this machine, or SLURM through submitit.
         parallel: jobs at a time on this machine; default: one per group of GPUs, or one without GPUs.
         devices: GPUs of a distillation job, as DDP; under SLURM see slurm.gpus.
+        together: train the students of a seed side by side on one device (interstack fit-together), where they share
+            data and teacher; results are the same, seconds are not comparable with those of runs on their own.
         slurm: resources of a SLURM job.
         wandb: settings of Weights & Biases for all runs, such as {"mode": "online", "project": "NAME"}.
     """
@@ -79,6 +82,12 @@ def reproduce(
         wandb={**row_settings(loaded, loaded.rows[0], 0).get("wandb", {}), **(wandb or {})},
         devices=slurm.gpus if executor == "slurm" else devices,
     )
+    if together:
+        if workspace.devices > 1:
+            raise ValueError(
+                f"students are trained together on one device, not {workspace.devices}: use one of the two"
+            )
+        plan.train_together(lambda job: is_done(folder, job.id) or workspace.is_trained(job))
     console.print(estimate_table(plan, workspace))
     if dry_run:
         return

@@ -111,9 +111,9 @@ def _parse(args: list[str]) -> tuple[dict[str, str], list[str]]:
         raise ValueError("--name would be every student's: name them by --configs NAME=FILE,NAME=FILE")
     configs: dict[str, str] = {}
     for item in known.configs.split(","):
-        name, _, file = item.rpartition("=")
-        name = name or Path(file).stem
-        if not file or name in configs:
+        name, separator, file = item.partition("=")
+        name, file = (name, file) if separator else (Path(item).stem, item)
+        if not name or not file or name in configs:
             raise ValueError(f"--configs {known.configs}: every student needs a name and a file of its own")
         configs[name] = file
     if len(configs) < 2:

@@ -115,19 +115,36 @@ class Workspace:
         return [*arguments, "--progress_bar", "false", *_options(job.settings)]
 
     def _distil(self, job: Job) -> list[str]:
-        settings = {key: value for key, value in job.settings.items() if key != "inputs"}
-        if job.match:
-            settings = matched(settings, self._ratio(job.match))
-        config = self.path(job) / "config.yaml"
-        settings["wandb"] = self._wandb_of(job)
-        write_atomically(config, yaml.safe_dump(settings, sort_keys=False))
-        run = self.output / job.run
-        arguments = ["fit", "--config", str(config), "--name", run.name, "--runs_dir", str(run.parent)]
-        arguments += ["--seed_everything", str(job.seed), "--data.root", self.data_root(job)]
-        arguments += ["--model.teacher.init_args.model", self.teacher_of(job), "--ckpt_path", "last"]
+        arguments = ["fit", "--config", self._config(job), "--name", (self.output / job.run).name]
+        arguments += self._training_options(job)
         if self.devices > 1:
             arguments += ["--trainer.devices", str(self.devices), "--trainer.strategy", "ddp"]
         return arguments
+
+    def _together(self, job: Job) -> list[str]:
+        members = [job_of(read_record(self.output, member)) for member in job.settings["members"]]
+        configs = ",".join(f"{member.run.name}={self._config(member)}" for member in members)
+        return ["fit-together", "--configs", configs, *self._training_options(members[0])]
+
+    def _config(self, job: Job) -> str:
+        """Write the configuration of a run."""
+        settings = {key: value for key, value in job.settings.items() if key != "inputs"}
+        if job.match:
+            settings = matched(settings, self._ratio(job.match))
+        settings["wandb"] = self._wandb_of(job)
+        config = self.path(job) / "config.yaml"
+        write_atomically(config, yaml.safe_dump(settings, sort_keys=False))
+        return str(config)
+
+    def _training_options(self, job: Job) -> list[str]:
+        """Those of ``fit`` and ``fit-together`` alike."""
+        arguments = ["--runs_dir", str((self.output / job.run).parent), "--seed_everything", str(job.seed)]
+        arguments += ["--data.root", self.data_root(job), "--model.teacher.init_args.model", self.teacher_of(job)]
+        return [*arguments, "--ckpt_path", "last"]
+
+    def is_trained(self, job: Job) -> bool:
+        """Whether the run of a ``distil`` job has come to its end, in a job of its own or side by side with others."""
+        return job.kind == "distil" and (self.output / job.run / "summary.json").is_file()
 
     def _ratio(self, match: Mapping[str, str]) -> float:
         target, reference = (read_result(self.output, match[part])[match["cost"]] for part in ("target", "reference"))
@@ -266,7 +283,8 @@ def _execute(workspace: Workspace, job: Job, visible_devices: str | None, stop: 
     try:
         record["arguments"] = workspace.command(job)
         write_json(folder / "job.json", record)
-        status = _run(record["arguments"], log, environment(visible_devices), lock, stop)
+        trained = workspace.is_trained(job)
+        status = 0 if trained else _run(record["arguments"], log, environment(visible_devices), lock, stop)
         if status == 0:
             result = workspace.collect(job, round(time.perf_counter() - started, 2))
             write_json(folder / "result.json", result)

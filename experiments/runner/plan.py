@@ -8,14 +8,14 @@ either: every result names its commit, and the report says where they differ.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from experiments.runner.study import Row, Study, row_settings
 
-Kind = Literal["corpus", "teacher", "distil", "export", "evaluate", "similarity"]
+Kind = Literal["corpus", "teacher", "together", "distil", "export", "evaluate", "similarity"]
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 
 
@@ -30,7 +30,8 @@ class Job:
         row: of the study, or ``teacher`` and ``untrained`` for the reference rows; empty for what rows share.
         seed: of the row.
         task: of an evaluation.
-        settings: what the command depends on; for ``distil`` the configuration of ``interstack fit``.
+        settings: what the command depends on; for ``distil`` the configuration of ``interstack fit``, for ``together``
+            the ids of the ``distil`` jobs whose runs it makes.
         match: for ``distil``: the cost to meet, and the ids of the two jobs that it is measured from.
     """
 
@@ -56,7 +57,8 @@ class Job:
     @property
     def label(self) -> str:
         """For tables and messages."""
-        parts = [self.kind, self.task, self.row, f"seed {self.seed}" if self.row else ""]
+        seeded = self.row or self.kind == "together"
+        parts = [self.kind, self.task, self.row, f"seed {self.seed}" if seeded else ""]
         return " ".join(part for part in parts if part)
 
     def described(self) -> dict[str, Any]:
@@ -160,6 +162,34 @@ class Plan:
             corpus = self.corpus if self.study.data == "corpus" else None
             self._add("similarity", [job, corpus], row=row.name, seed=seed, settings=self._inputs())
 
+    def train_together(self, finished: Callable[[Job], bool]) -> None:
+        """Put a job that trains students side by side before the ``distil`` jobs that can share batches and teacher.
+
+        It makes their run folders, and they have only to read them: ids and results are the same either way.
+
+        Args:
+            finished: whether a ``distil`` job's run is there already.
+        """
+        groups: dict[str, list[Job]] = {}
+        for job in self.distil.values():
+            if job.match is None and not finished(job):
+                groups.setdefault(_what_is_shared(job), []).append(job)
+        for members in groups.values():
+            if len(members) > 1:
+                self._join(members)
+
+    def _join(self, members: Sequence[Job]) -> None:
+        ids, needs = [job.id for job in members], members[0].needs
+        settings = {"members": ids}
+        joined = Job(job_id("together", needs, **settings), "together", needs, seed=members[0].seed, settings=settings)
+        jobs: dict[str, Job] = {}
+        for job in self.jobs.values():
+            if job.id == ids[0]:
+                jobs[joined.id] = joined
+            jobs[job.id] = replace(job, needs=[*job.needs, joined.id]) if job.id in ids else job
+        self.jobs = jobs
+        self.distil = {key: self.jobs[job.id] for key, job in self.distil.items()}
+
     def _evaluate(self, needs: Sequence[Job | None], row: str, seed: int) -> None:
         for task in self.study.tasks:
             corpus = self.corpus if self.study.data == "corpus" else None
@@ -174,6 +204,16 @@ class Plan:
         if self.teacher is None:
             inputs["teacher"] = teacher_digest(self.teacher_settings["model"])
         return inputs
+
+
+def _what_is_shared(job: Job) -> str:
+    """Equal for runs that ``interstack fit-together`` takes together."""
+    settings = job.settings
+    model = settings.get("model", {})
+    shared = {key: value for key, value in settings.items() if key in ("data", "max_batch_per_device", "inputs")}
+    shared["trainer"] = {key: value for key, value in settings.get("trainer", {}).items() if key != "max_epochs"}
+    shared["targets"] = model.get("teacher"), model.get("objective", {}).get("output_layer")
+    return json.dumps([job.seed, job.needs, shared], sort_keys=True, default=str)
 
 
 def corpus_digest(root: Path) -> str:

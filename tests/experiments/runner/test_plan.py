@@ -66,6 +66,28 @@ def test_a_changed_teacher_or_corpus_changes_all_that_follows(tmp_path: Path) ->
     assert changed(tmp_path, "minutes: 1.0", "minutes: 2.0") == {"", "teacher", "a", "b", "c"}
 
 
+def test_rows_that_share_data_and_teacher_are_trained_together(tmp_path: Path) -> None:
+    more = "- {name: d, label: D, configs: [midas_equal], overrides: {data.batch_size: 2}}\n"
+    apart, planned = plan(tmp_path, STUDY + more, seeds=[0, 1]), plan(tmp_path, STUDY + more, seeds=[0, 1])
+    planned.train_together(lambda job: False)
+    joined = [job for job in planned.jobs.values() if job.kind == "together"]
+    # d has other batches, c waits for the costs of a and b.
+    assert [job.settings["members"] for job in joined] == [
+        [planned.distil[row, seed].id for row in ("a", "b")] for seed in (0, 1)
+    ]
+    assert {job.label for job in joined} == {"together seed 0", "together seed 1"}
+    assert set(planned.jobs) - {job.id for job in joined} == set(apart.jobs), "ids are the same either way"
+    seen: set[str] = set()
+    for job in planned.jobs.values():
+        assert set(job.needs) <= seen
+        seen.add(job.id)
+    assert all(joined[0].id in planned.distil[row, 0].needs for row in ("a", "b"))
+
+    rest = plan(tmp_path, seeds=[0])
+    rest.train_together(lambda job: job.row == "a")
+    assert not [job for job in rest.jobs.values() if job.kind == "together"], "one student is no group"
+
+
 def test_a_row_brings_along_those_that_it_is_matched_to(tmp_path: Path) -> None:
     assert [row.name for row in plan(tmp_path, only=["c"]).rows] == ["a", "b", "c"]
     assert [row.name for row in plan(tmp_path, only=["b"]).rows] == ["b"]

@@ -152,6 +152,18 @@ def test_a_killed_runner_goes_on_repeats_nothing_and_ends_as_if_never_killed(set
     assert [event["depth"] for event in result["growth"]] == [6, 9, 12]
     assert (whole / result["run"] / "summary.json").is_file()
 
+    side_by_side, rows = tmp_path / "side_by_side", setup.plan(only=["full_l2l", "grown"])
+    rows.train_together(lambda job: False)
+    workspace = setup.workspace(side_by_side)
+    with only_runner(side_by_side):
+        runner = Runner(rows, workspace, LocalExecutor(workspace), Console())
+        runner.run()
+    assert runner.failed == []
+    assert outcome(side_by_side, rows) == outcome(whole, plan)
+    assert read_result(side_by_side, grown.id)["students"] == 2
+    attempts = json.loads((side_by_side / grown.run / "run.json").read_text())["attempts"]
+    assert len(attempts) == 1, "the run was made once, side by side with the other"
+
 
 # -- the logic, with jobs that only write their records -----------------------------------------------------------
 
