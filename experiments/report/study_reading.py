@@ -143,8 +143,13 @@ def failures(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:
 
 
 def disagreements(folder: StudyFolder) -> list[str]:
-    """Hardware or commits that differ between the distillations, which makes their seconds incomparable."""
+    """What makes the seconds of distillations incomparable: with each other, or with those of other studies."""
     notes = []
+    if together := sorted({job.result.get("students", 1) for job in folder.of("distil")} - {1}):
+        notes.append(
+            f"Students were trained side by side ({' or '.join(map(str, together))} on a device; the teacher's seconds "
+            "are in those of each): their seconds do not compare with runs on their own."
+        )
     for key, remark in (("hardware", ", and no speed-up is given across them"), ("commit", " where the code changed")):
         seen = {str(job.result[key]) for job in folder.of("distil") if job.result.get(key)}
         if len(seen) > 1:

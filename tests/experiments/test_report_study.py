@@ -171,6 +171,14 @@ def test_other_hardware_is_named(tmp_path: Path) -> None:
     assert isinstance(values["values"]["interleave_equal"]["flops_ratio"]["0"], float)
 
 
+def test_students_side_by_side_are_named(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=1, rows=("full_l2l", "interleave_equal"))
+    assert not any("side by side" in line for line in study_values(read_study(folder))["caveats"])
+    path = folder / "jobs" / "distil-full_l2l-0" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"students": 3}))
+    assert any("side by side (3 on a device" in line for line in study_values(read_study(folder))["caveats"])
+
+
 def test_the_page_stands_alone(study: Path) -> None:
     text = (study / "report.html").read_text()
     page = Page(text)
