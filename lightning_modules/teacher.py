@@ -51,7 +51,8 @@ class Teacher(nn.Module, ABC):
     (``normalize`` and ``front_end`` where the defaults are wrong), and writes ``num_frames`` and ``forward``,
     which returns the layers named by ``hidden_layers`` and ``output_layer``. It stays in eval mode whatever
     ``train()`` says, and a call runs under ``torch.no_grad()``: a loss could not save tensors made under
-    ``inference_mode`` for its backward pass.
+    ``inference_mode`` for its backward pass. It may override ``prepare``, to compute in another way on some device,
+    and ``share_front_end``, to hand out its features.
 
     Attributes:
         sample_rate: of the waveforms, in Hz.
