@@ -23,6 +23,7 @@ import torch
 
 from callbacks.summary import hardware
 from datamodules.librispeech import LibriSpeechDataModule
+from datamodules.target_cache import TargetCache
 from experiments.runs import git_commit, write_atomically
 
 FLOATS_PER_PAGE = 1024
@@ -45,6 +46,7 @@ def bench_data(
     workers: list[int] | None = None,
     rounds: int = 5,
     cache_dir: str | None = None,
+    targets: str | None = None,
     output: str | None = None,
 ) -> None:
     """Time reading, decoding, cropping, batching and handing over; print a table and write JSON.
@@ -58,6 +60,8 @@ def bench_data(
         workers: values of ``data.num_workers``; default: 0 and 2.
         rounds: counted turns of every variant; median and spread are over these.
         cache_dir: where manifests are kept, as ``data.cache_dir``.
+        targets: cache of the same corpus by ``interstack cache-targets`` with ``data.batch_size=null`` and the
+            ``data.batch_seconds`` of this; it is read together with the packed corpus where there is one.
         output: JSON file to write.
     """
     if min(rounds, batches) < 1 or batch_seconds <= 0:
@@ -70,6 +74,7 @@ def bench_data(
         workers if workers is not None else [0, 2],
         rounds,
         cache_dir,
+        targets,
     )
     if output is not None:
         write_atomically(Path(output), json.dumps(result, indent=1) + "\n")
@@ -84,23 +89,30 @@ def measure(
     workers: list[int],
     rounds: int,
     cache_dir: str | None,
+    targets: str | None = None,
 ) -> dict[str, Any]:
     """Everything that ``bench_data`` reports, in plain values."""
     variants: dict[str, Callable[[int], float]] = {}
-    for source, root in roots.items():
+    sources: dict[str, dict[str, Any]] = {name: {"root": root} for name, root in roots.items()}
+    if targets is not None:
+        name, root = list(roots.items())[-1]
+        sources[f"{name}, targets"] = {"root": root, "crop": "fixed", "targets": targets}
+    for source, settings in sources.items():
         for num_workers in workers:
             data = LibriSpeechDataModule(
-                root,
-                splits,
-                [],
+                train_splits=splits,
+                val_splits=[],
                 batch_size=None,
                 batch_seconds=batch_seconds,
                 batches_per_epoch=batches,
                 num_workers=num_workers,
                 cache_dir=cache_dir,
+                **settings,
             )
             data.prepare_data()
             data.setup()
+            if targets is not None and "targets" in settings:
+                data.use_targets({}, TargetCache(targets).layers)
             variants[f"{source}, {num_workers} workers"] = _loader_turn(data)
             if source == "files":
                 variants["soundfile alone"] = _soundfile_turn(data, batch_seconds * batches)
@@ -130,6 +142,8 @@ def _loader_turn(data: LibriSpeechDataModule) -> Callable[[int], float]:
         samples = 0
         for batch in loader:
             batch.waveforms[:, ::FLOATS_PER_PAGE].sum()  # what a worker wrote arrives when its pages are touched
+            if batch.targets is not None:
+                batch.targets.values.flatten()[::FLOATS_PER_PAGE].sum()
             samples += batch.waveforms.numel()
         return samples / data.sample_rate
 
@@ -171,10 +185,10 @@ def _row(name: str, turns: list[Turn]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as lines of text."""
-    lines = [f"{'':<20}{'audio s / s':>14}{'quartiles':>12}{'audio s / core s':>18}"]
+    lines = [f"{'':<28}{'audio s / s':>14}{'quartiles':>12}{'audio s / core s':>18}"]
     for row in result["variants"]:
         numbers = f"{row['audio_s_per_s']:>14.0f}{row['spread']:>12.0f}{row['audio_s_per_cpu_s']:>18.0f}"
-        lines.append(f"{row['variant']:<20}{numbers}")
+        lines.append(f"{row['variant']:<28}{numbers}")
     settings = f"{result['rounds']} rounds of {result['batches']} batches of {result['batch_seconds']} s"
     lines.append(f"{result['hardware']}; {result['cores']} cores; {settings}; commit {result['commit']}")
     return "\n".join(lines)

@@ -17,6 +17,8 @@ from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.loading import AudioBatch
 from datamodules.target_cache import encode
 from experiments.cli import run
+from experiments.runner.plan import Plan
+from experiments.runner.study import load_study, row_settings
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import HuggingFaceTeacher, TeacherTargets
 from tests.datamodules.corpora import write_audio
@@ -270,6 +272,17 @@ def test_students_that_are_trained_together_read_one_cache(
         assert all(torch.equal(value, other["state_dict"][key]) for key, value in weights.items())
     keys = [set(checkpoint["state_dict"]) for checkpoint in together]
     assert keys[0] != keys[1]
+
+
+def test_a_study_reads_a_cache_by_its_overrides(tmp_path: Path) -> None:
+    own = tmp_path / "cached.yaml"
+    own.write_text("base: table1\noverrides: {data.crop: fixed, data.targets: /data/targets}\n")
+    study = load_study(str(own))
+    for seed in (0, 1):
+        for row in study.rows:
+            data = row_settings(study, row, seed)["data"]
+            assert (data["crop"], data["targets"]) == ("fixed", "/data/targets")
+    assert len(Plan(study).jobs) == len(Plan(load_study("table1")).jobs)
 
 
 def test_fit_takes_the_cache(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from datamodules.loading import AudioBatch
+from datamodules.target_cache import encode
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import normalize_waveforms
 from tests.helpers import make_data, make_module, save_corpus, save_teacher
@@ -42,7 +44,7 @@ def on_meta(folder: Path, **settings: Any) -> DistillationModule:
     return module
 
 
-def step(module: DistillationModule, batch: Batch) -> Tensor:
+def step(module: DistillationModule, batch: Batch | AudioBatch) -> Tensor:
     with RefuseBlockingCopies():
         terms = module.losses(batch, scale=2.0)
         terms.total.backward()
@@ -62,6 +64,16 @@ def step(module: DistillationModule, batch: Batch) -> Tensor:
 def test_losses_and_backward_read_nothing(settings: dict[str, Any], teacher: Path) -> None:
     batch = make_batch([8000, 8000])
     assert step(on_meta(teacher, **settings), batch._replace(waveforms=batch.waveforms.to(META))).device == META
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_cached_targets_are_sent_and_used_without_waiting(dtype: str, teacher: Path) -> None:
+    batch, module = make_batch([8000, 8000]), on_meta(teacher)
+    frames = int(module.teacher.num_frames(batch.num_samples)[0])
+    with RefuseBlockingCopies():
+        targets = encode(torch.zeros(2, 2, frames, module.teacher.hidden_size), dtype).to(META)
+    cached = AudioBatch(batch.waveforms.to(META), batch.num_samples, batch.num_samples, torch.arange(2), targets)
+    assert step(module, cached).device == META
 
 
 @pytest.mark.parametrize("name", ["num_samples", "global_num_samples"])

@@ -2,26 +2,45 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from datamodules.corpus import CorpusSettings
 from datamodules.packing import pack_split
 from experiments.bench.data import Turn, _row, bench_data, table
+from experiments.cache_targets import TargetsTrainer
 from tests.datamodules.corpora import write_corpus
+from tests.helpers import make_data, make_module, save_teacher
 
 
 def test_every_variant_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus, packed, cache = write_corpus(tmp_path / "corpus", {"train": [8000] * 8}), tmp_path / "packed", str(tmp_path)
     pack_split(CorpusSettings((str(corpus),), ("train",), min_samples=1), packed, 10**6, cache_dir=cache)
     output = tmp_path / "data.json"
-    bench_data(str(corpus), str(packed), ["train"], 2.0, 3, [0, 1], 1, cache, str(output))
+    bench_data(str(corpus), str(packed), ["train"], 2.0, 3, [0, 1], 1, cache, output=str(output))
     result = json.loads(output.read_text())
     names = ["files, 0 workers", "soundfile alone", "files, 1 workers", "packed, 0 workers", "packed, 1 workers"]
     assert [row["variant"] for row in result["variants"]] == names
     assert all(row["audio_s_per_s"] > 0 for row in result["variants"])
     assert all(name in capsys.readouterr().out for name in names[:1])
     assert "3 batches of 2.0 s" in table(result)
+
+
+def test_cached_targets_are_read_with_the_audio(tmp_path: Path) -> None:
+    corpus, teacher = write_corpus(tmp_path / "corpus", {"train": [8000] * 8}), save_teacher(tmp_path / "teacher")
+    settings: dict[str, Any] = {"batch_size": None, "batch_seconds": 2.0, "val_splits": []}
+    writer = TargetsTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data = make_data(corpus, tmp_path / "cache", crop="fixed", **settings)
+    writer.cache_targets(make_module(teacher), data, str(tmp_path / "targets"))
+    output = tmp_path / "data.json"
+    bench_data(
+        *(str(corpus), None, ["train"], 2.0, 3, [0], 1, str(tmp_path / "cache"), str(tmp_path / "targets"), str(output))
+    )
+    rows = json.loads(output.read_text())["variants"]
+    assert [row["variant"] for row in rows] == ["files, 0 workers", "soundfile alone", "files, targets, 0 workers"]
+    with pytest.raises(ValueError, match=r"data\.batch_seconds was 2\.0, is 1\.0"):
+        bench_data(str(corpus), None, ["train"], 1.0, 3, [0], 1, str(tmp_path), str(tmp_path / "targets"))
 
 
 def test_rates_are_medians_of_audio_over_time() -> None:
