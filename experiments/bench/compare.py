@@ -21,6 +21,7 @@ import yaml
 
 from callbacks.lookup import find_callback
 from callbacks.summary import hardware
+from experiments.bench.command import SCHEDULES, growth_speedup
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
 from experiments.cache_targets import TargetsCLI
@@ -28,6 +29,7 @@ from experiments.runs import git_commit, write_atomically
 from experiments.training import DistillationCLI
 
 SHIPPED = Path(__file__).parent
+TIMES = ("step_ms", *PARTS)
 
 
 @dataclass
@@ -106,8 +108,9 @@ def bench_compare(
     """Time whole runs with different switches in turns; print ratios and write JSON.
 
     A run at full depth has one epoch, a growing run one for each stage, of a few steps each; the first step of a run
-    (compilation, optimizer state) is not counted. Time per step of a growing run weighs its stages as the run does and
-    has the growths in it.
+    (compilation, optimizer state) is not counted. Time per step of a growing run is the mean over its stages (equal
+    schedule); growths are reported apart. A growing run also tells f, the share of its deepest step that scales with
+    depth, and the speed-up over full depth that follows from it, to be held against the measured ratio.
 
     Args:
         variants: YAML file, or the name of a shipped one: variants (a CPU) or variants_gpu.
@@ -133,7 +136,7 @@ def bench_compare(
         place = Place(folder, encoder, batch_size, seconds, steps_per_epoch, accelerator)
         for dtype in sorted({variant.targets for variant in chosen.values() if variant.targets is not None}):
             write_targets(place, dtype)
-        turns: dict[str, list[dict[str, float]]] = {variant: [] for variant in chosen}
+        turns: dict[str, list[dict[str, Any]]] = {variant: [] for variant in chosen}
         for turn in range(rounds + 1):
             for label, variant in chosen.items():
                 measured = run(place, variant)
@@ -187,20 +190,24 @@ def choose(variants: dict[str, Variant], only: Sequence[str] | None) -> dict[str
     return {name: variant for name, variant in variants.items() if name in wanted}
 
 
-def run(place: Place, variant: Variant) -> dict[str, float]:
-    """Milliseconds per step of one run and of its parts, as its stages weigh them, with the growths in it."""
+def run(place: Place, variant: Variant) -> dict[str, Any]:
+    """Milliseconds per step of one run and of its parts, the mean over its stages, and of each stage by its depth.
+
+    Growths are apart: a real run has thousands of steps to each.
+    """
     torch.compiler.reset()  # so many runs in one process would reach the limit of compiled variants of a function
     cli = DistillationCLI(place.arguments(variant))
     laps = find_callback(cli.trainer, StepLaps)
     assert laps is not None
-    stages = sorted({step["epoch"] for step in laps.steps})
-    names = ("step_ms", *PARTS)
-    per_stage = [
-        {name: median(s[name] for s in laps.steps if s["epoch"] == stage) for name in names} for stage in stages
-    ]
-    result = {name: float(np.mean([stage[name] for stage in per_stage])) for name in names}
-    result["growth_ms"] = sum(laps.growths_ms)
-    result["step_ms"] += result["growth_ms"] / (len(stages) * place.steps_per_epoch)
+    stages: dict[int, list[dict[str, float]]] = {}
+    for step in laps.steps:
+        stages.setdefault(int(step["depth"]), []).append(step)
+    middle = {depth: {name: median(step[name] for step in steps) for name in TIMES} for depth, steps in stages.items()}
+    result: dict[str, Any] = {name: float(np.mean([stage[name] for stage in middle.values()])) for name in TIMES}
+    result |= {
+        "growth_ms": sum(laps.growths_ms),
+        "stages": {depth: stage["step_ms"] for depth, stage in middle.items()},
+    }
     del cli
     gc.collect()
     shutil.rmtree(place.folder / "runs")
@@ -208,7 +215,7 @@ def run(place: Place, variant: Variant) -> dict[str, float]:
 
 
 def summarise(
-    variants: Mapping[str, Variant], turns: Mapping[str, list[dict[str, float]]], place: Place
+    variants: Mapping[str, Variant], turns: Mapping[str, list[dict[str, Any]]], place: Place
 ) -> dict[str, Any]:
     """Plain values: per variant the medians over the turns, and the ratio to another variant's turn beside it."""
     first, rows = next(iter(variants)), {}
@@ -216,7 +223,10 @@ def summarise(
         if own := turns[name]:
             rows[name] = {
                 **vars(variant),
-                **{key: median(turn[key] for turn in own) for key in own[0]},
+                **{key: median(turn[key] for turn in own) for key in (*TIMES, "growth_ms")},
+                "growth": growth_speedup(
+                    {depth: median(turn["stages"][depth] for turn in own) for depth in own[0]["stages"]}
+                ),
                 "ratios": {
                     other: {**ratio(own, turns[other]), "expected": variant.expected.get(other)}
                     for other in dict.fromkeys([first, *variant.expected])
@@ -236,7 +246,7 @@ def summarise(
     }
 
 
-def ratio(own: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def ratio(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """How many times as fast ``own`` is: median and quartiles over turns that lay beside each other."""
     ratios = [b["step_ms"] / a["step_ms"] for a, b in zip(own, other, strict=True)]
     low, high = np.percentile(ratios, [25, 75])
@@ -244,23 +254,28 @@ def ratio(own: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as two Markdown tables, times and ratios, and a line on how it was made."""
+    """The result as Markdown tables, times, ratios and f, and a line on how it was made."""
     parts = [name.removesuffix("_ms") for name in PARTS]
     times = [f"| variant | ms per step | {' | '.join(parts)} | growths |", f"|---|---{'|---' * len(parts)}|---|"]
     ratios = ["| variant | against | ratio | quartiles | expected |", "|---|---|---|---|---|"]
     for name, row in result["variants"].items():
-        cells = [f"{row[key]:.0f}" for key in ("step_ms", *PARTS, "growth_ms")]
+        cells = [f"{row[key]:.0f}" for key in (*TIMES, "growth_ms")]
         times.append(f"| {name} | {' | '.join(cells)} |")
         for other, found in row["ratios"].items():
             expected = "-" if found["expected"] is None else str(found["expected"])
             spread = f"{found['low']:.2f} to {found['high']:.2f}"
             ratios.append(f"| {name} | {other} | {found['median']:.2f} | {spread} | {expected} |")
+    growth = ["| variant | f | equal, predicted | prop-1, predicted |", "|---|---|---|---|"]
+    for name, row in result["variants"].items():
+        if found := row["growth"]:
+            predicted = (f"{found[schedule]['predicted']:.3f}" for schedule in SCHEDULES)
+            growth.append(f"| {name} | {found['f']:.3f} | {' | '.join(predicted)} |")
     rounds = min((len(row["turns"]) for row in result["variants"].values()), default=0)
     made = (
         f"{result['hardware']}, {result['threads']} threads; {result['batch_size']} x {result['seconds']} s; "
         f"{rounds} rounds; teacher: {result['teacher']}; commit {result['commit']}"
     )
-    return "\n".join([*times, "", *ratios, "", made])
+    return "\n".join([*times, "", *ratios, "", *(growth if len(growth) > 2 else []), "", made])
 
 
 def write_targets(place: Place, dtype: str) -> None:

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
-from lightning_modules.stopwatch import StepStopwatch, TimePoint, milliseconds, time_point
+from lightning_modules.distillation import DistillationModule
+from lightning_modules.stopwatch import TimePoint, milliseconds, time_point
 
 PARTS = ("data_ms", "teacher_ms", "forward_ms", "backward_ms", "optimizer_ms")
 
@@ -20,7 +21,7 @@ class StepLaps(L.Callback):
     """Record the parts of each step without accumulation; it only looks.
 
     Attributes:
-        steps: milliseconds per part, which add up to ``step_ms``, and the epoch, of each step but the first of a fit:
+        steps: milliseconds per part, which add up to ``step_ms``, and the depth, of each step but the first of a fit:
             that one makes the optimizer's state, and its wait for data is the start of the loader.
         growths_ms: of each growth. What else lies between two epochs (checkpoints, validation, the start of the
             loader) is in neither.
@@ -46,7 +47,7 @@ class StepLaps(L.Callback):
         if self._new_epoch and self._previous_end is not None:
             self._previous_end = self._marks["start"]
         self._new_epoch = False
-        _stopwatch(pl_module).start(pl_module.device)
+        _module(pl_module).stopwatch.start(pl_module.device)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
         self._marks["backward"] = time_point(pl_module.device)
@@ -57,7 +58,7 @@ class StepLaps(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        end, sections = time_point(pl_module.device), _stopwatch(pl_module).stop()
+        end, sections = time_point(pl_module.device), _module(pl_module).stopwatch.stop()
         if isinstance(end, torch.cuda.Event):
             end.synchronize()
         if self._previous_end is not None:
@@ -65,7 +66,7 @@ class StepLaps(L.Callback):
             marks = self._marks
             self.steps.append(
                 {
-                    "epoch": trainer.current_epoch,
+                    "depth": _module(pl_module).student.depth,
                     "step_ms": milliseconds(self._previous_end, end),
                     "data_ms": milliseconds(self._previous_end, marks["start"]),
                     "teacher_ms": teacher,
@@ -81,7 +82,6 @@ class StepLaps(L.Callback):
         self.growths_ms = [event["seconds"] * 1000 for event in stacking.events] if stacking else []
 
 
-def _stopwatch(pl_module: L.LightningModule) -> StepStopwatch:
-    stopwatch = pl_module.stopwatch
-    assert isinstance(stopwatch, StepStopwatch)
-    return stopwatch
+def _module(pl_module: L.LightningModule) -> DistillationModule:
+    assert isinstance(pl_module, DistillationModule)
+    return pl_module

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,13 +49,17 @@ def test_runs_take_turns_and_their_parts_are_reported(tmp_path: Path, capsys: py
     found = rows["grown"]["ratios"]["frozen"]["median"]
     assert found == pytest.approx(rows["frozen"]["step_ms"] / rows["grown"]["step_ms"])
     assert rows["plain"]["growth_ms"] == 0 < rows["grown"]["growth_ms"]
+    stages = {depth: [turn["stages"][depth] for turn in rows["grown"]["turns"]] for depth in ("3", "6", "9", "12")}
+    assert rows["grown"]["step_ms"] == pytest.approx(sum(sum(times) for times in stages.values()) / 4)
+    assert rows["grown"]["growth"]["f"] == pytest.approx((stages["12"][0] - stages["3"][0]) / 9 * 12 / stages["12"][0])
+    assert rows["plain"]["growth"] == {}
     for row in rows.values():
         assert sum(row[part] for part in PARTS) <= row["step_ms"] * 1.001
     assert "| grown |" in capsys.readouterr().out
 
 
-def turn(step_ms: float) -> dict[str, float]:
-    return {"step_ms": step_ms, "growth_ms": 0.0, **dict.fromkeys(PARTS, step_ms / len(PARTS))}
+def turn(step_ms: float) -> dict[str, Any]:
+    return {"step_ms": step_ms, "growth_ms": 0.0, "stages": {12: step_ms}, **dict.fromkeys(PARTS, step_ms / len(PARTS))}
 
 
 def test_a_ratio_is_the_median_over_neighbouring_turns(tmp_path: Path) -> None:
