@@ -42,6 +42,10 @@ class BenchBatch(NamedTuple):
     num_samples: Tensor
     global_num_samples: Tensor
 
+    def to(self, device: torch.device) -> "BenchBatch":
+        """Moved as the data module moves it: the step reads lengths on the host, and would wait for a device's."""
+        return self._replace(waveforms=self.waveforms.to(device, non_blocking=True))
+
 
 class _Noise(Dataset[BenchBatch]):
     def __init__(self, batch_size: int, num_samples: int) -> None:
@@ -244,7 +248,7 @@ def _step_flops(module: DistillationModule, setting: Setting) -> int:
     """FLOP of matrix products and convolutions in one forward and backward pass, counted as they run."""
     batch = _Noise(setting.batch_size, round(setting.seconds * SAMPLE_RATE)).batch
     with FlopCounterMode(display=False) as counter:
-        moved: Any = BenchBatch(*(value.to(module.device) for value in batch))
+        moved: Any = batch.to(module.device)
         module.losses(moved).total.backward()
     module.zero_grad()
     return counter.get_total_flops()

@@ -201,7 +201,7 @@ def test_a_student_that_fails_leaves_the_others_alone(
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(config))
     command = ["--configs", f"{tmp_path / 'bad.yaml'},full", *arguments, "--runs_dir", str(tmp_path)]
     command += ["--wandb.mode", "offline"]
-    with pytest.raises(RuntimeError, match=r"1 of 2 students failed, .* bad: RuntimeError: .* not finite in 2"):
+    with pytest.raises(RuntimeError, match=r"1 of 2 students failed, .* bad: DivergedError: .* not finite in 2"):
         fit_together(command)
     assert problems(apart, tmp_path, "full") == []
     # Each has a W&B run of its own.

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch.utilities import move_data_to_device
 
-from experiments.bench.command import bench, growth_speedup
+from experiments.bench.command import BenchBatch, bench, growth_speedup
 from experiments.bench.laps import PARTS
 from lightning_modules.student import StudentConfig
 from tests.helpers import save_teacher
@@ -41,6 +43,12 @@ def test_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     shallow, deep = result["depths"]
     assert shallow["tflop"] < deep["tflop"]
     assert "share of a step that scales with depth" in capsys.readouterr().out
+
+
+def test_lengths_stay_on_the_host_when_lightning_moves_a_batch() -> None:
+    lengths_B = torch.tensor([4, 4])
+    moved = move_data_to_device(BenchBatch(torch.zeros(2, 4), lengths_B, lengths_B), torch.device("meta"))
+    assert [value.device.type for value in moved] == ["meta", "cpu", "cpu"]
 
 
 def test_nonsense_is_refused() -> None:
