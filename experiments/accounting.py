@@ -69,7 +69,9 @@ class StepCost:
         return self.teacher + self.student_fixed + self.per_layer * depth
 
 
-def step_cost(teacher: Any, student: StudentConfig, objective: ObjectiveConfig, num_samples: int) -> StepCost:
+def step_cost(
+    teacher: Any, student: StudentConfig, objective: ObjectiveConfig, num_samples: int, cached: bool = False
+) -> StepCost:
     """Cost of one utterance of ``num_samples`` samples.
 
     Args:
@@ -77,6 +79,7 @@ def step_cost(teacher: Any, student: StudentConfig, objective: ObjectiveConfig, 
         student: sizes of the student.
         objective: decides how many teacher layers are run, and the projections of the losses.
         num_samples: length after cropping.
+        cached: targets are read from a cache, so the teacher is not run.
     """
     layout = {k: getattr(teacher, k) for k in ("conv_dim", "conv_kernel", "conv_stride", "conv_bias")}
     layout |= {k: getattr(teacher, k) for k in ("feat_extract_norm", "feat_extract_activation")}
@@ -86,8 +89,9 @@ def step_cost(teacher: Any, student: StudentConfig, objective: ObjectiveConfig, 
     highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
     teacher_flops = sum(front_end_flops(teacher, num_samples)) + embedding_flops(teacher, frames)
     teacher_flops += highest * layer_flops(teacher, frames)
+    teacher_flops = 0 if cached else teacher_flops
     convolutions = front_end_flops(own, num_samples)
-    passes = {"trained": 3, "frozen": 1, "shared": 0}[student.front_end]
+    passes = {"trained": 3, "frozen": 1, "shared": int(cached)}[student.front_end]
     fixed = passes * sum(convolutions) + 3 * embedding_flops(own, frames)
     if student.front_end == "trained":
         fixed -= convolutions[0]
@@ -140,7 +144,8 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
     depths, audio = _audio_by_stage(log, summary)
     batch_size = settings.get("data", {}).get("batch_size") or 64
     num_samples = round(summary["audio_seconds"] * SAMPLE_RATE / (summary["steps"] * batch_size))
-    cost = step_cost(teacher, student, objective, num_samples)
+    cached = settings.get("data", {}).get("targets") is not None
+    cost = step_cost(teacher, student, objective, num_samples, cached)
     by_stage = run_flops(cost, depths, [seconds * SAMPLE_RATE / num_samples for seconds in audio])
     growth = Growth.of(settings.get("growth", {}), student.num_layers, summary["epochs"])
     return {

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from callbacks.schedules import mean_depth, stage_lengths
 from callbacks.summary import hardware
+from experiments.accounting import step_cost
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.memory import resident_megabytes, start_memory_peak
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
@@ -245,13 +245,11 @@ def _fit(module: DistillationModule, setting: Setting) -> tuple[list[dict[str, f
 
 
 def _step_flops(module: DistillationModule, setting: Setting) -> int:
-    """FLOP of matrix products and convolutions in one forward and backward pass, counted as they run."""
-    batch = _Noise(setting.batch_size, round(setting.seconds * SAMPLE_RATE)).batch
-    with FlopCounterMode(display=False) as counter:
-        moved: Any = batch.to(module.device)
-        module.losses(moved).total.backward()
-    module.zero_grad()
-    return counter.get_total_flops()
+    """FLOP of the matrix products and convolutions of one process's step."""
+    num_samples = round(setting.seconds * SAMPLE_RATE)
+    teacher: Any = module.teacher
+    cost = step_cost(teacher.model.config, module.student.config, module.objective.config, num_samples)
+    return round(setting.batch_size * cost.at(module.student.depth))
 
 
 def _row(

@@ -75,7 +75,7 @@ class Estimator:
         samples = min(data.get("max_samples", 250_000), round(MEAN_SECONDS[self.plan.study.data] * SAMPLE_RATE))
         batch_size = data.get("batch_size") or 64
         per_epoch = (data.get("batches_per_epoch") or self._corpus_size(data) // batch_size) * batch_size
-        cost = step_cost(self._teacher(), student, objective, samples)
+        cost = step_cost(self._teacher(), student, objective, samples, data.get("targets") is not None)
         return run_flops(cost, growth.stages, [epochs * per_epoch for epochs in growth.epochs])[-1], settings
 
     def _corpus_size(self, data: Mapping[str, Any]) -> int:

@@ -59,9 +59,12 @@ def test_a_layer_too_many_would_be_noticed() -> None:
     assert formula > torch_counts
 
 
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("front_end", ["trained", "frozen", "shared"])
 @pytest.mark.parametrize("intermediate", ["l2l", "prediction", "none"])
-def test_a_training_step_costs_what_torch_counts(front_end: str, intermediate: str, tmp_path: Path) -> None:
+def test_a_training_step_costs_what_torch_counts(
+    intermediate: str, front_end: str, cached: bool, tmp_path: Path
+) -> None:
     teacher = save_teacher(tmp_path / "teacher", layers=3)
     objective = {"intermediate": intermediate, "layers": [1, 2]}
     module = make_module(teacher, num_layers=3, objective=objective, front_end=front_end)
@@ -69,9 +72,10 @@ def test_a_training_step_costs_what_torch_counts(front_end: str, intermediate: s
     batch = AudioBatch(torch.randn(2, NUM_SAMPLES), lengths_B, lengths_B, torch.arange(2))
     student, losses = (module.hparams[name] for name in ("student", "objective"))
     config = HubertConfig.from_pretrained(teacher)
-    cost = step_cost(config, StudentConfig(**student), ObjectiveConfig(**losses), NUM_SAMPLES)
+    cost = step_cost(config, StudentConfig(**student), ObjectiveConfig(**losses), NUM_SAMPLES, cached)
+    targets = module.targets(batch)._replace(features_BFC=None) if cached else None
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        module.losses(batch).total.backward()
+        module.losses(batch, targets=targets).total.backward()
     hubert = module.student.hubert.config
     frames = conv_frames(hubert, NUM_SAMPLES)[-1]
     positional = embedding_flops(hubert, frames) - 2 * frames * hubert.conv_dim[-1] * hubert.hidden_size
@@ -114,6 +118,9 @@ def test_a_grown_run_costs_less_than_a_full_one_by_the_difference_of_their_depth
     assert len(grown["flops_by_stage"]) == 4
     samples = round(full["audio_seconds"] * 16_000 / 32)
     cost = step_cost(HubertConfig.from_pretrained(teacher), StudentConfig(**student), ObjectiveConfig(), samples)
+    settings["data"]["targets"] = "where the targets of a run with a cache lie"
+    cached = measured(run, HubertConfig.from_pretrained(teacher), settings)
+    assert grown["flops"] - cached["flops"] == pytest.approx(cost.teacher * 32, rel=0.1)
     saved = cost.per_layer * 4.5 * 32  # layers fewer on average, utterances
     assert full["flops"] - grown["flops"] == pytest.approx(saved, rel=0.1)
 
