@@ -99,7 +99,7 @@ def bench_compare(
     only: list[str] | None = None,
     batch_size: int = 4,
     seconds: float = 5.0,
-    steps_per_epoch: int = 2,
+    steps_per_epoch: int = 3,
     rounds: int = 5,
     accelerator: str = "auto",
     teacher: str | None = None,
@@ -107,10 +107,11 @@ def bench_compare(
 ) -> None:
     """Time whole runs with different switches in turns; print ratios and write JSON.
 
-    A run at full depth has one epoch, a growing run one for each stage, of a few steps each; the first step of a run
-    (compilation, optimizer state) is not counted. Time per step of a growing run is the mean over its stages (equal
-    schedule); growths are reported apart. A growing run also tells f, the share of its deepest step that scales with
-    depth, and the speed-up over full depth that follows from it, to be held against the measured ratio.
+    A run at full depth has one epoch, a growing run one for each stage, of a few steps each; the first two steps of a
+    run (compilation, optimizer state, memory that is asked for the first time) are not counted. Every other round goes
+    backwards, so that a machine that gets slower favours nobody. Time per step of a growing run is the mean over its
+    stages (equal schedule); growths are reported apart. A growing run also tells f, the share of its deepest step that
+    scales with depth, and the speed-up that follows from it, beside the one over full depth with the same switches.
 
     Args:
         variants: YAML file, or the name of a shipped one: variants (a CPU) or variants_gpu.
@@ -123,10 +124,10 @@ def bench_compare(
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
         output: JSON file to write; after every round, so that an interrupted benchmark leaves what it has.
     """
-    if min(batch_size, rounds) < 1 or steps_per_epoch < 2 or seconds <= 0:
+    if min(batch_size, rounds) < 1 or steps_per_epoch < 3 or seconds <= 0:
         raise ValueError(
             f"batch_size={batch_size} and rounds={rounds} must be at least 1, steps_per_epoch={steps_per_epoch} at "
-            f"least 2 and seconds={seconds} positive"
+            f"least 3 and seconds={seconds} positive"
         )
     chosen = choose(load_variants(find_variants(variants)), only)
     with tempfile.TemporaryDirectory() as name:
@@ -137,13 +138,12 @@ def bench_compare(
         for dtype in sorted({variant.targets for variant in chosen.values() if variant.targets is not None}):
             write_targets(place, dtype)
         turns: dict[str, list[dict[str, Any]]] = {variant: [] for variant in chosen}
-        for turn in range(rounds + 1):
-            for label, variant in chosen.items():
-                measured = run(place, variant)
-                if turn:  # the first turn builds caches of compiled kernels and of the corpus
-                    turns[label].append(measured)
+        run(place, next(iter(chosen.values())))  # not counted: it builds the manifest of the corpus
+        for turn in range(rounds):
+            for label in list(chosen) if turn % 2 == 0 else reversed(chosen):
+                turns[label].append(run(place, chosen[label]))
             result = summarise(chosen, turns, place)
-            if output is not None and turn:
+            if output is not None:
                 write_atomically(Path(output), json.dumps(result, indent=1) + "\n")
     print(table(result))
 
@@ -200,7 +200,7 @@ def run(place: Place, variant: Variant) -> dict[str, Any]:
     laps = find_callback(cli.trainer, StepLaps)
     assert laps is not None
     stages: dict[int, list[dict[str, float]]] = {}
-    for step in laps.steps:
+    for step in laps.steps[1:]:  # the second of a run still takes a tenth longer than those after it
         stages.setdefault(int(step["depth"]), []).append(step)
     middle = {depth: {name: median(step[name] for step in steps) for name in TIMES} for depth, steps in stages.items()}
     result: dict[str, Any] = {name: float(np.mean([stage[name] for stage in middle.values()])) for name in TIMES}
@@ -227,6 +227,7 @@ def summarise(
                 "growth": growth_speedup(
                     {depth: median(turn["stages"][depth] for turn in own) for depth in own[0]["stages"]}
                 ),
+                "against_full": ratio(own, turns[full]) if (full := same_switches(variants, name)) else None,
                 "ratios": {
                     other: {**ratio(own, turns[other]), "expected": variant.expected.get(other)}
                     for other in dict.fromkeys([first, *variant.expected])
@@ -244,6 +245,16 @@ def summarise(
         "teacher": place.teacher if Path(place.teacher).parent != place.folder else "random weights, HuBERT Base",
         "variants": rows,
     }
+
+
+def same_switches(variants: Mapping[str, Variant], name: str) -> str | None:
+    """The variant at full depth with the switches of a growing one."""
+    own = variants[name]
+    for other, variant in variants.items():
+        at_full_depth = variant.config.startswith("full") and not own.config.startswith("full")
+        if at_full_depth and (variant.overrides, variant.targets) == (own.overrides, own.targets):
+            return other
+    return None
 
 
 def ratio(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -265,11 +276,18 @@ def table(result: Mapping[str, Any]) -> str:
             expected = "-" if found["expected"] is None else str(found["expected"])
             spread = f"{found['low']:.2f} to {found['high']:.2f}"
             ratios.append(f"| {name} | {other} | {found['median']:.2f} | {spread} | {expected} |")
-    growth = ["| variant | f | equal, predicted | prop-1, predicted |", "|---|---|---|---|"]
+    growth = [
+        "| variant | f | prop-1, predicted | equal, predicted | equal, measured | off by |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, row in result["variants"].items():
         if found := row["growth"]:
-            predicted = (f"{found[schedule]['predicted']:.3f}" for schedule in SCHEDULES)
-            growth.append(f"| {name} | {found['f']:.3f} | {' | '.join(predicted)} |")
+            equal, prop_1 = (found[schedule]["predicted"] for schedule in SCHEDULES)
+            cells = ["-", "-"]
+            if against := row["against_full"]:
+                spread = f"({against['low']:.2f} to {against['high']:.2f})"
+                cells = [f"{against['median']:.3f} {spread}", f"{100 * (against['median'] / equal - 1):+.0f} %"]
+            growth.append(f"| {name} | {found['f']:.3f} | {prop_1:.3f} | {equal:.3f} | {' | '.join(cells)} |")
     rounds = min((len(row["turns"]) for row in result["variants"].values()), default=0)
     made = (
         f"{result['hardware']}, {result['threads']} threads; {result['batch_size']} x {result['seconds']} s; "

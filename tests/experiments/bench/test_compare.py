@@ -28,6 +28,7 @@ def variants_file(folder: Path) -> Path:
         "frozen": {"overrides": small | {"model.student.front_end": "frozen"}, "expected": {"plain": 1.5}},
         "grown": {"config": "interleave_equal", "overrides": small, "expected": {"frozen": 1.1}},
         "cached": {"overrides": small, "targets": "int8"},
+        "grown cached": {"config": "interleave_equal", "overrides": small, "targets": "int8"},
     }
     (folder / "variants.yaml").write_text(json.dumps(variants))
     return folder / "variants.yaml"
@@ -42,7 +43,7 @@ def test_runs_take_turns_and_their_parts_are_reported(tmp_path: Path, capsys: py
         ]
     )
     rows = json.loads(output.read_text())["variants"]
-    assert list(rows) == ["plain", "frozen", "grown", "cached"]
+    assert list(rows) == ["plain", "frozen", "grown", "cached", "grown cached"]
     assert rows["cached"]["teacher_ms"] < rows["plain"]["teacher_ms"]
     assert (rows["plain"]["ratios"], rows["frozen"]["ratios"]["plain"]["expected"]) == ({}, 1.5)
     assert list(rows["grown"]["ratios"]) == ["plain", "frozen"]
@@ -53,8 +54,11 @@ def test_runs_take_turns_and_their_parts_are_reported(tmp_path: Path, capsys: py
     assert rows["grown"]["step_ms"] == pytest.approx(sum(sum(times) for times in stages.values()) / 4)
     assert rows["grown"]["growth"]["f"] == pytest.approx((stages["12"][0] - stages["3"][0]) / 9 * 12 / stages["12"][0])
     assert rows["plain"]["growth"] == {}
-    for row in rows.values():
-        assert sum(row[part] for part in PARTS) <= row["step_ms"] * 1.001
+    assert rows["plain"]["against_full"] is None
+    same = rows["cached"]["step_ms"] / rows["grown cached"]["step_ms"]
+    assert rows["grown cached"]["against_full"]["median"] == pytest.approx(same)
+    for name in ("plain", "frozen", "cached"):  # two counted steps each, whose median is their mean
+        assert sum(rows[name][part] for part in PARTS) == pytest.approx(rows[name]["step_ms"])
     assert "| grown |" in capsys.readouterr().out
 
 
@@ -91,8 +95,8 @@ def test_what_a_variant_is_compared_with_runs_too() -> None:
 
 
 def test_nonsense_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="steps_per_epoch=1 at least 2"):
-        bench_compare(steps_per_epoch=1)
+    with pytest.raises(ValueError, match="steps_per_epoch=2 at least 3"):
+        bench_compare(steps_per_epoch=2)
     with pytest.raises(ValueError, match=r"nothing is no file and none of the shipped ones \(variants, variants_gpu\)"):
         find_variants("nothing")
     with pytest.raises(ValueError, match="unknown variants z: choose from a"):
