@@ -41,9 +41,10 @@ class StackingCallback(Callback):
     and state of the one optimizer (the object and its scheduler stay), DDP's wrapper (dropped before, built anew
     after).
 
-    Refuses: strategies other than single device and DDP, more than one optimizer, ``max_steps``, weight-averaging
-    callbacks other than ``StudentEMA``, fewer epochs than stages, stages that do not end at the student's
-    ``num_layers``, a checkpoint with an average where there is no ``StudentEMA`` to take it.
+    Refuses: a run that is not measured in epochs (``max_steps``); for a growing run also strategies other than single
+    device and DDP, more than one optimizer, weight-averaging callbacks other than ``StudentEMA``, fewer epochs than
+    stages, stages that do not end at the student's ``num_layers``, a checkpoint with an average where there is no
+    ``StudentEMA`` to take it.
 
     Resumes: by itself; the depth comes from the state dict and the epoch.
 
@@ -89,9 +90,10 @@ class StackingCallback(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit" or not isinstance(pl_module, DistillationModule):
             return
+        epochs = _epochs(trainer)
         full_depth = pl_module.student.config.num_layers
         if self.policy == "none":
-            self.stages, self.lengths = (full_depth,), (trainer.max_epochs or 0,)
+            self.stages, self.lengths = (full_depth,), (epochs,)
             return
         self._refuse(trainer)
         self.stages = tuple(self.requested_stages or default_stages(self.policy, full_depth, self.layers_per_stage))
@@ -100,8 +102,7 @@ class StackingCallback(Callback):
                 f"growth.stages={list(self.stages)} end at {self.stages[-1]} layers, but student.num_layers="
                 f"{full_depth}: make them equal"
             )
-        assert trainer.max_epochs is not None  # refused above
-        self.lengths = stage_lengths(self.schedule, len(self.stages), trainer.max_epochs)
+        self.lengths = stage_lengths(self.schedule, len(self.stages), epochs)
         for depth, target in zip(self.stages, self.stages[1:], strict=False):
             make_plan(self.policy, depth, target, self.offset)  # every plan must exist before the first step
         pl_module.student.start_at(self.stages[0])
@@ -110,12 +111,6 @@ class StackingCallback(Callback):
 
     def _refuse(self, trainer: L.Trainer) -> None:
         ddp.require_supported(trainer)
-        if trainer.max_steps != -1 or trainer.max_epochs is None or trainer.max_epochs < 1:
-            raise ValueError(
-                f"a growing run is measured in epochs: trainer.max_steps={trainer.max_steps}, trainer.max_epochs="
-                f"{trainer.max_epochs}; set max_epochs, leave max_steps at -1, and shape the epochs with "
-                "data.batches_per_epoch"
-            )
         averaging = find_callback(trainer, WeightAveraging)
         if averaging is not None and not isinstance(averaging, StudentEMA):
             raise ValueError(
@@ -265,3 +260,16 @@ class StackingCallback(Callback):
 def _train_seconds(trainer: L.Trainer) -> float | None:
     clock = find_callback(trainer, ThroughputCallback)
     return clock.train_seconds if clock is not None else None
+
+
+def _epochs(trainer: L.Trainer) -> int:
+    """Length of the run, in which its stages, learning rate and end are measured."""
+    epochs = trainer.max_epochs or 0
+    # A fast_dev_run sets max_steps itself, to the length of its one epoch.
+    if epochs < 1 or (trainer.max_steps != -1 and not trainer.fast_dev_run):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"a run is measured in epochs: trainer.max_steps={trainer.max_steps}, trainer.max_epochs="
+            f"{trainer.max_epochs}; set max_epochs, leave max_steps at -1, and shape the epochs with "
+            "data.batches_per_epoch"
+        )
+    return epochs
