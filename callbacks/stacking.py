@@ -41,9 +41,10 @@ class StackingCallback(Callback):
     and state of the one optimizer (the object and its scheduler stay), DDP's wrapper (dropped before, built anew
     after).
 
-    Refuses: a run that is not measured in epochs (``max_steps``); for a growing run also strategies other than single
-    device and DDP, more than one optimizer, weight-averaging callbacks other than ``StudentEMA``, fewer epochs than
-    stages, stages that do not end at the student's ``num_layers``, a checkpoint with an average where there is no
+    Refuses: a run that is not measured in epochs (``max_steps``), layers of the L2L loss that fall between the
+    student's at some depth, another depth than the schedule has; for a growing run also strategies other than single
+    device and DDP, more than one optimizer, weight averaging other than ``StudentEMA``, fewer epochs than stages,
+    stages that do not end at the student's ``num_layers``, a checkpoint with an average where there is no
     ``StudentEMA`` to take it.
 
     Resumes: by itself; the depth comes from the state dict and the epoch.
@@ -94,8 +95,14 @@ class StackingCallback(Callback):
         full_depth = pl_module.student.config.num_layers
         if self.policy == "none":
             self.stages, self.lengths = (full_depth,), (epochs,)
-            return
-        self._refuse(trainer)
+        else:
+            self._refuse(trainer)
+            self._divide(pl_module, full_depth, epochs)
+        for depth in self.stages:  # every loss must exist before the first step
+            pl_module.objective.positions(depth, range(self.stages[0]))
+
+    def _divide(self, module: DistillationModule, full_depth: int, epochs: int) -> None:
+        """Stages and their plans; the student begins with the first."""
         self.stages = tuple(self.requested_stages or default_stages(self.policy, full_depth, self.layers_per_stage))
         if self.stages[-1] != full_depth:
             raise ValueError(
@@ -105,9 +112,9 @@ class StackingCallback(Callback):
         self.lengths = stage_lengths(self.schedule, len(self.stages), epochs)
         for depth, target in zip(self.stages, self.stages[1:], strict=False):
             make_plan(self.policy, depth, target, self.offset)  # every plan must exist before the first step
-        pl_module.student.start_at(self.stages[0])
-        pl_module.growth_epochs = tuple(growth_epochs(self.lengths))
-        pl_module.rewarm_steps = self.rewarm_steps if self.lr_after_growth == "rewarm" else 0
+        module.student.start_at(self.stages[0])
+        module.growth_epochs = tuple(growth_epochs(self.lengths))
+        module.rewarm_steps = self.rewarm_steps if self.lr_after_growth == "rewarm" else 0
 
     def _refuse(self, trainer: L.Trainer) -> None:
         ddp.require_supported(trainer)

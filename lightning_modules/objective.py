@@ -88,6 +88,11 @@ def intermediate_layers(config: ObjectiveConfig, num_layers: int) -> list[int]:
         return sorted({round(output * part / 3) for part in (1, 2)} - {0, output})
     if bad := [layer for layer in config.layers if not 1 <= layer <= num_layers]:
         raise ValueError(f"objective.layers={config.layers}: the teacher has layers 1 to {num_layers}, not {bad}")
+    if config.intermediate == "l2l" and (bad := [layer for layer in config.layers if layer > output]):
+        raise ValueError(
+            f"objective.layers={config.layers}: {bad} would stand above the student's last layer, which learns teacher "
+            f"layer {output}; choose layers from 1 to {output}, or another objective.output_layer"
+        )
     return sorted(set(config.layers))
 
 
@@ -113,7 +118,7 @@ def l2l_positions(
         if (layer * reference) % output_layer:
             raise ValueError(
                 f"teacher layer {layer} of {output_layer} falls between the layers of a student of depth {reference}: "
-                f"choose objective.layers that are multiples of {output_layer} / {reference}"
+                f"choose objective.layers that are multiples of {output_layer} / {reference}, or other depths"
             )
         position = layer * reference // output_layer
         positions[layer] = position if attach == "block_end" else originals[position - 1] + 1

@@ -166,6 +166,24 @@ def test_what_cannot_work_is_refused(
         )
 
 
+def test_a_stage_whose_loss_has_no_layer_is_refused_before_the_first_step(
+    tmp_path: Path, teacher: Path, corpus: Path
+) -> None:
+    def train(stacking: StackingCallback, num_layers: int = 4, **objective: object) -> int:
+        trainer = make_trainer(tmp_path, stacking)
+        module = make_module(teacher, num_layers, objective={"intermediate": "l2l", "layers": [2], **objective})
+        trainer.fit(module, datamodule=make_data(corpus, tmp_path / "cache"))
+        return trainer.global_step
+
+    between = "teacher layer 2 of 4 falls between the layers of a student of depth 3: .*, or other depths"
+    with pytest.raises(ValueError, match=between):
+        train(StackingCallback("gradual", stages=[2, 3, 4]))
+    with pytest.raises(ValueError, match=between):
+        train(StackingCallback(), num_layers=3)
+    assert not (tmp_path / "growth.json").exists()
+    assert train(StackingCallback("gradual", stages=[2, 3, 4]), attach="original") == 12  # control
+
+
 def test_weight_averaging_is_refused(tmp_path: Path, teacher: Path, corpus: Path) -> None:
     trainer = make_trainer(tmp_path, make_stacking(), EMAWeightAveraging())
     with pytest.raises(ValueError, match="EMAWeightAveraging keeps a copy"):
