@@ -213,3 +213,13 @@ def test_a_deeper_checkpoint_than_the_schedule_is_refused(tmp_path: Path, teache
     trainer = make_trainer(tmp_path, Deeper(), make_stacking())
     with pytest.raises(ValueError, match="has 3 layers, but the schedule has 1 in epoch 0"):
         trainer.fit(make_module(teacher), datamodule=make_data(corpus, tmp_path / "cache"))
+
+
+def test_a_shallower_student_than_full_depth_is_refused(tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    class Shallower(Callback):  # as a checkpoint of another run makes it
+        def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+            pl_module.student.start_at(3)
+
+    trainer = make_trainer(tmp_path, Shallower(), StackingCallback())
+    with pytest.raises(ValueError, match="has 3 layers, but the schedule has 4 in epoch 0"):
+        trainer.fit(make_module(teacher), datamodule=make_data(corpus, tmp_path / "cache"))
