@@ -51,10 +51,11 @@ class ResumeGuard(Callback):
 
     Acts: when a checkpoint is saved, and in ``fit`` before the weights of one are loaded.
 
-    Compared are the growth settings and stage lengths, student, objective, optimizer, average of the weights, seed,
-    the teacher's weights and the corpus; not the number of devices, accumulation steps, precision and compilation (of
-    trainer, student or teacher), folders or loggers, which may change. A run that starts or stops averaging is another
-    run too.
+    Compared are the growth settings and stage lengths, the steps of the learning-rate schedule, student, objective,
+    optimizer, average of the weights, seed, the teacher's weights and what it hears, and the corpus; not the number of
+    devices, accumulation steps, precision and compilation (of trainer, student or teacher), folders or loggers, which
+    may change. A run that starts or stops averaging is another run too. What an older checkpoint does not record is not
+    compared.
 
     Args:
         allow_config_change: resume all the same; what differs is then this run's choice.
@@ -79,6 +80,11 @@ class ResumeGuard(Callback):
             "model": model,
             "teacher": teacher_digest(module.teacher),
             "data": datamodule.fingerprint() if datamodule is not None and hasattr(datamodule, "fingerprint") else {},
+            "waveforms": {"normalize": module.teacher.normalize, "sample_rate": module.teacher.sample_rate},
+            "steps": {
+                "per_epoch": module.steps_per_epoch() if hasattr(datamodule, "steps_per_epoch") else None,
+                "total": module.total_steps,
+            },
         }
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -99,7 +105,8 @@ class ResumeGuard(Callback):
         saved = checkpoint.get("interstack", {}).get("fingerprint")
         if self.allow_config_change or saved is None:
             return
-        if changed := differences(saved, self.fingerprint(trainer, pl_module)):
+        current = {part: value for part, value in self.fingerprint(trainer, pl_module).items() if part in saved}
+        if changed := differences(saved, current):
             raise ValueError(
                 f"this checkpoint belongs to another run: {'; '.join(changed)}. Resume with the settings that made "
                 "it, or pass --allow-config-change"

@@ -140,7 +140,7 @@ class StackingCallback(Callback):
         self._ensure(trainer, pl_module)
 
     def _ensure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not self.stages:  # no student of ours
+        if not self.stages:  # there is no student
             return
         assert isinstance(module, DistillationModule)
         wanted = self.depth_at(trainer.current_epoch)

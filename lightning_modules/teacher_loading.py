@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from lightning_modules.front_end import CONV_FIELDS, feat_extract_norm
@@ -17,6 +18,7 @@ RAW_AUDIO_MODELS = frozenset({"facebook/hubert-base-ls960"})
 # Weights that a checkpoint may lack: they play no part in the hidden states of an encoder in eval mode.
 UNUSED_WEIGHTS = ("masked_spec_embed", "adapter.")
 ADVICE = "choose a speech encoder such as HuBERT, wav2vec 2.0, WavLM or data2vec-audio"
+EXTRACTOR_FILE = "preprocessor_config.json"
 
 
 def load_config(model: str, revision: str | None) -> Any:
@@ -67,11 +69,28 @@ def load_model(model: str, revision: str | None, attn_implementation: str | None
 
 
 def load_extractor(model: str, revision: str | None) -> Any:
-    """The model's feature extractor, ``None`` where it has none."""
+    """The model's feature extractor, ``None`` where it has none.
+
+    Raises:
+        ValueError: it has one that cannot be read, or nobody can tell: what it says must not be guessed then.
+    """
     try:
         return AutoFeatureExtractor.from_pretrained(model, revision=revision)
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        if _has_no_extractor(model, revision):
+            return None
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"the feature extractor of teacher {model!r} cannot be read, and it says how waveforms are sampled and "
+            f"normalised: set `model` to a folder with a {EXTRACTOR_FILE} that can be read, or without one ({reason})"
+        ) from error
+
+
+def _has_no_extractor(model: str, revision: str | None) -> bool:
+    if Path(model).is_dir():
+        return not (Path(model) / EXTRACTOR_FILE).exists()
+    # The hub's answer to the look-up above, which its cache keeps for when it cannot be reached.
+    return try_to_load_from_cache(model, EXTRACTOR_FILE, revision=revision) is _CACHED_NO_EXIST
 
 
 def resolve_normalize(model: str, normalize: bool | None, extractor: Any, config: Any) -> bool:

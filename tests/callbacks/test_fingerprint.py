@@ -81,6 +81,12 @@ OTHER_SETTINGS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "average": (lambda _: EMA, r"ema.decay was not set, is 0.9; ema.every_n_steps was not set, is 1"),
     "batch": (lambda _: ["--data.batch_size", "6"], r"data.batch_size was 4, is 6"),
+    "steps per epoch": (lambda _: ["--trainer.limit_train_batches", "2"], r"steps.per_epoch was 3, is 2"),
+    "length of the schedule": (lambda _: ["--model.total_steps", "100"], r"steps.total was None, is 100"),
+    "normalisation": (
+        lambda _: ["--model.teacher.init_args.normalize", "true"],
+        r"waveforms.normalize was False, is True",
+    ),
 }
 
 
@@ -100,6 +106,15 @@ def test_it_is_taken_when_that_is_asked_for(name: str, inputs: Path, tmp_path: P
     cli = fit(inputs, *place, *settings(inputs), "--allow-config-change")
     assert cli.trainer.global_step == 12
     assert cli.model.student.depth == 4
+
+
+def test_what_an_older_checkpoint_does_not_record_is_not_compared(inputs: Path, tmp_path: Path) -> None:
+    older = torch.load(checkpoint(inputs, 9), weights_only=True)
+    for part in ("waveforms", "steps"):
+        del older["interstack"]["fingerprint"][part]
+    torch.save(older, tmp_path / "older.ckpt")
+    place = ["--runs_dir", str(tmp_path), "--ckpt_path", str(tmp_path / "older.ckpt")]
+    assert fit(inputs, *place, "--model.total_steps", "12").trainer.global_step == 12
 
 
 def test_last_is_guarded_like_a_path(inputs: Path, tmp_path: Path) -> None:

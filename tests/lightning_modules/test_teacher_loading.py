@@ -9,6 +9,7 @@ import torch
 from transformers import BertConfig, BertModel, HubertModel, SEWConfig, Wav2Vec2FeatureExtractor
 
 from lightning_modules.teacher import HuggingFaceTeacher
+from lightning_modules.teacher_loading import load_extractor
 from tests.lightning_modules.teachers import FAMILIES, LAYERS, TINY, save_model
 
 
@@ -95,3 +96,28 @@ class TestErrors:
         (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS + 1}))
         with pytest.raises(ValueError, match=r"lacks 16 weights of HubertModel.*encoder.layers.5"):
             HuggingFaceTeacher(str(tmp_path))
+
+    def test_an_extractor_that_cannot_be_read_is_not_guessed(self, tmp_path: Path) -> None:
+        save_model(tmp_path, FAMILIES["hubert"]())
+        HuggingFaceTeacher(str(tmp_path))  # control: without the file it is a guess
+        (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": tr')
+        with pytest.raises(ValueError, match=r"feature extractor of teacher .* cannot be read.*preprocessor_config"):
+            HuggingFaceTeacher(str(tmp_path))
+
+    def test_an_extractor_of_the_hub_is_absent_only_when_the_hub_said_so(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        cache, commit = tmp_path / "models--some--model", "0" * 40
+        for folder in ("refs", f"snapshots/{commit}", f".no_exist/{commit}"):
+            (cache / folder).mkdir(parents=True)
+        (cache / "refs" / "main").write_text(commit)
+        with pytest.raises(ValueError, match="feature extractor of teacher 'some/model' cannot be read"):
+            load_extractor("some/model", None)
+        said_so = cache / ".no_exist" / commit / "preprocessor_config.json"
+        said_so.touch()
+        assert load_extractor("some/model", None) is None
+        said_so.unlink()
+        Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(cache / "snapshots" / commit)
+        assert load_extractor("some/model", None).sampling_rate == 8000
