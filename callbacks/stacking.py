@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -190,17 +191,22 @@ class StackingCallback(Callback):
         self._record(trainer, event)
 
     def _loss(self, trainer: L.Trainer, module: DistillationModule) -> float | None:
-        """Loss on one fixed batch, in eval mode and without gradients: nothing of the run changes by it."""
+        """Loss on one fixed batch, in eval mode and without gradients: nothing of the run changes by it.
+
+        It is no part of what a growth costs, so the run's clock stands still.
+        """
         datamodule = getattr(trainer, "datamodule", None)
         if not self.measure_loss or datamodule is None or not hasattr(datamodule, "example_batch"):
             return None
-        batch = datamodule.transfer_batch_to_device(datamodule.example_batch(4), module.device, 0)
-        training = [part for part in module.modules() if part.training]
-        module.eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            loss = module.losses(batch).total.item()
-        for part in training:
-            part.training = True
+        clock = find_callback(trainer, ThroughputCallback)
+        with nullcontext() if clock is None else clock.aside(module.device):
+            batch = datamodule.transfer_batch_to_device(datamodule.example_batch(4), module.device, 0)
+            training = [part for part in module.modules() if part.training]
+            module.eval()
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                loss = module.losses(batch).total.item()
+            for part in training:
+                part.training = True
         return loss
 
     # -- telling --------------------------------------------------------------------------------------------------

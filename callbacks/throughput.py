@@ -3,7 +3,8 @@
 Two clocks, for two questions:
 
 * ``perf/train_seconds`` is wall-clock time, what a run costs. It runs from the start of training to its end,
-  growth and the start of data loaders included, but not while validation runs or a checkpoint is written.
+  growth and the start of data loaders included, but not while validation runs, a checkpoint is written or the loss
+  before and after a growth is measured.
 * ``perf/*_ms`` are parts of a step, in the time of the device: CUDA events in the stream of work, which are
   read only when a row is logged, so no step waits for the device; the host's clock elsewhere.
 """

@@ -1,7 +1,10 @@
 """Growth inside one fit: every policy, what is kept, what is refused, and that measuring it changes nothing."""
 
 import json
+import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -11,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 
 from callbacks.policies import POLICIES, make_plan
 from callbacks.stacking import StackingCallback
+from callbacks.throughput import ThroughputCallback
 from tests.helpers import (
     POLICY_STAGES,
     make_data,
@@ -124,6 +128,29 @@ def test_measuring_the_loss_changes_nothing_bit_for_bit(tmp_path: Path, teacher:
     _, _, other = fit(tmp_path / "other", teacher, corpus, make_stacking(optimizer_state="zero"))
     assert other.losses[:3] == runs["with"][0][:3]
     assert other.losses[-1] != runs["with"][0][-1]
+
+
+@pytest.mark.parametrize("aside", [True, False])
+def test_measuring_the_loss_is_not_training_time(
+    aside: bool, tmp_path: Path, teacher: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, clock, stacking = make_data(corpus, tmp_path / "cache"), ThroughputCallback(), make_stacking()
+    example_batch, late = data.example_batch, 0.0
+
+    def slow(count: int) -> Any:
+        nonlocal late
+        late += 100.0
+        return example_batch(count)
+
+    now = SimpleNamespace(perf_counter=lambda: time.perf_counter() + late)
+    monkeypatch.setattr("callbacks.throughput.time", now)
+    monkeypatch.setattr(data, "example_batch", slow)
+    if not aside:  # control
+        monkeypatch.setattr(ThroughputCallback, "aside", lambda *_: nullcontext())
+    make_trainer(tmp_path, clock, stacking).fit(make_module(teacher), datamodule=data)
+    assert late == 600  # before and after each of three growths
+    assert clock.train_seconds < 100 if aside else clock.train_seconds > 600
+    assert [event["train_seconds"] < 100 for event in stacking.events] == [aside] * 3
 
 
 def test_full_depth_is_the_default(tmp_path: Path, teacher: Path, corpus: Path) -> None:
