@@ -1,6 +1,6 @@
 """TrainingMetrics: the loss terms of whole optimizer steps, averaged over accumulation steps and ranks."""
 
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -16,6 +16,8 @@ class TrainingMetrics(Callback):
     A micro-batch is a share of a global batch; its loss alone says little. The terms of one accumulation window are
     summed on the device and reduced over the ranks only at the steps that are logged, so nothing waits in between.
 
+    Resumes: the sum over the epoch so far is in the checkpoint, and so is the last ``epoch_loss``.
+
     Attributes:
         epoch_loss: mean of ``train/loss`` over the optimizer steps of the last finished epoch (global batches).
     """
@@ -23,10 +25,14 @@ class TrainingMetrics(Callback):
     def __init__(self) -> None:
         self.epoch_loss: float | None = None
         self._window: dict[str, Tensor] = {}
-        self._epoch: list[Tensor] = []
+        self._epoch = torch.zeros(2)  # sum of the losses of this epoch's steps, and their number
+        self._trainer: L.Trainer | None = None
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._window, self._epoch = {}, []
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._trainer = trainer
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._window, self._epoch = {}, self._epoch.to(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -38,7 +44,8 @@ class TrainingMetrics(Callback):
         if (batch_idx + 1) % accumulate:
             return
         window, self._window = self._window, {}
-        self._epoch.append(window["loss"])
+        made = window["loss"].isfinite()  # skipped steps changed nothing
+        self._epoch = self._epoch + torch.stack([window["loss"].where(made, 0.0), made.to(window["loss"].dtype)])
         step = trainer.global_step
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if step != 1 and step % every:
@@ -54,7 +61,19 @@ class TrainingMetrics(Callback):
             logger.log_metrics(metrics, step=step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._epoch:
-            losses = torch.stack(self._epoch)
-            mean = losses[losses.isfinite()].mean()  # skipped steps changed nothing
-            self.epoch_loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
+        self._reduce(trainer)
+        total, steps = self._epoch.tolist()
+        self.epoch_loss = total / steps if steps else None
+        self._window, self._epoch = {}, torch.zeros_like(self._epoch)
+
+    def _reduce(self, trainer: L.Trainer) -> None:
+        """Give every rank the mean over all, which a later mean leaves as it is."""
+        self._epoch = cast(Tensor, trainer.strategy.reduce(self._epoch, reduce_op="mean"))
+
+    def state_dict(self) -> dict[str, Any]:
+        assert self._trainer is not None  # set before any checkpoint
+        self._reduce(self._trainer)  # only rank zero's state is written, but all ranks ask for theirs
+        return {"epoch_loss": self.epoch_loss, "epoch_so_far": self._epoch.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epoch_loss, self._epoch = state_dict["epoch_loss"], torch.tensor(state_dict["epoch_so_far"])

@@ -30,13 +30,23 @@ def hardware() -> str:
 
 
 class RunSummary(Callback):
-    """Write the summary when ``fit`` ends by itself; an interrupted run has none, so its absence says so."""
+    """Write the summary when ``fit`` ends by itself; an interrupted run has none, so its absence says so.
+
+    Resumes: a run that was interrupted between its last checkpoint and its summary gets it when it is continued, though
+    nothing is left to train: the last validation's metrics are then those in the checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._saved_metrics: Mapping[str, float] = {}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._saved_metrics = checkpoint.get("interstack", {}).get("metrics", {})
 
     @rank_zero_only
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch < (trainer.max_epochs or 0):
             return
-        summary = summarise(trainer, pl_module)
+        summary = summarise(trainer, pl_module, {**self._saved_metrics, **trainer.callback_metrics})
         path = Path(trainer.default_root_dir) / "summary.json"
         temporary = path.with_suffix(".json.tmp")
         temporary.write_text(json.dumps(summary, indent=1) + "\n")
@@ -46,12 +56,12 @@ class RunSummary(Callback):
                 logger.experiment.summary.update(summary)
 
 
-def summarise(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-    """Settings, cost and final losses of a run, in plain values."""
+def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, cost and final losses of a run, in plain values; ``metrics`` are those of its last validation."""
     assert isinstance(module, DistillationModule)
-    stacking, metrics = find_callback(trainer, StackingCallback), find_callback(trainer, TrainingMetrics)
+    stacking, training = find_callback(trainer, StackingCallback), find_callback(trainer, TrainingMetrics)
     clock = find_callback(trainer, ThroughputCallback)
-    validation = {name: float(trainer.callback_metrics.get(f"val/{name}", "nan")) for name in ("loss", "output")}
+    validation = {name: float(metrics.get(f"val/{name}", "nan")) for name in ("loss", "output")}
     return {
         "name": Path(trainer.default_root_dir).name,
         "policy": stacking.policy if stacking else "none",
@@ -70,7 +80,7 @@ def summarise(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         # More than one: seconds are this student's own and those of what it shares, not comparable with a run alone.
         "students": clock.students if clock else 1,
         "audio_seconds": clock.audio_seconds if clock else None,
-        "train_loss": metrics.epoch_loss if metrics else None,
+        "train_loss": training.epoch_loss if training else None,
         "val_loss": validation["loss"],
         # Comparable between systems whose intermediate losses differ, which val_loss is not.
         "val_output": validation["output"],

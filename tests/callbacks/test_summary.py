@@ -1,0 +1,60 @@
+"""RunSummary and the mean loss in it: written once the run is over, whenever that turns out to be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from callbacks.checkpointing import RunCheckpoint
+from callbacks.metrics import TrainingMetrics
+from callbacks.summary import RunSummary
+from callbacks.throughput import ThroughputCallback
+from tests.callbacks.faults import SendSignal
+from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_teacher(folder / "teacher")
+    save_corpus(folder / "corpus", {"train": 12, "dev": 4})
+    return folder
+
+
+def fit(folder: Path, inputs: Path, *callbacks: Callback, step: int | None = None) -> dict[str, Any]:
+    """Train 4 epochs of 3 steps, growing, from the checkpoint of ``step`` on; returns the summary."""
+    own = (make_stacking(), TrainingMetrics(), ThroughputCallback(), RunSummary())
+    trainer = make_trainer(folder, *own, RunCheckpoint(1, keep=100), *callbacks, enable_checkpointing=True)
+    start = None if step is None else str(folder / "checkpoints" / f"step={step:09d}.ckpt")
+    data = make_data(inputs / "corpus", inputs / "cache")
+    trainer.fit(make_module(inputs / "teacher"), datamodule=data, ckpt_path=start)
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    assert summary.pop("train_seconds") > 0
+    return summary
+
+
+def test_a_run_that_was_killed_before_its_summary_gets_it_when_it_is_continued(tmp_path: Path, inputs: Path) -> None:
+    whole = fit(tmp_path, inputs)
+    assert whole["val_loss"] > 0
+    assert whole["train_loss"] > 0
+    (tmp_path / "summary.json").unlink()
+    assert fit(tmp_path, inputs, step=12) == whole
+
+
+def test_an_interrupted_run_has_none(tmp_path: Path, inputs: Path) -> None:
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, inputs, SendSignal(3, 1))
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("step", [10, 11])
+def test_the_mean_loss_is_that_of_the_whole_epoch_after_a_resume(
+    step: int, tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(tmp_path, inputs)
+    assert fit(tmp_path, inputs, step=step)["train_loss"] == whole["train_loss"]
+    monkeypatch.setattr(TrainingMetrics, "load_state_dict", lambda *_: None)  # control
+    assert abs(fit(tmp_path, inputs, step=step)["train_loss"] - whole["train_loss"]) > 1e-4
