@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_modules.distillation import DistillationModule
 
@@ -26,6 +27,7 @@ class TrainingMetrics(Callback):
         self.epoch_loss: float | None = None
         self._window: dict[str, Tensor] = {}
         self._epoch = torch.zeros(2)  # sum of the losses of this epoch's steps, and their number
+        self._rate = 0.0
         self._trainer: L.Trainer | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -33,6 +35,9 @@ class TrainingMetrics(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._window, self._epoch = {}, self._epoch.to(pl_module.device)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        self._rate = optimizer.param_groups[0]["lr"]  # by the end of the batch the scheduler has moved on
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,7 +58,7 @@ class TrainingMetrics(Callback):
         values = trainer.strategy.reduce(torch.stack(list(window.values())), reduce_op="mean").tolist()
         metrics = {f"train/{name}": value for name, value in zip(window, values, strict=True)}
         metrics |= {
-            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/lr": self._rate,
             "growth/depth": pl_module.student.depth,
             "epoch": trainer.current_epoch,
         }

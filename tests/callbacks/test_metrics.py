@@ -1,0 +1,57 @@
+"""TrainingMetrics: means over steps that were made, and the learning rate that a step was made with."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from callbacks.metrics import TrainingMetrics
+from experiments.loggers import AppendingCSVLogger
+from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_teacher(folder / "teacher")
+    save_corpus(folder / "corpus", {"train": 12, "dev": 4})
+    return folder
+
+
+def test_a_skipped_step_is_not_in_the_mean_loss(tmp_path: Path, inputs: Path) -> None:
+    metrics, trainer, module = TrainingMetrics(), make_trainer(tmp_path), make_module(inputs / "teacher")
+    for number, loss in enumerate([1.0, torch.nan, 3.0]):
+        metrics.on_train_batch_end(trainer, module, {"terms": {"loss": torch.tensor(loss)}}, None, number)
+    metrics.on_train_epoch_end(trainer, module)
+    assert metrics.epoch_loss == 2.0
+
+
+class Rates(Callback):
+    """Learning rate of each optimizer step when it is made."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_learning_rate_of_a_row_is_that_of_its_step(accumulate: int, tmp_path: Path, inputs: Path) -> None:
+    rates = Rates()
+    trainer = make_trainer(
+        tmp_path,
+        *(make_stacking(lr_after_growth="rewarm", rewarm_steps=2), TrainingMetrics(), rates),
+        logger=AppendingCSVLogger(tmp_path),
+        log_every_n_steps=1,
+        accumulate_grad_batches=accumulate,
+    )
+    trainer.fit(make_module(inputs / "teacher"), datamodule=make_data(inputs / "corpus", inputs / "cache"))
+    rows = [row for row in csv.DictReader((tmp_path / "metrics.csv").open()) if row["train/lr"]]
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert [float(row["train/lr"]) for row in rows] == rates.rates
+    assert len(set(rates.rates)) > 6  # they differ from step to step
