@@ -53,10 +53,11 @@ class NonFiniteGuard(Callback):
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = self.skipped_in_a_row = 0
         self._pending: _Verdict | None = None
+        self._overdue: int | None = None  # the step after which the run is to stop
         self._trainer: L.Trainer | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._trainer, self._pending = trainer, None
+        self._trainer, self._pending, self._overdue = trainer, None, None
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         # A loss that is not finite can have finite gradients, and may be known to one rank only. So it makes
@@ -68,6 +69,7 @@ class NonFiniteGuard(Callback):
         # All ranks decide alike without asking each other: the last backward of the accumulation window has
         # averaged the gradients over the ranks, so each computes the norm of the same bits.
         self._settle()
+        self._stop_if_overdue(trainer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         bad = ~torch.nn.utils.get_total_norm(gradients).isfinite()
         self._pending = _Verdict(trainer.global_step + 1, bad)  # Lightning counts the step, though it changes nothing
@@ -76,15 +78,17 @@ class NonFiniteGuard(Callback):
             return
         skipped = self.skipped_steps
         self._settle()
+        self._stop_if_overdue(trainer)
         if self.skipped_steps > skipped and not _has_scaler(trainer):
             # Clipping and the update leave out parameters without gradients.
             optimizer.zero_grad(set_to_none=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._settle()
+        self._stop_if_overdue(trainer)
 
-    def _settle(self, may_stop: bool = True) -> None:
-        """Count the step that was looked at last, and stop the run if it is one too many."""
+    def _settle(self) -> None:
+        """Count the step that was looked at last."""
         if self._pending is None:
             return
         assert self._trainer is not None  # set before any step
@@ -94,16 +98,18 @@ class NonFiniteGuard(Callback):
             return
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
-        if may_stop and self.skipped_in_a_row >= self.max_skipped_steps:
-            self._stop(self._trainer, verdict.step)
+        if self.skipped_in_a_row >= self.max_skipped_steps:
+            self._overdue = verdict.step
         self._report(self._trainer, verdict.step)
 
-    def _stop(self, trainer: L.Trainer, step: int) -> None:
+    def _stop_if_overdue(self, trainer: L.Trainer) -> None:
+        if self._overdue is None:
+            return
         last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         found = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         raise DivergedError(
             f"loss or gradient norm was not finite in {self.skipped_in_a_row} optimizer steps in a row, up "
-            f"to step {step}: stopped, {found}; look at the data, or lower the learning rate"
+            f"to step {self._overdue}: stopped, {found}; look at the data, or lower the learning rate"
         )
 
     @rank_zero_only
@@ -116,7 +122,7 @@ class NonFiniteGuard(Callback):
             logger.log_metrics({"train/skipped_steps": self.skipped_steps}, step=step)
 
     def state_dict(self) -> dict[str, Any]:
-        self._settle(may_stop=False)
+        self._settle()
         return {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

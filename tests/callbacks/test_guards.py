@@ -138,7 +138,7 @@ def test_too_many_in_a_row_stop_the_run_also_over_a_resume(tmp_path: Path, teach
     assert all(value.isfinite().all() for value in saved["state_dict"].values() if torch.is_tensor(value))
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     counts = [(row["step"], row["train/skipped_steps"]) for row in rows if row["train/skipped_steps"]]
-    assert counts == [("1", "1"), ("3", "2"), ("4", "3")]
+    assert counts == [("1", "1"), ("3", "2"), ("4", "3"), ("5", "4")]
 
     with pytest.raises(RuntimeError, match="in 3 optimizer steps in a row, up to step 5"):
         fit(tmp_path, teacher, corpus, PoisonLoss({0}), NonFiniteGuard(3), ckpt_path=str(last))
@@ -208,3 +208,21 @@ def test_a_checkpoint_counts_the_step_before_it(tmp_path: Path, teacher: Path, c
         saved = torch.load(path, weights_only=True)["callbacks"]["NonFiniteGuard"]
         counts.append((saved["skipped_steps"], saved["skipped_in_a_row"]))
     assert counts == [(0, 0), (0, 0), (1, 1), (1, 0), (2, 1), (3, 2)]
+
+
+@pytest.mark.parametrize(("bad", "last"), [({2, 3, 4}, 5), ({3, 4, 5}, 6)])
+def test_a_checkpoint_after_each_step_does_not_keep_the_run_from_stopping(
+    bad: set[int], last: int, tmp_path: Path, teacher: Path, corpus: Path
+) -> None:
+    """Its counts hold the step before it, which the guard itself would have looked at only later."""
+
+    def train(folder: Path, max_skipped_steps: int) -> None:
+        callbacks = (RunCheckpoint(every_n_steps=1, keep=100), PoisonLoss(bad), NonFiniteGuard(max_skipped_steps))
+        fit(folder, teacher, corpus, *callbacks, optimizer=FUSED, enable_checkpointing=True)
+
+    with pytest.raises(RuntimeError, match=f"in 3 optimizer steps in a row, up to step {last}"):
+        train(tmp_path, 3)
+    train(tmp_path / "control", 4)
+    saved = str(tmp_path / "checkpoints" / "step=000000005.ckpt")
+    trainer, _ = fit(tmp_path, teacher, corpus, NonFiniteGuard(3), optimizer=FUSED, ckpt_path=saved)
+    assert trainer.global_step == 6  # a run that is continued may try again
