@@ -194,7 +194,7 @@ class RunCheckpoint(Checkpoint):
                 _write(checkpoint, path)
                 for name in (*more_names, "last.ckpt"):
                     _link(path, folder / name)
-                _prune(folder, self.keep)
+                _prune(folder, self.keep, newest=path)
             except OSError as error:
                 problem = _describe(error, folder)
         # The others wait here; they learn of a failure and stop too, rather than in the next collective.
@@ -268,7 +268,11 @@ def _temporary(path: Path) -> Iterator[Path]:
             path.unlink()
 
 
-def _prune(folder: Path, keep: int) -> None:
-    steps = sorted(path for path in folder.iterdir() if re.fullmatch(r"step=\d+\.ckpt", path.name))
-    for path in steps[:-keep]:
+def _prune(folder: Path, keep: int, newest: Path) -> None:
+    """Leave ``keep`` step files: ``newest`` and those before it.
+
+    Steps beyond ``newest`` are of a branch that a resume from an older checkpoint has abandoned, and go first.
+    """
+    steps = [path for path in folder.iterdir() if re.fullmatch(r"step=\d+\.ckpt", path.name)]
+    for path in sorted(steps, key=lambda path: (path.name <= newest.name, path.name))[:-keep]:
         path.unlink()

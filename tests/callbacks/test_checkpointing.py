@@ -222,6 +222,23 @@ def test_what_a_kill_left_behind_is_cleared(tmp_path: Path, fit: Fit) -> None:
     assert not list(folder.glob("*.tmp"))
 
 
+def test_resuming_from_an_older_checkpoint_keeps_what_it_writes(tmp_path: Path, fit: Fit) -> None:
+    fit("run", every_n_steps=1)
+    folder = tmp_path / "run" / "checkpoints"
+
+    def kept() -> list[int]:
+        return sorted(int(path.stem.removeprefix("step=")) for path in folder.glob("step=*.ckpt"))
+
+    assert kept() == [11, 12]
+    for batch, step, expected in ((0, 4, [4, 12]), (2, 5, [4, 5])):
+        with pytest.raises(SIGTERMException):
+            fit("run", SendSignal(1, batch), every_n_steps=1, ckpt_path=folder / "stage_1.ckpt")
+        assert kept() == expected
+        assert load(tmp_path / "run")["global_step"] == step
+    assert fit("run", every_n_steps=1, ckpt_path=folder / "last.ckpt")["global_step"] == 12
+    assert kept() == [11, 12]
+
+
 # -- the program
 
 
