@@ -99,6 +99,19 @@ class RunFolder:
             )
         return ckpt_path
 
+    def trained_checkpoint(self, ckpt_path: str | None) -> str:
+        """What ``--ckpt_path`` means where a trained student is needed.
+
+        Raises:
+            ValueError: it is not given, ``last`` where there is none yet, or not a file.
+        """
+        path = self.last_checkpoint if ckpt_path == "last" else Path(ckpt_path or "")
+        if not path.is_file():
+            missing = {None: "no --ckpt_path is given", "last": f"there is no checkpoint in {self.path} yet"}
+            problem = missing.get(ckpt_path, f"--ckpt_path {ckpt_path} is not a file")
+            raise ValueError(f"{problem}: give a trained student's checkpoint, or `last` with the --name of its run")
+        return str(path)
+
     def start_attempt(self, config: str, resumed_from: str | None) -> None:
         """Record one more attempt and keep its resolved configuration as ``config_N.yaml``."""
         name = f"config_{len(self.record['attempts']) + 1}.yaml"

@@ -157,8 +157,10 @@ class DistillationCLI(LightningCLI):
         config = self.config[self.subcommand]
         _refuse_half_precision_on_cpu(config.trainer)
         self.run_folder = RunFolder(Path(config.runs_dir) / config.name)
-        if self.subcommand == "fit" or config.get("ckpt_path") == "last":
+        if self.subcommand == "fit":
             config.ckpt_path = self.run_folder.resolve_checkpoint(config.ckpt_path)
+        elif self.subcommand == "validate":
+            config.ckpt_path = self.run_folder.trained_checkpoint(config.ckpt_path)
         config.trainer.default_root_dir = str(self.run_folder.path)
         config.data.run_dir = str(self.run_folder.path)
         if config.trainer.precision is None:

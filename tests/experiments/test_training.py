@@ -1,11 +1,14 @@
-"""What the command line of training refuses before anything is loaded."""
+"""What the command line of training refuses before anything is loaded, and what it takes."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from experiments.cli import run
 from experiments.training import DistillationCLI
+from tests.callbacks.test_fingerprint import TINY
+from tests.helpers import save_corpus, save_teacher
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "auto"])
@@ -19,3 +22,26 @@ def test_half_precision_on_a_cpu_is_refused(
     with pytest.raises(ValueError, match=f"trainer.precision={precision} needs a GPU, and this run is on a CPU"):
         DistillationCLI(arguments)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "no --ckpt_path is given"),
+        (["--ckpt_path", "last"], "there is no checkpoint in .*/runs/run yet"),
+        (["--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt is not a file"),
+    ],
+)
+def test_validate_wants_a_trained_student(more: list[str], message: str, tmp_path: Path) -> None:
+    arguments = ["validate", "--data.root", str(tmp_path), "--runs_dir", str(tmp_path / "runs"), *more]
+    with pytest.raises(ValueError, match=f"{message}: give a trained student's checkpoint"):
+        run(arguments)
+
+
+def test_validate_measures_what_fit_has_trained(tmp_path: Path) -> None:
+    save_corpus(tmp_path / "corpus", {"train": 12, "dev": 4})
+    arguments = [*TINY, "--data.root", str(tmp_path / "corpus"), "--data.cache_dir", str(tmp_path / "cache")]
+    arguments += ["--model.teacher.init_args.model", str(save_teacher(tmp_path / "teacher"))]
+    arguments += ["--runs_dir", str(tmp_path / "runs"), "--ckpt_path", "last"]
+    trained, measured = (DistillationCLI([command, *arguments]).trainer for command in ("fit", "validate"))
+    assert measured.callback_metrics["val/loss"] == pytest.approx(trained.callback_metrics["val/loss"], abs=1e-6)
