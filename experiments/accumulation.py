@@ -1,7 +1,13 @@
 """From what one device can hold to accumulation steps; the global batch stays what it is."""
 
 
-def accumulation_steps(batch_size: int | None, num_devices: int, max_batch_per_device: int, given: int = 1) -> int:
+def accumulation_steps(
+    batch_size: int | None,
+    num_devices: int,
+    max_batch_per_device: int,
+    given: int = 1,
+    limit: int | float | None = None,
+) -> int:
     """Micro-batches per optimizer step, the fewest with which no device holds too many utterances at once.
 
     Args:
@@ -9,9 +15,11 @@ def accumulation_steps(batch_size: int | None, num_devices: int, max_batch_per_d
         num_devices: of all nodes.
         max_batch_per_device: utterances that one device holds at once.
         given: ``trainer.accumulate_grad_batches`` as the user has it; 1 is its default.
+        limit: ``trainer.limit_train_batches`` as the user has it.
 
     Raises:
-        ValueError: batches are measured in seconds, or accumulation is given as well.
+        ValueError: batches are measured in seconds, or accumulation is given as well, or the epoch is limited in
+            micro-batches, which would make its optimizer steps depend on the number of devices.
     """
     if batch_size is None:
         raise ValueError(
@@ -22,5 +30,11 @@ def accumulation_steps(batch_size: int | None, num_devices: int, max_batch_per_d
         raise ValueError(
             f"max_batch_per_device={max_batch_per_device} derives trainer.accumulate_grad_batches, which is also "
             f"given ({given}): leave one of them out"
+        )
+    if isinstance(limit, int) or (limit is not None and limit < 1):
+        raise ValueError(
+            f"trainer.limit_train_batches={limit} counts micro-batches, and how many make an optimizer step depends "
+            f"on the number of devices by max_batch_per_device={max_batch_per_device}: set data.batches_per_epoch, "
+            "which counts optimizer steps"
         )
     return -(-batch_size // (num_devices * max_batch_per_device))

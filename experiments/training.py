@@ -200,6 +200,7 @@ class DistillationCLI(LightningCLI):
                 num_devices=trainer.num_devices * trainer.num_nodes,
                 max_batch_per_device=config.max_batch_per_device,
                 given=trainer.accumulate_grad_batches,
+                limit=config.trainer.limit_train_batches,
             )
         return trainer
 

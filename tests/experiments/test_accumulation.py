@@ -37,6 +37,10 @@ def test_what_contradicts_it_is_refused() -> None:
         accumulation_steps(None, 1, 4)
     with pytest.raises(ValueError, match=r"also given \(2\): leave one of them out"):
         accumulation_steps(64, 1, 4, given=2)
+    for limit in (1, 0.5):
+        with pytest.raises(ValueError, match=rf"limit_train_batches={limit} counts micro-batches"):
+            accumulation_steps(64, 1, 4, limit=limit)
+    assert accumulation_steps(64, 1, 4, limit=1.0) == 16
 
 
 def arguments(inputs: Path, runs: Path, *more: str) -> list[str]:
@@ -56,6 +60,7 @@ def test_the_command_line_derives_accumulation(inputs: Path, tmp_path: Path) -> 
     [
         (["--trainer.accumulate_grad_batches", "2"], "leave one of them out"),
         (["--data.batch_size", "null", "--data.batch_seconds", "3"], "batch_seconds is set"),
+        (["--trainer.limit_train_batches", "3"], "set data.batches_per_epoch"),
     ],
 )
 def test_the_command_line_refuses_contradictions(more: list[str], message: str, inputs: Path, tmp_path: Path) -> None:
@@ -77,7 +82,7 @@ class Rates(Callback):
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_the_learning_rate_does_not_depend_on_how_a_batch_is_cut(accumulate: int, inputs: Path, tmp_path: Path) -> None:
-    """Ranks and accumulation steps cut it alike (``cut`` of ``datamodules.batching``); two ranks: ``test_kill``."""
+    """Ranks and accumulation steps cut it alike (``cut`` of ``datamodules.batching``); two: ``ddp/test_ddp_growth``."""
     rates = {}
     for steps in (1, accumulate):
         recorder = Rates()
