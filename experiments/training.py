@@ -3,6 +3,7 @@
 The typed signatures of the classes are the configuration; YAML files hold only what differs from their defaults.
 """
 
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.checkpointing import RunCheckpoint
@@ -26,6 +28,7 @@ from experiments.accumulation import accumulation_steps
 from experiments.loggers import WandbSettings, build_loggers
 from experiments.runs import RunFolder
 from lightning_modules.distillation import DistillationModule
+from lightning_modules.precision import best_precision
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULT_TEACHER = {
@@ -76,6 +79,19 @@ def _refuse_half_precision_on_cpu(trainer: Any) -> None:
         raise ValueError(
             f"trainer.precision={trainer.precision} needs a GPU, and this run is on a CPU: use 32-true or bf16-mixed"
         )
+
+
+def default_precision(trainer: Any) -> str | None:
+    """Where these settings of a trainer name none: bf16-mixed on a GPU that computes in it, else 32-true.
+
+    ``None`` where a plugin brings the precision: Lightning refuses to be told twice.
+    """
+    plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
+    classes = [pkgutil.resolve_name(plugin.class_path) for plugin in plugins if hasattr(plugin, "class_path")]
+    if any(issubclass(plugin, Precision) for plugin in classes):
+        return None
+    on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and best_precision(torch.device("cuda")) == "bf16" else "32-true"
 
 
 class DistillationCLI(LightningCLI):
@@ -164,8 +180,7 @@ class DistillationCLI(LightningCLI):
         config.trainer.default_root_dir = str(self.run_folder.path)
         config.data.run_dir = str(self.run_folder.path)
         if config.trainer.precision is None:
-            bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            config.trainer.precision = "bf16-mixed" if bf16 else "32-true"
+            config.trainer.precision = default_precision(config.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand]

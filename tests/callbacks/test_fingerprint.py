@@ -132,6 +132,10 @@ def test_last_is_guarded_like_a_path(inputs: Path, tmp_path: Path) -> None:
         ["--data.num_workers", "1"],
         ["--name", "renamed"],
         ["--trainer.precision", "bf16-mixed"],
+        [
+            "--trainer.plugins",
+            '{"class_path": "MixedPrecision", "init_args": {"precision": "bf16-mixed", "device": "cpu"}}',
+        ],
         ["--model.teacher.init_args.precision", "bf16"],
         ["--model.teacher.init_args.compile", "true", "--model.teacher.init_args.compile_backend", "eager"],
         ["--max_batch_per_device", "1"],

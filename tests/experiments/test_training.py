@@ -1,12 +1,13 @@
 """What the command line of training refuses before anything is loaded, and what it takes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from experiments.cli import run
-from experiments.training import DistillationCLI
+from experiments.training import DistillationCLI, default_precision
 from tests.callbacks.test_fingerprint import TINY
 from tests.helpers import save_corpus, save_teacher
 
@@ -45,3 +46,27 @@ def test_validate_measures_what_fit_has_trained(tmp_path: Path) -> None:
     arguments += ["--runs_dir", str(tmp_path / "runs"), "--ckpt_path", "last"]
     trained, measured = (DistillationCLI([command, *arguments]).trainer for command in ("fit", "validate"))
     assert measured.callback_metrics["val/loss"] == pytest.approx(trained.callback_metrics["val/loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "bf16", "plugin", "expected"),
+    [
+        ("auto", "computed", None, "bf16-mixed"),
+        ("cuda", "computed", None, "bf16-mixed"),
+        ("cpu", "computed", None, "32-true"),
+        ("auto", "emulated", None, "32-true"),
+        ("auto", "computed", "lightning.pytorch.plugins.MixedPrecision", None),
+        ("auto", "computed", "lightning.pytorch.plugins.TorchSyncBatchNorm", "bf16-mixed"),
+    ],
+)
+def test_default_precision(
+    accelerator: str, bf16: str, plugin: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def is_supported(including_emulation: bool = True) -> bool:
+        return bf16 == "computed" or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    plugins = [SimpleNamespace(class_path=plugin)] if plugin else None
+    assert default_precision(SimpleNamespace(accelerator=accelerator, plugins=plugins)) == expected
