@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -30,6 +30,8 @@ from lightning_modules.distillation import DistillationModule
 from lightning_modules.optimisation import OptimizerState, carry_state, rebind
 
 log = logging.getLogger(__name__)
+
+AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
 
 class StackingCallback(Callback):
@@ -119,12 +121,13 @@ class StackingCallback(Callback):
 
     def _refuse(self, trainer: L.Trainer) -> None:
         ddp.require_supported(trainer)
-        averaging = find_callback(trainer, WeightAveraging)
-        if averaging is not None and not isinstance(averaging, StudentEMA):
-            raise ValueError(
-                f"{type(averaging).__name__} keeps a copy of the model that StackingCallback cannot grow: use "
-                "callbacks.ema.StudentEMA instead"
-            )
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for averaging in callbacks:
+            if isinstance(averaging, AVERAGING) and not isinstance(averaging, StudentEMA):
+                raise ValueError(
+                    f"{type(averaging).__name__} keeps a copy of the model that StackingCallback cannot grow: use "
+                    "callbacks.ema.StudentEMA instead"
+                )
 
     def depth_at(self, epoch: int) -> int:
         """Depth during ``epoch`` (0-based)."""

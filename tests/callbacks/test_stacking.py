@@ -10,8 +10,9 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, StochasticWeightAveraging
 
+from callbacks.ema import StudentEMA
 from callbacks.policies import POLICIES, make_plan
 from callbacks.stacking import StackingCallback
 from callbacks.throughput import ThroughputCallback
@@ -211,9 +212,10 @@ def test_a_stage_whose_loss_has_no_layer_is_refused_before_the_first_step(
     assert train(StackingCallback("gradual", stages=[2, 3, 4]), attach="original") == 12  # control
 
 
-def test_weight_averaging_is_refused(tmp_path: Path, teacher: Path, corpus: Path) -> None:
-    trainer = make_trainer(tmp_path, make_stacking(), EMAWeightAveraging())
-    with pytest.raises(ValueError, match="EMAWeightAveraging keeps a copy"):
+@pytest.mark.parametrize("averaging", [EMAWeightAveraging(), StochasticWeightAveraging(swa_lrs=1e-3)])
+def test_weight_averaging_is_refused(averaging: Callback, tmp_path: Path, teacher: Path, corpus: Path) -> None:
+    trainer = make_trainer(tmp_path, make_stacking(), StudentEMA(), averaging)
+    with pytest.raises(ValueError, match=f"{type(averaging).__name__} keeps a copy"):
         trainer.fit(make_module(teacher), datamodule=make_data(corpus, tmp_path / "cache"))
 
 
