@@ -41,6 +41,11 @@ def require_supported(trainer: L.Trainer) -> None:
     kwargs = getattr(strategy, "_ddp_kwargs", {})
     if kwargs.get("static_graph"):
         raise ValueError("static_graph=True cannot follow a growing model: use trainer.strategy=ddp")
+    if kwargs.get("find_unused_parameters"):
+        raise ValueError(
+            "find_unused_parameters=True would hide a layer that a growth left without gradients, at a cost in every "
+            "step: use trainer.strategy=ddp"
+        )
 
 
 def unwrap(trainer: L.Trainer, module: L.LightningModule) -> None:

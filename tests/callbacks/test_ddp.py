@@ -183,6 +183,7 @@ def test_one_device_needs_no_wrapper() -> None:
     [
         (FSDPStrategy(), "cannot grow a model under FSDPStrategy: use a single device or trainer.strategy=ddp"),
         (DDPStrategy(static_graph=True), "static_graph=True cannot follow a growing model"),
+        (DDPStrategy(find_unused_parameters=True), "find_unused_parameters=True would hide a layer .*strategy=ddp"),
     ],
 )
 def test_what_cannot_follow_a_growth_is_refused(strategy: Strategy, message: str) -> None:
