@@ -1,4 +1,4 @@
-"""Killed runs: ``kill -9`` at any moment, then the same command; one rank of two killed."""
+"""Killed runs: ``kill -9`` at any moment, then the same command; both ranks of two killed, or one."""
 
 import os
 import random
@@ -87,12 +87,16 @@ def assert_kills_leave_no_trace(kills: int, seed: int, arguments: list[str], fol
     assert reached[-1] < STEPS
     assert len({step // BATCHES_PER_EPOCH for step in reached}) > 1
     last = run_to_the_end(arguments, folder / "killed")
+    assert_same_end(whole, last)
+    assert not list((folder / "killed").rglob("*.tmp")), "the next checkpoint removes what a kill leaves"
+
+
+def assert_same_end(whole: Path, last: Path) -> None:
     one, other = (torch.load(path, weights_only=True) for path in (whole, last))
-    assert one["global_step"] == STEPS
+    assert one["global_step"] == other["global_step"] == STEPS
     assert one["interstack"]["ancestry"] == other["interstack"]["ancestry"]
     assert list(differences(one["state_dict"], other["state_dict"])) == []
     assert list(differences(one["optimizer_states"], other["optimizer_states"])) == []
-    assert not list((folder / "killed").rglob("*.tmp")), "the next checkpoint removes what a kill leaves"
 
 
 def test_a_run_killed_three_times_ends_as_if_it_never_was(arguments: list[str], tmp_path: Path) -> None:
@@ -106,7 +110,10 @@ def test_a_run_killed_nine_times_in_a_row(num_workers: int, arguments: list[str]
     assert_kills_leave_no_trace(9, seed=num_workers, arguments=[*arguments, *workers], folder=tmp_path)
 
 
-# -- one rank of two ----------------------------------------------------------------------------------------------
+# -- two ranks ----------------------------------------------------------------------------------------------------
+
+
+BY_PROC = pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds processes by /proc")
 
 
 class Process(NamedTuple):
@@ -156,7 +163,7 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds processes by /proc")
+@BY_PROC
 @pytest.mark.parametrize(
     ("launcher", "rank"),
     [
@@ -191,6 +198,17 @@ def test_when_one_rank_is_killed_the_other_stops(
         assert "SIGKILL" in text
     assert "summary.json" not in {path.name for path in (tmp_path / "runs").rglob("*")}
     assert newest_step(tmp_path / "runs" / "interleave_equal") >= 2
+
+
+@BY_PROC
+@pytest.mark.slow
+def test_when_both_are_killed_the_run_goes_on_as_if_they_never_were(arguments: list[str], tmp_path: Path) -> None:
+    # By Lightning's launcher, whose second rank is in the process group of the first.
+    both = [*arguments, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    whole = run_to_the_end(both, tmp_path / "whole")
+    assert 7 <= kill_after(7, 0.05, both, tmp_path / "killed") < STEPS
+    wait_for(lambda: not processes_of(str(tmp_path)), 30)
+    assert_same_end(whole, run_to_the_end(both, tmp_path / "killed"))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.Popen[bytes] | None = None) -> None:
