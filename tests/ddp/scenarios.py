@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from callbacks import ddp
 from callbacks.checkpointing import RunCheckpoint
+from callbacks.ema import StudentEMA
 from callbacks.fingerprint import ResumeGuard
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig
@@ -43,7 +44,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 # 10 utterances in batches of 5: every global batch is cut into unequal shares.
 UTTERANCES, BATCH_SIZE, STEPS_PER_EPOCH, STEPS = 10, 5, 2, 8
-PARTS = ("alive", "without_gradient", "error", "megabytes", "scales")
+PARTS = ("alive", "without_gradient", "error", "megabytes", "scales", "average")
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Scenario:
     init_scale: float = 2.0**8  # of the gradient scaler, which doubles every other step
     objective: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
+    averaged: bool = False  # keep an average of the weights
     cached: bool = False  # the teacher's targets from ``home/targets``
     every_n_steps: int | None = None  # write checkpoints
     checkpoint: str | None = None  # resume from it, or validate it
@@ -87,6 +89,7 @@ class Recorder(Callback):
         self.without_gradient: set[str] = set()
         self.wrapper_settings: set[tuple[bool, bool]] = set()
         self.scales: list[float] = []
+        self.norms: list[float] = []  # of the student's parameters after the last step
         self._loss = 0.0
         self._index: list[int] = []
 
@@ -113,10 +116,16 @@ class Recorder(Callback):
             }
         )
         self._loss, self._index = 0.0, []
+        self.norms = norms(pl_module.student)
         if scaler := getattr(trainer.precision_plugin, "scaler", None):
             self.scales.append(scaler.get_scale())
         if isinstance(model := trainer.strategy.model, DistributedDataParallel):
             self.wrapper_settings.add((model.find_unused_parameters, model.static_graph))
+
+
+def norms(module: torch.nn.Module) -> list[float]:
+    """L2 norm of each parameter."""
+    return [float(parameter.detach().double().norm()) for parameter in module.parameters()]
 
 
 def run(scenario: Scenario, world_size: int = 1) -> Record:
@@ -128,6 +137,9 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
     recorder, wrappers = Recorder(), Wrappers()
     patch, extra = sabotage(scenario.fault)
     callbacks: list[Callback] = [ResumeGuard(), stacking, *extra, recorder]
+    average = StudentEMA(0.8) if scenario.averaged else None
+    if average is not None:
+        callbacks.append(average)
     if scenario.every_n_steps is not None:
         callbacks.append(RunCheckpoint(scenario.every_n_steps, keep=1000))
     trainer = _trainer(scenario, world_size, callbacks)
@@ -150,6 +162,9 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
         "without_gradient": sorted(recorder.without_gradient),
         "wrapper_settings": sorted(recorder.wrapper_settings),
         "scales": recorder.scales,
+        "norms": recorder.norms,
+        "average": norms(average.student) if average is not None else [],
+        "compiled": all(layer._compiled_call_impl is not None for layer in module.student.hubert.encoder.layers),
         "growths": [event["depth"] for event in stacking.events],
         "alive": wrappers.alive,
         "depth": module.student.depth,

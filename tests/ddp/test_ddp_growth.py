@@ -135,6 +135,7 @@ def mechanism_scenarios(home: Path) -> dict[str, Scenario]:
     common = {"accumulate": 2, "clip": 0.3, "length": "pad"}
     scenarios = [
         *(Scenario(name, str(home), **settings) for name, settings in (OBJECTIVES | STUDENTS | TARGETS).items()),
+        Scenario("averaged", str(home), averaged=True),
         *(Scenario(p, str(home), optimizer=o, precision=p, **common) for p, o in HALF.items()),
         Scenario("overflow", str(home), precision="16-mixed", init_scale=2.0**14),
         *(Scenario(name, str(home), fault=name, **settings) for name, settings in FAULTS.items()),
@@ -158,6 +159,24 @@ def test_every_objective_trains_all_parameters_at_every_depth(
     scenario = mechanism_scenarios(home)[name]
     stages = scenario.stages or POLICY_STAGES[scenario.policy]
     assert_equal_runs(run_alone(alone(scenario, by="batch")), mechanisms[name], stages)
+
+
+def test_the_average_of_the_weights_is_that_of_one_process(home: Path, mechanisms: dict[str, Record]) -> None:
+    one, two = run_alone(alone(mechanism_scenarios(home)["averaged"], by="batch")), mechanisms["averaged"]
+    assert_equal_runs(one, two, POLICY_STAGES["interleaved"])  # whose validation is that of the average
+    assert two["average"][0] == two["average"][1]
+    assert two["average"][0] == pytest.approx(one["average"][0], abs=TOLERANCE)
+    gaps = [abs(a - b) for a, b in zip(two["average"][0], two["norms"], strict=True)]
+    assert max(gaps) > MARGIN  # control: the weights themselves are others
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_wrapped_anew_like_any(home: Path) -> None:
+    scenario = Scenario("compiled", str(home), student={"compile": True, "compile_backend": "aot_eager"})
+    two = launch_once([scenario], home / "compiled")["compiled"]
+    eager = run_alone(replace(alone(scenario, by="batch"), student={}))
+    assert (eager["compiled"], two["compiled"]) == (False, True)
+    assert_equal_runs(eager, two, POLICY_STAGES[scenario.policy])
 
 
 @pytest.mark.parametrize("precision", HALF)
