@@ -128,18 +128,17 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
 def _measured_references(study: StudyFolder, rows: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Models that were evaluated but not distilled here: the teacher, its untrained twin."""
     names = dict.fromkeys(job.row for job in study.of("evaluate") if job.row not in rows and job.result)
-    found = []
+    measured = []
     for name in names:
         jobs = study.of("evaluate", name)
         values: dict[str, float] = {}
         for key in (key for key in columns if "/" in key):
             task, _, metric = key.partition("/")
-            seen = [
-                job.result["metrics"][metric] for job in jobs if job.task == task and metric in job.result["metrics"]
-            ]
+            metrics = [job.result.get("metrics", {}) for job in jobs if job.task == task]
+            seen = [found[metric] for found in metrics if metric in found]
             values |= {key: statistics.fmean(seen)} if seen else {}
-        found.append({"name": name, "label": REFERENCE_LABELS.get(name, name), "values": values})
-    return found
+        measured.append({"name": name, "label": REFERENCE_LABELS.get(name, name), "values": values})
+    return measured
 
 
 def study_texts(report: dict[str, Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from experiments.report.study_plots import other_seeds, stage_runs, study_pairs
 from experiments.report.study_reading import StudyFolder, read_study
 from experiments.report.study_tables import column, difference_grid, paired_difference, result_grid
 from tests.experiments.report_runs import NOTES, REFERENCES, two_runs, write_run
-from tests.experiments.study_folder import ROWS, write_study
+from tests.experiments.study_folder import ROWS, write_job, write_study
 from tests.experiments.test_report_build import Page
 
 pytest.importorskip("matplotlib")
@@ -203,6 +203,19 @@ def test_a_study_without_any_result_has_a_report(tmp_path: Path) -> None:
     paths = build_study_report(folder)
     assert paths.pictures == []
     assert "jobs have not been done" in paths.markdown.read_text()
+
+
+@pytest.mark.parametrize("status", ["planned", "failed"])
+def test_a_teacher_without_one_of_its_evaluations_keeps_the_others(status: str, tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=1, rows=("full_l2l", "interleave_equal"))
+    described = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(described | {"columns": ["pr/per", "asr/wer"]}))
+    write_job(folder, "evaluate-teacher-asr", "evaluate", "teacher", 0, status=status, task="asr")
+    (teacher,) = study_values(read_study(folder))["measured_references"]
+    assert teacher["values"] == {"pr/per": 12.5}
+    write_job(folder, "evaluate-teacher-asr-1", "evaluate", "teacher", 1, {"metrics": {"wer": 7.0}}, task="asr")
+    (teacher,) = study_values(read_study(folder))["measured_references"]
+    assert teacher["values"] == {"pr/per": 12.5, "asr/wer": 7.0}
 
 
 def test_the_command_serves_studies_quick_starts_and_runs(study: Path, tmp_path: Path) -> None:
