@@ -174,7 +174,7 @@ class Workspace:
         arguments = ["similarity", str(run), "--root", self.data_root(job), "--output", str(self.path(job))]
         return [*arguments, "--row", job.row, "--seed", str(job.seed)]
 
-    def collect(self, job: Job, seconds: float) -> dict[str, Any]:
+    def collect(self, job: Job) -> dict[str, Any]:
         """The result of a job whose command has ended well."""
         result: dict[str, Any] = {"row": job.row, "seed": job.seed, "commit": git_commit()}
         if job.kind == "distil":
@@ -182,7 +182,7 @@ class Workspace:
             teacher = AutoConfig.from_pretrained(self.teacher_of(job))
             growth = self.output / job.run / "growth.json"
             events = json.loads(growth.read_text()) if growth.is_file() else []
-            result |= {"run": str(job.run), "wall_seconds": seconds, "growth": events}
+            result |= {"run": str(job.run), "growth": events}
             return result | measured(self.output / job.run, teacher, config)
         path = self.path(job) / "result.json"
         if job.kind in ("evaluate", "similarity"):
@@ -286,7 +286,7 @@ def _execute(workspace: Workspace, job: Job, visible_devices: str | None, stop: 
         trained = workspace.is_trained(job)
         status = 0 if trained else _run(record["arguments"], log, environment(visible_devices), lock, stop)
         if status == 0:
-            result = workspace.collect(job, round(time.perf_counter() - started, 2))
+            result = workspace.collect(job)
             write_json(folder / "result.json", result)
         ending = "done" if status == 0 else "failed"
     except (ValueError, KeyError, OSError, TypeError) as error:
