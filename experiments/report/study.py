@@ -46,6 +46,12 @@ RESULT_NOTES = (
     "the baseline row divided by those of the row, seed by seed. Student speed-up leaves the teacher's forward out.",
     "A dash means that there is no such value (yet).",
 )
+COLUMN_NOTES = {
+    "final_loss": "Train loss has the terms that a row is trained on, over its last epoch: rows with and without an "
+    "intermediate loss do not compare in it. The dev output loss is the same function in every row.",
+    "peak_memory_bytes": "Memory: the most that the process held, of the GPU its tensors, without one all of its main "
+    "memory, libraries included.",
+}
 PUBLISHED_NOTE = (
     "Published rows are quoted from their papers and the SUPERB leaderboard (960 h of LibriSpeech). They were not "
     "measured here and are never bold."
@@ -185,7 +191,8 @@ def study_page(report: dict[str, Any], drawings: Sequence[Picture | SvgDrawing])
 
 def _notes(report: dict[str, Any]) -> list[str]:
     published = [PUBLISHED_NOTE] if report["references"] and not published_grid(report) else []
-    return [*report["failures"], *RESULT_NOTES, *published]
+    columns = [note for key, note in COLUMN_NOTES.items() if key in report["columns"]]
+    return [*report["failures"], *RESULT_NOTES, *columns, *published]
 
 
 def _baseline(report: dict[str, Any]) -> str:

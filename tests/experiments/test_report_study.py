@@ -218,6 +218,21 @@ def test_a_teacher_without_one_of_its_evaluations_keeps_the_others(status: str, 
     assert teacher["values"] == {"pr/per": 12.5, "asr/wer": 7.0}
 
 
+def test_columns_that_nobody_named_compare_between_objectives(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=1, rows=("full", "full_l2l"))
+    described = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(described | {"columns": []}))
+    text = study_texts(study_values(read_study(folder)))["md"]
+    assert "| System | PR PER, % | Dev output loss | Training, s |" in text
+    assert "| Memory, GB |" in text
+    assert "| **1.50** |" in text  # both rows hold as much
+    assert "Train loss" not in text
+    (folder / "study.json").write_text(json.dumps(described | {"columns": ["final_loss"]}))
+    text = study_texts(study_values(read_study(folder)))["md"]
+    assert "Train loss has the terms that a row is trained on" in text
+    assert "Memory" not in text
+
+
 def test_the_command_serves_studies_quick_starts_and_runs(study: Path, tmp_path: Path) -> None:
     from experiments.report import build_report
 
