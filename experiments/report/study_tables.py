@@ -16,10 +16,13 @@ from experiments.report.tables import DASH, show_count, show_loss, show_seconds
 
 PLUS_MINUS = "\u00b1"
 FEWEST_SEEDS = 3
+# Of three seeds the interval excludes zero when all differences have one sign: by chance in 2 of 2^3 cells.
+FEWEST_SEEDS_IN_BOLD = 6
 RESAMPLES = 9999
 INTERVAL_NOTE = (
-    "In brackets a 95 % percentile bootstrap interval over seeds; bold where it excludes zero. With few seeds such an "
-    "interval is too narrow: of three seeds it can only reach from the lowest difference to the highest."
+    "In brackets a 95 % percentile bootstrap interval over seeds. With few seeds such an interval is too narrow: of "
+    "three seeds it reaches from the lowest difference to the highest and excludes zero by chance in one of four "
+    f"cells. Bold: it excludes zero, and comes from {FEWEST_SEEDS_IN_BOLD} seeds or more."
 )
 NO_INTERVAL_NOTE = (
     f"A difference without an interval comes from fewer than {FEWEST_SEEDS} seeds: nothing can be concluded from it."
@@ -210,7 +213,7 @@ def _difference_cell(values: dict[str, Any], row: str, baseline: str, key: str) 
     if found.low is None or found.high is None:
         return Cell(_signed(found.mean, key))
     text = f"{_signed(found.mean, key)} [{_signed(found.low, key)}, {_signed(found.high, key)}]"
-    return Cell(text, bold=found.low > 0 or found.high < 0)
+    return Cell(text, bold=found.seeds >= FEWEST_SEEDS_IN_BOLD and (found.low > 0 or found.high < 0))
 
 
 def difference_note(report: dict[str, Any]) -> str:

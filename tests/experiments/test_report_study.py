@@ -125,6 +125,29 @@ def test_differences_are_paired_by_seed() -> None:
     assert paired_difference({"5": 1.0}, baseline).mean is None
 
 
+@pytest.mark.parametrize(("seeds", "bold"), [(3, False), (5, False), (6, True)])
+def test_a_difference_is_bold_from_six_seeds_on(seeds: int, bold: bool) -> None:
+    baseline = {str(seed): 10.0 for seed in range(seeds)}
+    values = {
+        "base": {"pr/per": baseline},
+        "higher": {"pr/per": {str(seed): 11.0 + seed for seed in range(seeds)}},
+        "even": {"pr/per": {str(seed): 10.0 + (-1) ** seed for seed in range(seeds)}},
+    }
+    rows = [{"name": name, "label": name} for name in values]
+    grid = difference_grid({"values": values, "baseline": "base", "rows": rows, "columns": ["pr/per"]})
+    assert grid is not None
+    assert [row[1].bold for row in grid.rows] == [bold, False]
+    assert "[+" in grid.rows[0][1].text
+
+
+def test_an_interval_of_three_seeds_excludes_zero_by_chance_in_one_of_four_cells() -> None:
+    drawn = np.random.default_rng(0).normal(size=(400, 3))
+    zero = dict.fromkeys("012", 0.0)
+    found = [paired_difference(dict(zip("012", row, strict=True)), zero) for row in drawn.tolist()]
+    share = np.mean([each.low > 0 or each.high < 0 for each in found if each.low is not None and each.high is not None])
+    assert share == pytest.approx(0.25, abs=0.07)  # three standard errors
+
+
 def test_with_fewer_than_three_seeds_nothing_can_be_concluded(study: Path, tmp_path: Path) -> None:
     two = study_values(read_study(write_study(tmp_path / "two", seeds=2, rows=("full_l2l", "interleave_equal"))))
     text = study_texts(two)["md"]
