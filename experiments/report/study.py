@@ -27,6 +27,7 @@ from experiments.report.study_reading import (
     default_columns,
     disagreements,
     failures,
+    matched_costs,
     read_study,
 )
 from experiments.report.study_tables import (
@@ -38,7 +39,7 @@ from experiments.report.study_tables import (
     result_grid,
 )
 
-FORMAT = 1
+FORMAT = 2
 RESULT_NOTES = (
     "Mean \u00b1 standard deviation over seeds; (n of m) where seeds are missing. The best mean of a column is bold, "
     "whether or not the difference means anything: see the paired differences.",
@@ -123,6 +124,7 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
         "measured_references": _measured_references(study, [row["name"] for row in rows], columns),
         "values": cell_values(study, [row["name"] for row in rows], columns),
         "failures": failures(study, labels),
+        "matched": matched_costs(study, labels),
         **{key: described.get(key) or "" for key in ("command", "commit", "hardware", "versions")},
     }
     unfinished = sum(job.status not in ("done", "failed") for job in study.jobs)
@@ -192,7 +194,7 @@ def study_page(report: dict[str, Any], drawings: Sequence[Picture | SvgDrawing])
 def _notes(report: dict[str, Any]) -> list[str]:
     published = [PUBLISHED_NOTE] if report["references"] and not published_grid(report) else []
     columns = [note for key, note in COLUMN_NOTES.items() if key in report["columns"]]
-    return [*report["failures"], *RESULT_NOTES, *columns, *published]
+    return [*report["failures"], *report["matched"], *RESULT_NOTES, *columns, *published]
 
 
 def _baseline(report: dict[str, Any]) -> str:

@@ -5,9 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 RATIOS = {"speed_up": "train_seconds", "student_speed_up": "student_seconds", "flops_ratio": "flops"}
+MATCHED = {"train_seconds": "training seconds", "flops": "FLOPs"}
 MISSING, FAILED = "missing", "failed"
 
 
@@ -134,6 +136,22 @@ def default_columns(folder: StudyFolder) -> list[str]:
     found = {f"{task}/{name}": None for task, name in metrics if not name.endswith(("_fixed", "_legacy"))}
     cost = ["train_seconds", "speed_up", "student_speed_up", "flops_ratio", "peak_memory_bytes", "mean_depth"]
     return [*found, "val_output", *cost]
+
+
+def matched_costs(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:
+    """One line for each row of equal cost: what it took of the cost that it was to meet, the mean over seeds."""
+    lines = []
+    for row in folder.study["rows"]:
+        if match := row.get("match"):
+            name, target, cost = row["name"], match["target"], match["cost"]
+            costs = cell_values(folder, [name, target], [cost])
+            pairs = [(costs[name][cost][seed], costs[target][cost][seed]) for seed in costs[name][cost]]
+            met = [own / aim for own, aim in pairs if not isinstance(own, str) and not isinstance(aim, str)]
+            if met:
+                lines.append(
+                    f"{labels[name]}: took {100 * fmean(met):.0f} % of the {MATCHED[cost]} of {labels[target]}."
+                )
+    return lines
 
 
 def failures(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:

@@ -256,6 +256,22 @@ def test_columns_that_nobody_named_compare_between_objectives(tmp_path: Path) ->
     assert "Memory" not in text
 
 
+def test_a_row_of_equal_cost_says_how_near_it_came(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=2, rows=("full", "full_l2l", "interleave_equal"))
+    described = json.loads((folder / "study.json").read_text())
+    described["rows"][0]["match"] = {"cost": "flops", "target": "interleave_equal", "reference": "full_l2l"}
+    (folder / "study.json").write_text(json.dumps(described))
+    for seed, flops in ((0, 0.9e15), (1, 1.08e15)):
+        path = folder / "jobs" / f"distil-full-{seed}" / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"flops": flops}))
+    line = "Full: took 110 % of the FLOPs of InterleaveStack, equal."  # 100 % and 120 %
+    assert study_values(read_study(folder))["matched"] == [line]
+    assert f"- {line}" in study_texts(study_values(read_study(folder)))["md"]
+    for seed in (0, 1):
+        (folder / "jobs" / f"distil-full-{seed}" / "result.json").unlink()
+    assert study_values(read_study(folder))["matched"] == []
+
+
 def test_the_command_serves_studies_quick_starts_and_runs(study: Path, tmp_path: Path) -> None:
     from experiments.report import build_report
 
