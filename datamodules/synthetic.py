@@ -36,6 +36,7 @@ from datamodules import espeak
 from datamodules.alignments import ALIGNMENTS, SILENCE, Segment, write_alignment
 from datamodules.folders import is_finished, making, write_marker
 from datamodules.sentences import sentences, transcript
+from datamodules.voices import MOST_VOICES, Voice, choose_voices
 
 logger = logging.getLogger(__name__)
 
@@ -46,46 +47,6 @@ MIN_SECONDS, MAX_SECONDS = 2.0, 8.0
 UTTERANCES_PER_CHAPTER = 20
 SETTINGS_FILE = "synthetic.json"
 _STRESS_MARKS, _LENGTH_MARK = "\u02c8\u02cc", "\u02d0"
-
-
-class Voice(NamedTuple):
-    """A speaker: eSpeak's accent and voice variant, pitch and its range (0 to 99), words per minute."""
-
-    sex: str
-    name: str
-    pitch: int
-    pitch_range: int
-    words_per_minute: int
-
-
-# Two accents, American (en-us) and British (en): each adds phones of its own, and minutes of speech teach no
-# more of them. Held-out speakers come first; they differ from the others in voice, not in accent.
-VOICES = (
-    Voice("M", "en-us+m3", 44, 55, 165),
-    Voice("F", "en+f2", 52, 50, 175),
-    Voice("F", "en-us+f1", 52, 60, 170),
-    Voice("M", "en+m2", 42, 45, 160),
-    Voice("M", "en-us+m1", 40, 50, 170),
-    Voice("F", "en-us+f4", 47, 60, 180),
-    Voice("M", "en+m4", 55, 55, 175),
-    Voice("F", "en+f3", 50, 65, 165),
-    Voice("F", "en-us+f5", 45, 50, 165),
-    Voice("M", "en+m7", 50, 45, 155),
-    Voice("M", "en-us+max", 48, 65, 160),
-    Voice("F", "en+Annie", 50, 55, 170),
-    Voice("M", "en-us+m8", 58, 50, 190),
-    Voice("F", "en-us+linda", 40, 45, 185),
-    Voice("M", "en+adam", 45, 60, 180),
-    Voice("F", "en-us+steph", 52, 40, 165),
-    Voice("M", "en+m5", 50, 55, 175),
-    Voice("F", "en+aunty", 40, 50, 170),
-    Voice("M", "en-us+m6", 60, 45, 155),
-    Voice("F", "en-us+belinda", 48, 60, 175),
-    Voice("M", "en-us+michael", 45, 50, 170),
-    Voice("M", "en+edward", 55, 60, 165),
-    Voice("F", "en+anika", 50, 45, 180),
-    Voice("M", "en-us+quincy", 40, 55, 160),
-)
 
 
 class Speaker(NamedTuple):
@@ -113,8 +74,8 @@ def plan_speakers(minutes: float, voices: int, seed: int) -> list[Speaker]:
         ValueError: fewer voices than splits or more than there are, or too little speech for each to say
             anything.
     """
-    if not len(SPLITS) <= voices <= len(VOICES):
-        raise ValueError(f"voices={voices} must be between {len(SPLITS)} (one per split) and {len(VOICES)}")
+    if not len(SPLITS) <= voices <= MOST_VOICES:
+        raise ValueError(f"voices={voices} must be between {len(SPLITS)} (one per split) and {MOST_VOICES}")
     seconds = minutes * 60 / voices
     if not MAX_SECONDS <= seconds < math.inf:
         least = voices * MAX_SECONDS / 60
@@ -122,7 +83,8 @@ def plan_speakers(minutes: float, voices: int, seed: int) -> list[Speaker]:
     held_out = max(1, voices // 6)
     splits = ["dev-clean"] * held_out + ["test-clean"] * held_out
     splits += ["train-clean-100"] * (voices - len(splits))
-    return [Speaker(1001 + number, split, VOICES[number], seconds, seed) for number, split in enumerate(splits)]
+    speakers = enumerate(zip(splits, choose_voices(voices), strict=True))
+    return [Speaker(1001 + number, split, voice, seconds, seed) for number, (split, voice) in speakers]
 
 
 def _library() -> dict[str, str]:
@@ -244,7 +206,7 @@ def synthesize_corpus(
     Args:
         output: the folder that gets ``LibriSpeech/``.
         minutes: of speech, over all splits.
-        voices: speakers, 3 to 24; a sixth of them each are held out for dev-clean and test-clean.
+        voices: speakers, 3 to 102 (see ``voices.py``); a sixth each are held out for dev-clean and test-clean.
         seed: of sentences and voices.
         overwrite: replace a synthetic corpus that has other settings.
 

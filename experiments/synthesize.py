@@ -12,7 +12,7 @@ def synthesize(output: str, minutes: float = 20.0, voices: int = 12, seed: int =
     Args:
         output: the folder that gets LibriSpeech/.
         minutes: of speech, over all splits.
-        voices: speakers, 3 to 24; a sixth of them each are held out for dev-clean and test-clean.
+        voices: speakers, 3 to 102; a sixth of them each are held out for dev-clean and test-clean.
         seed: of sentences and voices; the same settings give the same files.
         overwrite: replace a synthetic corpus of other settings.
     """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from datamodules import synthetic
+from datamodules import synthetic, voices
 from datamodules.alignments import Segment, phone_inventory, read_split
 from datamodules.audio import read_audio
 from datamodules.librispeech import LibriSpeechDataModule
@@ -125,21 +125,22 @@ def test_speakers_are_planned_by_split() -> None:
     assert accents["dev-clean"] == accents["test-clean"] == accents["train-clean-100"] == {"en-us", "en"}
     for arguments, message in [
         ((20, 2, 0), "voices=2"),
-        ((20, 25, 0), "voices=25"),
+        ((20, 103, 0), "voices=103 must be between 3 .* and 102"),
         ((1, 12, 0), "minutes=1"),
     ]:
         with pytest.raises(ValueError, match=message):
             plan_speakers(*arguments)
 
 
-def test_every_voice_speaks(tmp_path: Path) -> None:
-    root = synthesize_corpus(tmp_path, minutes=24 * 8 / 60, voices=24, seed=0)
-    assert len(list(root.glob("*/*"))) == 24 + len(SPLITS)  # speakers, and their splits' alignments
+@pytest.mark.parametrize("count", [24, 102])
+def test_every_voice_speaks(count: int, tmp_path: Path) -> None:
+    root = synthesize_corpus(tmp_path, minutes=count * 8 / 60, voices=count, seed=0)
+    assert len(list(root.glob("*/*"))) == count + len(SPLITS)  # speakers, and their splits' alignments
 
 
 def test_unknown_voice_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    broken = synthetic.VOICES[0]._replace(name="en-xx+nobody")
-    monkeypatch.setattr(synthetic, "VOICES", (broken, *synthetic.VOICES[1:]))
+    broken = voices.VOICES[0]._replace(name="en-xx+nobody")
+    monkeypatch.setattr(voices, "VOICES", (broken, *voices.VOICES[1:]))
     with pytest.raises(ValueError, match=r"could not speak as en-xx.nobody: .*has no voice"):
         synthesize_corpus(tmp_path, **SETTINGS)
     assert list(tmp_path.iterdir()) == []  # nothing half done stays
