@@ -108,7 +108,9 @@ def _parameters(config: HubertConfig) -> int:
 
 def estimate_table(plan: Plan, workspace: Workspace) -> Table:
     """Jobs, FLOPs, time and disk by row; finished jobs cost nothing more."""
-    on_gpu = torch.cuda.is_available() or (plan.study.data == "root" and "model" in plan.teacher_settings)
+    asked = {job.settings.get("trainer", {}).get("accelerator") for job in plan.distil.values()}
+    paper = plan.study.data == "root" and "model" in plan.teacher_settings
+    on_gpu = torch.cuda.is_available() or "gpu" in asked or paper
     estimator, unit = Estimator(plan, on_gpu), "GPU hours" if on_gpu else "seconds"
     table = Table("row", "jobs", "done", "PFLOP", unit, "disk, MB", title=f"{plan.study.name}: what is left to do")
     rows: dict[str, list[float]] = {}

@@ -3,19 +3,25 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import HubertConfig
 
+from datamodules.synthetic import plan_speakers
 from experiments.accounting import Growth
 from experiments.reproduce import reproduce
-from experiments.runner.estimate import Estimator
+from experiments.runner.estimate import Estimator, estimate_table
+from experiments.runner.job import Workspace
 from experiments.runner.plan import Plan
 from experiments.runner.study import load_study, row_settings, shipped_studies
+from lightning_modules.pretraining import PretrainingConfig
+from lightning_modules.pretraining import hubert_config as pretraining_config
 
 NAMES = ["table1", "ablation_w", "ablation_intermediate", "ablation_policy", "ablation_schedule"]
 NAMES += ["ablation_optimizer_state", "ablation_speed", "controls", "similarity"]
 
 
 def test_every_study_of_the_paper_has_a_mini_variant() -> None:
-    assert set(shipped_studies()) == {*NAMES, *(f"{name}_mini" for name in NAMES), "table1_real"}
+    assert set(shipped_studies()) == {*NAMES, *(f"{name}_mini" for name in NAMES), "table1_real", "table1_gpu"}
 
 
 @pytest.mark.parametrize("name", shipped_studies())
@@ -71,6 +77,27 @@ def test_growth_at_random_times_depends_on_the_seed_alone() -> None:
     drawn = [row_settings(study, row, seed)["growth"]["schedule"] for seed in (0, 1, 0)]
     assert drawn[0] == drawn[2] != drawn[1]
     assert Growth.of({"policy": "interleaved", "schedule": drawn[1]}, 12, 75).stages == (3, 6, 9, 12)
+
+
+def test_the_gpu_study_has_the_papers_sizes_and_is_estimated_on_one(tmp_path: Path) -> None:
+    study, paper = load_study("table1_gpu"), load_study("table1")
+    assert ([row.name for row in study.rows], study.seeds) == ([row.name for row in paper.rows], [0, 1, 2])
+    for row in study.rows:
+        settings, published = row_settings(study, row, 0), row_settings(paper, row, 0)
+        assert settings["trainer"]["precision"] == "bf16-mixed"
+        assert "student" not in settings.get("model", {})  # the defaults are the paper's
+        assert settings.get("growth") == published.get("growth")
+    teacher = pretraining_config(PretrainingConfig(**study.teacher["recipe"]))
+    for size in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim"):
+        assert getattr(teacher, size) == getattr(HubertConfig(), size)
+    assert study.corpus is not None
+    speakers = plan_speakers(**study.corpus)
+    assert len(speakers) > 100
+    assert sum(speaker.seconds for speaker in speakers if speaker.split == "train-clean-100") == pytest.approx(72_000)
+    units = [
+        estimate_table(Plan(each), Workspace(tmp_path)).columns[4].header for each in (study, load_study("table1_mini"))
+    ]
+    assert units == ["GPU hours", "GPU hours" if torch.cuda.is_available() else "seconds"]
 
 
 def write(folder: Path, text: str, name: str = "own.yaml") -> str:
