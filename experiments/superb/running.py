@@ -87,7 +87,8 @@ def build_module(settings: RunSettings, upstream: Upstream, prepared: Prepared) 
     """The module, with the cache and the start that the settings ask for."""
     cache = None
     if settings.feature_cache is not None or settings.is_probe:
-        cache = FeatureCache(upstream, Path(settings.feature_cache) if settings.feature_cache else None)
+        place = Path(settings.feature_cache) if settings.feature_cache else None
+        cache = FeatureCache(upstream, place, settings.devices.precision)
     optimisation = TaskOptimisation(settings.lr, settings.updates if settings.is_probe else None)
     start = prepared.probe_start(upstream) if settings.is_probe else None
     return TaskModule(upstream, prepared.task, optimisation, settings.seed, cache, start)
@@ -155,14 +156,23 @@ def _require_same(folder: Path, config: dict[str, Any]) -> None:
     path = folder / CONFIG
     if not path.is_file():
         return
-    old, new = json.loads(path.read_text()), json.loads(json.dumps(config))
-    different = [key for key in new if key not in IRRELEVANT and old.get(key) != new[key]]
+    old, new = _decisive(json.loads(path.read_text())), _decisive(json.loads(json.dumps(config)))
+    different = [key for key in new if old.get(key) != new[key]]
     if different:
         shown = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in different)
         raise ValueError(f"{folder} holds a run with other settings ({shown}): choose another --output, or delete it")
 
 
-IRRELEVANT = ("output", "devices", "wandb", "save_every", "feature_cache", "upstream")
+IRRELEVANT = ("output", "devices", "wandb", "save_every", "upstream", "data")
+"""Settings without influence on the numbers, or compared in parts."""
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a run's numbers depend on: whether there is a cache, but not where."""
+    own = {key: value for key, value in config.items() if key not in IRRELEVANT}
+    data = {f"data.{key}": value for key, value in config["data"].items() if key not in ("num_workers", "cache_dir")}
+    cached = config["preset"] == "probe" or config["feature_cache"] is not None
+    return own | data | {"feature_cache": cached, "trainer.precision": config["devices"]["precision"]}
 
 
 def _plain(settings: RunSettings) -> dict[str, Any]:

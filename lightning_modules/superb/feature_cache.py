@@ -19,16 +19,17 @@ class FeatureCache:
     """Hidden states by the waveform's content, so that gain or a changed file can never give another's.
 
     Args:
-        upstream: whose states these are; on disk they lie in a folder named by the hash of its weights.
+        upstream: whose states these are; on disk they lie in a folder named by its digest and the precision.
         folder: where they are kept; ``None``: in memory.
+        precision: the trainer's, in which the upstream computes.
 
     Attributes:
         hits, misses: utterances that were there, and that were not.
     """
 
-    def __init__(self, upstream: Upstream, folder: Path | None = None) -> None:
+    def __init__(self, upstream: Upstream, folder: Path | None = None, precision: str = "32-true") -> None:
         self.upstream = upstream
-        self.folder = folder / upstream.digest() if folder else None
+        self.folder = folder / f"{upstream.digest()}_{precision}" if folder else None
         self.hits = self.misses = 0
         self._memory: dict[str, Tensor] = {}
 

@@ -7,6 +7,7 @@ Shapes: B batch, T samples (16 kHz), F frames, D width.
 """
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from lightning_modules.teacher import HuggingFaceTeacher, normalize_waveforms, v
 
 FBANK = "fbank"
 SAMPLE_RATE = 16_000
+PROVENANCE = ("architectures", "dtype", "transformers_version")
+"""Keys of a Hugging Face configuration that tell where it comes from, and nothing of what it computes."""
 
 
 class Upstream(nn.Module, ABC):
@@ -53,9 +56,13 @@ class Upstream(nn.Module, ABC):
     def __call__(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
         return super().__call__(waveforms, longest)
 
+    def architecture(self) -> str:
+        """What the same weights compute depends on this: heads, strides, ...; part of the digest."""
+        return ""
+
     def digest(self) -> str:
         """Hash of the class, settings and weights: whose features these are."""
-        digest = hashlib.sha256(f"{type(self).__name__} {self.extra_repr()}".encode())
+        digest = hashlib.sha256(f"{type(self).__name__} {self.extra_repr()} {self.architecture()}".encode())
         for key, value in sorted(self.state_dict().items()):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -84,6 +91,10 @@ class EncoderUpstream(Upstream):
 
     def extra_repr(self) -> str:
         return f"normalize={self.normalize}"
+
+    def architecture(self) -> str:
+        config = self.model.config.to_diff_dict()
+        return json.dumps({key: config[key] for key in sorted(config) if key not in PROVENANCE}, default=str)
 
     def num_frames(self, num_samples: int) -> int:
         for kernel, stride in self._convolutions:

@@ -271,6 +271,21 @@ def test_a_cache_on_disk_is_filled_and_used(tmp_path: Path) -> None:
     assert first["layer_weights"] == second["layer_weights"]
 
 
+def test_a_call_whose_numbers_would_differ_gets_no_other_runs_result(tmp_path: Path) -> None:
+    root, out = corpora.table(tmp_path / "corpus"), tmp_path / "out"
+    precision, cache = ["--trainer.precision", "bf16-mixed"], ["--feature_cache", str(tmp_path / "cache")]
+    first = superb("sid", "fbank", root, out, "--updates", "1")
+    with pytest.raises(ValueError, match=r"other settings \(trainer.precision: 32-true there, bf16-mixed now\)"):
+        superb("sid", "fbank", root, out, "--updates", "1", *precision)
+    with pytest.raises(ValueError, match=r"other settings \(feature_cache: False there, True now\)"):
+        superb("sid", "fbank", root, out, "--updates", "1", *cache)
+    same = ["--data.cache_dir", str(tmp_path / "elsewhere"), "--data.num_workers", "1", "--trainer.log_every_n_steps"]
+    assert superb("sid", "fbank", root, out, "--updates", "1", *same, "7") == first
+    for name, more in (("full", []), ("half", precision)):
+        superb("sid", "fbank", root, tmp_path / name, "--updates", "1", *cache, *more)
+    assert {path.name.partition("_")[2] for path in (tmp_path / "cache").iterdir()} == {"32-true", "bf16-mixed"}
+
+
 def test_wandb_gets_samples_and_layer_weights(tmp_path: Path) -> None:
     root = corpora.table(tmp_path / "corpus")
     teacher = save_teacher(tmp_path / "teacher")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import HubertModel
+from transformers import HubertConfig, HubertModel
 
 from lightning_modules.export import export_student
 from lightning_modules.superb.feature_cache import FeatureCache
-from lightning_modules.superb.upstream import load_upstream
+from lightning_modules.superb.upstream import EncoderUpstream, load_upstream
 from lightning_modules.teacher import normalize_waveforms
 from tests.helpers import save_teacher
 from tests.lightning_modules.test_export import checkpoint_of, save, tiny_hubert
@@ -55,6 +55,23 @@ def test_what_is_no_upstream(tmp_path: Path) -> None:
         load_upstream(str(tmp_path / "folder"))
 
 
+def test_a_cache_belongs_to_precision_and_architecture(tmp_path: Path) -> None:
+    """The same weights with other heads give other states."""
+    hubert = tiny_hubert(3)
+    other = HubertModel(HubertConfig.from_dict(hubert.config.to_dict() | {"num_attention_heads": 1}))
+    other.load_state_dict(hubert.state_dict())
+    wave_T, folders = torch.randn(4000), []
+    for model, precision in ((hubert, "32-true"), (hubert, "bf16-mixed"), (other, "32-true")):
+        cache = FeatureCache(EncoderUpstream(model, False, "tiny"), tmp_path, precision)
+        cache.states(wave_T)
+        folders.append(cache.folder)
+        assert cache.misses == 1
+    assert len({*folders}) == len(list(tmp_path.iterdir())) == 3
+    again = FeatureCache(EncoderUpstream(hubert, False, "again"), tmp_path, "bf16-mixed")
+    again.states(wave_T)
+    assert (again.hits, again.misses) == (1, 0)
+
+
 def test_a_cache_belongs_to_the_weights(tmp_path: Path) -> None:
     upstream, other = (
         load_upstream(str(save(tmp_path, checkpoint_of(tiny_hubert(3, seed=seed)), f"{seed}.ckpt"))) for seed in (0, 1)
@@ -71,5 +88,5 @@ def test_a_cache_belongs_to_the_weights(tmp_path: Path) -> None:
     again.states(0.5 * wave_T)  # another gain is another waveform
     again.states(torch.randn(4000), keep=False)
     assert again.misses == 2
-    assert len(list((tmp_path / "cache" / upstream.digest()).rglob("*.pt"))) == 2
+    assert len(list((tmp_path / "cache" / f"{upstream.digest()}_32-true").rglob("*.pt"))) == 2
     torch.testing.assert_close(torch.stack(states), torch.cat(upstream([wave_T])), atol=5e-3, rtol=5e-3)
