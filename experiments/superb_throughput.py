@@ -127,9 +127,7 @@ def superb_throughput(upstream: str, tasks: str = "pr,asr,sf,ks,ic,sid", updates
 
 
 def _batch(task: str) -> str:
-    recipe = RECIPES[task]
-    size = recipe.batch_size * recipe.accumulate // (2 if recipe.sampling == "halved" else 1)
-    return f"{size} x {SECONDS[task]:g}"
+    return f"{RECIPES[task].effective_batch} x {SECONDS[task]:g}"
 
 
 if __name__ == "__main__":

@@ -32,6 +32,11 @@ class DataRecipe:
     gain_db: float = 0.0
     balanced_dev: bool = False
 
+    @property
+    def effective_batch(self) -> int:
+        """Utterances of an optimizer update whose batches are full, over all ranks."""
+        return self.batch_size * self.accumulate // (2 if self.sampling == "halved" else 1)
+
 
 RECIPES: dict[str, DataRecipe] = {
     "pr": DataRecipe("window", batch_size=16, accumulate=2),

@@ -49,7 +49,7 @@ def result_of(
         "width": module.upstream.width,
         "utterances": {name: len(rows) for name, rows in prepared.corpus.splits.items()},
         "labels": [len(names) for names in prepared.corpus.labels],
-        "batch_size": settings.recipe.batch_size * settings.recipe.accumulate,
+        "batch_size": settings.recipe.effective_batch,
         "left_out": {"bad_audio": len(prepared.corpus.skipped), "unknown_words": prepared.unknown_words},
         "infeasible_for_ctc": prepared.infeasible(module.upstream),
         "skipped_updates": guard.skipped_steps,

@@ -91,6 +91,7 @@ def test_every_task_runs_on_its_published_layout_with_the_published_sizes(
     result = superb(task, wide, root, tmp_path / "out", "--updates", "1", *more)
     assert result["trainable_parameters"] == PARAMETERS[task] + 13
     assert (result["hidden_states"], result["width"], result["updates"], result["best_step"]) == (13, 768, 1, 1)
+    assert result["batch_size"] == (16 if task == "asr" else 32)
     assert sum(result["layer_weights"]) == pytest.approx(1, abs=1e-5)
     assert result["test"] == next(iter(result["tests"].values()))
     assert result["config"]["task"] == task
@@ -144,7 +145,8 @@ def test_asr_trains_on_sixteen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(heads.BiLSTM, "forward", spy)
     root = corpora.librispeech(tmp_path / "corpus", train=64)
-    superb("asr", "fbank", root, tmp_path / "out", "--updates", "2")
+    result = superb("asr", "fbank", root, tmp_path / "out", "--updates", "2")
+    assert result["batch_size"] == 16
     assert {size for training, size in sizes if training} == {16}
     assert {size for training, size in sizes if not training} == {1}
 
