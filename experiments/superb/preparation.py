@@ -62,8 +62,22 @@ def prepare(settings: RunSettings) -> Prepared:
     """Read the corpus, build the task.
 
     Raises:
-        ValueError: what is wrong with the corpus; words that the lexicon lacks.
+        ValueError: what is wrong with the corpus; words that the lexicon lacks; two test sets that would be written to
+            one file.
     """
+    prepared = _prepared(settings)
+    owners: dict[str, str] = {}
+    for test in prepared.corpus.tests:
+        for file in prepared.task.hypothesis_files(test, []):
+            if file in owners:
+                raise ValueError(
+                    f"the test sets {owners[file]!r} and {test!r} would both be written to {file}: rename one of them"
+                )
+            owners[file] = test
+    return prepared
+
+
+def _prepared(settings: RunSettings) -> Prepared:
     data = settings.data
     if settings.task != "pr":
         corpus = read_corpus(settings.task, data, settings.seed)

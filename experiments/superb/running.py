@@ -75,8 +75,7 @@ def run_task(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
         module.test_predictions[index].sort(key=lambda one, place=place: place[one.key])  # type: ignore[misc]
     result = result_of(settings, config, module, prepared, checkpoint, guard, trainer)
     for index, name in enumerate(prepared.corpus.tests):
-        files = module.task.hypothesis_files("test" if index == 0 else name, module.test_predictions[index])
-        for file, text in files.items():
+        for file, text in module.task.hypothesis_files(name, module.test_predictions[index]).items():
             _write(folder / file, text)
     log_samples(trainer, module, result)
     _write(folder / RESULT, json.dumps(result, indent=1) + "\n")

@@ -22,6 +22,8 @@ from lightning_modules.superb.recipes import TASK_RECIPES, TaskRecipe
 from lightning_modules.superb.tokenizers import CharacterTokenizer, SlotTokenizer, Tokenizer
 
 DECODES: tuple[Decode, ...] = ("fixed", "legacy")
+PUBLISHED_TESTS = ("test", "test-clean")
+"""Names of the set that the leaderboard asks for."""
 
 
 class Item(Protocol):
@@ -83,7 +85,12 @@ class Task(ABC):
 
     @abstractmethod
     def hypothesis_files(self, test: str, predictions: Sequence[Prediction]) -> dict[str, str]:
-        """File name -> content in the form that the leaderboard takes; ``test`` is "test" for the first test set."""
+        """File name -> content in the form that the leaderboard takes.
+
+        Args:
+            test: name of the test set; "test" and "test-clean" get the leaderboard's file names, others their own.
+            predictions: of the whole set.
+        """
 
 
 class CtcTask(Task):
@@ -143,7 +150,7 @@ class CtcTask(Task):
         return self._hypothesis(prediction, decode), self.tokenizer.reference(prediction.target)
 
     def hypothesis_files(self, test: str, predictions: Sequence[Prediction]) -> dict[str, str]:
-        name = {"test": "test-clean"}.get(test, test) + "-noLM" if self.name == "asr" else test
+        name = f"{'test-clean' if test in PUBLISHED_TESTS else test}-noLM" if self.name == "asr" else _stem(test)
         pairs = [(prediction.key, *self.texts(prediction)) for prediction in predictions]
         return {
             f"{name}-hyp.ark": "".join(f"{key} {hypothesis}\n" for key, hypothesis, _ in pairs),
@@ -204,7 +211,11 @@ class ClassificationTask(Task):
             found = (names[label] for names, label in zip(self.labels, prediction.labels, strict=True))
             lines["predict"].append(separator.join([key, *found]))
             lines["truth"].append(separator.join([key, *prediction.target.split("\t")]))
-        return {f"{test}_{kind}.{suffix}": "".join(f"{line}\n" for line in part) for kind, part in lines.items()}
+        return {f"{_stem(test)}_{kind}.{suffix}": "".join(f"{line}\n" for line in part) for kind, part in lines.items()}
+
+
+def _stem(test: str) -> str:
+    return "test" if test in PUBLISHED_TESTS else test
 
 
 def blank_logit(start: ProbeStart, num_classes: int) -> float:
