@@ -105,8 +105,10 @@ class NonFiniteGuard(Callback):
     def _stop_if_overdue(self, trainer: L.Trainer) -> None:
         if self._overdue is None:
             return
-        last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        found = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
+        root = Path(trainer.default_root_dir)
+        places = (root / "checkpoints" / "last.ckpt", root / "last.ckpt")  # of RunCheckpoint, of a SUPERB head
+        last = next((place for place in places if place.is_file()), None)
+        found = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         raise DivergedError(
             f"loss or gradient norm was not finite in {self.skipped_in_a_row} optimizer steps in a row, up "
             f"to step {self._overdue}: stopped, {found}; look at the data, or lower the learning rate"

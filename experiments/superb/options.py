@@ -56,7 +56,11 @@ class Devices:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """One run: one task, one learning rate, one seed."""
+    """One run: one task, one learning rate, one seed.
+
+    Raises:
+        ValueError: training ends before the first evaluation on dev.
+    """
 
     task: str
     upstream: str
@@ -73,6 +77,13 @@ class RunSettings:
     feature_cache: str | None = None
     devices: Devices = field(default_factory=Devices)
     wandb: WandbSettings = field(default_factory=WandbSettings)
+
+    def __post_init__(self) -> None:
+        if self.eval_every > self.updates:
+            raise ValueError(
+                f"--eval_every {self.eval_every} is more than --updates {self.updates}: dev would never be scored, and "
+                f"no head chosen; give at most {self.updates}"
+            )
 
     @property
     def is_probe(self) -> bool:

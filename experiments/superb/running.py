@@ -45,6 +45,11 @@ def run_task(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
     if (folder / RESULT).is_file():
         log.info("kept the finished run in %s", folder)
         return json.loads((folder / RESULT).read_text())
+    if tail := settings.updates % settings.eval_every:
+        log.warning(
+            "the last %d of %d updates are not scored on dev, which is every %d (as in s3prl)",
+            *(tail, settings.updates, settings.eval_every),
+        )
     prepared = prepare(settings)
     _write(folder / CONFIG, json.dumps(config, indent=1) + "\n")
     module = build_module(settings, upstream, prepared)
