@@ -18,6 +18,7 @@ from rich.console import Console
 from datamodules.superb.speech_commands import split_of
 from experiments import cli
 from experiments.runs import write_atomically
+from experiments.superb.options import task_folder
 
 UPSTREAMS = ("teacher", "untrained", "fbank")
 HELD_OUT_SPEAKERS = ("2277", "2902", "777")
@@ -142,7 +143,7 @@ def _runs(folder: Path, upstream: str, probe: Probe) -> Path:
 
 
 def _result(folder: Path, upstream: str, probe: Probe) -> dict[str, Any]:
-    (path,) = (_runs(folder, upstream, probe) / probe.task).glob("*/result.json")
+    (path,) = (_runs(folder, upstream, probe) / task_folder(probe.task, "probe")).glob("*/result.json")
     result = json.loads(path.read_text(encoding="utf-8"))
     kept = {name: value for name, value in result.items() if name not in ("config", "upstream")}
     write_atomically(folder / f"{probe.task}_{probe.table}_{upstream}.json", json.dumps(kept, indent=1) + "\n")

@@ -199,7 +199,7 @@ class Workspace:
 
 def superb_result(folder: Path, job: Job) -> Path:
     """``result.json`` of the one run below ``folder``: of the learning rate that was given, or that a sweep chose."""
-    folder = folder / job.task.partition("_")[0]
+    folder = folder / job.task
     chosen = folder / f"chosen_seed{job.seed}.json"
     rate = f"{json.loads(chosen.read_text())['chosen_lr']:g}" if chosen.is_file() else "*"
     found = sorted(folder.glob(f"lr{rate}_seed{job.seed}/result.json"))

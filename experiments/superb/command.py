@@ -24,6 +24,7 @@ from experiments.superb.options import (
     default_lr,
     default_updates,
     preset_data,
+    task_folder,
 )
 from experiments.superb.results import table_of
 from experiments.superb.running import run_task
@@ -59,7 +60,8 @@ def superb(
         task: pr, asr, sf, ks, ic, sid, several of them (pr,sid) or all.
         upstream: exported student, training checkpoint, any Hugging Face encoder by name or folder, or fbank.
         data: the corpus.
-        output: folder of the results, one folder below it per task, rate and seed; default: runs/superb/UPSTREAM.
+        output: folder of the results, one folder below it per task, rate and seed (a probe's is pr_probe);
+            default: runs/superb/UPSTREAM.
         preset: superb is the benchmark; probe is a linear head on few utterances in minutes, not comparable with it.
         lr: Adam's learning rate; default: the task's.
         lr_sweep: run every rate of lr_grid and choose on dev.
@@ -86,7 +88,7 @@ def superb(
             task=name,
             upstream=upstream,
             data=preset_data(data, preset),
-            output=str(folder / name),
+            output=str(folder / task_folder(name, preset)),
             preset=preset,
             lr=lr or default_lr(name, preset),
             seed=seed,
@@ -141,7 +143,7 @@ def superb_probe(
         task=task,
         upstream=encoder.name,
         data=preset_data(data, "probe"),
-        output=str(Path(output) / task),
+        output=str(Path(output) / task_folder(task, "probe")),
         preset="probe",
         lr=default_lr(task, "probe"),
         seed=seed,

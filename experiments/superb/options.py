@@ -101,6 +101,11 @@ class RunSettings:
         )
 
 
+def task_folder(task: str, preset: Preset) -> str:
+    """Where a task's runs lie in the output: ``pr``, ``pr_probe``."""
+    return f"{task}_probe" if preset == "probe" else task
+
+
 def default_lr(task: str, preset: Preset) -> float:
     return PROBE_LR if preset == "probe" else TASK_RECIPES[task].lr
 

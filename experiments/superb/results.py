@@ -18,6 +18,7 @@ from lightning_modules.superb.task_module import TaskModule
 
 PACKAGES = ("torch", "torchaudio", "lightning", "transformers", "torchmetrics", "numpy")
 SAMPLES_SHOWN = 20
+SCORES = ("dev", "test", "tests")
 
 
 def result_of(
@@ -72,23 +73,39 @@ def log_samples(trainer: L.Trainer, module: TaskModule, result: dict[str, Any]) 
         return
     import wandb
 
+    prefix = _prefix(result)
     rows = [(one.key, *module.task.texts(one)) for one in module.test_predictions[0][:SAMPLES_SHOWN]]
     layers = wandb.Table(["layer", "weight"], [[str(i), weight] for i, weight in enumerate(result["layer_weights"])])
     for logger in loggers:
         logger.experiment.log(
             {
-                "samples": wandb.Table(["utterance", "hypothesis", "reference"], [list(row) for row in rows]),
-                "layer_weights": wandb.plot.bar(layers, "layer", "weight", title="layer weights"),
-                **{f"test/{split}/{key}": v for split, part in result["tests"].items() for key, v in part.items()},
+                f"{prefix}samples": wandb.Table(["utterance", "hypothesis", "reference"], [list(row) for row in rows]),
+                f"{prefix}layer_weights": wandb.plot.bar(layers, "layer", "weight", title="layer weights"),
+                **{
+                    f"{prefix}test/{split}/{key}": value
+                    for split, part in result["tests"].items()
+                    for key, value in part.items()
+                },
             }
         )
-        logger.experiment.summary.update({key: value for key, value in result.items() if key != "config"})
+        logger.experiment.summary.update(summary_of(result))
         logger.finalize("success")
 
 
+def summary_of(result: dict[str, Any]) -> dict[str, Any]:
+    """W&B's summary: a probe's scores have keys of their own, so that no panel shows them as SUPERB's."""
+    prefix = _prefix(result)
+    return {f"{prefix}{key}" if key in SCORES else key: value for key, value in result.items() if key != "config"}
+
+
+def _prefix(result: dict[str, Any]) -> str:
+    return "probe_" if result["preset"] == "probe" else ""
+
+
 def table_of(results: list[dict[str, Any]]) -> Table:
-    """One row per run and test set; a probe is called one."""
-    table = Table("task", "test", "lr", "seed", "step", "metrics (dev)", "metrics (test)", title="SUPERB")
+    """One row per run and test set; a probe is called one. All are of one preset."""
+    title = "Probes (not comparable with SUPERB)" if results[0]["preset"] == "probe" else "SUPERB"
+    table = Table("task", "test", "lr", "seed", "step", "metrics (dev)", "metrics (test)", title=title)
     for result in results:
         task = f"{result['task']} (probe)" if result["preset"] == "probe" else result["task"]
         for test, scores in result["tests"].items():

@@ -1,8 +1,8 @@
 """One run of one task: train, choose on dev, test, write the result; a finished one is kept, a killed one continued."""
 
-import hashlib
 import json
 import logging
+import uuid
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,7 @@ from lightning_modules.superb.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
-RESULT, CONFIG = "result.json", "config.json"
+RESULT, CONFIG, WANDB_ID = "result.json", "config.json", "wandb_id"
 # s3prl skips every update whose gradient is not a number and goes on; so many in a row are no accident.
 MOST_SKIPPED_UPDATES = 1000
 
@@ -129,8 +129,13 @@ def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list
 
 
 def _wandb_id(folder: Path) -> str:
-    """The same for training, testing and every resume of a folder."""
-    return hashlib.sha1(str(folder.absolute()).encode()).hexdigest()[:12]
+    """Made once and kept in the folder, for training, testing and every resume; only rank zero's is used."""
+    path = folder / WANDB_ID
+    if path.is_file():
+        return path.read_text()
+    made = uuid.uuid4().hex[:12]
+    _write(path, made)
+    return made
 
 
 def _standardise(module: TaskModule, data: SuperbDataModule) -> None:

@@ -86,6 +86,7 @@ class TaskModule(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = task.build_head(upstream.width, probe)
+        self._dev = "dev" if probe is None else "probe_dev"  # as its metrics are logged
         self.strict_loading = False  # the upstream is not in a checkpoint
         self.scores: dict[str, float] = {}
         self.test_predictions: dict[int, list[Prediction]] = {}
@@ -148,7 +149,7 @@ class TaskModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.scores = self.task.score(self._gathered(self._predictions))
-        self.log_dict({f"dev/{name}": value for name, value in self.scores.items()})
+        self.log_dict({f"{self._dev}/{name}": value for name, value in self.scores.items()})
 
     def on_test_epoch_start(self) -> None:
         # Every rank has every set, though not a batch of each: all take part in gathering.

@@ -127,8 +127,8 @@ def test_a_matched_run_over_whole_epochs_changes_their_number() -> None:
 def test_the_result_of_a_superb_task_is_that_of_its_rate(tmp_path: Path) -> None:
     job = Job("0", "evaluate", [], "a", 3, "pr_probe")
     for rate in ("0.1", "0.01"):
-        (tmp_path / "pr" / f"lr{rate}_seed3").mkdir(parents=True)
-        (tmp_path / "pr" / f"lr{rate}_seed3" / "result.json").write_text("{}")
+        (tmp_path / "pr_probe" / f"lr{rate}_seed3").mkdir(parents=True)
+        (tmp_path / "pr_probe" / f"lr{rate}_seed3" / "result.json").write_text("{}")
     assert not superb_result(tmp_path, job).is_file()  # two rates, and none was chosen
-    (tmp_path / "pr" / "chosen_seed3.json").write_text('{"chosen_lr": 0.01}')
+    (tmp_path / "pr_probe" / "chosen_seed3.json").write_text('{"chosen_lr": 0.01}')
     assert superb_result(tmp_path, job).parent.name == "lr0.01_seed3"

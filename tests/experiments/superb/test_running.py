@@ -8,10 +8,13 @@ import torch
 
 from callbacks.guards import DivergedError
 from experiments.superb import running
+from experiments.superb.results import summary_of
 from lightning_modules.superb import heads
 from lightning_modules.superb.tasks import ClassificationTask
 from tests.datamodules.superb import corpora
 from tests.experiments.superb.test_command import superb
+
+PRESET_FOLDERS = {"probe": "sid_probe", "superb": "sid"}
 
 
 @pytest.mark.parametrize(
@@ -71,3 +74,35 @@ def test_a_diverged_run_names_its_last_good_checkpoint(tmp_path: Path, monkeypat
     root = corpora.table(tmp_path / "corpus")
     with pytest.raises(DivergedError, match=r"the last good checkpoint is .*/sid/lr0.0001_seed1337/last\.ckpt;"):
         superb("sid", "fbank", root, tmp_path / "out", "--updates", "9", "--eval_every", "1")
+
+
+def test_a_probe_and_the_benchmark_share_an_output_and_no_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The probe's rate is the first of the grid."""
+    root, wandb = corpora.table(tmp_path / "corpus"), ["--updates", "2", "--wandb.mode", "offline"]
+    probe = superb("sid", "fbank", root, tmp_path / "out", "--preset", "probe", *wandb)
+    assert "Probes (not comparable with SUPERB)" in capsys.readouterr().out
+    full = superb("sid", "fbank", root, tmp_path / "out", "--lr_sweep", "--lr_grid", "[0.1]", *wandb)
+    assert "Probes" not in capsys.readouterr().out
+    assert (probe["preset"], full["preset"], probe["lr"]) == ("probe", "superb", full["lr"])
+    folders = {preset: tmp_path / "out" / name / "lr0.1_seed1337" for preset, name in PRESET_FOLDERS.items()}
+    header = {preset: (folder / "metrics.csv").read_text().splitlines()[0] for preset, folder in folders.items()}
+    assert ("probe_dev/accuracy" in header["probe"], "probe" in header["superb"]) == (True, False)
+    names = {preset: [path.name for path in folder.rglob("*.table.json")] for preset, folder in folders.items()}
+    assert len(names["probe"]) == len(names["superb"]) == 2
+    assert all(name.startswith("probe_") for name in names["probe"])
+    assert not any("probe" in name for name in names["superb"])
+    keys = {preset: summary_of(result).keys() for preset, result in (("probe", probe), ("superb", full))}
+    assert {"probe_dev", "probe_test", "probe_tests"} == keys["probe"] - keys["superb"]
+    assert {"dev", "test", "tests"} == keys["superb"] - keys["probe"]
+
+
+def test_a_run_keeps_its_wandb_id_and_shares_it_with_none(tmp_path: Path) -> None:
+    """Also where another machine has a folder of the same name."""
+    folder = tmp_path / "run"
+    first = running._wandb_id(folder)
+    assert running._wandb_id(folder) == first
+    folder.rename(tmp_path / "elsewhere")
+    assert running._wandb_id(folder) != first
+    assert running._wandb_id(tmp_path / "elsewhere") == first
