@@ -67,7 +67,7 @@ def run_task(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
     trainer = build_trainer(settings, config, [checkpoint, guard])
     _require_batches(prepared, settings, trainer.world_size)
     if settings.is_probe:
-        _standardise(module, data)
+        _standardise(module, data, trainer)
     last = folder / LAST
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # the upstream always is
@@ -138,16 +138,20 @@ def _wandb_id(folder: Path) -> str:
     return made
 
 
-def _standardise(module: TaskModule, data: SuperbDataModule) -> None:
-    """Statistics of the training utterances, each computed once and kept for training."""
+def _standardise(module: TaskModule, data: SuperbDataModule, trainer: L.Trainer) -> None:
+    """Statistics of the training utterances: states are computed once, as the trainer would, and kept for training."""
     assert module.cache is not None
     cache, rows = module.cache, data.corpus.train
+    device = trainer.strategy.root_device
+    module.upstream.to(device)
 
     def waveform(index: int) -> Tensor:
         whole = np.array([rows[index].num_samples])
-        return data.train_set[MicroBatch(np.array([index]), np.zeros(1, dtype=int), whole, whole)].waveforms[0]
+        batch = data.train_set[MicroBatch(np.array([index]), np.zeros(1, dtype=int), whole, whole)]
+        return batch.waveforms[0].to(device)
 
-    module.featurizer.set_statistics(cache.states(waveform(index)) for index in range(len(rows)))
+    with trainer.precision_plugin.forward_context():
+        module.featurizer.set_statistics(cache.states(waveform(index)) for index in range(len(rows)))
 
 
 def _require_batches(prepared: Prepared, settings: RunSettings, world_size: int) -> None:

@@ -34,15 +34,14 @@ class FeatureCache:
         self._memory: dict[str, Tensor] = {}
 
     def states(self, waveform_T: Tensor, keep: bool = True) -> list[Tensor]:
-        """Hidden states (F, D) of one utterance; ``keep=False``: a crop that will not come again."""
+        """Hidden states (F, D) of one utterance; ``keep=False``: one that will not come again, such as a crop."""
         name = hashlib.sha1(waveform_T.cpu().contiguous().numpy().tobytes()).hexdigest() if keep else ""
         states_LFD = self._read(name) if keep else None
         if states_LFD is None:
             self.misses += 1
-            states_LFD = torch.cat(self.upstream([waveform_T]))
+            states_LFD = torch.cat(self.upstream([waveform_T])).half()  # the first time is like every other
             if keep:
-                self._write(name, states_LFD.half().cpu())
-                states_LFD = states_LFD.half()  # the first time is like every other
+                self._write(name, states_LFD.cpu())
         else:
             self.hits += 1
         return list(states_LFD.to(waveform_T.device).float())

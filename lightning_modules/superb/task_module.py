@@ -116,7 +116,10 @@ class TaskModule(L.LightningModule):
 
     def _cached_features(self, batch: Batch, lengths: list[int]) -> tuple[Tensor, list[int]]:
         assert self.cache is not None
-        utterances = [self.cache.states(*pair) for pair in zip(batch.waveforms, batch.whole, strict=True)]
+        # In memory only for training, which comes back to an utterance: a probe scores dev and test once.
+        keep = self.training or self.cache.folder is not None
+        pairs = zip(batch.waveforms, batch.whole, strict=True)
+        utterances = [self.cache.states(waveform_T, keep and whole) for waveform_T, whole in pairs]
         states = [pad_sequence(list(layer), batch_first=True) for layer in zip(*utterances, strict=True)]
         rate = self.upstream.rate
         counts = [

@@ -2,19 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from datamodules.alignments import Segment, write_alignment
 from datamodules.superb.aligned import read_aligned
+from experiments.superb import running
 from experiments.superb.command import superb_probe
 from experiments.superb.options import TaskData
+from lightning_modules.superb.feature_cache import FeatureCache
+from lightning_modules.superb.featurizer import Featurizer
 from lightning_modules.superb.tasks import ProbeStart, blank_logit
 from lightning_modules.superb.upstream import Upstream
 from tests.aligned_corpus import RATE, TONES, save_aligned_corpus
+from tests.datamodules.superb import corpora
 
 
 class Spectrum(Upstream):
@@ -48,6 +54,43 @@ def test_probe_finds_the_layer_that_hears(tmp_path: Path) -> None:
     assert result["test"]["per"] < 5
     assert result["layer_weights"][1] == max(result["layer_weights"]) > 0.4
     assert (result["feature_cache"], result["batch_size"]) == ("memory", 16)
+
+
+def test_a_probe_keeps_the_states_of_training_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches: list[FeatureCache] = []
+
+    class Spied(FeatureCache):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            caches.append(self)
+
+    monkeypatch.setattr(running, "FeatureCache", Spied)
+    probe(save_aligned_corpus(tmp_path / "tones", {"train": 16, "test": 4}), tmp_path / "out", updates=3)
+    (cache,) = caches
+    assert (len(cache._memory), cache.hits, cache.misses) == (16, 3 * 16, 16 + 4 + 4)  # training, dev, test
+
+
+def test_statistics_are_computed_where_and_as_the_trainer_computes() -> None:
+    """The meta device stands for a GPU."""
+    upstream, seen = nn.Linear(2, 2), []
+
+    def states(waveform_T: Tensor) -> list[Tensor]:
+        seen.append((waveform_T.device.type, upstream.weight.device.type, torch.is_autocast_enabled("cpu")))
+        return [torch.randn(3, 2)]
+
+    class TrainSet:
+        def __getitem__(self, batch: Any) -> Any:
+            return SimpleNamespace(waveforms=[torch.zeros(int(batch.num_samples[0]))])
+
+    module: Any = SimpleNamespace(
+        upstream=upstream, cache=SimpleNamespace(states=states), featurizer=Featurizer(1, 2, standardise=True)
+    )
+    data: Any = SimpleNamespace(corpus=SimpleNamespace(train=corpora.rows([400, 800])), train_set=TrainSet())
+    strategy, precision = SimpleNamespace(root_device=torch.device("meta")), MixedPrecision("bf16-mixed", "cpu")
+    trainer: Any = SimpleNamespace(strategy=strategy, precision_plugin=precision)
+    running._standardise(module, data, trainer)
+    assert seen == [("meta", "meta", True)] * 2
+    assert module.featurizer.mean_LD.abs().sum() > 0
 
 
 def test_probe_with_the_phones_of_other_utterances_fails(tmp_path: Path) -> None:
