@@ -26,8 +26,9 @@ from experiments.superb.options import (
     preset_data,
     task_folder,
 )
+from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import table_of
-from experiments.superb.running import run_task
+from experiments.superb.running import is_finished, run_task
 from lightning_modules.superb.ctc import Decode
 from lightning_modules.superb.recipes import TASK_RECIPES
 from lightning_modules.superb.upstream import Upstream, load_upstream
@@ -81,7 +82,7 @@ def superb(
         raise ValueError("--lr and --lr_sweep exclude each other: the sweep runs the rates of --lr_grid")
     encoder = load_upstream(upstream, normalize)
     folder = Path(output or f"runs/superb/{_folder_name(upstream)}")
-    results = []
+    tasks = []
     for name in names:
         total = updates or default_updates(name, preset)
         settings = RunSettings(
@@ -101,7 +102,13 @@ def superb(
             devices=trainer,
             wandb=wandb,
         )
-        results.append(sweep(settings, encoder, lr_grid) if lr_sweep else _one(settings, encoder))
+        tasks.append(settings)
+    # Every corpus before the first training, so that a missing one ends the call at once.
+    corpora = [_prepare(settings, lr_grid if lr_sweep else [settings.lr]) for settings in tasks]
+    results = [
+        sweep(settings, encoder, lr_grid, corpus) if lr_sweep else _one(settings, encoder, corpus)
+        for settings, corpus in zip(tasks, corpora, strict=True)
+    ]
     if len(results) == 1:  # for programs that call this one
         _write(folder / "result.json", json.dumps(results[0] | {"metrics": results[0]["test"]}, indent=1) + "\n")
     _show(results)
@@ -156,12 +163,24 @@ def superb_probe(
     return _one(settings, encoder)
 
 
-def _one(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
-    folder = Path(settings.output) / f"lr{settings.lr:g}_seed{settings.seed}"
-    return run_task(replace(settings, output=str(folder)), upstream)
+def _prepare(settings: RunSettings, rates: list[float]) -> Prepared | None:
+    """Task and corpus of runs; ``None`` where all are finished and need none."""
+    finished = all(is_finished(_run(replace(settings, lr=lr))) for lr in rates)
+    return None if finished else prepare(settings)
 
 
-def sweep(settings: RunSettings, upstream: Upstream, grid: list[float]) -> dict[str, Any]:
+def _run(settings: RunSettings) -> RunSettings:
+    """In the folder of its rate and seed."""
+    return replace(settings, output=str(Path(settings.output) / f"lr{settings.lr:g}_seed{settings.seed}"))
+
+
+def _one(settings: RunSettings, upstream: Upstream, prepared: Prepared | None = None) -> dict[str, Any]:
+    return run_task(_run(settings), upstream, prepared)
+
+
+def sweep(
+    settings: RunSettings, upstream: Upstream, grid: list[float], prepared: Prepared | None = None
+) -> dict[str, Any]:
     """The result of the rate that is best on dev; ``chosen_seedN.json`` keeps the choice and every rate's dev score.
 
     Rates that diverge are out; of equal ones the first of the grid wins.
@@ -173,7 +192,7 @@ def sweep(settings: RunSettings, upstream: Upstream, grid: list[float]) -> dict[
     results: dict[float, dict[str, Any]] = {}
     for lr in grid:
         try:
-            results[lr] = _one(replace(settings, lr=lr), upstream)
+            results[lr] = _one(replace(settings, lr=lr), upstream, prepared)
         except DivergedError as error:
             log.warning("the learning rate %g is out: %s", lr, error)
     if not results:

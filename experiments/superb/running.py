@@ -33,8 +33,18 @@ RESULT, CONFIG, WANDB_ID = "result.json", "config.json", "wandb_id"
 MOST_SKIPPED_UPDATES = 1000
 
 
-def run_task(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
+def is_finished(settings: RunSettings) -> bool:
+    """Whether the run's folder holds its result."""
+    return (Path(settings.output) / RESULT).is_file()
+
+
+def run_task(settings: RunSettings, upstream: Upstream, prepared: Prepared | None = None) -> dict[str, Any]:
     """Train, test and write ``result.json`` and the files of hypotheses; returns the result.
+
+    Args:
+        settings: the run.
+        upstream: the frozen encoder.
+        prepared: task and corpus, where they are read already.
 
     Raises:
         ValueError: what is wrong with the corpus, or a folder that holds a run with other settings.
@@ -42,7 +52,7 @@ def run_task(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
     folder = Path(settings.output)
     config = _plain(settings) | {"upstream_digest": upstream.digest()}
     _require_same(folder, config)
-    if (folder / RESULT).is_file():
+    if is_finished(settings):
         log.info("kept the finished run in %s", folder)
         return json.loads((folder / RESULT).read_text())
     if tail := settings.updates % settings.eval_every:
@@ -50,7 +60,7 @@ def run_task(settings: RunSettings, upstream: Upstream) -> dict[str, Any]:
             "the last %d of %d updates are not scored on dev, which is every %d (as in s3prl)",
             *(tail, settings.updates, settings.eval_every),
         )
-    prepared = prepare(settings)
+    prepared = prepared or prepare(settings)
     _write(folder / CONFIG, json.dumps(config, indent=1) + "\n")
     module = build_module(settings, upstream, prepared)
     data = SuperbDataModule(

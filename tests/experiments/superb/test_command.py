@@ -225,9 +225,9 @@ def test_a_rate_that_diverges_is_out_of_the_sweep(tmp_path: Path, monkeypatch: p
 
     one, rate = command._one, [0.0]
 
-    def with_rate(settings: Any, upstream: Any) -> dict[str, Any]:
+    def with_rate(settings: Any, *rest: Any) -> dict[str, Any]:
         rate[0] = settings.lr
-        return one(settings, upstream)
+        return one(settings, *rest)
 
     monkeypatch.setattr(command, "_one", with_rate)
     monkeypatch.setattr(ClassificationTask, "losses", bursting)

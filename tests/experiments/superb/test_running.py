@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from callbacks.guards import DivergedError
-from experiments.superb import running
+from datamodules.superb.rows import SuperbCorpus
+from experiments.superb import command, running
+from experiments.superb.options import RunSettings, TaskData
+from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import summary_of
 from lightning_modules.superb import heads
-from lightning_modules.superb.tasks import ClassificationTask
+from lightning_modules.superb.tasks import ClassificationTask, build_task
 from tests.datamodules.superb import corpora
 from tests.experiments.superb.test_command import superb
 
@@ -106,3 +109,41 @@ def test_a_run_keeps_its_wandb_id_and_shares_it_with_none(tmp_path: Path) -> Non
     folder.rename(tmp_path / "elsewhere")
     assert running._wandb_id(folder) != first
     assert running._wandb_id(tmp_path / "elsewhere") == first
+
+
+def test_a_missing_corpus_ends_a_call_of_several_tasks_before_the_first_is_trained(tmp_path: Path) -> None:
+    root = corpora.voxceleb1(tmp_path / "corpora")
+    with pytest.raises(ValueError, match="Fluent Speech Commands is not there"):
+        superb("sid,ic", "fbank", root, tmp_path / "out", "--updates", "1")
+    assert not (tmp_path / "out" / "sid").exists()
+    corpora.fluent(root)
+    superb("sid,ic", "fbank", root, tmp_path / "out", "--updates", "1")
+    assert {path.parent.parent.name for path in (tmp_path / "out").glob("*/*/result.json")} == {"sid", "ic"}
+    root.rename(tmp_path / "gone")  # what is finished needs no corpus
+    superb("sid,ic", "fbank", root, tmp_path / "out", "--updates", "1")
+
+
+def test_a_sweep_reads_its_corpus_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reading(settings: RunSettings) -> Prepared:
+        read.append(settings.task)
+        return prepare(settings)
+
+    for module in (command, running):
+        monkeypatch.setattr(module, "prepare", reading)
+    root = corpora.table(tmp_path / "corpus")
+    superb("sid", "fbank", root, tmp_path / "out", "--updates", "1", "--lr_sweep", "--lr_grid", "[0.1, 0.01]")
+    assert read == ["sid"]
+
+
+def test_fewer_evaluation_batches_than_processes_are_an_error() -> None:
+    """A process without a batch would leave the others waiting; KS scores 32 utterances at a time."""
+    rows = {"train": corpora.rows([400]), "dev": corpora.rows([400] * 64), "test": corpora.rows([400] * 65)}
+    labels = [["yes"]]
+    corpus = SuperbCorpus(rows["train"], rows["dev"], {"test": rows["test"]}, labels)
+    prepared = Prepared(build_task("ks", labels), corpus, {})
+    settings = RunSettings("ks", "fbank", TaskData("none"), "none", "superb", 0.1, 0, 1, 1, 1)
+    running._require_batches(prepared, settings, 2)
+    with pytest.raises(ValueError, match="'dev' has 2 batches of 32, fewer than 3 processes: use fewer devices"):
+        running._require_batches(prepared, settings, 3)
