@@ -44,8 +44,11 @@ def test_validate_measures_what_fit_has_trained(tmp_path: Path) -> None:
     arguments = [*TINY, "--data.root", str(tmp_path / "corpus"), "--data.cache_dir", str(tmp_path / "cache")]
     arguments += ["--model.teacher.init_args.model", str(save_teacher(tmp_path / "teacher"))]
     arguments += ["--runs_dir", str(tmp_path / "runs"), "--ckpt_path", "last"]
-    trained, measured = (DistillationCLI([command, *arguments]).trainer for command in ("fit", "validate"))
-    assert measured.callback_metrics["val/loss"] == pytest.approx(trained.callback_metrics["val/loss"], abs=1e-6)
+    trained, measured = (
+        float(DistillationCLI([command, *arguments]).trainer.callback_metrics["val/loss"])
+        for command in ("fit", "validate")
+    )
+    assert measured == pytest.approx(trained, abs=1e-6)
 
 
 @pytest.mark.parametrize(
