@@ -31,11 +31,12 @@ NO_INTERVAL_NOTE = (
 
 @dataclass(frozen=True)
 class StudyColumn:
-    """How a column is shown, and which direction is better (None: neither)."""
+    """How a column is shown, which direction is better (None: neither), and the unit in which it is shown."""
 
     title: str
     show: Callable[[float], str]
     better: str | None = None
+    unit: float = 1.0
 
 
 def _fixed(decimals: int) -> Callable[[float], str]:
@@ -49,7 +50,7 @@ COLUMNS = {
     "student_speed_up": StudyColumn("Student speed-up", _fixed(2), "high"),
     "flops": StudyColumn("FLOPs", lambda number: f"{number:.3g}", "low"),
     "flops_ratio": StudyColumn("FLOPs ratio", _fixed(2), "low"),
-    "peak_memory_bytes": StudyColumn("Memory, GB", lambda number: f"{number / 1e9:.2f}", "low"),
+    "peak_memory_bytes": StudyColumn("Memory, GB", lambda number: f"{number / 1e9:.2f}", "low", unit=1e9),
     "final_loss": StudyColumn("Train loss", show_loss),
     "val_output": StudyColumn("Dev output loss", show_loss, "low"),
     "mean_depth": StudyColumn("Mean depth", _fixed(1)),
@@ -147,7 +148,7 @@ def _cell(values: dict[str, Any], key: str, bold: bool) -> Cell:
 def _spread(deviation: float, mean: str, shown: StudyColumn) -> str:
     """With as many decimals as the mean, where that is a plain number."""
     plain = mean.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()
-    return f"{deviation:.{len(mean.partition('.')[2])}f}" if plain else shown.show(deviation)
+    return f"{deviation / shown.unit:.{len(mean.partition('.')[2])}f}" if plain else shown.show(deviation)
 
 
 def _best(report: dict[str, Any], key: str) -> set[str]:

@@ -56,11 +56,16 @@ def test_cells_are_means_and_spreads_of_the_result_files(study: Path, row: str) 
     assert cells[3] == f"{speed_ups.mean():.2f} \u00b1 {speed_ups.std(ddof=1):.2f}"
 
 
-def test_a_small_spread_has_the_decimals_of_its_mean() -> None:
-    values = {"0": 0.5661, "1": 0.5662, "2": 0.5663}
-    report = {"columns": ["val_output"], "values": {"a": {"val_output": values}}, "rows": [{"name": "a", "label": "A"}]}
+def test_a_spread_has_the_decimals_and_the_unit_of_its_mean() -> None:
+    values = {
+        "val_output": {"0": 0.5661, "1": 0.5662, "2": 0.5663},
+        "peak_memory_bytes": {"0": 1.4e9, "1": 1.5e9, "2": 1.6e9},
+        "parameters": {"0": 25e6, "1": 26e6, "2": 27e6},
+    }
+    report = {"columns": list(values), "values": {"a": values}, "rows": [{"name": "a", "label": "A"}]}
     grid = result_grid(report | {"measured_references": [], "references": []})
-    assert grid.rows[0][1].text == "0.566 \u00b1 0.000"
+    shown = [cell.text for cell in grid.rows[0][1:]]
+    assert shown == ["0.566 \u00b1 0.000", "1.50 \u00b1 0.10", "26.00M \u00b1 1.00M"]
 
 
 def test_texts_come_back_from_json_alone(study: Path, tmp_path: Path) -> None:
