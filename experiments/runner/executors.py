@@ -1,5 +1,6 @@
 """Where jobs run: on this machine, or through SLURM."""
 
+import os
 import queue
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,17 @@ class Executor(Protocol):
         """Ask all jobs to end, and wait for them."""
 
 
+def visible_gpus() -> list[str]:
+    """Names of this process's GPUs for ``CUDA_VISIBLE_DEVICES`` of a job: indices, UUIDs or MIG names.
+
+    Where the variable is set already, its own entries, since an index would be one of the whole machine.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if inherited is None else (name.strip() for name in inherited.split(","))
+    return list(names)[:count]  # CUDA ends its list at the first entry that names no device
+
+
 class LocalExecutor:
     """Processes on this machine.
 
@@ -41,10 +53,11 @@ class LocalExecutor:
     """
 
     def __init__(self, workspace: Workspace, parallel: int | None = None) -> None:
-        gpus, each = torch.cuda.device_count() if torch.cuda.is_available() else 0, workspace.devices
+        names, each = visible_gpus(), workspace.devices
+        gpus = len(names)
         if gpus and gpus < each:
             raise ValueError(f"devices={each} for each job, but there are {gpus} GPUs: use {gpus} or fewer")
-        groups = [",".join(map(str, range(n, n + each))) for n in range(0, gpus - each + 1, each)]
+        groups = [",".join(names[n : n + each]) for n in range(0, gpus - each + 1, each)]
         self.capacity = parallel or max(1, len(groups))
         if groups and self.capacity > len(groups):
             raise ValueError(

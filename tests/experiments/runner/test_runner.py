@@ -317,14 +317,3 @@ def test_a_job_runs_through_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     runner.run()
     assert runner.failed == []
     assert len(list((workspace.path(plan.corpus) / "corpus").rglob("*.flac"))) > 20
-
-
-def test_more_gpus_than_there_are_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert LocalExecutor(Workspace(tmp_path)).capacity == 4
-    assert LocalExecutor(Workspace(tmp_path, devices=2)).capacity == 2
-    with pytest.raises(ValueError, match="there are 4 GPUs"):
-        LocalExecutor(Workspace(tmp_path, devices=8))
-    with pytest.raises(ValueError, match="use 2 at most"):
-        LocalExecutor(Workspace(tmp_path, devices=2), parallel=3)
