@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from callbacks.summary import hardware
+from experiments.runner.corpora import require_corpora
 from experiments.runner.estimate import estimate_table
 from experiments.runner.executors import Executor, LocalExecutor, SlurmExecutor, SlurmSettings
 from experiments.runner.job import Workspace, is_done
@@ -39,6 +40,7 @@ def reproduce(
     seeds: list[int] | None = None,
     dry_run: bool = False,
     root: str | None = None,
+    roots: dict[str, str] | None = None,
     teacher: str | None = None,
     lexicon: str | None = None,
     executor: Literal["local", "slurm"] = "local",
@@ -57,6 +59,7 @@ def reproduce(
         seeds: instead of the study's.
         dry_run: print the plan with estimated FLOPs, time and disk; run nothing.
         root: the corpus, for studies that do not synthesize one.
+        roots: corpora of evaluation tasks that are not below root, such as {"sf": FOLDER, "sid": FOLDER}.
         teacher: hub name or folder instead of the study's teacher.
         lexicon: pronunciations for SUPERB's PR (see docs/superb.md), where the corpus has no phone alignments.
         executor: this machine, or SLURM through submitit.
@@ -72,7 +75,13 @@ def reproduce(
     if not dry_run and loaded.data == "root" and root is None:
         raise ValueError(f"the study {loaded.name} needs a corpus: give its folder with --root")
     plan = Plan(
-        loaded, root=root, teacher=teacher, only=[only] if isinstance(only, str) else only, seeds=seeds, lexicon=lexicon
+        loaded,
+        root=root,
+        teacher=teacher,
+        only=[only] if isinstance(only, str) else only,
+        seeds=seeds,
+        lexicon=lexicon,
+        roots=roots,
     )
     workspace = Workspace(
         folder,
@@ -81,6 +90,7 @@ def reproduce(
         study=loaded.name,
         wandb={**row_settings(loaded, loaded.rows[0], 0).get("wandb", {}), **(wandb or {})},
         devices=slurm.gpus if executor == "slurm" else devices,
+        roots=roots,
     )
     if together:
         if workspace.devices > 1:
@@ -93,6 +103,7 @@ def reproduce(
         return
     if find_spec("matplotlib") is None:
         raise ValueError("the report at the end needs matplotlib: pip install 'interstack[report]'")
+    require_corpora(workspace, [job for job in plan.jobs.values() if not is_done(folder, job.id)])
     signal.signal(signal.SIGTERM, _interrupt)
     with only_runner(folder):
         write_study(folder, plan, _facts())

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.audio import read_audio
 from datamodules.batching import MicroBatch
-from datamodules.superb.fluent import read_fluent
-from datamodules.superb.librispeech import read_librispeech
+from datamodules.superb.fluent import read_fluent, require_fluent
+from datamodules.superb.librispeech import read_librispeech, require_librispeech
 from datamodules.superb.recipes import RECIPES, DataRecipe
 from datamodules.superb.rows import SAMPLE_RATE, Reading, Row, SuperbCorpus
 from datamodules.superb.samplers import (
@@ -29,10 +29,10 @@ from datamodules.superb.samplers import (
     WindowSampling,
     balanced_draw,
 )
-from datamodules.superb.snips import read_snips
-from datamodules.superb.speech_commands import SILENCE, read_speech_commands
-from datamodules.superb.table import read_table
-from datamodules.superb.voxceleb import read_voxceleb1
+from datamodules.superb.snips import read_snips, require_snips
+from datamodules.superb.speech_commands import SILENCE, read_speech_commands, require_speech_commands
+from datamodules.superb.table import read_table, require_table
+from datamodules.superb.voxceleb import read_voxceleb1, require_voxceleb1
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,24 @@ def read_corpus(task: str, data: SuperbData, seed: int = 1337) -> SuperbCorpus:
         first = corpus.skipped[0]
         logger.warning("%d files left out, the first: %s: %s", len(corpus.skipped), first.path, first.reason)
     return limited(corpus, data, seed)
+
+
+def require_corpus(task: str, data: SuperbData) -> None:
+    """Look whether the folder has the layout of the task's corpus; no audio is read.
+
+    Raises:
+        ValueError: no such task, or what is not there.
+    """
+    if task not in RECIPES:
+        raise ValueError(f"there is no task {task!r}; choose one of {', '.join(RECIPES)}")
+    if data.root.endswith(".tsv"):
+        require_table(data.root, task)
+    elif task in ("pr", "asr"):
+        require_librispeech(data.root, [*data.train_splits, *data.dev_splits, *data.test_splits])
+    elif task == "ks":
+        require_speech_commands(data.root, data.test_root)
+    else:
+        {"sf": require_snips, "ic": require_fluent, "sid": require_voxceleb1}[task](data.root)
 
 
 def limited(corpus: SuperbCorpus, data: SuperbData, seed: int) -> SuperbCorpus:

@@ -22,15 +22,25 @@ def read_fluent(root: str, labels: list[list[str]] | None = None, reading: Readi
     Raises:
         ValueError: a file is not there, a label does not occur in train, or bad audio.
     """
+    root = require_fluent(root)
+    splits = {split: _rows(root, name) for split, name in CSV.items()}
+    targets = [lambda row, part=part: row.target.split("\t")[part] for part in range(3)]
+    labels = labels or [in_order_of_appearance(map(pick, splits["train"])) for pick in targets]
+    return measured_corpus(splits, labels, reading, targets)
+
+
+def require_fluent(root: str) -> str:
+    """The folder that holds ``fluent_speech_commands_dataset``, once the corpus is found in it.
+
+    Raises:
+        ValueError: a file is not there.
+    """
     root = os.path.abspath(root)
     if os.path.basename(root) == FOLDER:
         root = os.path.dirname(root)
     home = os.path.join(root, FOLDER)
     PUBLISHED.require(*(os.path.join(home, "data", f"{name}_data.csv") for name in CSV.values()))
-    splits = {split: _rows(root, name) for split, name in CSV.items()}
-    targets = [lambda row, part=part: row.target.split("\t")[part] for part in range(3)]
-    labels = labels or [in_order_of_appearance(map(pick, splits["train"])) for pick in targets]
-    return measured_corpus(splits, labels, reading, targets)
+    return root
 
 
 def _rows(root: str, subset: str) -> list[Row]:

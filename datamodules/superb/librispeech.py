@@ -31,7 +31,7 @@ def read_librispeech(
     Raises:
         ValueError: the corpus or a split is not there, an utterance has no transcript, or bad audio.
     """
-    PUBLISHED.require(root)
+    require_librispeech(root, [*train_splits, *dev_splits, *test_splits])
     skipped: list[Problem] = []
 
     def rows(splits: Sequence[str]) -> list[Row]:
@@ -43,7 +43,6 @@ def read_librispeech(
             on_bad_audio=reading.on_bad_audio,
             transcripts="required",
         )
-        _require_splits(settings)
         manifest = prepare_manifest(settings, cache_dir)
         skipped.extend(manifest.skipped)
         return [
@@ -62,9 +61,15 @@ def read_librispeech(
     return SuperbCorpus(rows(train_splits), rows(dev_splits), tests, [], skipped)
 
 
-def _require_splits(settings: CorpusSettings) -> None:
-    root = settings.absolute_roots[0]
+def require_librispeech(root: str, splits: Sequence[str]) -> None:
+    """Find the splits in ``root``, or in a folder in it.
+
+    Raises:
+        ValueError: the folder or a split is not there.
+    """
+    PUBLISHED.require(root)
+    root = os.path.abspath(os.path.expanduser(root))
     homes = [root, *(entry.path for entry in os.scandir(root) if entry.is_dir())]
-    for split in settings.splits:
+    for split in splits:
         if not any(os.path.isdir(os.path.join(home, split)) for home in homes):
             raise ValueError(PUBLISHED.missing(f"there is no split {split!r} in {root}"))

@@ -28,17 +28,27 @@ def read_snips(root: str, labels: list[list[str]] | None = None, reading: Readin
     Raises:
         ValueError: a file is not there, words and tags differ in number, an unknown slot type, or bad audio.
     """
-    root = os.path.abspath(root)
-    if os.path.basename(root) == "SNIPS":
-        root = os.path.dirname(root)
-    home = os.path.join(root, "SNIPS")
-    PUBLISHED.require(*(os.path.join(home, name) for name in ("all.iob.snips.txt", "slots.txt", *FOLDERS.values())))
-    slots = labels[0] if labels else read_slots(os.path.join(home, "slots.txt"))
+    root = require_snips(root)
+    slots = labels[0] if labels else read_slots(os.path.join(root, "SNIPS", "slots.txt"))
     splits = {split: _rows(root, split) for split in FOLDERS}
     for split, rows in splits.items():
         require_slots(split, rows, slots)
     corpus = measured_corpus(splits, [], reading)
     return SuperbCorpus(corpus.train, corpus.dev, corpus.tests, [slots], corpus.skipped)
+
+
+def require_snips(root: str) -> str:
+    """The folder that holds ``SNIPS``, once the corpus is found in it.
+
+    Raises:
+        ValueError: a file or folder is not there.
+    """
+    root = os.path.abspath(root)
+    if os.path.basename(root) == "SNIPS":
+        root = os.path.dirname(root)
+    home = os.path.join(root, "SNIPS")
+    PUBLISHED.require(*(os.path.join(home, name) for name in ("all.iob.snips.txt", "slots.txt", *FOLDERS.values())))
+    return root
 
 
 def read_slots(path: str) -> list[str]:

@@ -37,10 +37,7 @@ def read_speech_commands(root: str, test_root: str | None = None, reading: Readi
     Raises:
         ValueError: a folder is not there, or bad audio.
     """
-    train_root = os.path.join(root, TRAIN_ARCHIVE)
-    train_root = train_root if os.path.isdir(train_root) else root
-    test_root = test_root or os.path.join(root, TEST_ARCHIVE)
-    PUBLISHED.require(train_root, os.path.join(train_root, NOISE_FOLDER), test_root)
+    train_root, test_root = require_speech_commands(root, test_root)
     splits: dict[str, list[Row]] = {"train": [], "dev": [], "test": list(_test_rows(test_root))}
     for row in _word_rows(train_root):
         if (split := split_of(os.path.basename(row.path))) is not None:
@@ -49,6 +46,19 @@ def read_speech_commands(root: str, test_root: str | None = None, reading: Readi
     splits["train"] += noise
     splits["dev"] += noise
     return measured_corpus(splits, [LABELS], reading, [lambda row: row.target])
+
+
+def require_speech_commands(root: str, test_root: str | None = None) -> tuple[str, str]:
+    """The folders of words and of the test, once they are found.
+
+    Raises:
+        ValueError: a folder is not there.
+    """
+    train_root = os.path.join(root, TRAIN_ARCHIVE)
+    train_root = train_root if os.path.isdir(train_root) else root
+    test_root = test_root or os.path.join(root, TEST_ARCHIVE)
+    PUBLISHED.require(train_root, os.path.join(train_root, NOISE_FOLDER), test_root)
+    return train_root, test_root
 
 
 def split_of(name: str) -> str | None:

@@ -50,6 +50,15 @@ def read_table(
     return SuperbCorpus(corpus.train, corpus.dev, corpus.tests, [slots], corpus.skipped)
 
 
+def require_table(path: str, task: str) -> None:
+    """Read the table without its audio.
+
+    Raises:
+        ValueError: it is not there, or lacks a column, a value or a split.
+    """
+    _splits(path, task)
+
+
 def _splits(path: str, task: str) -> dict[str, list[Row]]:
     if not os.path.isfile(path):
         raise ValueError(f"the table {path} does not exist")

@@ -23,9 +23,18 @@ def read_voxceleb1(root: str, labels: list[list[str]] | None = None, reading: Re
     Raises:
         ValueError: a file is not there, a speaker outside the labels, or bad audio.
     """
-    PUBLISHED.require(os.path.join(root, "wav"), os.path.join(root, SPLIT_FILE))
+    require_voxceleb1(root)
     splits = {split: _rows(root, split) for split in ("train", "dev", "test")}
     return measured_corpus(splits, labels or [LABELS], reading, [lambda row: row.target])
+
+
+def require_voxceleb1(root: str) -> None:
+    """Find the corpus in ``root``.
+
+    Raises:
+        ValueError: a file or folder is not there.
+    """
+    PUBLISHED.require(os.path.join(root, "wav"), os.path.join(root, SPLIT_FILE))
 
 
 def _rows(root: str, subset: str) -> list[Row]:

@@ -60,6 +60,7 @@ class Workspace:
         study: name, the W&B group.
         wandb: settings of W&B as ``fit`` takes them.
         devices: devices per distillation job.
+        roots: corpora of single evaluation tasks, by task.
     """
 
     def __init__(
@@ -70,9 +71,11 @@ class Workspace:
         study: str = "",
         wandb: Mapping[str, Any] | None = None,
         devices: int = 1,
+        roots: Mapping[str, str] | None = None,
     ) -> None:
         self.output = output.resolve()
         self.root = str(Path(root).resolve()) if root else None
+        self.roots = {task: str(Path(folder).resolve()) for task, folder in (roots or {}).items()}
         self.teacher = str(Path(teacher).resolve()) if teacher and Path(teacher).is_dir() else teacher
         self.study, self.wandb, self.devices = study, dict(wandb or {}), devices
 
@@ -92,7 +95,9 @@ class Workspace:
         return None
 
     def data_root(self, job: Job) -> str:
-        """Folder of the splits."""
+        """Folder of the splits, or of the corpus of an evaluation's task."""
+        if job.task in self.roots:
+            return self.roots[job.task]
         if self.root is not None:
             return self.root
         return str(self.output / "jobs" / str(self.needed(job, "corpus")) / "corpus" / "LibriSpeech")

@@ -82,9 +82,10 @@ class Plan:
         only: names of rows; default: all (with the rows that they are matched to).
         seeds: instead of the study's.
         lexicon: pronunciations for the task ``pr`` on a corpus without phone alignments.
+        roots: corpora of single evaluation tasks, by task, instead of ``root`` or of the study's corpus.
 
     Raises:
-        ValueError: a row that does not exist, or a root for a study that synthesizes its corpus.
+        ValueError: a row or task that does not exist, or a root for a study that synthesizes its corpus.
     """
 
     def __init__(
@@ -95,9 +96,15 @@ class Plan:
         only: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
         lexicon: str | None = None,
+        roots: Mapping[str, str] | None = None,
     ) -> None:
         if study.data == "corpus" and root is not None:
             raise ValueError(f"the study {study.name} synthesizes its corpus: remove --root {root}")
+        if unknown := set(roots or {}) - set(study.tasks):
+            raise ValueError(
+                f"--roots names {', '.join(sorted(unknown))}, but the tasks of {study.name} are "
+                f"{', '.join(study.tasks)}"
+            )
         self.study, self.root, self.lexicon = study, root, lexicon
         self.teacher_settings = {"model": teacher} if teacher else dict(study.teacher)
         self.rows = self._selected(only)
@@ -105,6 +112,7 @@ class Plan:
         self.jobs: dict[str, Job] = {}
         self.corpus = self._add("corpus", [], settings=study.corpus) if self._synthesizes else None
         self._data_digest = corpus_digest(Path(root)) if root else None
+        self._task_digests = {task: corpus_digest(Path(folder)) for task, folder in (roots or {}).items()}
         self.teacher = self._add_teacher(self.teacher_settings)
         self._references()
         self.distil: dict[tuple[str, int], Job] = {}
@@ -193,7 +201,10 @@ class Plan:
     def _evaluate(self, needs: Sequence[Job | None], row: str, seed: int) -> None:
         for task in self.study.tasks:
             corpus = self.corpus if self.study.data == "corpus" else None
-            options = {**self.study.evaluation.get(task, {}), "inputs": self._inputs()}
+            inputs = self._inputs()
+            if task in self._task_digests:
+                inputs["data"] = self._task_digests[task]
+            options = {**self.study.evaluation.get(task, {}), "inputs": inputs}
             if task in ("pr", "pr_probe") and self.lexicon is not None:
                 options["data"] = {**options.get("data", {}), "lexicon": str(Path(self.lexicon).resolve())}
             self._add("evaluate", [*needs, corpus], row=row, seed=seed, task=task, settings=options)
@@ -217,14 +228,19 @@ def _what_is_shared(job: Job) -> str:
 
 
 def corpus_digest(root: Path) -> str:
-    """A hash of names and sizes of the audio below ``root``.
+    """A hash of names and sizes of the audio below ``root``; of a ``.tsv`` table the hash of its text.
 
     Raises:
         ValueError: there is none.
     """
+    if root.is_file():
+        return hashlib.sha256(root.read_bytes()).hexdigest()[:16]
     names = sorted(f"{path.relative_to(root)} {path.stat().st_size}" for path in _audio(root))
     if not names:
-        raise ValueError(f"there is no audio below {root}: --root is the folder that holds the splits")
+        raise ValueError(
+            f"there is no audio below {root}: --root is the folder that holds the splits, and --roots names folders of "
+            "other corpora"
+        )
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 

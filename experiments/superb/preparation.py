@@ -1,11 +1,13 @@
 """From options to a corpus with targets that can be encoded: what is left out on the way is counted."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from datamodules.alignments import corpus_folder
 from datamodules.superb.aligned import read_aligned
-from datamodules.superb.datamodule import limited, read_corpus
+from datamodules.superb.datamodule import limited, read_corpus, require_corpus
 from datamodules.superb.rows import Reading, Row, SuperbCorpus
 from experiments.superb.options import RunSettings, TaskData
 from lightning_modules.superb.ctc import is_feasible
@@ -16,6 +18,7 @@ from lightning_modules.superb.upstream import Upstream
 log = logging.getLogger(__name__)
 
 MOST_WORDS_SHOWN = 20
+TABLE_WITHOUT_LEXICON = "task pr with a table needs --data.lexicon: files of lines 'WORD PHONE PHONE ...'"
 
 
 @dataclass(frozen=True)
@@ -86,22 +89,43 @@ def _prepared(settings: RunSettings) -> Prepared:
         corpus = _aligned_corpus(data, settings.seed)
         return Prepared(build_task("pr", [], PhoneTokenizer(corpus.labels[0]), settings.decode), corpus, {})
     if data.lexicon is None:
-        raise ValueError("task pr with a table needs --data.lexicon: files of lines 'WORD PHONE PHONE ...'")
+        raise ValueError(TABLE_WITHOUT_LEXICON)
     paths = [data.lexicon] if isinstance(data.lexicon, str) else list(data.lexicon)
     tokenizer = PhoneTokenizer(lexicon=read_lexicon(paths))
     corpus, left_out = _known_words(read_corpus("pr", data, settings.seed), tokenizer, data)
     return Prepared(build_task("pr", [], tokenizer, settings.decode), corpus, left_out)
 
 
-def _aligned_corpus(data: TaskData, seed: int) -> SuperbCorpus:
-    reading = Reading(data.resample, data.on_bad_audio)
+def require_inputs(task: str, data: TaskData) -> None:
+    """Look whether the corpus of a task, and what PR needs besides, is there; no audio is read.
+
+    Raises:
+        ValueError: what is not there.
+    """
+    if task == "pr" and data.lexicon is None:
+        if data.root.endswith(".tsv"):
+            raise ValueError(TABLE_WITHOUT_LEXICON)
+        with _asking_for_phones():
+            corpus_folder(data.root)
+    else:
+        require_corpus(task, data)
+
+
+@contextmanager
+def _asking_for_phones() -> Iterator[None]:
     try:
-        corpus = read_aligned(data.root, data.train_splits, data.dev_splits, data.test_splits, reading)
+        yield
     except ValueError as error:
         raise ValueError(
             f"task pr needs phones: give --data.lexicon (files of lines 'WORD PHONE PHONE ...'), or a corpus with "
             f"phone alignments ({error})"
         ) from error
+
+
+def _aligned_corpus(data: TaskData, seed: int) -> SuperbCorpus:
+    reading = Reading(data.resample, data.on_bad_audio)
+    with _asking_for_phones():
+        corpus = read_aligned(data.root, data.train_splits, data.dev_splits, data.test_splits, reading)
     return limited(corpus, data, seed)
 
 

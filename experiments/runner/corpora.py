@@ -1,0 +1,34 @@
+"""Whether the corpora of a plan's evaluations are there, before hours of distillation go by."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from experiments.runner.job import Workspace
+from experiments.runner.plan import Job
+from experiments.superb.options import TaskData
+from experiments.superb.preparation import require_inputs
+
+
+def require_corpora(workspace: Workspace, jobs: Iterable[Job]) -> None:
+    """Look at the folder of each evaluation's task; a corpus that a job will synthesize is left out.
+
+    Raises:
+        ValueError: naming the first task whose folder lacks what its corpus needs, the folder, and what to pass.
+    """
+    evaluations = {job.task: job for job in jobs if job.kind == "evaluate"}
+    for task, job in evaluations.items():
+        if workspace.root is None and task not in workspace.roots:
+            continue
+        folder = workspace.data_root(job)
+        try:
+            require_inputs(task.partition("_")[0], TaskData(folder, **_data(job.settings)))
+        except (ValueError, TypeError) as error:
+            remedy = f'Give the folder of its corpus with --roots \'{{"{task}": "FOLDER"}}\''
+            remedy += ", or pronunciations with --lexicon." if task.startswith("pr") else "."
+            raise ValueError(f"the task {task} cannot be evaluated on {folder}: {error}\n{remedy}") from None
+
+
+def _data(settings: dict[str, Any]) -> dict[str, Any]:
+    """The ``data`` options of ``interstack superb``, given as one mapping or by dotted name."""
+    dotted = {key.removeprefix("data."): value for key, value in settings.items() if key.startswith("data.")}
+    return {**settings.get("data", {}), **dotted}
