@@ -55,8 +55,8 @@ def reproduce(
     Args:
         study: name of a shipped study, or a YAML file.
         output: folder for jobs, runs and the report; one study each.
-        only: a row, or a list of rows, such as [full_l2l,interleave_equal]; default: all.
-        seeds: instead of the study's.
+        only: a row to run, or a list of rows, such as [full_l2l,interleave_equal]; default: all. The report has all.
+        seeds: to run; default: the study's.
         dry_run: print the plan with estimated FLOPs, time and disk; run nothing.
         root: the corpus, for studies that do not synthesize one.
         roots: corpora of evaluation tasks that are not below root, such as {"sf": FOLDER, "sid": FOLDER}.
@@ -103,7 +103,7 @@ def reproduce(
         return
     if find_spec("matplotlib") is None:
         raise ValueError("the report at the end needs matplotlib: pip install 'interstack[report]'")
-    require_corpora(workspace, [job for job in plan.jobs.values() if not is_done(folder, job.id)])
+    require_corpora(workspace, [job for job in plan.to_run if not is_done(folder, job.id)])
     signal.signal(signal.SIGTERM, _interrupt)
     with only_runner(folder):
         write_study(folder, plan, _facts())
@@ -123,7 +123,7 @@ def reproduce(
         console.print(f"report: {paths.html}")
     if runner.failed:
         names = ", ".join(job.label for job in runner.failed)
-        raise ValueError(f"{len(runner.failed)} of {len(plan.jobs)} jobs failed or could not start: {names}")
+        raise ValueError(f"{len(runner.failed)} of {len(plan.to_run)} jobs failed or could not start: {names}")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

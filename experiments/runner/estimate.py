@@ -114,7 +114,7 @@ def estimate_table(plan: Plan, workspace: Workspace) -> Table:
     estimator, unit = Estimator(plan, on_gpu), "GPU hours" if on_gpu else "seconds"
     table = Table("row", "jobs", "done", "PFLOP", unit, "disk, MB", title=f"{plan.study.name}: what is left to do")
     rows: dict[str, list[float]] = {}
-    for job in plan.jobs.values():
+    for job in plan.to_run:
         counts = rows.setdefault(job.row or "shared", [0, 0, 0.0, 0.0, 0.0])
         done = is_done(workspace.output, job.id)
         cost = Estimate() if done else estimator.of(job)

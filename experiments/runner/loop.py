@@ -47,7 +47,7 @@ class Runner:
     """The state of a plan while it runs.
 
     Args:
-        plan: what to do.
+        plan: what to do; other jobs of it than ``plan.to_run`` keep their records.
         workspace: where.
         executor: how.
         console: for the live table.
@@ -61,16 +61,18 @@ class Runner:
         self.poll_seconds = poll_seconds
         self.states: dict[str, str] = {}
         self._handles: dict[str, Handle] = {}
+        self.jobs = {job.id: job for job in plan.to_run}
         for job in plan.jobs.values():
-            done = is_done(workspace.output, job.id)
-            self.states[job.id] = "done" if done else "waiting"
-            if not done:
+            done, runs = is_done(workspace.output, job.id), job.id in self.jobs
+            if runs:
+                self.states[job.id] = "done" if done else "waiting"
+            if not done and (runs or not read_record(workspace.output, job.id)):
                 write_json(workspace.path(job) / "job.json", job.described() | {"status": "planned"})
 
     @property
     def failed(self) -> list[Job]:
         """Jobs that failed, and those that could not start because of them."""
-        return [job for job in self.plan.jobs.values() if self.states[job.id] in ("failed", "blocked")]
+        return [job for job in self.jobs.values() if self.states[job.id] in ("failed", "blocked")]
 
     def run(self) -> None:
         """Until nothing is left that can run; an interrupt ends the running jobs and comes through."""
@@ -87,8 +89,8 @@ class Runner:
         for job_id, handle in list(self._handles.items()):
             if handle.done():
                 del self._handles[job_id]
-                self._finished(self.plan.jobs[job_id])
-        for job in self.plan.jobs.values():
+                self._finished(self.jobs[job_id])
+        for job in self.jobs.values():
             if self.states[job.id] == "waiting":
                 needed = {self.states[other] for other in job.needs}
                 if needed & {"failed", "blocked"}:
@@ -118,7 +120,7 @@ class Runner:
         table = Table("row", *STATES, "now", title=self.plan.study.title)
         rows: dict[str, dict[str, int]] = {}
         running: dict[str, list[str]] = {}
-        for job in self.plan.jobs.values():
+        for job in self.jobs.values():
             counts = rows.setdefault(job.row or "shared", dict.fromkeys(STATES, 0))
             counts[self.states[job.id]] += 1
             if self.states[job.id] == "running":
@@ -129,9 +131,6 @@ class Runner:
 
 
 def write_study(output: Path, plan: Plan, facts: Mapping[str, object]) -> None:
-    """``study.json``: the resolved study, and what the report says about where it ran."""
-    study = plan.study.described() | {"seeds": plan.seeds}
-    names = {row.name for row in plan.rows}
-    study["rows"] = [row for row in study["rows"] if row["name"] in names]
-    study["jobs"] = list(plan.jobs)
+    """``study.json``: the resolved study, whatever of it runs, and what the report says about where it ran."""
+    study = plan.study.described() | {"seeds": plan.seeds, "jobs": list(plan.jobs)}
     write_json(output / "study.json", json.loads(json.dumps(study | dict(facts), default=str)))

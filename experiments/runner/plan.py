@@ -73,14 +73,14 @@ def job_id(kind: Kind, needs: Sequence[str], **content: Any) -> str:
 
 
 class Plan:
-    """All jobs of a study, in an order in which they can run.
+    """All jobs of a study, in an order in which they can run, and which of them to run.
 
     Args:
         study: what to do.
         root: corpus for studies with ``data: root``; without one the plan can be looked at, not run.
         teacher: instead of the study's, a hub name or folder.
-        only: names of rows; default: all (with the rows that they are matched to).
-        seeds: instead of the study's.
+        only: names of rows to run (with the rows that they are matched to); default: all.
+        seeds: to run; default: the study's. Others than the study's are added to the plan.
         lexicon: pronunciations for the task ``pr`` on a corpus without phone alignments.
         roots: corpora of single evaluation tasks, by task, instead of ``root`` or of the study's corpus.
 
@@ -107,8 +107,8 @@ class Plan:
             )
         self.study, self.root, self.lexicon = study, root, lexicon
         self.teacher_settings = {"model": teacher} if teacher else dict(study.teacher)
-        self.rows = self._selected(only)
-        self.seeds = list(seeds) if seeds else list(study.seeds)
+        self._rows_to_run, self._seeds_to_run = self._selected(only), set(seeds or study.seeds)
+        self.seeds = list(dict.fromkeys([*study.seeds, *(seeds or [])]))
         self.jobs: dict[str, Job] = {}
         self.corpus = self._add("corpus", [], settings=study.corpus) if self._synthesizes else None
         self._data_digest = corpus_digest(Path(root)) if root else None
@@ -118,20 +118,30 @@ class Plan:
         self.distil: dict[tuple[str, int], Job] = {}
         # Seed by seed: an interrupted study has compared all rows at least once.
         for seed in self.seeds:
-            for row in sorted(self.rows, key=lambda row: row.match is not None):
+            for row in sorted(study.rows, key=lambda row: row.match is not None):
                 self._add_row(row, seed)
 
     @property
     def _synthesizes(self) -> bool:
         return self.study.corpus is not None and ("model" not in self.teacher_settings or self.study.data == "corpus")
 
-    def _selected(self, only: Sequence[str] | None) -> list[Row]:
+    @property
+    def to_run(self) -> list[Job]:
+        """Jobs of the rows and seeds that were asked for, and those that no row has for itself."""
+        rows = {row.name for row in self.study.rows}
+        return [
+            job
+            for job in self.jobs.values()
+            if job.row not in rows or (job.row in self._rows_to_run and job.seed in self._seeds_to_run)
+        ]
+
+    def _selected(self, only: Sequence[str] | None) -> set[str]:
         if not only:
-            return self.study.rows
+            return {row.name for row in self.study.rows}
         wanted = {self.study.row(name).name for name in only}
         for row in [self.study.row(name) for name in only]:
             wanted |= {row.match.target, row.match.reference} if row.match else set()
-        return [row for row in self.study.rows if row.name in wanted]
+        return wanted
 
     def _add(self, kind: Kind, needs: Sequence[Job | None], **content: Any) -> Job:
         ids = [job.id for job in needs if job is not None]
@@ -179,8 +189,8 @@ class Plan:
             finished: whether a ``distil`` job's run is there already.
         """
         groups: dict[str, list[Job]] = {}
-        for job in self.distil.values():
-            if job.match is None and not finished(job):
+        for job in self.to_run:
+            if job.kind == "distil" and job.match is None and not finished(job):
                 groups.setdefault(_what_is_shared(job), []).append(job)
         for members in groups.values():
             if len(members) > 1:

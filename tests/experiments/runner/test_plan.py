@@ -89,10 +89,26 @@ def test_rows_that_share_data_and_teacher_are_trained_together(tmp_path: Path) -
 
 
 def test_a_row_brings_along_those_that_it_is_matched_to(tmp_path: Path) -> None:
-    assert [row.name for row in plan(tmp_path, only=["c"]).rows] == ["a", "b", "c"]
-    assert [row.name for row in plan(tmp_path, only=["b"]).rows] == ["b"]
+    shared = {"", "teacher"}
+    assert {job.row for job in plan(tmp_path, only=["c"]).to_run} == shared | {"a", "b", "c"}
+    assert {job.row for job in plan(tmp_path, only=["b"]).to_run} == shared | {"b"}
     with pytest.raises(ValueError, match="no row 'd'"):
         plan(tmp_path, only=["d"])
+
+
+def test_what_runs_is_part_of_the_whole_plan(tmp_path: Path) -> None:
+    whole = plan(tmp_path, seeds=[0, 7])
+    assert whole.seeds == [0, 7]
+    assert whole.to_run == list(whole.jobs.values())
+    part = plan(tmp_path, only=["b"], seeds=[7])
+    assert part.jobs == whole.jobs
+    assert {(job.row, job.seed) for job in part.to_run if job.row == "b"} == {("b", 7)}
+    seen: set[str] = set()
+    for job in part.to_run:
+        assert set(job.needs) <= seen
+        seen.add(job.id)
+    part.train_together(lambda job: False)
+    assert not [job for job in part.jobs.values() if job.kind == "together"]
 
 
 def test_ids_depend_on_the_content_of_teacher_and_corpus(tmp_path: Path) -> None:

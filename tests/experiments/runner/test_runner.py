@@ -22,6 +22,7 @@ from experiments.runner.executors import LocalExecutor, SlurmExecutor, SlurmSett
 from experiments.runner.job import Workspace, is_done, read_record, read_result, write_json
 from experiments.runner.loop import Runner, only_runner, write_study
 from experiments.runner.plan import Job, Plan
+from experiments.runner.results import write_results
 from experiments.runner.study import load_study
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
@@ -253,8 +254,44 @@ def test_study_json_holds_what_the_report_needs(setup: Setup, tmp_path: Path) ->
     plan = setup.plan(only=["grown"], seeds=[3, 4])
     write_study(tmp_path, plan, {"command": "c", "commit": "d"})
     study = json.loads((tmp_path / "study.json").read_text())
-    assert ([row["name"] for row in study["rows"]], study["seeds"], study["commit"]) == (["grown"], [3, 4], "d")
+    rows = ["full_l2l", "broken", "grown"]
+    assert ([row["name"] for row in study["rows"]], study["seeds"], study["commit"]) == (rows, [0, 3, 4], "d")
     assert study["jobs"] == list(plan.jobs)
+
+
+def test_a_part_of_a_study_leaves_the_rest_of_its_results_in_place(setup: Setup, tmp_path: Path) -> None:
+    workspace, plan = setup.workspace(tmp_path), setup.plan(seeds=[0, 1])
+    run(plan, workspace, "distil broken seed 0")
+    for (row, _), job in plan.distil.items():
+        if row != "broken":
+            write_json(workspace.path(job) / "result.json", {"train_seconds": 6.0 if row == "full_l2l" else 4.0})
+    part = setup.plan(only=["grown"], seeds=[1])
+    (workspace.path(part.distil["grown", 1]) / "result.json").unlink()
+    ran, runner = run(part, workspace)
+    assert ran == ["distil grown seed 1"]
+    assert runner.failed == []
+    write_study(tmp_path, part, {})
+    write_results(tmp_path, part)
+    report = study_values(read_study(tmp_path))
+    assert report["seeds"] == [0, 1]
+    assert report["values"]["grown"]["speed_up"] == {"0": 1.5, "1": "missing"}  # the Recorder's result is empty
+    assert report["values"]["broken"]["val_output"]["0"] == "failed"
+    jobs = json.loads((tmp_path / "results.json").read_text())["jobs"]
+    assert {job["id"]: job["status"] for job in jobs}[plan.distil["full_l2l", 1].id] == "done"
+
+
+def test_a_part_alone_is_a_report_with_gaps(setup: Setup, tmp_path: Path) -> None:
+    part = setup.plan(only=["grown"])
+    run(part, setup.workspace(tmp_path))
+    write_study(tmp_path, part, {})
+    write_results(tmp_path, part)
+    jobs = json.loads((tmp_path / "results.json").read_text())["jobs"]
+    assert {(job["row"], job["kind"]): job["status"] for job in jobs} == {
+        (row, kind): "done" if row == "grown" else "planned"
+        for row in ("full_l2l", "broken", "grown")
+        for kind in ("distil", "export")
+    }
+    assert "4 of 6 jobs have not been done." in study_values(read_study(tmp_path))["caveats"]
 
 
 # -- commands and schedulers --------------------------------------------------------------------------------------
@@ -282,7 +319,7 @@ def test_commands_name_what_other_jobs_made(tmp_path: Path) -> None:
     assert evaluation[evaluation.index("--wandb.group") + 1] == "table1_mini"
     assert evaluation[evaluation.index("--wandb.tags") + 1] == '["interleave_equal"]'
     assert evaluation[evaluation.index("--upstream") + 1] == str(tmp_path / export.folder / "student")
-    reference = workspace.command(jobs["evaluate pr_probe untrained seed 1"])
+    reference = workspace.command(jobs["evaluate pr_probe untrained seed 0"])
     assert reference[reference.index("--upstream") + 1].endswith("/teacher")
     assert reference[reference.index("--upstream") + 1] != str(teacher / "teacher")
 

@@ -46,7 +46,7 @@ def test_a_study_plans_and_prints_its_costs(name: str, tmp_path: Path, capsys: p
 def test_a_row_of_a_mini_study_is_estimated_at_a_minute_at_most(name: str) -> None:
     plan = Plan(load_study(name))
     estimator = Estimator(plan, on_gpu=False)
-    for row in plan.rows:
+    for row in plan.study.rows:
         jobs = [job for job in plan.jobs.values() if job.row == row.name and job.seed == plan.seeds[0]]
         assert sum(estimator.of(job).seconds for job in jobs) <= 60
 
