@@ -70,6 +70,19 @@ class RunFolder:
             self.record["wandb_id"] = uuid.uuid4().hex[:12]
         return str(self.record["wandb_id"])
 
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """Those that the run is made of: the last one that began at step 0, and what resumed from it."""
+        attempts = self.record["attempts"]
+        fresh = [number for number, attempt in enumerate(attempts) if attempt["resumed_from"] is None]
+        return attempts[fresh[-1] if fresh else 0 :]
+
+    @property
+    def commit(self) -> str | None:
+        """Commit of the code that made the run; of attempts that differ all, in their order."""
+        commits = [attempt.get("git_commit", self.record.get("git_commit")) for attempt in self.attempts]
+        return ", ".join(dict.fromkeys(commit for commit in commits if commit)) or None
+
     def resolve_checkpoint(self, ckpt_path: str | None) -> str | None:
         """What ``--ckpt_path`` means for this folder.
 
@@ -117,6 +130,9 @@ class RunFolder:
         name = f"config_{len(self.record['attempts']) + 1}.yaml"
         write_atomically(self.path / name, config)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        self.record["attempts"].append({"started": started, "config": name, "resumed_from": resumed_from})
-        self.record |= {"git_commit": git_commit(), "wandb_id": self.wandb_id}
+        commit = git_commit()
+        self.record["attempts"].append(
+            {"started": started, "config": name, "resumed_from": resumed_from, "git_commit": commit}
+        )
+        self.record |= {"git_commit": commit, "wandb_id": self.wandb_id}
         write_atomically(self._record_path, json.dumps(self.record, indent=1) + "\n")

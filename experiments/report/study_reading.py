@@ -11,6 +11,8 @@ from typing import Any
 RATIOS = {"speed_up": "train_seconds", "student_speed_up": "student_seconds", "flops_ratio": "flops"}
 MATCHED = {"train_seconds": "training seconds", "flops": "FLOPs"}
 MISSING, FAILED = "missing", "failed"
+MUST_AGREE = ("hardware", "commit")
+"""Of two runs whose seconds are divided by each other."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,12 @@ def _value(folder: StudyFolder, row: str, column: str, seed: int) -> float | str
 def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str:
     """Baseline / row for speed-ups, row / baseline for FLOPs, always of the same seed.
 
-    Seconds of different hardware are not divided by each other.
+    Seconds of different hardware or code are not divided by each other.
     """
     baseline = folder.study.get("baseline")
-    machines = {
-        job.result.get("hardware")
-        for name in (row, baseline)
-        for job in folder.of("distil", name)
-        if job.seed == seed and job.result
-    }
-    if column != "flops_ratio" and len(machines) > 1:
+    compared = [job for name in (row, baseline) for job in folder.of("distil", name) if job.seed == seed and job.result]
+    differing = any(len({job.result.get(key) for job in compared}) > 1 for key in MUST_AGREE)
+    if column != "flops_ratio" and differing:
         return MISSING
     own = _value(folder, row, RATIOS[column], seed)
     reference = _value(folder, baseline, RATIOS[column], seed) if baseline else MISSING
@@ -172,8 +170,14 @@ def disagreements(folder: StudyFolder) -> list[str]:
             f"Students were trained side by side ({' or '.join(map(str, together))} on a device; the teacher's seconds "
             "are in those of each): their seconds do not compare with runs on their own."
         )
-    for key, remark in (("hardware", ", and no speed-up is given across them"), ("commit", " where the code changed")):
+    if resumed := [job for job in folder.of("distil") if job.result.get("attempts", 1) > 1]:
+        runs = "; ".join(f"{job.row}, seed {job.seed}: {job.result['attempts']} attempts" for job in resumed)
+        notes.append(f"Resumed runs ({runs}): their seconds include the first, slower steps of every attempt.")
+    for key in MUST_AGREE:
         seen = {str(job.result[key]) for job in folder.of("distil") if job.result.get(key)}
         if len(seen) > 1:
-            notes.append(f"The runs differ in {key} ({'; '.join(sorted(seen))}): seconds do not compare{remark}.")
+            notes.append(
+                f"The runs differ in {key} ({'; '.join(sorted(seen))}): seconds do not compare, and no speed-up is "
+                "given across them."
+            )
     return notes

@@ -23,7 +23,7 @@ from transformers import AutoConfig
 
 from experiments.accounting import measured
 from experiments.runner.plan import Job
-from experiments.runs import git_commit, write_atomically
+from experiments.runs import RunFolder, git_commit, write_atomically
 
 # Of a scheduler or launcher around us; Lightning would take a job's process for one of its ranks.
 LAUNCHER_PREFIXES = ("SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "SUBMITIT_", "PMI_")
@@ -187,6 +187,8 @@ class Workspace:
             teacher = AutoConfig.from_pretrained(self.teacher_of(job))
             growth = self.output / job.run / "growth.json"
             events = json.loads(growth.read_text()) if growth.is_file() else []
+            run = RunFolder(self.output / job.run)  # its code may be older than what runs now
+            result |= {"commit": run.commit or result["commit"], "attempts": len(run.attempts)}
             result |= {"run": str(job.run), "growth": events}
             return result | measured(self.output / job.run, teacher, config)
         path = self.path(job) / "result.json"

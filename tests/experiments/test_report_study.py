@@ -187,13 +187,22 @@ def test_without_the_baselines_run_there_is_no_speed_up(tmp_path: Path) -> None:
     assert speeds["1"] == "missing"
 
 
-def test_other_hardware_is_named(tmp_path: Path) -> None:
+def change_result(folder: Path, row: str, **values: object) -> None:
+    path = folder / "jobs" / f"distil-{row}-0" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("key", ["hardware", "commit"])
+def test_other_hardware_or_code_is_named_and_has_no_speed_up(key: str, tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", seeds=1, rows=("full_l2l", "interleave_equal"))
-    for name, hardware in (("full_l2l", "A"), ("interleave_equal", "B")):
-        path = folder / "jobs" / f"distil-{name}-0" / "result.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": hardware}))
+    for name in ("full_l2l", "interleave_equal"):
+        change_result(folder, name, **{key: "A"})
     values = study_values(read_study(folder))
-    assert any("differ in hardware (A; B)" in line for line in values["caveats"])
+    assert isinstance(values["values"]["interleave_equal"]["speed_up"]["0"], float)
+    assert not any("differ in" in line for line in values["caveats"])
+    change_result(folder, "interleave_equal", **{key: "B"})
+    values = study_values(read_study(folder))
+    assert any(f"differ in {key} (A; B): seconds do not compare, and no speed-up" in line for line in values["caveats"])
     assert values["values"]["interleave_equal"]["speed_up"] == {"0": "missing"}
     assert values["values"]["full_l2l"]["speed_up"] == {"0": 1.0}
     assert isinstance(values["values"]["interleave_equal"]["flops_ratio"]["0"], float)
@@ -205,6 +214,17 @@ def test_students_side_by_side_are_named(tmp_path: Path) -> None:
     path = folder / "jobs" / "distil-full_l2l-0" / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"students": 3}))
     assert any("side by side (3 on a device" in line for line in study_values(read_study(folder))["caveats"])
+
+
+def test_resumed_runs_are_named(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=1, rows=("full_l2l", "interleave_equal"))
+    change_result(folder, "full_l2l", attempts=1)
+    assert not any("Resumed" in line for line in study_values(read_study(folder))["caveats"])
+    change_result(folder, "interleave_equal", attempts=3)
+    assert any(
+        "Resumed runs (interleave_equal, seed 0: 3 attempts)" in line
+        for line in study_values(read_study(folder))["caveats"]
+    )
 
 
 def test_the_page_stands_alone(study: Path) -> None:

@@ -56,6 +56,25 @@ def test_every_attempt_is_kept_and_the_wandb_id_stays(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "b").wandb_id != run_id
 
 
+def test_a_run_has_the_commits_of_the_attempts_that_it_is_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    for commit, resumed_from in (("a", None), ("b", None), ("b", "last.ckpt"), ("c", "last.ckpt")):
+        monkeypatch.setattr("experiments.runs.git_commit", lambda commit=commit: commit)
+        RunFolder(tmp_path / "run").start_attempt("", resumed_from)
+        run = RunFolder(tmp_path / "run")
+        seen.append((run.commit, len(run.attempts)))
+    assert seen == [("a", 1), ("b", 1), ("b", 2), ("b, c", 3)]
+    assert RunFolder(tmp_path / "none").commit is None
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    for attempt in record["attempts"]:
+        del attempt["git_commit"]  # older runs have the last one's alone
+    path.write_text(json.dumps(record))
+    assert RunFolder(tmp_path / "run").commit == "c"
+
+
 def test_a_wandb_id_that_is_asked_for_after_the_attempt_began_stays_too(tmp_path: Path) -> None:
     first = RunFolder(tmp_path / "a")
     first.start_attempt("", None)

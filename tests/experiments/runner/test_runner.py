@@ -152,6 +152,9 @@ def test_a_killed_runner_goes_on_repeats_nothing_and_ends_as_if_never_killed(set
     result = read_result(whole, grown.id)
     assert [event["depth"] for event in result["growth"]] == [6, 9, 12]
     assert (whole / result["run"] / "summary.json").is_file()
+    assert read_result(killed, grown.id)["attempts"] == 2
+    run_record = json.loads((whole / result["run"] / "run.json").read_text())
+    assert (result["attempts"], result["commit"]) == (1, run_record["git_commit"])
 
     side_by_side, rows = tmp_path / "side_by_side", setup.plan(only=["full_l2l", "grown"])
     rows.train_together(lambda job: False)
