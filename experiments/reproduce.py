@@ -42,7 +42,7 @@ def reproduce(
     root: str | None = None,
     roots: dict[str, str] | None = None,
     teacher: str | None = None,
-    lexicon: str | None = None,
+    lexicon: str | list[str] | None = None,
     executor: Literal["local", "slurm"] = "local",
     parallel: int | None = None,
     devices: int = 1,
@@ -61,7 +61,8 @@ def reproduce(
         root: the corpus, for studies that do not synthesize one.
         roots: corpora of evaluation tasks that are not below root, such as {"sf": FOLDER, "sid": FOLDER}.
         teacher: hub name or folder instead of the study's teacher.
-        lexicon: pronunciations for SUPERB's PR (see docs/superb.md), where the corpus has no phone alignments.
+        lexicon: pronunciations for SUPERB's PR (see docs/superb.md), a file or a list of files, where the corpus has no
+            phone alignments.
         executor: this machine, or SLURM through submitit.
         parallel: jobs at a time on this machine; default: one per group of GPUs, or one without GPUs.
         devices: GPUs of a distillation job, as DDP; under SLURM see slurm.gpus.
@@ -74,13 +75,14 @@ def reproduce(
     loaded = load_study(study)
     if not dry_run and loaded.data == "root" and root is None:
         raise ValueError(f"the study {loaded.name} needs a corpus: give its folder with --root")
+    lexicons = [lexicon] if isinstance(lexicon, str) else lexicon or []
     plan = Plan(
         loaded,
         root=root,
         teacher=teacher,
         only=[only] if isinstance(only, str) else only,
         seeds=seeds,
-        lexicon=lexicon,
+        lexicon=lexicons,
         roots=roots,
     )
     workspace = Workspace(
@@ -91,6 +93,7 @@ def reproduce(
         wandb={**row_settings(loaded, loaded.rows[0], 0).get("wandb", {}), **(wandb or {})},
         devices=slurm.gpus if executor == "slurm" else devices,
         roots=roots,
+        lexicon=lexicons,
     )
     if together:
         if workspace.devices > 1:

@@ -114,7 +114,12 @@ def test_pack_makes_the_corpus_of_its_example(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("line", [line for line in interstack_commands() if shlex.split(line)[1] == "reproduce"])
-def test_studies_plan(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_studies_plan(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in re.findall(r"lexicon[\w-]*\.txt", line):
+        Path(name).write_text("HELLO HH AH L OW\n")
     corpus = save_corpus(tmp_path / "corpus", {"train-clean-100": 2})
     arguments = [re.sub(r"/data/\w+", str(corpus), word) for word in shlex.split(line)[1:]]
     run([*arguments, *([] if "--dry-run" in arguments else ["--dry-run"])])

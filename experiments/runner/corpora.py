@@ -21,7 +21,8 @@ def require_corpora(workspace: Workspace, jobs: Iterable[Job]) -> None:
             continue
         folder = workspace.data_root(job)
         try:
-            require_inputs(task.partition("_")[0], TaskData(folder, **_data(job.settings)))
+            lexicon = {"lexicon": workspace.lexicon} if workspace.takes_lexicon(job) else {}
+            require_inputs(task.partition("_")[0], TaskData(folder, **_data(job.settings) | lexicon))
         except (ValueError, TypeError) as error:
             remedy = f'Give the folder of its corpus with --roots \'{{"{task}": "FOLDER"}}\''
             remedy += ", or pronunciations with --lexicon." if task.startswith("pr") else "."

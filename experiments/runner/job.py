@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Workspace:
         wandb: settings of W&B as ``fit`` takes them.
         devices: devices per distillation job.
         roots: corpora of single evaluation tasks, by task.
+        lexicon: files of pronunciations, in order.
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class Workspace:
         wandb: Mapping[str, Any] | None = None,
         devices: int = 1,
         roots: Mapping[str, str] | None = None,
+        lexicon: Sequence[str] = (),
     ) -> None:
         self.output = output.resolve()
         self.root = str(Path(root).resolve()) if root else None
         self.roots = {task: str(Path(folder).resolve()) for task, folder in (roots or {}).items()}
+        self.lexicon = [str(Path(path).resolve()) for path in lexicon]
         self.teacher = str(Path(teacher).resolve()) if teacher and Path(teacher).is_dir() else teacher
         self.study, self.wandb, self.devices = study, dict(wandb or {}), devices
 
@@ -101,6 +104,10 @@ class Workspace:
         if self.root is not None:
             return self.root
         return str(self.output / "jobs" / str(self.needed(job, "corpus")) / "corpus" / "LibriSpeech")
+
+    def takes_lexicon(self, job: Job) -> bool:
+        """Whether the command line's lexicon is for this evaluation."""
+        return "lexicon" in job.settings.get("inputs", {})
 
     def teacher_of(self, job: Job) -> str:
         """Hub name, or folder of the teacher that a job trained."""
@@ -164,6 +171,7 @@ class Workspace:
         upstream = self.needed(job, "export")
         model = str(self.output / "jobs" / upstream / "student") if upstream else self.teacher_of(job)
         options = _options({key: value for key, value in job.settings.items() if key != "inputs"})
+        options += _options({"data.lexicon": self.lexicon}) if self.takes_lexicon(job) else []
         task, _, preset = job.task.partition("_")
         arguments = ["superb", "--task", task, "--preset", preset or "superb", "--data.root", self.data_root(job)]
         arguments += ["--upstream", model, "--output", str(self.path(job)), "--seed", str(job.seed)]

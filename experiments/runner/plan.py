@@ -81,11 +81,11 @@ class Plan:
         teacher: instead of the study's, a hub name or folder.
         only: names of rows to run (with the rows that they are matched to); default: all.
         seeds: to run; default: the study's. Others than the study's are added to the plan.
-        lexicon: pronunciations for the task ``pr`` on a corpus without phone alignments.
+        lexicon: files of pronunciations, in order, for the task ``pr`` on a corpus without phone alignments.
         roots: corpora of single evaluation tasks, by task, instead of ``root`` or of the study's corpus.
 
     Raises:
-        ValueError: a row or task that does not exist, or a root for a study that synthesizes its corpus.
+        ValueError: a row, task or lexicon that does not exist, or a root for a study that synthesizes its corpus.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Plan:
         teacher: str | None = None,
         only: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
-        lexicon: str | None = None,
+        lexicon: Sequence[str] = (),
         roots: Mapping[str, str] | None = None,
     ) -> None:
         if study.data == "corpus" and root is not None:
@@ -105,7 +105,8 @@ class Plan:
                 f"--roots names {', '.join(sorted(unknown))}, but the tasks of {study.name} are "
                 f"{', '.join(study.tasks)}"
             )
-        self.study, self.root, self.lexicon = study, root, lexicon
+        self.study, self.root = study, root
+        self._lexicon_digest = lexicon_digest(lexicon) if lexicon else None
         self.teacher_settings = {"model": teacher} if teacher else dict(study.teacher)
         self._rows_to_run, self._seeds_to_run = self._selected(only), set(seeds or study.seeds)
         self.seeds = list(dict.fromkeys([*study.seeds, *(seeds or [])]))
@@ -214,9 +215,9 @@ class Plan:
             inputs = self._inputs()
             if task in self._task_digests:
                 inputs["data"] = self._task_digests[task]
+            if task in ("pr", "pr_probe") and self._lexicon_digest is not None:
+                inputs["lexicon"] = self._lexicon_digest
             options = {**self.study.evaluation.get(task, {}), "inputs": inputs}
-            if task in ("pr", "pr_probe") and self.lexicon is not None:
-                options["data"] = {**options.get("data", {}), "lexicon": str(Path(self.lexicon).resolve())}
             self._add("evaluate", [*needs, corpus], row=row, seed=seed, task=task, settings=options)
 
     def _inputs(self) -> dict[str, Any]:
@@ -256,6 +257,20 @@ def corpus_digest(root: Path) -> str:
 
 def _audio(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES]
+
+
+def lexicon_digest(paths: Sequence[str]) -> str:
+    """A hash of the files' content and order.
+
+    Raises:
+        ValueError: one does not exist.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        if not Path(path).is_file():
+            raise ValueError(f"the lexicon {path} does not exist: --lexicon is a file of lines 'WORD PHONE PHONE ...'")
+        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def teacher_digest(model: str) -> str:

@@ -1,5 +1,6 @@
 """Corpora of evaluations: each task its own folder, looked at before the first job."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,15 +72,53 @@ def test_a_command_has_the_folder_of_its_task(study: str, tmp_path: Path) -> Non
     workspace = Workspace(
         tmp_path / "out", str(tmp_path / "libri"), str(tmp_path / "teacher"), roots=roots_of(tmp_path)
     )
+    found = {
+        label.removesuffix(" a seed 0"): words[words.index("--root" if "--root" in words else "--data.root") + 1]
+        for label, words in commands(planned, workspace).items()
+        if not label.startswith("export")
+    }
+    places = {"asr": "libri", "sf": "snips", "sid_probe": "vox"}
+    assert found == {
+        **{f"evaluate {task}": str(tmp_path / folder) for task, folder in places.items()},
+        **dict.fromkeys(("distil", "similarity"), str(tmp_path / "libri")),
+    }
 
-    def root_of(job: Job) -> str:
+
+def commands(planned: Plan, workspace: Workspace) -> dict[str, list[str]]:
+    for job in planned.jobs.values():
         write_json(workspace.path(job) / "job.json", job.described())
-        words = workspace.command(job)
-        return words[words.index("--root" if job.kind == "similarity" else "--data.root") + 1]
+    return {job.label: workspace.command(job) for job in planned.jobs.values()}
 
-    found = {job.task or job.kind: root_of(job) for job in planned.jobs.values() if job.kind != "export"}
-    places = {"asr": "libri", "sf": "snips", "sid_probe": "vox", "distil": "libri", "similarity": "libri"}
-    assert found == {key: str(tmp_path / folder) for key, folder in places.items()}
+
+def test_a_lexicon_is_in_the_ids_of_pr_by_content_and_in_its_commands_by_path(study: str, tmp_path: Path) -> None:
+    Path(study).write_text(STUDY.replace("[asr, sf, sid_probe]", "[asr, pr, pr_probe]"))
+    files = [str(corpora.lexicon(tmp_path / name)) for name in ("first.txt", "second.txt")]
+    Path(files[1]).write_text("MORE M AO R\n")
+
+    def plan_with(*lexicon: str) -> Plan:
+        root, teacher = str(tmp_path / "libri"), str(tmp_path / "teacher")
+        return Plan(load_study(study), root=root, teacher=teacher, lexicon=lexicon)
+
+    phones = {"evaluate pr a seed 0", "evaluate pr_probe a seed 0"}
+    both = ids(plan_with(*files))
+    assert differing(ids(plan_with()), both) == phones
+    assert differing(ids(plan_with(*files[::-1])), both) == phones
+    (tmp_path / "elsewhere").mkdir()
+    moved = [str(Path(file).rename(tmp_path / "elsewhere" / Path(file).name)) for file in files]
+    assert ids(plan_with(*moved)) == both
+    Path(moved[0]).write_text("HELLO HH EH L OW\n")
+    assert differing(ids(plan_with(*moved)), both) == phones
+    with pytest.raises(ValueError, match=r"the lexicon \S+first.txt does not exist"):
+        plan_with(*files)
+
+    planned = plan_with(*moved)
+    workspace = Workspace(tmp_path / "out", str(tmp_path / "libri"), str(tmp_path / "teacher"), lexicon=moved)
+    given = {
+        label: words[words.index("--data.lexicon") + 1]
+        for label, words in commands(planned, workspace).items()
+        if "--data.lexicon" in words
+    }
+    assert given == dict.fromkeys(phones, json.dumps(moved))
 
 
 @pytest.mark.parametrize(
@@ -115,11 +154,12 @@ def test_pr_needs_phones(tmp_path: Path) -> None:
     job = Job("0", "evaluate", [], task="pr", settings={"data.test_splits": ["test-other"]})
     with pytest.raises(ValueError, match=r"(?s)the task pr .* needs phones.*pronunciations with --lexicon"):
         require_corpora(Workspace(tmp_path / "out", root), [job])
-    job.settings["data"] = {"lexicon": str(corpora.lexicon(tmp_path / "lexicon.txt"))}
-    require_corpora(Workspace(tmp_path / "out", root), [job])
+    job.settings["inputs"] = {"lexicon": "digest"}
+    workspace = Workspace(tmp_path / "out", root, lexicon=[str(corpora.lexicon(tmp_path / "lexicon.txt"))])
+    require_corpora(workspace, [job])
     job.settings["data.test_splits"] = ["test-new"]
     with pytest.raises(ValueError, match="no split 'test-new'"):
-        require_corpora(Workspace(tmp_path / "out", root), [job])
+        require_corpora(workspace, [job])
     job.settings["data"] = {"lexikon": "l"}
     with pytest.raises(ValueError, match="lexikon"):
         require_corpora(Workspace(tmp_path / "out", root), [job])
