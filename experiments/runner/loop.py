@@ -92,7 +92,7 @@ class Runner:
                 self._finished(self.jobs[job_id])
         for job in self.jobs.values():
             if self.states[job.id] == "waiting":
-                needed = {self.states[other] for other in job.needs}
+                needed = {self._state_for(job, other) for other in job.needs}
                 if needed & {"failed", "blocked"}:
                     self.states[job.id] = "blocked"
                 elif needed <= {"done"} and len(self._handles) < self.executor.capacity:
@@ -104,16 +104,23 @@ class Runner:
         if is_done(self.workspace.output, job.id):
             self.states[job.id] = "done"
             return
-        self.states[job.id] = "failed"
-        if read_record(self.workspace.output, job.id).get("status") != "failed":
-            # The scheduler ended it before it could say so itself.
-            record = read_record(self.workspace.output, job.id) or job.described()
-            write_json(self.workspace.path(job) / "job.json", record | {"status": "failed", "log": self._log(job)})
-        self.console.print(f"failed: {job.label}; see {self.workspace.output / self._log(job)}", style="red")
+        self._failed(job, str(job.folder / "log.txt"))
+        for member in job.settings["members"] if job.kind == "together" else ():
+            if not self.workspace.is_trained(self.jobs[member]):
+                self._failed(self.jobs[member], str(job.folder / "log.txt"))
 
-    @staticmethod
-    def _log(job: Job) -> str:
-        return str(job.folder / "log.txt")
+    def _failed(self, job: Job, log: str) -> None:
+        self.states[job.id] = "failed"
+        # A job that its scheduler ended, or that did not start, could not say so itself.
+        record = job.described() | {"log": log} | read_record(self.workspace.output, job.id)
+        write_json(self.workspace.path(job) / "job.json", record | {"status": "failed"})
+        self.console.print(f"failed: {job.label}; see {self.workspace.output / log}", style="red")
+
+    def _state_for(self, job: Job, needed: str) -> str:
+        """Of a job that ``job`` needs; where only others of those that were trained side by side failed, it is done."""
+        if self.jobs[needed].kind == "together" and self.states[needed] == "failed" and self.workspace.is_trained(job):
+            return "done"
+        return self.states[needed]
 
     def table(self) -> Table:
         """Jobs by row: how many are done, running, waiting, failed, blocked."""

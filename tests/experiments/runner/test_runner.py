@@ -223,6 +223,23 @@ def test_what_needs_a_failed_job_waits_for_another_call_and_the_rest_goes_on(set
     assert runner.failed == []
 
 
+def test_a_student_that_fails_beside_others_fails_alone(setup: Setup, tmp_path: Path) -> None:
+    workspace, plan = setup.workspace(tmp_path), setup.plan()
+    plan.train_together(lambda job: False)
+    joined = next(job for job in plan.jobs.values() if job.kind == "together")
+    for row in ("full_l2l", "grown"):
+        write_json(tmp_path / plan.distil[row, 0].run / "summary.json", {})
+    ran, runner = run(plan, workspace, "together seed 0")
+    assert ran == [
+        "together seed 0",
+        *(f"{kind} {row} seed 0" for kind in ("distil", "export") for row in ("full_l2l", "grown")),
+    ]
+    assert [job.label for job in runner.failed] == ["together seed 0", "distil broken seed 0", "export broken seed 0"]
+    record = read_record(tmp_path, plan.distil["broken", 0].id)
+    assert (record["status"], record["log"]) == ("failed", f"jobs/{joined.id}/log.txt")
+    assert read_record(tmp_path, plan.distil["grown", 0].id)["status"] == "done"
+
+
 def test_a_job_that_ended_without_a_word_has_failed(setup: Setup, tmp_path: Path) -> None:
     class Silent(Recorder):
         def submit(self, job: Job) -> Any:
