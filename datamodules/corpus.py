@@ -114,6 +114,14 @@ def list_files(folders: Sequence[tuple[str, str]]) -> list[CorpusFile]:
     return files
 
 
+def audio_below(root: str) -> Iterator[str]:
+    """Paths of all audio below a folder of any layout, in no order: files, and utterances of packed splits."""
+    for folder, _, names in os.walk(root):
+        yield from (os.path.join(folder, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES))
+        if is_packed(folder):
+            yield from (path for path, _, _ in list_packed(folder))
+
+
 def read_transcripts(path: str) -> dict[str, str]:
     """Utterance id -> text of one transcript file.
 

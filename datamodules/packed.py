@@ -13,6 +13,7 @@ so that ``data.root`` alone chooses it. An utterance in it has a path like those
 those of the 16-bit files, exactly: both are int16 divided by 32768.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -68,6 +69,13 @@ def unpacked_path(path: str) -> str:
 
 def is_packed(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, MARKER))
+
+
+def packed_digest(folder: str) -> str:
+    """A hash of all that was packed, from the checksums that were written with it; nothing is read again."""
+    with open(os.path.join(folder, MARKER), encoding="utf-8") as file:  # it may have been packed anew since
+        parts = json.load(file)["parts"]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def list_packed(folder: str) -> Iterator[tuple[str, int, int]]:

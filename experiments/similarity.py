@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers import HubertModel
 
-from datamodules.audio import read_audio, usable_samples
+from datamodules.audio import AUDIO_SUFFIXES, read_audio, usable_samples
+from datamodules.corpus import audio_below
+from datamodules.packed import unpacked_path
 from experiments.analysis import layer_similarity
 from experiments.depth_use import depth_use
 from experiments.report.stage_figures import copies_picture, depth_use_picture, stages_picture
@@ -34,7 +36,6 @@ from lightning_modules.teacher import Teacher, build_teacher, normalize_waveform
 
 log = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".mp3")
 SAMPLE_RATE = 16_000
 OUTPUT_PROJECTION = "objective.output_projection."
 
@@ -133,13 +134,13 @@ def read_waveforms(root: Path, utterances: int, max_seconds: float) -> list[Tens
     """
     if utterances < 1 or max_seconds <= 0:
         raise ValueError(f"utterances={utterances} and max_seconds={max_seconds} must be positive")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)[:utterances]
+    files = sorted(audio_below(str(root)), key=lambda path: Path(unpacked_path(path)))[:utterances]
     if not files:
         raise ValueError(f"root {root} holds no audio ({', '.join(AUDIO_SUFFIXES)}): give a folder with some below it")
     longest = int(max_seconds * SAMPLE_RATE)
-    lengths = [min(usable_samples(str(path), SAMPLE_RATE, resample=True), longest) for path in files]
+    lengths = [min(usable_samples(path, SAMPLE_RATE, resample=True), longest) for path in files]
     return [
-        torch.from_numpy(read_audio(str(path), SAMPLE_RATE, stop=length, resample=True))
+        torch.from_numpy(read_audio(path, SAMPLE_RATE, stop=length, resample=True))
         for path, length in zip(files, lengths, strict=True)
     ]
 

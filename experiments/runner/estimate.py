@@ -10,9 +10,11 @@ from rich.table import Table
 from transformers import AutoConfig, HubertConfig
 
 from callbacks.summary import hardware
+from datamodules.corpus import audio_below
+from datamodules.librispeech import TRAIN_SPLITS_960H
 from experiments.accounting import SAMPLE_RATE, Growth, run_flops, step_cost
 from experiments.runner.job import Workspace, is_done, matched
-from experiments.runner.plan import AUDIO_SUFFIXES, Job, Plan
+from experiments.runner.plan import Job, Plan
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.pretraining import PretrainingConfig
 from lightning_modules.pretraining import hubert_config as pretraining_config
@@ -82,12 +84,9 @@ class Estimator:
         if self.plan.root is None:
             return LIBRISPEECH_UTTERANCES
         if self._utterances is None:
-            splits = data.get("train_splits") or ["."]
-            folders = [folder for split in splits for folder in Path(self.plan.root).rglob(split)] or [
-                Path(self.plan.root)
-            ]
-            found = (path for folder in folders for path in folder.rglob("*"))
-            self._utterances = sum(path.suffix.lower() in AUDIO_SUFFIXES for path in found)
+            root, splits = Path(self.plan.root), data.get("train_splits") or TRAIN_SPLITS_960H
+            folders = [folder for split in splits for folder in root.rglob(split)] or [root]
+            self._utterances = sum(1 for folder in folders for _ in audio_below(str(folder)))
         return self._utterances
 
     def _teacher(self) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.packed import MARKER, packed_digest
 from experiments.runner.study import Row, Study, row_settings
 
 Kind = Literal["corpus", "teacher", "together", "distil", "export", "evaluate", "similarity"]
@@ -239,24 +240,27 @@ def _what_is_shared(job: Job) -> str:
 
 
 def corpus_digest(root: Path) -> str:
-    """A hash of names and sizes of the audio below ``root``; of a ``.tsv`` table the hash of its text.
+    """A hash of names and sizes of the audio below ``root``, and of the checksums of packed splits.
+
+    Of a ``.tsv`` table the hash of its text.
 
     Raises:
         ValueError: there is none.
     """
     if root.is_file():
         return hashlib.sha256(root.read_bytes()).hexdigest()[:16]
-    names = sorted(f"{path.relative_to(root)} {path.stat().st_size}" for path in _audio(root))
+    names = []
+    for path in root.rglob("*"):
+        if path.suffix.lower() in AUDIO_SUFFIXES:
+            names.append(f"{path.relative_to(root)} {path.stat().st_size}")
+        elif path.name == MARKER:
+            names.append(f"{path.relative_to(root)} {packed_digest(str(path.parent))}")
     if not names:
         raise ValueError(
             f"there is no audio below {root}: --root is the folder that holds the splits, and --roots names folders of "
             "other corpora"
         )
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-
-
-def _audio(root: Path) -> list[Path]:
-    return [path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES]
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
 
 
 def lexicon_digest(paths: Sequence[str]) -> str:

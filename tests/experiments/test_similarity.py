@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from datamodules.corpus import CorpusSettings
+from datamodules.packing import pack_split
 from experiments.depth_use import depth_use, layers_in_order
 from experiments.similarity import mean_over_pairs, read_waveforms, similarity, stage_checkpoints, weight_distances
 from lightning_modules.export import export_student, load_student
@@ -127,6 +129,15 @@ def test_weight_distance_is_zero_for_copies_and_large_for_others() -> None:
     distances = weight_distances([layer, copy.deepcopy(layer), other])
     assert distances[0][1] == 0
     assert distances[0][2] == pytest.approx(2**0.5, rel=0.05)
+
+
+def test_the_utterances_of_a_packed_corpus_are_those_of_its_files(tmp_path: Path) -> None:
+    corpus = save_corpus(tmp_path / "corpus", {"dev": 5})
+    settings = CorpusSettings((str(corpus),), ("dev",))
+    pack_split(settings, tmp_path / "packed", 30_000, cache_dir=str(tmp_path / "cache"))
+    from_files, from_pack = (read_waveforms(tmp_path / name, 3, 0.4) for name in ("corpus", "packed"))
+    assert all(torch.equal(*pair) for pair in zip(from_files, from_pack, strict=True))
+    assert not torch.equal(from_files[0], from_pack[1])
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

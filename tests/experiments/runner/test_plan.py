@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.corpus import CorpusSettings
+from datamodules.packing import pack_split
+from experiments.runner.estimate import Estimator
 from experiments.runner.job import matched, superb_result
 from experiments.runner.plan import Job, Plan, corpus_digest, teacher_digest
 from experiments.runner.study import load_study
@@ -121,6 +124,26 @@ def test_ids_depend_on_the_content_of_teacher_and_corpus(tmp_path: Path) -> None
     assert corpus_digest(corpus) != before[1]
     with pytest.raises(ValueError, match="no audio"):
         corpus_digest(tmp_path / "teacher")
+
+
+def test_a_packed_corpus_has_an_id_by_content_and_a_size(tmp_path: Path) -> None:
+    study = "title: T\nrows: [{name: a, label: A, configs: [full]}]\noverrides: {data.train_splits: [train]}\n"
+    (tmp_path / "own.yaml").write_text(study)
+    corpus, packed = save_corpus(tmp_path / "corpus", {"train": 70}), tmp_path / "packed"
+
+    def pack() -> str:
+        settings = CorpusSettings((str(corpus),), ("train",))
+        pack_split(settings, packed, 10**6, overwrite=True, cache_dir=str(tmp_path / "cache"))
+        return corpus_digest(packed)
+
+    before = pack()
+    assert before == pack() != corpus_digest(corpus)
+    teacher = str(save_teacher(tmp_path / "teacher"))
+    plans = [Plan(load_study(str(tmp_path / "own.yaml")), root=str(root), teacher=teacher) for root in (corpus, packed)]
+    costs = [Estimator(each, on_gpu=True).of(each.distil["a", 0]).flops for each in plans]
+    assert costs[0] == costs[1] > 0  # 70 utterances are a batch of 64, fewer are none
+    save_corpus(corpus, {"train": 71}, seed=1)
+    assert pack() != before
 
 
 @pytest.mark.parametrize(
