@@ -7,14 +7,16 @@ some of them.
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import yaml
 
+from callbacks.policies import default_stages
 from experiments.training import CONFIGS
+from lightning_modules.student import StudentConfig
 from lightning_modules.superb.recipes import TASK_RECIPES
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
@@ -134,13 +136,13 @@ def load_study(name: str) -> Study:
     """Read, merge and check a study.
 
     Raises:
-        ValueError: a key, row or task that does not exist, naming the file.
+        ValueError: a key, row or task that does not exist, or a key that is missing, naming the file; no YAML.
     """
     path = find_study(name)
     values = {"name": path.stem} | _merged(path)
-    changes, kept = values.pop("row_overrides", {}), values.pop("keep_rows", None)
+    changes, kept = values.pop("row_overrides", None) or {}, values.pop("keep_rows", None)
     try:
-        rows = [_row(row, changes.pop(row["name"], {})) for row in values.pop("rows", [])]
+        rows = [_row(row, changes) for row in values.pop("rows", None) or []]
         if changes:
             raise ValueError(f"row_overrides of {', '.join(changes)}, which are no rows of it")
         if kept is not None and (missing := set(kept) - {row.name for row in rows}):
@@ -148,13 +150,18 @@ def load_study(name: str) -> Study:
         rows = [row for row in rows if kept is None or row.name in kept]
         study = _build(Study, values | {"rows": rows})
         _check(study)
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return study
 
 
 def _merged(path: Path) -> dict[str, Any]:
-    own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(own, dict):
+        raise ValueError(f"{path} must be a mapping of keys such as title and rows, not a {type(own).__name__}")
     bases = own.pop("base", [])
     result: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
@@ -181,12 +188,19 @@ def _build(kind: type[Built], values: Mapping[str, Any]) -> Built:
         raise ValueError(
             f"unknown key {', '.join(sorted(unknown))} in {kind.__name__.lower()}: {', '.join(known)} exist"
         )
+    required = [entry.name for entry in fields(kind) if entry.default is entry.default_factory is MISSING]  # type: ignore[arg-type]
+    if missing := [name for name in required if name not in values]:
+        named = f"{kind.__name__.lower()} {values.get('name', '')}".rstrip()
+        raise ValueError(f"the {named} lacks {', '.join(missing)}")
     return kind(**values)
 
 
-def _row(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Row:
+def _row(values: Mapping[str, Any], changes: dict[str, Mapping[str, Any]]) -> Row:
+    """Takes its overrides out of ``changes``."""
+    if not isinstance(values, Mapping) or "name" not in values:
+        raise ValueError(f"rows are mappings with a name, not {values}")
     values = dict(values)
-    values["overrides"] = {**values.get("overrides", {}), **changes}
+    values["overrides"] = {**values.get("overrides", {}), **changes.pop(values["name"], {})}
     if match := values.get("match"):
         values["match"] = _build(Match, match)
     return _build(Row, values)
@@ -229,6 +243,8 @@ def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
             value = {part: value}
         settings = merge(settings, value)
     if row.random_growth:
+        if settings.get("growth", {}).get("policy", "none") == "none":
+            raise ValueError(f"{study.name}: row {row.name} has random_growth, but no growth.policy to grow by")
         settings = merge(settings, {"growth": {"schedule": random_schedule(settings, seed)}})
     return settings
 
@@ -236,7 +252,10 @@ def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
 def random_schedule(settings: Mapping[str, Any], seed: int) -> str:
     """Growth at epochs drawn from ``seed``, each between the first and the last."""
     epochs = settings.get("trainer", {}).get("max_epochs", 75)
-    stages = settings.get("growth", {}).get("stages") or [3, 6, 9, 12]
+    growth, student = settings["growth"], StudentConfig(**settings.get("model", {}).get("student", {}))
+    stages = growth.get("stages") or default_stages(
+        growth["policy"], student.num_layers, growth.get("layers_per_stage", 3)
+    )
     generator = np.random.default_rng([seed, epochs])
     drawn = sorted(generator.choice(np.arange(1, epochs), size=len(stages) - 1, replace=False).tolist())
     return "explicit-" + ",".join(map(str, drawn))

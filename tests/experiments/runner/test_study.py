@@ -31,6 +31,7 @@ def test_a_study_plans_and_prints_its_costs(name: str, tmp_path: Path, capsys: p
     printed = capsys.readouterr().out
     assert all(row.name[:8] in printed for row in study.rows)
     assert "FLOP/s" in printed
+    assert "only distillation (its checkpoints) in FLOPs" in " ".join(printed.split())
     assert not (tmp_path / "output").exists()
     plan = Plan(study)
     assert len(plan.distil) == len(study.rows) * len(study.seeds)
@@ -100,6 +101,21 @@ def test_the_gpu_study_has_the_papers_sizes_and_is_estimated_on_one(tmp_path: Pa
     assert units == ["GPU hours", "GPU hours" if torch.cuda.is_available() else "seconds"]
 
 
+@pytest.mark.parametrize(("policy", "stages"), [("stackbert", (3, 6, 12)), ("one_shot_stack", (3, 12))])
+def test_growth_at_random_times_has_the_stages_of_its_policy(
+    policy: str, stages: tuple[int, ...], tmp_path: Path
+) -> None:
+    rows = (
+        "rows: [{name: a, label: A, configs: [interleave_equal], random_growth: true, overrides: {growth.policy: %s}}]"
+    )
+    study = load_study(write(tmp_path, "title: T\n" + rows % policy))
+    settings = row_settings(study, study.rows[0], 0)
+    assert Growth.of(settings["growth"], 12, 75).stages == stages
+    study = load_study(write(tmp_path, "title: T\n" + rows % "none"))
+    with pytest.raises(ValueError, match="row a has random_growth, but no"):
+        row_settings(study, study.rows[0], 0)
+
+
 def write(folder: Path, text: str, name: str = "own.yaml") -> str:
     (folder / name).write_text(text)
     return str(folder / name)
@@ -134,12 +150,27 @@ def test_a_variant_holds_only_what_differs(tmp_path: Path) -> None:
         ("title: T\n" + ROWS + "data: corpus", "no settings under `corpus`"),
         ("title: T\n" + ROWS + "- {name: a, label: C, configs: []}", "two rows have the name a"),
         ("title: T\nrows: [{name: a-b, label: A, configs: []}]", "not a-b"),
+        (ROWS, "the study own lacks title"),
+        ("title: T\nrows: [{name: a, configs: []}]", "the row a lacks label"),
+        ("title: T\nrows: [{name: a, label: A}]", "the row a lacks configs"),
+        ("title: T\nrows: [{label: A, configs: []}]", "rows are mappings with a name, not {'label': 'A', 'configs': "),
+        ("title: T\nrows: [a]", "rows are mappings with a name, not a"),
+        ("title: T\nrows:", "needs rows and seeds"),
+        ("title: T\nrows: [{name: a, label: A, configs: [], match: {cost: flops}}]", "lacks target, reference"),
+        ("title: [T\n" + ROWS, "is not valid YAML: .* line"),
+        ("- title", "must be a mapping"),
     ],
 )
 def test_a_mistake_in_a_study_is_named(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as error:
         load_study(write(tmp_path, text))
     assert "own.yaml" in str(error.value)
+
+
+def test_a_mistake_in_a_base_is_named_with_its_file(tmp_path: Path) -> None:
+    write(tmp_path, "title: [", "first.yaml")
+    with pytest.raises(ValueError, match=r"first\.yaml is not valid YAML"):
+        load_study(write(tmp_path, "base: first\n"))
 
 
 def test_an_unknown_study_is_answered_with_those_that_there_are() -> None:
