@@ -28,7 +28,10 @@ GPU_RATE = 4e13
 CPU_RATE = 6e10
 """FLOP/s of a mini study's training step on two x86_64 cores, measured."""
 CPU_SECONDS = {"corpus": 2.0, "teacher": 45.0, "export": 3.5, "evaluate": 14.0, "similarity": 15.0}
-"""Seconds of a mini study's other jobs on two x86_64 cores, measured, with the start of the process."""
+"""Seconds of a mini study's other jobs on two x86_64 cores, measured, with the start of the process.
+
+A rough number for other studies: the probes of ``table1_real``, of twice the updates on longer speech, took 42.
+"""
 CPU_START = 10.0
 """Seconds before the first step of a distillation and after its last, validation and checkpoints included."""
 
@@ -123,5 +126,7 @@ def estimate_table(plan: Plan, workspace: Workspace) -> Table:
     for name, (jobs, finished, flops, time, disk) in rows.items():
         table.add_row(name, f"{jobs:.0f}", f"{finished:.0f}", f"{flops:.3g}", f"{time:.1f}", f"{disk:.0f}")
     rate = f"{GPU_RATE:.0e} FLOP/s on one GPU, assumed" if on_gpu else f"{CPU_RATE:.0e} FLOP/s on two CPU cores"
-    table.caption = f"at {rate}; distillation only in FLOPs and GPU hours; this machine: {hardware()}"
+    others = "" if on_gpu else "; other jobs roughly, with the seconds of a mini study"
+    only = "FLOPs, GPU hours and disk" if on_gpu else "FLOPs and disk"
+    table.caption = f"at {rate}; only distillation (its checkpoints) in {only}{others}; this machine: {hardware()}"
     return table
