@@ -109,9 +109,10 @@ DETERMINISTIC = ("steps", "flops", "audio_seconds", "final_loss", "val_output", 
 
 
 def tables(output: Path, plan: Plan) -> dict[str, str]:
-    """The report's tables without what depends on the clock."""
+    """The report's tables without what depends on the clock, or tells of a resume."""
     write_study(output, plan, {})
     report = study_values(read_study(output))
+    report["caveats"] = [line for line in report["caveats"] if not line.startswith("Resumed runs")]
     report["columns"].remove("speed_up")
     for row in report["values"].values():
         del row["speed_up"]
@@ -143,6 +144,9 @@ def test_a_killed_runner_goes_on_repeats_nothing_and_ends_as_if_never_killed(set
     assert attempts[1]["resumed_from"], "the interrupted run began again"
     assert outcome(killed, plan) == outcome(whole, plan)
     assert tables(killed, plan) == tables(whole, plan)
+    for output, resumed in ((whole, []), (killed, ["Resumed runs (grown, seed 0: 2 attempts)"])):
+        caveats = study_values(read_study(output))["caveats"]
+        assert [line.partition(": their")[0] for line in caveats if line.startswith("Resumed")] == resumed
     assert "| Grown | 0." in tables(whole, plan)["md"]
     assert set(outcome(whole, plan)) == {first.label, grown.label}
     record = read_record(whole, broken.id)
