@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -99,7 +100,7 @@ def bench(
         precision: of the trainer.
         student: sizes and switches (front_end, compile, ...); default: the paper's.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
-        output: JSON file to write.
+        output: JSON file to write; after every round, so that an interrupted benchmark leaves what it has.
     """
     depths = sorted(depths or [3, 6, 9, 12])
     if depths[0] < 1 or rounds < 1 or batch_size < 1 or seconds <= 0:
@@ -107,41 +108,44 @@ def bench(
             f"depths={depths}, rounds={rounds}, batch_size={batch_size} and seconds={seconds} must be positive"
         )
     setting = Setting(batch_size, seconds, precision, accelerator, int(os.environ.get("WORLD_SIZE", "1")))
-    result = measure(depths, setting, rounds, student or StudentConfig(), teacher)
-    if int(os.environ.get("RANK", "0")) != 0:
-        return
-    if output is not None:
-        write_atomically(Path(output), json.dumps(result, indent=2) + "\n")
-    print(table(result))
+    first_rank = int(os.environ.get("RANK", "0")) == 0
+    for result in measure(depths, setting, rounds, student or StudentConfig(), teacher):
+        if first_rank and output is not None:
+            write_atomically(Path(output), json.dumps(result, indent=2) + "\n")
+    if first_rank:
+        print(table(result))
 
 
 def measure(
     depths: list[int], setting: Setting, rounds: int, student: StudentConfig, teacher: str | None
-) -> dict[str, Any]:
-    """Everything that ``bench`` reports, in plain values."""
+) -> Iterator[dict[str, Any]]:
+    """Everything that ``bench`` reports, in plain values, after each counted round."""
     with tempfile.TemporaryDirectory() as folder:
         encoder = HuggingFaceTeacher(teacher or str(save_random_teacher(Path(folder))))
     modules = {depth: _module(encoder, replace(student, num_layers=depth)) for depth in depths}
     steps: dict[int, list[dict[str, float]]] = {depth: [] for depth in depths}
     memory: dict[int, float | None] = {}
+    flops = {depth: _step_flops(modules[depth], setting) for depth in depths}
+    peak = 0.0
     for turn in range(rounds + 1):
         for depth in depths:
-            laps, memory[depth] = _fit(modules[depth], setting)
+            laps, memory[depth], device = _fit(modules[depth], setting)
             if turn:  # the first turn compiles, allocates and chooses kernels
                 steps[depth] += laps
-    peak = matmul_peak(modules[depths[0]].device, setting.precision)
-    flops = {depth: _step_flops(modules[depth], setting) for depth in depths}
-    rows = [_row(depth, steps[depth], flops[depth], peak, memory[depth], setting) for depth in depths]
-    return {
-        "commit": git_commit(),
-        "hardware": hardware(),
-        "threads": torch.get_num_threads(),
-        "setting": vars(setting),
-        "student": {**vars(student), "num_layers": depths},
-        "matmul_peak_gflops": peak / 1e9,
-        "depths": rows,
-        "growth": growth_speedup({row["depth"]: row["step_ms"] for row in rows}),
-    }
+        peak = max(peak, matmul_peak(device, setting.precision))
+        if not turn:
+            continue
+        rows = [_row(depth, steps[depth], flops[depth], peak, memory[depth], setting) for depth in depths]
+        yield {
+            "commit": git_commit(),
+            "hardware": hardware(),
+            "threads": torch.get_num_threads(),
+            "setting": vars(setting),
+            "student": {**vars(student), "num_layers": depths},
+            "matmul_peak_gflops": peak / 1e9,
+            "depths": rows,
+            "growth": growth_speedup({row["depth"]: row["step_ms"] for row in rows}),
+        }
 
 
 def growth_speedup(step_ms: dict[int, float]) -> dict[str, Any]:
@@ -213,13 +217,11 @@ def _module(teacher: HuggingFaceTeacher, student: StudentConfig) -> Distillation
     return DistillationModule(teacher, student, objective, total_steps=1000)
 
 
-def _fit(module: DistillationModule, setting: Setting) -> tuple[list[dict[str, float]], float | None]:
-    """Laps of a few steps, and peak memory in GB: of a GPU, or what the process grew by (Linux)."""
-    cuda = torch.cuda.is_available() and setting.accelerator != "cpu"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        before = start_memory_peak()
+def _fit(module: DistillationModule, setting: Setting) -> tuple[list[dict[str, float]], float | None, torch.device]:
+    """Laps of a few steps; peak memory in GB, of a GPU, or what the process grew by (Linux); where they were made.
+
+    The trainer knows the device. The module does not any more: Lightning moves it to the CPU when ``fit`` ends.
+    """
     laps = StepLaps()
     trainer = L.Trainer(
         accelerator=setting.accelerator,
@@ -236,12 +238,17 @@ def _fit(module: DistillationModule, setting: Setting) -> tuple[list[dict[str, f
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        before = start_memory_peak()
     noise = _Noise(setting.batch_size, round(setting.seconds * SAMPLE_RATE))
     loader = DataLoader(noise, batch_size=None, num_workers=0)
     trainer.fit(module, loader, loader)  # validation is off; Lightning warns where it has no data
-    if cuda:
-        return laps.steps, torch.cuda.max_memory_allocated() / 1e9
-    return laps.steps, None if before is None else (resident_megabytes("VmHWM") - before) / 1000
+    if device.type == "cuda":
+        return laps.steps, torch.cuda.max_memory_allocated(device) / 1e9, device
+    return laps.steps, None if before is None else (resident_megabytes("VmHWM") - before) / 1000, device
 
 
 def _step_flops(module: DistillationModule, setting: Setting) -> int:

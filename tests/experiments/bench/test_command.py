@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities import move_data_to_device
 
+from experiments.bench import command
 from experiments.bench.command import BenchBatch, bench, growth_speedup
 from experiments.bench.laps import PARTS
 from lightning_modules.student import StudentConfig
@@ -43,6 +44,26 @@ def test_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     shallow, deep = result["depths"]
     assert shallow["tflop"] < deep["tflop"]
     assert "share of a step that scales with depth" in capsys.readouterr().out
+
+
+def test_the_peak_is_that_of_the_device_that_trained_and_every_round_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lap, asked, written = {"step_ms": 5.0, **dict.fromkeys(PARTS, 1.0)}, [], []
+
+    def peak(device: torch.device, precision: str) -> float:
+        asked.append((device.type, precision))
+        return 1e12 * len(asked)
+
+    # As after a run on a GPU: the module is back on the CPU, the trainer's device is another.
+    monkeypatch.setattr(command, "_fit", lambda module, setting: ([lap], 0.1, torch.device("meta")))
+    monkeypatch.setattr(command, "matmul_peak", peak)
+    monkeypatch.setattr(command, "write_atomically", lambda path, text: written.append(json.loads(text)))
+    teacher = save_teacher(tmp_path / "teacher", layers=3)
+    bench([3], 1, 0.3, 2, student=StudentConfig(16, 24, 2), teacher=str(teacher), output="bench.json")
+    assert asked == [("meta", "32-true")] * 3
+    assert [result["depths"][0]["steps"] for result in written] == [1, 2]
+    assert [result["matmul_peak_gflops"] for result in written] == [2000, 3000]
 
 
 def test_lengths_stay_on_the_host_when_lightning_moves_a_batch() -> None:
