@@ -92,7 +92,8 @@ def bench(
     Under torch.distributed.run every process has a batch of its own.
 
     Args:
-        depths: of the student; default: 3, 6, 9 and 12.
+        depths: of the student; default: 3, 6, 9 and 12. Where one is no multiple of 3, no depth has L2L's intermediate
+            loss.
         batch_size: utterances per step and process.
         seconds: length of each.
         rounds: turns of every depth; median and spread are over these.
@@ -122,7 +123,11 @@ def measure(
     """Everything that ``bench`` reports, in plain values, after each counted round."""
     with tempfile.TemporaryDirectory() as folder:
         encoder = HuggingFaceTeacher(teacher or str(save_random_teacher(Path(folder))))
-    modules = {depth: _module(encoder, replace(student, num_layers=depth)) for depth in depths}
+    objective = objective_for(depths)
+    modules = {
+        depth: DistillationModule(encoder, replace(student, num_layers=depth), objective, total_steps=1000)
+        for depth in depths
+    }
     steps: dict[int, list[dict[str, float]]] = {depth: [] for depth in depths}
     memory: dict[int, float | None] = {}
     flops = {depth: _step_flops(modules[depth], setting) for depth in depths}
@@ -142,10 +147,19 @@ def measure(
             "threads": torch.get_num_threads(),
             "setting": vars(setting),
             "student": {**vars(student), "num_layers": depths},
+            "intermediate_loss": objective.intermediate,
             "matmul_peak_gflops": peak / 1e9,
             "depths": rows,
             "growth": growth_speedup({row["depth"]: row["step_ms"] for row in rows}),
         }
+
+
+def objective_for(depths: list[int]) -> ObjectiveConfig:
+    """L2L where all depths are multiples of 3: others have no layer at a third and at two thirds.
+
+    One for all depths: they share the teacher, whose targets are those that one objective asks for.
+    """
+    return ObjectiveConfig(intermediate="l2l" if all(depth % 3 == 0 for depth in depths) else "none")
 
 
 def growth_speedup(step_ms: dict[int, float]) -> dict[str, Any]:
@@ -199,7 +213,8 @@ def table(result: dict[str, Any]) -> str:
                 f"{schedule}: {speedup['predicted']:.3f}x predicted by f, {speedup['from_stages']:.3f}x from the stages"
             )
     lines.append(
-        f"{result['hardware']}; {result['threads']} threads; {result['setting']}; commit {result['commit']}; "
+        f"{result['hardware']}; {result['threads']} threads; {result['setting']}; intermediate loss: "
+        f"{result['intermediate_loss']}; commit {result['commit']}; "
         f"matmul peak {result['matmul_peak_gflops']:.0f} GFLOP/s"
     )
     return "\n".join(lines)
@@ -209,12 +224,6 @@ def _text(value: float | None) -> str:
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.3f}" if value < 10 else f"{value:.1f}"
-
-
-def _module(teacher: HuggingFaceTeacher, student: StudentConfig) -> DistillationModule:
-    # L2L targets at a third and two thirds exist only at depths that are multiples of 3.
-    objective = ObjectiveConfig() if student.num_layers % 3 == 0 else ObjectiveConfig(intermediate="none")
-    return DistillationModule(teacher, student, objective, total_steps=1000)
 
 
 def _fit(module: DistillationModule, setting: Setting) -> tuple[list[dict[str, float]], float | None, torch.device]:

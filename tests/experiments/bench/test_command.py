@@ -66,6 +66,16 @@ def test_the_peak_is_that_of_the_device_that_trained_and_every_round_is_written(
     assert [result["matmul_peak_gflops"] for result in written] == [2000, 3000]
 
 
+@pytest.mark.parametrize(("depths", "intermediate"), [([3, 4], "none"), ([6, 8], "none"), ([3, 6], "l2l")])
+def test_all_depths_have_one_objective(depths: list[int], intermediate: str, tmp_path: Path) -> None:
+    teacher, output = save_teacher(tmp_path / "teacher", layers=6), tmp_path / "bench.json"
+    student = StudentConfig(16, 24, 2)
+    bench(depths, 1, 0.3, 1, "cpu", student=student, teacher=str(teacher), output=str(output))
+    result = json.loads(output.read_text())
+    assert [row["depth"] for row in result["depths"]] == depths
+    assert result["intermediate_loss"] == intermediate
+
+
 def test_lengths_stay_on_the_host_when_lightning_moves_a_batch() -> None:
     lengths_B = torch.tensor([4, 4])
     moved = move_data_to_device(BenchBatch(torch.zeros(2, 4), lengths_B, lengths_B), torch.device("meta"))
