@@ -85,6 +85,8 @@ def bench(
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
     student: StudentConfig | None = None,
     teacher: str | None = None,
+    teacher_precision: Literal["auto", "32", "bf16"] = "auto",
+    teacher_compile: bool = False,
     output: str | None = None,
 ) -> None:
     """Time the training step at several depths; print a table and write JSON.
@@ -98,9 +100,11 @@ def bench(
         seconds: length of each.
         rounds: turns of every depth; median and spread are over these.
         accelerator: cpu, gpu or auto.
-        precision: of the trainer.
+        precision: of the trainer. MFU is against the matmul peak in this precision, whatever the teacher's is.
         student: sizes and switches (front_end, compile, ...); default: the paper's.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
+        teacher_precision: as model.teacher.init_args.precision: auto is bf16 on a GPU that has it, 32 elsewhere.
+        teacher_compile: compile the teacher too.
         output: JSON file to write; after every round, so that an interrupted benchmark leaves what it has.
     """
     depths = sorted(depths or [3, 6, 9, 12])
@@ -110,7 +114,8 @@ def bench(
         )
     setting = Setting(batch_size, seconds, precision, accelerator, int(os.environ.get("WORLD_SIZE", "1")))
     first_rank = int(os.environ.get("RANK", "0")) == 0
-    for result in measure(depths, setting, rounds, student or StudentConfig(), teacher):
+    teacher_args = {"model": teacher, "precision": teacher_precision, "compile": teacher_compile}
+    for result in measure(depths, setting, rounds, student or StudentConfig(), teacher_args):
         if first_rank and output is not None:
             write_atomically(Path(output), json.dumps(result, indent=2) + "\n")
     if first_rank:
@@ -118,11 +123,15 @@ def bench(
 
 
 def measure(
-    depths: list[int], setting: Setting, rounds: int, student: StudentConfig, teacher: str | None
+    depths: list[int], setting: Setting, rounds: int, student: StudentConfig, teacher: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Everything that ``bench`` reports, in plain values, after each counted round."""
+    """Everything that ``bench`` reports, in plain values, after each counted round.
+
+    ``teacher`` has arguments of ``HuggingFaceTeacher``; without a ``model`` it gets random weights.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        encoder = HuggingFaceTeacher(teacher or str(save_random_teacher(Path(folder))))
+        model = teacher["model"] or str(save_random_teacher(Path(folder)))
+        encoder = HuggingFaceTeacher(**(teacher | {"model": model}))
     objective = objective_for(depths)
     modules = {
         depth: DistillationModule(encoder, replace(student, num_layers=depth), objective, total_steps=1000)
@@ -147,6 +156,11 @@ def measure(
             "threads": torch.get_num_threads(),
             "setting": vars(setting),
             "student": {**vars(student), "num_layers": depths},
+            "teacher": {
+                **encoder.spec()["init_args"],
+                "model": teacher["model"] or "random weights, HuBERT Base",
+                "precision_used": encoder.precision_used,
+            },
             "intermediate_loss": objective.intermediate,
             "matmul_peak_gflops": peak / 1e9,
             "depths": rows,
@@ -213,11 +227,20 @@ def table(result: dict[str, Any]) -> str:
                 f"{schedule}: {speedup['predicted']:.3f}x predicted by f, {speedup['from_stages']:.3f}x from the stages"
             )
     lines.append(
-        f"{result['hardware']}; {result['threads']} threads; {result['setting']}; intermediate loss: "
-        f"{result['intermediate_loss']}; commit {result['commit']}; "
-        f"matmul peak {result['matmul_peak_gflops']:.0f} GFLOP/s"
+        f"{result['hardware']}; {result['threads']} threads; {result['setting']}; {switches(result)}; "
+        f"commit {result['commit']}; matmul peak {result['matmul_peak_gflops']:.0f} GFLOP/s"
     )
     return "\n".join(lines)
+
+
+def switches(result: dict[str, Any]) -> str:
+    """Teacher, student and objective in words."""
+    teacher, student = result["teacher"], result["student"]
+    return (
+        f"teacher: {teacher['model']}, precision {teacher['precision_used']} (set: {teacher['precision']}), "
+        f"compile {teacher['compile']}; student: front end {student['front_end']}, compile {student['compile']}; "
+        f"intermediate loss: {result['intermediate_loss']}"
+    )
 
 
 def _text(value: float | None) -> str:

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from callbacks.summary import hardware
+from experiments.bench.command import switches
 from experiments.runs import git_commit, write_atomically
+from lightning_modules.student import StudentConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ def bench_scaling(
     rounds: int = 5,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    student: StudentConfig | None = None,
     teacher: str | None = None,
+    teacher_precision: Literal["auto", "32", "bf16"] = "auto",
+    teacher_compile: bool = False,
     output: str | None = None,
 ) -> None:
     """Vary one size of a step at a time around 1 process x 4 utterances x 5 s at depth 12; print a table, write JSON.
@@ -46,12 +50,17 @@ def bench_scaling(
         rounds: counted turns of every point.
         accelerator: cpu, gpu or auto.
         precision: of the trainer.
+        student: sizes and switches, as of `interstack bench`; default: the paper's.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
+        teacher_precision: as of `interstack bench`.
+        teacher_compile: as of `interstack bench`.
         output: JSON file to write; after every point, so that an interrupted benchmark leaves what it has.
     """
     common = ["--rounds", str(rounds), "--accelerator", accelerator, "--precision", precision]
+    common += ["--student", json.dumps(asdict(student or StudentConfig()))]
+    common += ["--teacher_precision", teacher_precision, "--teacher_compile", json.dumps(teacher_compile)]
     common += ["--teacher", teacher] if teacher else []
-    result: dict[str, Any] = {"commit": git_commit(), "hardware": hardware(), "precision": precision, "points": []}
+    result: dict[str, Any] = {"commit": git_commit(), "precision": precision, "points": []}
     axes: dict[str, list[Any]] = {
         "processes": processes or [1, 2],
         "seconds": seconds or [2.5, 5.0, 10.0],
@@ -94,14 +103,16 @@ def measure(point: Point, common: list[str]) -> dict[str, Any]:
             raise RuntimeError(f"the benchmark of {point} failed: " + "\n".join(said))
         result = json.loads(path.read_text())
     (row,) = result["depths"]
-    return {"threads": result["threads"], **{key: row[key] for key in ("step_ms", "spread_ms", "audio_s_per_s")}}
+    made = ("hardware", "threads", "student", "teacher", "intermediate_loss")
+    return {key: result[key] for key in made} | {key: row[key] for key in ("step_ms", "spread_ms", "audio_s_per_s")}
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as a Markdown table and a line on how it was made."""
+    """The result as a Markdown table and lines on how it was made."""
     lines = ["| varied | processes | batch x seconds | depth | ms per step | quartiles | audio s/s |", "|---" * 7 + "|"]
     for point in result["points"]:
         cells = [point["axis"], point["processes"], f"{point['batch_size']} x {point['seconds']:g}", point["depth"]]
         cells += [f"{point['step_ms']:.0f}", f"{point['spread_ms']:.0f}", f"{point['audio_s_per_s']:.2f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join([*lines, f"\n{result['hardware']}; {result['precision']}; commit {result['commit']}"])
+    made = dict.fromkeys(f"{point['hardware']}; {switches(point)}" for point in result["points"])
+    return "\n".join([*lines, "", *made, f"{result['precision']}; commit {result['commit']}"])

@@ -1,6 +1,8 @@
 """``interstack bench``: parts add up to the step, growth arithmetic, one small measurement through the Trainer."""
 
 import json
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from lightning.pytorch.utilities import move_data_to_device
 from experiments.bench import command
 from experiments.bench.command import BenchBatch, bench, growth_speedup
 from experiments.bench.laps import PARTS
+from experiments.cli import run
 from lightning_modules.student import StudentConfig
+from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import save_teacher
 
 
@@ -31,10 +35,13 @@ def test_all_cost_in_depth_gives_the_papers_bound() -> None:
     assert bound["prop-1"]["predicted"] == pytest.approx(4 / 3)
 
 
-def test_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "HuggingFaceTeacher", partial(HuggingFaceTeacher, compile_backend="aot_eager"))
     teacher, output = save_teacher(tmp_path / "teacher", layers=6), tmp_path / "bench.json"
-    student = StudentConfig(16, 24, 2)
-    bench([6, 3], 2, 0.3, 1, "cpu", student=student, teacher=str(teacher), output=str(output))
+    student = StudentConfig(16, 24, 2, front_end="frozen")
+    more = ["--student", json.dumps(asdict(student)), "--teacher", str(teacher), "--output", str(output)]
+    more += ["--batch_size", "2", "--seconds", "0.3", "--rounds", "1", "--accelerator", "cpu"]
+    run(["bench", "--depths", "[6, 3]", *more, "--teacher_precision", "bf16", "--teacher_compile"])
     result = json.loads(output.read_text())
     assert [row["depth"] for row in result["depths"]] == [3, 6]
     for row in result["depths"]:
@@ -43,7 +50,12 @@ def test_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert sum(row[part] for part in PARTS) == pytest.approx(row["step_ms"])  # exact for a single step
     shallow, deep = result["depths"]
     assert shallow["tflop"] < deep["tflop"]
-    assert "share of a step that scales with depth" in capsys.readouterr().out
+    assert result["student"] == asdict(student) | {"num_layers": [3, 6]}
+    assert (result["teacher"]["model"], result["teacher"]["compile"]) == (str(teacher), True)
+    said = capsys.readouterr().out
+    assert "share of a step that scales with depth" in said
+    used = result["teacher"]["precision_used"]  # float32 where bf16 changes its targets too much
+    assert f"precision {used} (set: bf16), compile True; student: front end frozen, compile False" in said
 
 
 def test_the_peak_is_that_of_the_device_that_trained_and_every_round_is_written(

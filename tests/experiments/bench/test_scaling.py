@@ -1,11 +1,14 @@
 """``interstack bench scaling``: one size varies at a time, and two processes are two processes."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.bench.scaling import Point, bench_scaling, measure, points
+from lightning_modules.student import StudentConfig
 from tests.ddp.launch import environment
 from tests.helpers import save_teacher
 
@@ -27,8 +30,12 @@ def test_two_processes_have_twice_the_audio(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     teacher = save_teacher(tmp_path / "teacher", layers=3)
     common = ["--rounds", "1", "--accelerator", "cpu", "--teacher", str(teacher)]
+    common += ["--student", json.dumps(asdict(StudentConfig(16, 24, 2, front_end="shared")))]
+    common += ["--teacher_precision", "bf16", "--teacher_compile", "false"]
     result = measure(Point(2, 0.3, 3, 1), common)
     assert result["audio_s_per_s"] == pytest.approx(2 * 0.3 / result["step_ms"] * 1000)
+    assert (result["student"]["front_end"], result["student"]["num_layers"]) == ("shared", [3])
+    assert (result["teacher"]["precision"], result["teacher"]["compile"]) == ("bf16", False)
 
 
 def test_a_failed_benchmark_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,10 +46,18 @@ def test_a_failed_benchmark_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_table_and_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measured(point: Point, common: list[str]) -> dict[str, float]:
-        return {"threads": 1, "step_ms": 100.0 * point.depth, "spread_ms": 1.0, "audio_s_per_s": 2.0}
+    def measured(point: Point, common: list[str]) -> dict[str, Any]:
+        options = dict(zip(common[::2], common[1::2], strict=True))
+        student = json.loads(options["--student"])
+        teacher = {"model": "one", "precision": options["--teacher_precision"], "precision_used": "32"}
+        teacher["compile"] = options["--teacher_compile"]
+        made = {"hardware": "one CPU", "threads": 1, "student": student, "teacher": teacher, "intermediate_loss": "l2l"}
+        return {**made, "step_ms": 100.0 * point.depth, "spread_ms": 1.0, "audio_s_per_s": 2.0}
 
     monkeypatch.setattr("experiments.bench.scaling.measure", measured)
-    bench_scaling([1], [5.0], [3], [4], output=str(tmp_path / "scaling.json"))
-    assert "| depth | 1 | 4 x 5 | 3 | 300 |" in capsys.readouterr().out
+    student = StudentConfig(front_end="frozen")
+    bench_scaling(*([1], [5.0], [3], [4]), student=student, teacher_compile=True, output=str(tmp_path / "scaling.json"))
+    said = capsys.readouterr().out
+    assert "| depth | 1 | 4 x 5 | 3 | 300 |" in said
+    assert said.count("one CPU; teacher: one, precision 32 (set: auto), compile true; student: front end frozen") == 1
     assert len(json.loads((tmp_path / "scaling.json").read_text())["points"]) == 4
