@@ -3,7 +3,7 @@
 ``ThroughputCallback`` gives means of a window of a run; a benchmark needs every step by itself, for a spread.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -12,13 +12,40 @@ from torch.optim import Optimizer
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 from lightning_modules.distillation import DistillationModule
-from lightning_modules.stopwatch import TimePoint, milliseconds, time_point
+from lightning_modules.stopwatch import Section, TimePoint, milliseconds, time_point
 
 PARTS = ("data_ms", "teacher_ms", "forward_ms", "backward_ms", "optimizer_ms")
 
 
+class _Lap(NamedTuple):
+    """The time points of one step."""
+
+    depth: int
+    previous_end: TimePoint
+    marks: dict[str, TimePoint]
+    sections: list[Section]
+    end: TimePoint
+
+    def parts(self) -> dict[str, float]:
+        """Milliseconds; the work of the step must be done."""
+        marks = self.marks
+        teacher = sum(milliseconds(s.start, s.end) for s in self.sections if s.name == "teacher")
+        return {
+            "depth": self.depth,
+            "step_ms": milliseconds(self.previous_end, self.end),
+            "data_ms": milliseconds(self.previous_end, marks["start"]),
+            "teacher_ms": teacher,
+            "forward_ms": milliseconds(marks["start"], marks["backward"]) - teacher,
+            "backward_ms": milliseconds(marks["backward"], marks["update"]),
+            "optimizer_ms": milliseconds(marks["update"], self.end),
+        }
+
+
 class StepLaps(L.Callback):
     """Record the parts of each step without accumulation; it only looks.
+
+    A step only leaves its time points behind. They are read at the end of its epoch: to read a GPU's is to wait for it,
+    and a host that waits after every step submits nothing ahead, which an ordinary run does.
 
     Attributes:
         steps: milliseconds per part, which add up to ``step_ms``, and the depth, of each step but the first of a fit:
@@ -30,6 +57,7 @@ class StepLaps(L.Callback):
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
         self.growths_ms: list[float] = []
+        self._laps: list[_Lap] = []
         self._marks: dict[str, TimePoint] = {}
         self._previous_end: TimePoint | None = None
         self._new_epoch = True
@@ -59,23 +87,16 @@ class StepLaps(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         end, sections = time_point(pl_module.device), _module(pl_module).stopwatch.stop()
-        if isinstance(end, torch.cuda.Event):
-            end.synchronize()
         if self._previous_end is not None:
-            teacher = sum(milliseconds(s.start, s.end) for s in sections if s.name == "teacher")
-            marks = self._marks
-            self.steps.append(
-                {
-                    "depth": _module(pl_module).student.depth,
-                    "step_ms": milliseconds(self._previous_end, end),
-                    "data_ms": milliseconds(self._previous_end, marks["start"]),
-                    "teacher_ms": teacher,
-                    "forward_ms": milliseconds(marks["start"], marks["backward"]) - teacher,
-                    "backward_ms": milliseconds(marks["backward"], marks["update"]),
-                    "optimizer_ms": milliseconds(marks["update"], end),
-                }
-            )
+            depth = _module(pl_module).student.depth
+            self._laps.append(_Lap(depth, self._previous_end, dict(self._marks), sections, end))
         self._previous_end = end
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(self._previous_end, torch.cuda.Event):
+            self._previous_end.synchronize()
+        self.steps += [lap.parts() for lap in self._laps]
+        self._laps.clear()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stacking = find_callback(trainer, StackingCallback)
