@@ -22,11 +22,17 @@ from callbacks.throughput import ThroughputCallback
 from lightning_modules.distillation import DistillationModule
 
 
-def hardware() -> str:
-    """The device in words, with the number of cores or GPUs."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+def hardware(device: torch.device, world_size: int = 1) -> str:
+    """What computed, in words: so many GPUs like ``device``, or the CPU with its threads."""
+    if device.type == "cuda":
+        return f"{world_size} x {torch.cuda.get_device_name(device)}"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+
+
+def machine() -> str:
+    """The machine in words: all GPUs that are visible, or the CPU."""
+    gpus = torch.cuda.device_count()
+    return hardware(torch.device("cuda" if gpus else "cpu"), gpus)
 
 
 class RunSummary(Callback):
@@ -87,7 +93,7 @@ def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[st
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),
         "teacher_precision": module.teacher.precision_used,
-        "hardware": hardware(),
+        "hardware": hardware(trainer.strategy.root_device, trainer.world_size),
         "versions": {
             "torch": str(torch.__version__),
             "lightning": L.__version__,

@@ -193,7 +193,7 @@ def _notes(fast: bool) -> ReportNotes:
         title="Quick start (fast)" if fast else "Quick start",
         command="interstack " + " ".join(sys.argv[1:]),
         commit=git_commit() or "unknown (not a clone)",
-        hardware=hardware(),
+        hardware=hardware(torch.device("cpu")),
         versions={name: version(name) for name in ("torch", "lightning", "transformers", "numpy")},
         data="synthetic speech (eSpeak NG), LibriSpeech layout",
     )

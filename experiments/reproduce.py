@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from callbacks.summary import hardware
+from callbacks.summary import machine
 from experiments.runner.corpora import require_corpora
 from experiments.runner.estimate import estimate_table
 from experiments.runner.executors import Executor, LocalExecutor, SlurmExecutor, SlurmSettings
@@ -138,7 +138,7 @@ def _facts() -> dict[str, Any]:
     return {
         "command": "interstack " + " ".join(sys.argv[1:]),
         "commit": git_commit() or "unknown (not a clone)",
-        "hardware": hardware(),
+        "hardware": machine(),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "lightning", "transformers", "numpy")},
     }

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import soundfile
+import torch
 
 from callbacks.summary import hardware
 from datamodules.superb.datamodule import SuperbDataModule
@@ -118,7 +119,7 @@ def superb_throughput(upstream: str, tasks: str = "pr,asr,sf,ks,ic,sid", updates
         updates: timed optimizer updates of each.
     """
     warnings.simplefilter("ignore")
-    print(f"commit {git_commit()}, {hardware()}\n")
+    print(f"commit {git_commit()}, {hardware(torch.device('cpu'))}\n")
     print("| task | utterances x seconds | s per update | with the cache | ratio |\n|---|---|---|---|---|")
     for task in tasks.split(","):
         plain, cached = (seconds_per_update(task, upstream, cached, updates) for cached in (False, True))

@@ -152,7 +152,7 @@ def measure(
         rows = [_row(depth, steps[depth], flops[depth], peak, memory[depth], setting) for depth in depths]
         yield {
             "commit": git_commit(),
-            "hardware": hardware(),
+            "hardware": hardware(device, setting.processes),
             "threads": torch.get_num_threads(),
             "setting": vars(setting),
             "student": {**vars(student), "num_layers": depths},

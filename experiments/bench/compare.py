@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import lightning as L
 import numpy as np
 import soundfile
 import torch
@@ -59,6 +60,13 @@ class Place:
     seconds: float
     steps_per_epoch: int
     accelerator: str
+    num_workers: int = 0
+
+    @property
+    def hardware(self) -> str:
+        """In words, of the one device that a trainer takes here."""
+        trainer = L.Trainer(accelerator=self.accelerator, devices=1, logger=False, enable_checkpointing=False)
+        return hardware(trainer.strategy.root_device)
 
     def arguments(self, variant: Variant) -> list[str]:
         """Command line of a run; a variant's own overrides come last and win."""
@@ -237,7 +245,7 @@ def summarise(
             }
     return {
         "commit": git_commit(),
-        "hardware": hardware(),
+        "hardware": place.hardware,
         "threads": torch.get_num_threads(),
         "batch_size": place.batch_size,
         "seconds": place.seconds,

@@ -124,7 +124,7 @@ def measure(
                 turns[name].append(turn)
     return {
         "commit": git_commit(),
-        "hardware": hardware(),
+        "hardware": hardware(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)),
         "splits": splits,

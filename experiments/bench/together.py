@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from callbacks.lookup import find_callback
-from callbacks.summary import hardware
 from callbacks.throughput import ThroughputCallback
 from experiments.bench.compare import Place, Variant, write_noise
 from experiments.bench.laps import StepLaps
@@ -126,7 +125,7 @@ def summarise(configs: Sequence[str], turns: Sequence[Mapping[str, float]], plac
     low, high = np.percentile(ratios, [25, 75])
     return {
         "commit": git_commit(),
-        "hardware": hardware(),
+        "hardware": place.hardware,
         "threads": torch.get_num_threads(),
         "configs": list(configs),
         "batch_size": place.batch_size,

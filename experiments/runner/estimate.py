@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, HubertConfig
 
-from callbacks.summary import hardware
+from callbacks.summary import machine
 from datamodules.corpus import audio_below
 from datamodules.librispeech import TRAIN_SPLITS_960H
 from experiments.accounting import SAMPLE_RATE, Growth, run_flops, step_cost
@@ -128,5 +128,5 @@ def estimate_table(plan: Plan, workspace: Workspace) -> Table:
     rate = f"{GPU_RATE:.0e} FLOP/s on one GPU, assumed" if on_gpu else f"{CPU_RATE:.0e} FLOP/s on two CPU cores"
     others = "" if on_gpu else "; other jobs roughly, with the seconds of a mini study"
     only = "FLOPs, GPU hours and disk" if on_gpu else "FLOPs and disk"
-    table.caption = f"at {rate}; only distillation (its checkpoints) in {only}{others}; this machine: {hardware()}"
+    table.caption = f"at {rate}; only distillation (its checkpoints) in {only}{others}; this machine: {machine()}"
     return table

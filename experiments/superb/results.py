@@ -58,7 +58,7 @@ def result_of(
         "hours": checkpoint.seconds / 3600,
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),
-        "hardware": hardware(),
+        "hardware": hardware(trainer.strategy.root_device, trainer.world_size),
         "commit": git_commit(),
         "versions": {name: version(name) for name in PACKAGES},
         "config": config,
