@@ -75,7 +75,7 @@ class Place:
             "data.train_splits": ["train-clean-100"],
             "data.val_splits": [],
             "data.batch_size": self.batch_size,
-            "data.num_workers": 0,
+            "data.num_workers": self.num_workers,
             "data.cache_dir": str(self.folder / "manifests"),
             "model.teacher.init_args.model": self.teacher,
             "model.teacher.init_args.precision": "32",
@@ -110,6 +110,7 @@ def bench_compare(
     steps_per_epoch: int = 3,
     rounds: int = 5,
     accelerator: str = "auto",
+    num_workers: int = 0,
     teacher: str | None = None,
     output: str | None = None,
 ) -> None:
@@ -129,6 +130,7 @@ def bench_compare(
         steps_per_epoch: steps of each epoch.
         rounds: counted turns of every variant; median and quartiles are over these.
         accelerator: cpu, gpu or auto.
+        num_workers: processes that decode; a fast GPU outruns the training process's own decoding.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
         output: JSON file to write; after every round, so that an interrupted benchmark leaves what it has.
     """
@@ -142,7 +144,7 @@ def bench_compare(
         folder = Path(name)
         write_noise(folder, batch_size * steps_per_epoch, seconds)
         encoder = teacher or str(save_random_teacher(folder / "teacher"))
-        place = Place(folder, encoder, batch_size, seconds, steps_per_epoch, accelerator)
+        place = Place(folder, encoder, batch_size, seconds, steps_per_epoch, accelerator, num_workers)
         for dtype in sorted({variant.targets for variant in chosen.values() if variant.targets is not None}):
             write_targets(place, dtype)
         turns: dict[str, list[dict[str, Any]]] = {variant: [] for variant in chosen}
@@ -250,6 +252,7 @@ def summarise(
         "batch_size": place.batch_size,
         "seconds": place.seconds,
         "steps_per_epoch": place.steps_per_epoch,
+        "num_workers": place.num_workers,
         "teacher": place.teacher if Path(place.teacher).parent != place.folder else "random weights, HuBERT Base",
         "variants": rows,
     }
@@ -299,7 +302,8 @@ def table(result: Mapping[str, Any]) -> str:
     rounds = min((len(row["turns"]) for row in result["variants"].values()), default=0)
     made = (
         f"{result['hardware']}, {result['threads']} threads; {result['batch_size']} x {result['seconds']} s; "
-        f"{rounds} rounds; teacher: {result['teacher']}; commit {result['commit']}"
+        f"{result['num_workers']} data workers; {rounds} rounds; teacher: {result['teacher']}; "
+        f"commit {result['commit']}"
     )
     return "\n".join([*times, "", *ratios, "", *(growth if len(growth) > 2 else []), "", made])
 

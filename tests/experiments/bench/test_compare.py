@@ -87,6 +87,11 @@ def test_the_shipped_variants_are_settings_of_fit(
         assert stop.value.code in (0, None), capsys.readouterr().err
 
 
+def test_workers_are_those_of_the_command(tmp_path: Path) -> None:
+    words = Place(tmp_path, "teacher", 1, 1.0, 3, "gpu", num_workers=8).arguments(Variant())
+    assert words[words.index("--data.num_workers") + 1] == "8"
+
+
 def test_what_a_variant_is_compared_with_runs_too() -> None:
     variants = {"a": Variant(), "b": Variant(), "c": Variant(expected={"b": 2}), "d": Variant()}
     assert list(choose(variants, ["c"])) == ["a", "b", "c"]
