@@ -15,19 +15,18 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from callbacks.stacking import StackingCallback
 from callbacks.summary import hardware
-from datamodules.loading import AudioBatch
+from experiments.bench.command import BenchBatch
 from experiments.bench.memory import resident_megabytes, start_memory_peak
 from experiments.bench.random_teacher import save_random_teacher
-from experiments.runs import write_atomically
+from experiments.runs import git_commit, write_atomically
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
@@ -71,25 +70,25 @@ class Noise(L.LightningDataModule):
         samples = int(16_000 * seconds)
         lengths, generator = torch.tensor([samples]), torch.Generator().manual_seed(0)
         waveforms_BT = torch.randn(1, samples, generator=generator)
-        self.batch = AudioBatch(waveforms_BT, lengths, lengths, torch.tensor([0]))
+        self.batch = BenchBatch(waveforms_BT, lengths, lengths)
 
-    def train_dataloader(self) -> DataLoader[AudioBatch]:
+    def train_dataloader(self) -> DataLoader[BenchBatch]:
         batches: Any = [self.batch] * self.steps_per_epoch
         return DataLoader(batches, batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[AudioBatch]:
+    def val_dataloader(self) -> DataLoader[BenchBatch]:
         return self.train_dataloader()  # not used: Lightning warns where there is none
 
 
-def make_trainer(folder: str, processes: int, stacking: MeasuredStacking) -> L.Trainer:
-    """A Trainer on the CPU with one epoch for each of the paper's four stages."""
+def make_trainer(folder: str, processes: int, stacking: MeasuredStacking, accelerator: str) -> L.Trainer:
+    """A Trainer with one epoch for each of the paper's four stages."""
     return L.Trainer(
         default_root_dir=folder,
         callbacks=[stacking],
         max_epochs=4,
-        accelerator="cpu",
+        accelerator=accelerator,
         devices=processes,
-        strategy=DDPStrategy(process_group_backend="gloo") if processes > 1 else "auto",
+        strategy="ddp" if processes > 1 else "auto",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -106,8 +105,9 @@ def bench_growth(
     teacher_size: tuple[int, int] = (12, 768),
     steps_per_stage: int = 2,
     seconds: float = 2.0,
+    accelerator: Literal["auto", "cpu", "gpu"] = "cpu",
 ) -> None:
-    """Measure every growth of a short run on the CPU and write rank 0's numbers to a JSON file.
+    """Measure every growth of a short run and write rank 0's numbers to a JSON file.
 
     Args:
         output: the file.
@@ -116,6 +116,7 @@ def bench_growth(
         teacher_size: layers and width.
         steps_per_stage: optimizer steps before each growth.
         seconds: length of the noise; one utterance per step and process.
+        accelerator: cpu, gpu or auto. Memory is the process's on the host, on a GPU too.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     layers, width = student_size
@@ -125,15 +126,20 @@ def bench_growth(
         student = StudentConfig(width, 4 * width, num_heads=8, num_layers=layers)
         teacher = save_random_teacher(Path(folder) / "teacher", *teacher_size)
         module = DistillationModule(HuggingFaceTeacher(str(teacher)), student)
-        make_trainer(folder, processes, stacking).fit(module, datamodule=Noise(steps_per_stage, seconds))
+        trainer = make_trainer(folder, processes, stacking, accelerator)
+        trainer.fit(module, datamodule=Noise(steps_per_stage, seconds))
     if int(os.environ.get("RANK", "0")) != 0:
         return
     result = {
+        "commit": git_commit(),
         "policy": policy,
         "student": list(student_size),
         "teacher": list(teacher_size),
         "processes": processes,
-        "hardware": hardware(),
+        "steps_per_stage": steps_per_stage,
+        "seconds": seconds,
+        "hardware": hardware(trainer.strategy.root_device, processes),
+        "threads": torch.get_num_threads(),
         "growths": [asdict(cost) for cost in stacking.costs],
     }
     write_atomically(Path(output), json.dumps(result, indent=1) + "\n")

@@ -19,6 +19,10 @@ TINY = ["--student_size", "[12, 16]", "--teacher_size", "[3, 16]", "--steps_per_
 def check(path: Path, processes: int) -> None:
     result = json.loads(path.read_text())
     assert result["processes"] == processes
+    assert (result["steps_per_stage"], result["seconds"]) == (1, 0.2)
+    assert result["threads"] > 0
+    assert "CPU" in result["hardware"]
+    assert "commit" in result
     growths = result["growths"]
     assert [(g["depth_before"], g["depth"]) for g in growths] == [(3, 6), (6, 9), (9, 12)]
     added = {later["parameters"] - earlier["parameters"] for earlier, later in itertools.pairwise(growths)}
