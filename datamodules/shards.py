@@ -2,7 +2,8 @@
 
 While it is being made, a folder ``NAME`` is ``.unfinished-NAME`` beside its place. Each finished file of it has a
 record (``FILE.json``: settings and checksum), so that an interrupted call goes on with the first file that has none,
-or another's. The finished folder has one marker file instead (:mod:`datamodules.folders`), with the checksums of all.
+or another's. The finished folder keeps the records, and what makes it finished is a marker file with the checksums of
+all (:mod:`datamodules.folders`).
 """
 
 import hashlib
@@ -100,6 +101,8 @@ def finish_folder(
     write_marker(unfinished, marker, made_with, **more, parts=dict(parts))
     replaced = unfinished.with_name(f"{unfinished.name}-replaced")
     if folder.exists():
+        # Left by a call that was killed in its last line. Where ``folder`` is missing, it may be the only whole copy.
+        shutil.rmtree(replaced, ignore_errors=True)
         os.replace(folder, replaced)
     os.replace(unfinished, folder)
     shutil.rmtree(replaced, ignore_errors=True)

@@ -133,6 +133,35 @@ def test_an_interrupted_call_goes_on_where_it_stopped(corpus: Path, monkeypatch:
     assert same(batches(corpus), batches(corpus.parent / "packed"))
 
 
+def test_what_a_killed_overwrite_leaves_is_in_nobodys_way(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = corpus.parent / "packed" / "train"
+    left = folder.with_name(".unfinished-train-replaced")
+    packed(corpus)
+    with monkeypatch.context() as patched:  # killed in the last line of an overwrite
+        patched.setattr("shutil.rmtree", lambda *args, **settings: None)
+        packed(corpus, shard_bytes=90_000, overwrite=True)
+    assert left.is_dir()
+    packed(corpus, overwrite=True)
+    assert not left.exists()
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target) == folder:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    rename = os.replace
+    for overwrite in (True, False):  # killed between the two renames, twice: ``left`` is the only finished pack
+        with monkeypatch.context() as patched:
+            patched.setattr("os.replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                packed(corpus, shard_bytes=90_000, overwrite=overwrite)
+        assert not folder.exists()
+        assert (left / MARKER).is_file()
+    packed(corpus, shard_bytes=90_000)
+    assert same(batches(corpus), batches(corpus.parent / "packed"))
+    assert not left.exists()
+
+
 def test_a_finished_pack_is_kept_and_another_one_is_not_replaced_unasked(corpus: Path) -> None:
     packed(corpus)
     shard = corpus.parent / "packed" / "train" / "00000.pcm"
