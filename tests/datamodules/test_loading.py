@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from datamodules.audio import BadAudioError, read_audio
 from datamodules.batching import CropRule, GlobalBatchSampler, MicroBatch, plan_by_utterances
@@ -27,6 +29,7 @@ from datamodules.loading import (
 )
 from datamodules.manifest import Manifest, prepare_manifest
 from datamodules.scanning import Problem
+from datamodules.target_cache import StoredTargets
 from tests.datamodules.corpora import truncate, utterance, write_corpus
 
 LENGTHS = [9000 + 500 * number for number in range(20)]
@@ -233,3 +236,25 @@ def test_a_worker_that_is_killed_names_its_file(signal_: signal.Signals, tmp_pat
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert re.search(r"a data worker died while it was reading .*0003\.flac", result.stderr), result.stderr[-1500:]
+
+
+@pytest.mark.parametrize("scales", [None, torch.ones(2, 1, 3, 1)], ids=["bf16", "int8"])
+def test_every_tensor_of_a_batch_is_pinned(scales: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch pins what it finds in both named tuples. Without a GPU there is no pinned memory, so it is only noted."""
+    found: list[Tensor] = []
+
+    def pinned(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(Tensor, "pin_memory", pinned)
+    lengths_B = torch.tensor([9])
+    targets = StoredTargets(torch.zeros(2, 1, 3, 4), scales)
+    batch = AudioBatch(torch.zeros(1, 9), lengths_B, lengths_B.clone(), torch.tensor([5]), targets)
+    result = pin_memory(batch)
+    tensors = [*batch[:4], *(tensor for tensor in targets if tensor is not None)]
+    assert len(found) == len(tensors)
+    assert all(one is other for one, other in zip(found, tensors, strict=True))
+    assert isinstance(result, AudioBatch)
+    assert isinstance(result.targets, StoredTargets)
+    assert (result.targets.scales is None) == (scales is None)
