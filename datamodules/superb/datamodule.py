@@ -132,7 +132,7 @@ class SuperbBatch(NamedTuple):
 
     waveforms: list[Tensor]  # (T_i,) float32 each, cropped and with the recipe's gain
     rows: list[Row]
-    num_items: int  # of the batch over all ranks
+    num_items: int  # of the batch over all ranks; a rank beyond them holds another's item, which must not count
     longest: int  # samples of its longest item over all ranks
     whole: list[bool]  # False: a random crop, which no cache may keep
 
@@ -217,7 +217,7 @@ class SuperbDataModule(L.LightningDataModule):
 
     Raises:
         ValueError: window sampling without ``target_length``; from ``setup``, what is wrong with the corpus; from
-            ``train_dataloader``, recipe batches smaller than the number of ranks.
+            ``train_dataloader``, full recipe batches smaller than the number of ranks.
     """
 
     def __init__(

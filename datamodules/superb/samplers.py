@@ -24,7 +24,7 @@ GROUP_HALVING_SAMPLES = 2_000
 class Sampling(Protocol):
     """Rows of micro-batch k."""
 
-    smallest: int  # items of the smallest micro-batch
+    size: int  # items of a full micro-batch; halving and the end of a pass leave smaller ones
 
     def rows(self, micro_batch: int) -> np.ndarray: ...
 
@@ -58,7 +58,7 @@ class WindowSampling:
         self.sorted_N = np.argsort(-np.asarray(target_lengths_N), kind="stable")
         self.num_samples_N, self.batch_size = num_samples_N, batch_size
         self._starts = EpochOrder(len(self.sorted_N), seed)
-        self.smallest = min(len(self._window(start)) for start in range(len(self.sorted_N)))
+        self.size = min(batch_size, len(self.sorted_N))
 
     def rows(self, micro_batch: int) -> np.ndarray:
         return self._window(self._starts[micro_batch])
@@ -84,7 +84,7 @@ class HalvedSampling:
             halve = len(group) == batch_size and batch_size >= 2 and num_samples_N[group[0]] > GROUP_HALVING_SAMPLES
             self.batches += [group[: batch_size // 2], group[batch_size // 2 :]] if halve else [group]
         self._order = EpochOrder(len(self.batches), seed)
-        self.smallest = min(map(len, self.batches))
+        self.size = len(self.batches[0])
 
     def rows(self, micro_batch: int) -> np.ndarray:
         return self.batches[self._order[micro_batch]]
@@ -96,7 +96,7 @@ class ShuffledSampling:
     def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
         self.batch_size, self.batches_per_pass = batch_size, -(-num_rows // batch_size)
         self._order = EpochOrder(num_rows, seed)
-        self.smallest = num_rows - (self.batches_per_pass - 1) * batch_size
+        self.size = min(batch_size, num_rows)
 
     def rows(self, micro_batch: int) -> np.ndarray:
         pass_index, position = divmod(micro_batch, self.batches_per_pass)
@@ -109,10 +109,10 @@ class BalancedSampling:
     def __init__(self, classes_N: np.ndarray, batch_size: int, seed: int) -> None:
         _, inverse_N, counts = np.unique(classes_N, return_inverse=True, return_counts=True)
         self._edges_N = np.cumsum(1.0 / counts[inverse_N]) / len(counts)
-        self.seed, self.smallest = seed, batch_size
+        self.seed, self.size = seed, batch_size
 
     def rows(self, micro_batch: int) -> np.ndarray:
-        draws_G = np.random.default_rng([self.seed, micro_batch]).random(self.smallest)
+        draws_G = np.random.default_rng([self.seed, micro_batch]).random(self.size)
         # The last edge is 1 up to rounding; a draw beyond it belongs to the last row.
         return np.minimum(np.searchsorted(self._edges_N, draws_G, side="right"), len(self._edges_N) - 1)
 
@@ -139,14 +139,18 @@ class Crops:
 class EndlessSampler(Sampler[MicroBatch]):
     """This rank's part of micro-batches ``start``, ``start + 1``, ... without end.
 
+    A micro-batch that is smaller than usual may have fewer items than there are ranks: VoxCeleb1's 138,361 training
+    utterances leave one alone in the last batch of a pass. A rank beyond its items gets the last of them, so that it
+    has something to compute; whoever trains leaves it out (``rank >= len(global_num_samples)``).
+
     Raises:
-        ValueError: a micro-batch has fewer items than there are ranks.
+        ValueError: a full micro-batch has fewer items than there are ranks.
     """
 
     def __init__(self, sampling: Sampling, crops: Crops, start: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        if sampling.smallest < world_size:
+        if sampling.size < world_size:
             raise ValueError(
-                f"the smallest recipe batch has {sampling.smallest} utterances, fewer than {world_size} processes: "
+                f"a recipe batch has {sampling.size} utterances, fewer than {world_size} processes: "
                 "use fewer devices (the recipe's batch size is part of the benchmark)"
             )
         self.sampling, self.crops, self.start = sampling, crops, start
@@ -156,7 +160,7 @@ class EndlessSampler(Sampler[MicroBatch]):
         micro_batch = self.start
         while True:
             batch = self.crops.resolve(self.sampling.rows(micro_batch), micro_batch)
-            yield cut(batch, self.rank, self.world_size)
+            yield cut(batch, min(self.rank, len(batch.rows) - 1), self.world_size)
             micro_batch += 1
 
 

@@ -134,6 +134,8 @@ class TaskModule(L.LightningModule):
         losses_B = self.task.losses(output, num_frames, batch.rows)
         # DDP takes the mean over ranks; a rank's items weigh by their share of the whole batch.
         loss = losses_B.sum() * self.trainer.world_size / batch.num_items
+        if self.trainer.global_rank >= batch.num_items:
+            loss = 0 * loss  # another rank's item, there for this one to take part in the reduction
         self.log("train/loss", loss.detach(), batch_size=batch.num_items)
         return loss
 

@@ -105,11 +105,11 @@ def snips(root: Path, per_voice: int = 1) -> Path:
     return root
 
 
-def table(root: Path) -> Path:
+def table(root: Path, train: int = 6) -> Path:
     """One table for all six tasks; train, dev, test and a second test, ``other``."""
     names = ("path", "split", "speaker", "text", "tags", "label", "action", "object", "location")
     lines = ["\t".join(names)]
-    for split, count in {"train": 6, "dev": 3, "test": 3, "other": 2}.items():
+    for split, count in {"train": train, "dev": 3, "test": 3, "other": 2}.items():
         for number in range(count):
             audio = write_tone(root / "audio" / f"{split}-{number}.wav", 0.6 + 0.05 * number, number)
             intent = INTENTS[number % 3]

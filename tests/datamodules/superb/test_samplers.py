@@ -132,11 +132,30 @@ def test_ranks_share_each_batch_and_know_its_longest(make: Callable[[int], Sampl
             assert (share.global_num_samples == batch.num_samples).all()
 
 
-def test_more_ranks_than_items_is_an_error() -> None:
-    # 40 rows in batches of 7 leave a last one of 5.
-    endless(ShuffledSampling(40, 7, 0), 1, world_size=5)
-    with pytest.raises(ValueError, match="smallest recipe batch has 5 utterances, fewer than 6 processes"):
-        endless(ShuffledSampling(40, 7, 0), 1, world_size=6)
+@pytest.mark.parametrize(
+    ("sampling", "size"),
+    [
+        (ShuffledSampling(36, 7, 0), 7),  # leaves a last batch of one
+        (ShuffledSampling(5, 7, 0), 5),
+        (WindowSampling(np.arange(40), np.full(40, 400_000), 16, 0), 16),  # all halved
+        (WindowSampling(np.arange(9), SHORT[:9], 16, 0), 9),
+        (HalvedSampling(SHORT, 32, 0), 16),
+        (BalancedSampling(np.arange(40) % 3, 8, 0), 8),
+    ],
+)
+def test_more_ranks_than_items_of_a_full_batch_is_an_error(sampling: Sampling, size: int) -> None:
+    endless(sampling, 1, world_size=size)
+    with pytest.raises(ValueError, match=f"a recipe batch has {size} utterances, fewer than {size + 1} processes"):
+        endless(sampling, 1, world_size=size + 1)
+
+
+def test_a_rank_beyond_a_short_batch_gets_its_last_item() -> None:
+    whole = endless(ShuffledSampling(37, 7, 0), 6)
+    assert [len(batch.rows) for batch in whole] == [7] * 5 + [2]
+    parts = [endless(ShuffledSampling(37, 7, 0), 6, rank=rank, world_size=4)[-1] for rank in range(4)]
+    first, last = whole[-1].rows.tolist()
+    assert [part.rows.tolist() for part in parts] == [[first], [last], [last], [last]]
+    assert [rank >= len(part.global_num_samples) for rank, part in enumerate(parts)] == [False, False, True, True]
 
 
 def test_crops_are_within_the_utterance_and_differ_in_the_next_pass() -> None:
