@@ -124,6 +124,10 @@ class FbankUpstream(Upstream):
 
     One hidden state. Every dimension has mean 0 over an utterance, so that no head that is linear up to its mean over
     time can tell utterances apart: KS, IC, SID and ER become constant classifiers.
+
+    Band-limited audio (MP3, telephone) has bands that never leave the logarithm's floor. Their dimensions are 0 here. In
+    s3prl, which subtracts a float32 mean and divides by deviation + 1e-10, they are a rounding error over nearly nothing:
+    another constant for each utterance, and large.
     """
 
     name, rate, num_states, width = FBANK, 160, 1, 240
@@ -142,10 +146,12 @@ class FbankUpstream(Upstream):
         from torchaudio.functional import compute_deltas
 
         energies_CF = fbank(waveform_T[None], num_mel_bins=80, sample_frequency=SAMPLE_RATE).T
+        # No offset outlasts what follows, but without it a band that never changes is exactly 0.
+        energies_CF = energies_CF - energies_CF[:, :1]
         deltas_CF = compute_deltas(energies_CF)
         features_FD = torch.cat([energies_CF, deltas_CF, compute_deltas(deltas_CF)]).T
         centred_FD = features_FD - features_FD.mean(0)
-        return centred_FD / (features_FD.std(0, correction=0) + 1e-10)
+        return centred_FD / (features_FD.std(0, correction=min(1, len(features_FD) - 1)) + 1e-10)
 
 
 def load_upstream(name: str, normalize: bool | None = None, revision: str | None = None) -> Upstream:

@@ -1,5 +1,8 @@
 import pytest
 import torch
+from torch import Tensor
+from torchaudio.compliance.kaldi import fbank
+from torchaudio.functional import compute_deltas
 
 from lightning_modules.pretraining import PretrainingConfig, initial_model
 from lightning_modules.superb.featurizer import Featurizer, frame_counts
@@ -62,8 +65,40 @@ def test_fbank_has_no_mean_over_time() -> None:
     frames = [upstream.num_frames(len(wave)) for wave in waves]
     for item_FD, count in zip(features_BFD, frames, strict=True):
         torch.testing.assert_close(item_FD[:count].mean(0), torch.zeros(240), atol=1e-5, rtol=0)
-        torch.testing.assert_close(item_FD[:count].std(0, correction=0), torch.ones(240), atol=1e-3, rtol=0)
+        # The unbiased deviation, as in s3prl.
+        torch.testing.assert_close(item_FD[:count].std(0), torch.ones(240), atol=1e-5, rtol=0)
         assert not item_FD[count:].any()
+    assert not upstream([torch.randn(400)])[0].any()  # one frame has no deviation
+
+
+def test_bands_without_sound_are_zero_in_fbank() -> None:
+    """Below the logarithm's floor a band is constant; what is left of it must not tell utterances apart."""
+    waves = [low_passed(seconds, seed) for seed, seconds in enumerate((0.7, 1.1, 2.3))]
+    for wave_T in waves:
+        (features_BFD,) = FbankUpstream()([wave_T])
+        assert float(features_BFD.mean(1).abs().max()) < 1e-4
+        silent = ~features_BFD[0].any(0)
+        assert silent[60:80].all()
+        assert not silent[:40].any()
+    # The control: s3prl's formula as it stands.
+    pooled = torch.stack([plain_fbank(wave_T).mean(0) for wave_T in waves])
+    assert float((pooled[0] - pooled[1]).abs().max()) > 1
+
+
+def low_passed(seconds: float, seed: int, hertz: float = 3000) -> Tensor:
+    """Noise below ``hertz`` and nothing above."""
+    noise_T = torch.randn(int(seconds * 16_000), generator=torch.Generator().manual_seed(seed))
+    spectrum = torch.fft.rfft(noise_T.double())
+    spectrum[int(hertz * seconds) :] = 0
+    return (0.1 * torch.fft.irfft(spectrum, len(noise_T))).float()
+
+
+def plain_fbank(wave_T: Tensor) -> Tensor:
+    """(F, D)"""
+    energies_CF = fbank(wave_T[None], num_mel_bins=80).T
+    deltas_CF = compute_deltas(energies_CF)
+    features_FD = torch.cat([energies_CF, deltas_CF, compute_deltas(deltas_CF)]).T
+    return (features_FD - features_FD.mean(0)) / (features_FD.std(0) + 1e-10)
 
 
 def test_an_upstream_stays_in_eval_mode_without_gradients() -> None:
