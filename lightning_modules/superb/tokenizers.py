@@ -47,7 +47,7 @@ class PhoneTokenizer:
 
     Args:
         phones: the inventory; by default SUPERB's 71, which makes 74 classes.
-        lexicon: word to phones; ``None``: texts are phones already, separated by spaces.
+        lexicon: upper-case word to phones; ``None``: texts are phones already, separated by spaces.
     """
 
     blank, eos, unknown = 0, 1, 2
@@ -67,11 +67,11 @@ class PhoneTokenizer:
             return text.split()
         if missing := self.missing(text):
             raise UnknownWordError(f"not in the lexicon: {' '.join(missing)}")
-        return [phone for word in text.split() for phone in self.lexicon[word]]
+        return [phone for word in text.upper().split() for phone in self.lexicon[word]]
 
     def missing(self, text: str) -> list[str]:
         """Words that the lexicon lacks."""
-        return [word for word in text.split() if self.lexicon is not None and word not in self.lexicon]
+        return [word for word in text.upper().split() if self.lexicon is not None and word not in self.lexicon]
 
     def encode(self, text: str) -> list[int]:
         return [*(self._index.get(phone, self.unknown) for phone in self.phones(text)), self.eos]

@@ -41,8 +41,9 @@ def test_the_first_pronunciation_counts_and_stress_stays(tmp_path: Path) -> None
     tokenizer = PhoneTokenizer(lexicon=read_lexicon([tmp_path / "one", tmp_path / "two"]))
     assert tokenizer.reference("A B") == "AH0 B IY1"
     assert tokenizer.encode("A")[-1] == tokenizer.eos == 1
+    assert tokenizer.encode("a b") == tokenizer.encode("A B")
     with pytest.raises(UnknownWordError, match="C"):
-        tokenizer.encode("A C")
+        tokenizer.encode("A c")
     (tmp_path / "bad").write_text("A AH\n")
     with pytest.raises(ValueError, match=r"bad, line 1: 'AH' is not among the 71 phones"):
         read_lexicon([tmp_path / "bad"])
