@@ -22,6 +22,7 @@ from experiments.runs import git_commit
 from experiments.superb.options import RunSettings, TaskData
 from experiments.superb.preparation import prepare
 from experiments.superb.running import build_module
+from lightning_modules.superb.recipes import TASK_RECIPES
 from lightning_modules.superb.upstream import load_upstream
 
 SECONDS = {"pr": 3.0, "asr": 3.0, "sf": 3.0, "ks": 1.0, "ic": 3.0, "sid": 8.0}
@@ -86,7 +87,7 @@ def seconds_per_update(task: str, upstream: str, cached: bool, updates: int) -> 
             max_steps=updates + 1,
             max_epochs=-1,
             accumulate_grad_batches=settings.recipe.accumulate,
-            gradient_clip_val=1.0,
+            gradient_clip_val=TASK_RECIPES[task].clip_norm,
             limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,

@@ -23,6 +23,7 @@ from experiments.superb.options import PROBE_AUDIO_BYTES, RunSettings
 from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import log_samples, result_of
 from lightning_modules.superb.feature_cache import FeatureCache
+from lightning_modules.superb.recipes import TASK_RECIPES
 from lightning_modules.superb.task_module import TaskModule, TaskOptimisation
 from lightning_modules.superb.upstream import Upstream
 
@@ -127,7 +128,7 @@ def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list
         val_check_interval=settings.eval_every * recipe.accumulate,
         check_val_every_n_epoch=None,
         accumulate_grad_batches=recipe.accumulate,
-        gradient_clip_val=1.0,
+        gradient_clip_val=TASK_RECIPES[settings.task].clip_norm,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_checkpointing=False,

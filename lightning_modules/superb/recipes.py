@@ -2,18 +2,21 @@
 
 from dataclasses import dataclass
 
+from torch.optim import Adam
+
 
 @dataclass(frozen=True)
 class TaskRecipe:
     """Training of one task; batches are the data module's part.
 
     Attributes:
-        lr: Adam's learning rate by default; the one thing that SUPERB's rules allow to tune.
+        lr: learning rate by default; the one thing that SUPERB's rules allow to tune.
         updates: optimizer updates.
         eval_every: updates from one evaluation on dev to the next.
         monitor: the dev metric that selects the checkpoint.
         higher_is_better: of ``monitor``.
         clip_norm: largest norm of all gradients together.
+        optimizer: Adam or a subclass (AdamW), with its own defaults but for the learning rate.
         spec_augment: mask and warp the features in training.
     """
 
@@ -23,6 +26,7 @@ class TaskRecipe:
     monitor: str
     higher_is_better: bool
     clip_norm: float = 1.0
+    optimizer: type[Adam] = Adam
     spec_augment: bool = False
 
 

@@ -34,8 +34,7 @@ def time_warp(features_FD: Tensor, window: int = WARP_WINDOW) -> Tensor:
         return features_FD
     centre = _integer(window, frames - window)
     moved = _integer(centre - window, centre + window) + 1
-    sides = (features_FD[:centre], moved), (features_FD[centre:], frames - moved)
-    return torch.cat([_resized(side_FD, length) for side_FD, length in sides if length])
+    return torch.cat([_resized(features_FD[:centre], moved), _resized(features_FD[centre:], frames - moved)])
 
 
 def _resized(features_FD: Tensor, frames: int) -> Tensor:

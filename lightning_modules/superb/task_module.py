@@ -44,7 +44,7 @@ class Batch(Protocol):
 
 @dataclass(frozen=True)
 class TaskOptimisation:
-    """Adam over featurizer and head in one group, as in s3prl.
+    """The recipe's optimizer over featurizer and head in one group, as in s3prl.
 
     Args:
         lr: learning rate.
@@ -177,7 +177,7 @@ class TaskModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [*self.featurizer.parameters(), *self.head.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=self.optimisation.lr)
+        optimizer = self.task.recipe.optimizer(parameters, lr=self.optimisation.lr)
         total = self.optimisation.decay_updates
         if total is None:
             return optimizer

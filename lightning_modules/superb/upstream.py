@@ -125,9 +125,9 @@ class FbankUpstream(Upstream):
     One hidden state. Every dimension has mean 0 over an utterance, so that no head that is linear up to its mean over
     time can tell utterances apart: KS, IC, SID and ER become constant classifiers.
 
-    Band-limited audio (MP3, telephone) has bands that never leave the logarithm's floor. Their dimensions are 0 here. In
-    s3prl, which subtracts a float32 mean and divides by deviation + 1e-10, they are a rounding error over nearly nothing:
-    another constant for each utterance, and large.
+    Band-limited audio (MP3, telephone) has bands that never leave the floor of the logarithm. They are 0 here. s3prl's
+    float32 mean of such a band is off by a rounding error, which it divides by the deviation, next to nothing, + 1e-10:
+    another constant for each utterance, and a large one.
     """
 
     name, rate, num_states, width = FBANK, 160, 1, 240
@@ -154,13 +154,12 @@ class FbankUpstream(Upstream):
         return centred_FD / (features_FD.std(0, correction=min(1, len(features_FD) - 1)) + 1e-10)
 
 
-def load_upstream(name: str, normalize: bool | None = None, revision: str | None = None) -> Upstream:
+def load_upstream(name: str, normalize: bool | None = None) -> Upstream:
     """The upstream of that name; see the module.
 
     Args:
         name: ``fbank``, a checkpoint, a folder, or a name on the hub.
         normalize: whether waveforms get zero mean and unit variance; ``None``: what the model says.
-        revision: branch, tag or commit on the hub.
 
     Raises:
         ValueError: there is no such encoder, or it cannot be read.
@@ -172,7 +171,7 @@ def load_upstream(name: str, normalize: bool | None = None, revision: str | None
         own: Any = student.meta["normalize"]
         return EncoderUpstream(student.model, own if normalize is None else normalize, name)
     try:
-        encoder = HuggingFaceTeacher(name, normalize, revision)
+        encoder = HuggingFaceTeacher(name, normalize)
     except ValueError as error:
         raise ValueError(f"upstream {name!r}: {error}") from error
     if encoder.sample_rate != SAMPLE_RATE:

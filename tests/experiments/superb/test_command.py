@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.optim import AdamW
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from experiments.cli import run
 from experiments.superb import command, running
 from experiments.superb.checkpoint import TaskCheckpoint
 from lightning_modules.superb import heads
+from lightning_modules.superb.recipes import TASK_RECIPES
+from lightning_modules.superb.task_module import TaskModule
 from lightning_modules.superb.tasks import ClassificationTask
 from tests.datamodules.superb import corpora
 from tests.helpers import save_teacher
@@ -298,6 +302,21 @@ def test_wandb_gets_samples_and_layer_weights(tmp_path: Path) -> None:
     assert samples["columns"] == ["utterance", "hypothesis", "reference"]
     assert [row[2] for row in samples["data"]] == ["tone0", "tone1", "tone2"]
     assert len(json.loads(tables["layer_weights_table"].read_text())["data"]) == 5
+
+
+def test_optimizer_and_clipping_are_the_recipe_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, Any]] = []
+
+    def spy(self: TaskModule, optimizer: Any, gradient_clip_val: Any, *rest: Any) -> None:
+        seen.append((isinstance(optimizer, AdamW), gradient_clip_val))
+
+    monkeypatch.setattr(TaskModule, "configure_gradient_clipping", spy)
+    root = corpora.table(tmp_path / "corpus")
+    superb("sid", "fbank", root, tmp_path / "superb", "--updates", "1")
+    recipe = replace(TASK_RECIPES["sid"], clip_norm=1000.0, optimizer=AdamW)
+    monkeypatch.setitem(TASK_RECIPES, "sid", recipe)
+    superb("sid", "fbank", root, tmp_path / "other", "--updates", "1")
+    assert seen == [(False, 1.0), (True, 1000.0)]
 
 
 def test_updates_whose_gradient_is_no_number_are_skipped_and_counted(
