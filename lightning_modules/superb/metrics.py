@@ -1,16 +1,18 @@
 """Metrics of SUPERB's tasks over a whole test set, in percent.
 
 A slot's text form is ``B-type value E-type``. Slot-type F1 compares the *sets* of slot types of an utterance;
-slot-value CER takes for each reference value the best hypothesis value of its type, and charges nothing for extra
-slots.
+slot-value CER and WER take for each reference value the best hypothesis value of its type, and charge nothing for extra
+slots; slot-edit F1 asks for equal values.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from torchmetrics.functional.classification import multiclass_exact_match
-from torchmetrics.functional.text import char_error_rate, edit_distance, word_error_rate
+from torchmetrics.functional.text import char_error_rate, word_error_rate
 
 SLOT = re.compile(r"B-(\S+) (.+?) E-\1(?!\S)")
 MARK = re.compile(r"\s*[BE]-\S+\s*")
@@ -19,6 +21,11 @@ MARK = re.compile(r"\s*[BE]-\S+\s*")
 def error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Edits of space-separated words (or phones) over all reference words: a micro average."""
     return 100 * float(word_error_rate(list(hypotheses), list(references)))
+
+
+def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Edits of characters, spaces included, over all reference characters: a micro average."""
+    return 100 * float(char_error_rate(list(hypotheses), list(references)))
 
 
 def accuracy(predicted: Sequence[Sequence[int]], references: Sequence[Sequence[int]], num_classes: int) -> float:
@@ -47,15 +54,43 @@ def _set_f1(found: set[str], wanted: set[str]) -> float:
 
 def slot_value_cer(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Character edits of the best values over the characters of all reference values; 0 if there are none."""
+    return _slot_value_rate(hypotheses, references, char_error_rate)
+
+
+def slot_value_wer(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """The same in words; the best value is that of the fewest word edits."""
+    return _slot_value_rate(hypotheses, references, word_error_rate)
+
+
+def _slot_value_rate(
+    hypotheses: Sequence[str], references: Sequence[str], rate: Callable[[list[str], list[str]], Tensor]
+) -> float:
     found: list[str] = []
     wanted: list[str] = []
     for hypothesis, reference in zip(hypotheses, references, strict=True):
         values = slots(hypothesis)
         for slot, value in slots(reference):
             wanted.append(value)
-            found.append(_closest(value, [other for kind, other in values if kind == slot]))
-    return 100 * float(char_error_rate(found, wanted)) if wanted else 0.0
+            candidates = (other for kind, other in values if kind == slot)
+            found.append(min(candidates, key=lambda other, value=value: float(rate([other], [value])), default=""))
+    return 100 * float(rate(found, wanted)) if wanted else 0.0
 
 
-def _closest(value: str, candidates: Sequence[str]) -> str:
-    return min(candidates, key=lambda other: int(edit_distance([other], [value], reduction="sum")), default="")
+def slot_edit_f1(hypotheses: Sequence[str], references: Sequence[str], full: bool) -> float:
+    """F1 over all reference slots of a set; 100 if there are none, and none too many.
+
+    A reference slot is right if some hypothesis slot of its type has its value. Otherwise it is missed and, where there
+    is a slot of its type, also wrong. ``full``: so is every slot of a type that the reference lacks.
+    """
+    counts: Counter[str] = Counter()
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        found, wanted = slots(hypothesis), slots(reference)
+        types, wanted_types = {slot for slot, _ in found}, {slot for slot, _ in wanted}
+        for slot in wanted:
+            counts["right"] += slot in found
+            counts["missed"] += slot not in found
+            counts["wrong"] += slot not in found and slot[0] in types
+        if full:
+            counts["wrong"] += sum(slot not in wanted_types for slot, _ in found)
+    total = 2 * counts["right"] + counts["missed"] + counts["wrong"]
+    return 100 * 2 * counts["right"] / total if total else 100.0

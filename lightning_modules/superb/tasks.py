@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from lightning_modules.superb.ctc import Decode, collapse, ctc_losses
 from lightning_modules.superb.heads import BiLSTM, FrameLinear, MeanPoolLinear, ProbeLinear
-from lightning_modules.superb.metrics import accuracy, error_rate, slot_type_f1, slot_value_cer
+from lightning_modules.superb.metrics import (
+    accuracy,
+    character_error_rate,
+    error_rate,
+    slot_edit_f1,
+    slot_type_f1,
+    slot_value_cer,
+    slot_value_wer,
+)
 from lightning_modules.superb.recipes import TASK_RECIPES, TaskRecipe
 from lightning_modules.superb.tokenizers import CharacterTokenizer, SlotTokenizer, Tokenizer
 
@@ -129,6 +137,10 @@ class CtcTask(Task):
             return self._metrics(self._decoded(predictions, "fixed"), references)
         scores = {decode: self._metrics(self._decoded(predictions, decode), references) for decode in DECODES}
         both = {f"{name}_{decode}": scores[decode][name] for decode in DECODES for name in scores[decode]}
+        if self.name == "sf":
+            return (
+                scores[self.decode] | both | self._further_metrics(self._decoded(predictions, self.decode), references)
+            )
         return scores[self.decode] | both
 
     def _decoded(self, predictions: Sequence[Prediction], decode: Decode) -> list[str]:
@@ -144,6 +156,16 @@ class CtcTask(Task):
                 "slot_value_cer": slot_value_cer(hypotheses, references),
             }
         return {{"pr": "per", "asr": "wer"}[self.name]: error_rate(hypotheses, references)}
+
+    def _further_metrics(self, hypotheses: list[str], references: list[str]) -> dict[str, float]:
+        """What s3prl logs of SF and does not report; word and character errors are of the text with its slot marks."""
+        return {
+            "slot_value_wer": slot_value_wer(hypotheses, references),
+            "slot_edit_f1_full": slot_edit_f1(hypotheses, references, full=True),
+            "slot_edit_f1_part": slot_edit_f1(hypotheses, references, full=False),
+            "wer": error_rate(hypotheses, references),
+            "cer": character_error_rate(hypotheses, references),
+        }
 
     def texts(self, prediction: Prediction) -> tuple[str, str]:
         decode = "fixed" if self.name == "asr" else self.decode

@@ -35,6 +35,7 @@ IC_LABELS = [
     ["lights", "music", "volume", *(f"object{n}" for n in range(11))],
     ["kitchen", "none", "bedroom", "washroom"],
 ]
+DECODES = ("_fixed", "_legacy")
 LABELS = {
     "sf": [["playlist", "artist", *(f"slot{n}" for n in range(37))]],
     "ic": IC_LABELS,
@@ -115,6 +116,10 @@ def test_a_table_gives_a_result_for_every_test_set(task: str, tmp_path: Path, mo
     teacher = save_teacher(tmp_path / "teacher", layers=2)
     result = superb(task, teacher, corpora.table(tmp_path / "corpus"), tmp_path / "out", "--updates", "1")
     assert list(result["tests"]) == ["test", "other"]
+    if task == "sf":
+        further = {"slot_value_wer", "slot_edit_f1_full", "slot_edit_f1_part", "wer", "cer"}
+        reported = {f"{name}{decode}" for name in ("slot_type_f1", "slot_value_cer") for decode in ("", *DECODES)}
+        assert result["test"].keys() == result["dev"].keys() == reported | further
     assert result["hidden_states"] == len(result["layer_weights"]) == 3
 
 

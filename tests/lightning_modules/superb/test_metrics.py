@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from lightning_modules.superb.metrics import accuracy, error_rate, slot_type_f1, slot_value_cer, slots
+from lightning_modules.superb.metrics import (
+    accuracy,
+    character_error_rate,
+    error_rate,
+    slot_edit_f1,
+    slot_type_f1,
+    slot_value_cer,
+    slot_value_wer,
+    slots,
+)
 
 
 def edits(one: list[str], other: list[str]) -> int:
@@ -22,6 +31,8 @@ def test_error_rate_is_a_micro_average_of_edit_distances() -> None:
     texts = [[" ".join(words) for words in side] for side in sides]
     assert error_rate(*texts) == pytest.approx(100 * distance / sum(map(len, sides[1])))
     assert error_rate([""], ["a b"]) == 100
+    distance = sum(edits(list(one), list(two)) for one, two in zip(*texts, strict=True))
+    assert character_error_rate(*texts) == pytest.approx(100 * distance / sum(map(len, texts[1])))
 
 
 def test_slots_are_read_with_their_own_end() -> None:
@@ -43,6 +54,25 @@ def test_slot_value_cer_takes_the_best_value_of_a_type() -> None:
     assert slot_value_cer(["B-x ZZZZ E-x B-x ABCE E-x"], reference) == pytest.approx(100 * (1 + 2) / 6)
     assert slot_value_cer(["B-x ABCD E-x B-y EF E-y B-z EXTRA E-z"], reference) == 0
     assert slot_value_cer(["PLAY"], ["PLAY"]) == 0
+
+
+def test_slot_value_wer_takes_the_value_of_the_fewest_word_edits() -> None:
+    reference = ["B-x MILES DAVIS E-x B-y JAZZ E-y"]
+    # MILES alone is nearer in words, MILS DAVID in characters.
+    hypothesis = ["B-x MILS DAVID E-x B-x MILES E-x"]
+    assert slot_value_wer(hypothesis, reference) == pytest.approx(100 * (1 + 1) / 3)
+    assert slot_value_cer(hypothesis, reference) == pytest.approx(100 * (2 + 4) / 15)
+    assert slot_value_wer(["PLAY"], ["PLAY"]) == 0
+
+
+def test_slot_edit_f1_wants_equal_values() -> None:
+    reference = ["B-x A E-x B-x B E-x B-y C E-y B-w D E-w", "PLAY"]
+    hypothesis = ["B-x A E-x B-y WRONG E-y B-z E E-z B-z F E-z", "B-x A E-x"]
+    # Right: x A. Missed: x B, y C, w D. Wrong: x and y, which there is one of; with types that the reference lacks also
+    # z twice, and x of the second.
+    assert slot_edit_f1(hypothesis, reference, full=False) == pytest.approx(100 * 2 / (2 + 3 + 2))
+    assert slot_edit_f1(hypothesis, reference, full=True) == pytest.approx(100 * 2 / (2 + 3 + 5))
+    assert slot_edit_f1(reference, reference, full=True) == slot_edit_f1(["PLAY"], ["PLAY"], full=True) == 100
 
 
 def test_an_utterance_is_right_if_all_its_labels_are() -> None:
