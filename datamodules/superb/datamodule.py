@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 TargetLength = Callable[[Row], int]
 
+LABEL_LISTS = {"sf": ("slot types",), "ks": ("labels",), "ic": ("actions", "objects", "locations"), "sid": ("labels",)}
+"""What the setting ``labels`` holds, by task."""
+
 
 @dataclass(frozen=True)
 class SuperbData:
@@ -49,7 +52,8 @@ class SuperbData:
         train_splits: PR, ASR: LibriSpeech splits to train on.
         dev_splits: PR, ASR: splits to select on.
         test_splits: PR, ASR: splits to test on, each by itself.
-        labels: label lists that replace the corpus's own (one list; three for IC; slot types for SF).
+        labels: label lists that replace the corpus's own (SID, and KS with a table: one list; IC: three; SF: one, the
+            slot types).
         resample: convert files of another rate or several channels (to their mean) instead of calling them bad audio.
         on_bad_audio: "error" stops at the first; "skip" leaves them out and counts them.
         max_train_utterances: a random subset of train; for probes.
@@ -80,6 +84,7 @@ def read_corpus(task: str, data: SuperbData, seed: int = 1337) -> SuperbCorpus:
     """
     if task not in RECIPES:
         raise ValueError(f"there is no task {task!r}; choose one of {', '.join(RECIPES)}")
+    require_label_lists(task, data)
     corpus = _read(task, data, Reading(data.resample, data.on_bad_audio))
     if corpus.skipped:
         first = corpus.skipped[0]
@@ -103,6 +108,25 @@ def require_corpus(task: str, data: SuperbData) -> None:
         require_speech_commands(data.root, data.test_root)
     else:
         {"sf": require_snips, "ic": require_fluent, "sid": require_voxceleb1}[task](data.root)
+
+
+def require_label_lists(task: str, data: SuperbData) -> None:
+    """The setting ``labels`` must fit the task.
+
+    Raises:
+        ValueError: the task has no labels, its corpus fixes them, or there are more or fewer lists.
+    """
+    if data.labels is None:
+        return
+    if task == "ks" and not data.root.endswith(".tsv"):
+        raise ValueError("`labels` does not fit task ks: Speech Commands has twelve fixed labels; a .tsv table has any")
+    if task not in LABEL_LISTS:
+        raise ValueError(f"`labels` does not fit task {task}: its targets are transcripts")
+    if len(data.labels) != len(LABEL_LISTS[task]):
+        needed = ", ".join(LABEL_LISTS[task])
+        raise ValueError(
+            f"`labels` has {len(data.labels)} lists; task {task} needs {len(LABEL_LISTS[task])} ({needed})"
+        )
 
 
 def limited(corpus: SuperbCorpus, data: SuperbData, seed: int) -> SuperbCorpus:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from datamodules.alignments import corpus_folder
 from datamodules.superb.aligned import read_aligned
-from datamodules.superb.datamodule import limited, read_corpus, require_corpus
+from datamodules.superb.datamodule import limited, read_corpus, require_corpus, require_label_lists
 from datamodules.superb.rows import Reading, Row, SuperbCorpus
 from experiments.superb.options import RunSettings, TaskData
 from lightning_modules.superb.ctc import is_feasible
@@ -123,6 +123,7 @@ def _asking_for_phones() -> Iterator[None]:
 
 
 def _aligned_corpus(data: TaskData, seed: int) -> SuperbCorpus:
+    require_label_lists("pr", data)
     reading = Reading(data.resample, data.on_bad_audio)
     with _asking_for_phones():
         corpus = read_aligned(data.root, data.train_splits, data.dev_splits, data.test_splits, reading)

@@ -158,6 +158,25 @@ def test_a_given_label_list_admits_labels_that_train_lacks(tmp_path: Path) -> No
     assert corpus.labels == labels
 
 
+@pytest.mark.parametrize(
+    ("task", "lists", "message"),
+    [
+        ("ic", 1, r"`labels` has 1 lists; task ic needs 3 \(actions, objects, locations\)"),
+        ("sf", 2, r"`labels` has 2 lists; task sf needs 1 \(slot types\)"),
+        ("pr", 1, "`labels` does not fit task pr"),
+        ("ks", 1, "`labels` does not fit task ks: Speech Commands has twelve fixed labels"),
+    ],
+)
+def test_label_lists_that_do_not_fit_are_an_error(task: str, lists: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_corpus(task, SuperbData(str(tmp_path), labels=[["one"]] * lists))
+
+
+def test_keywords_of_a_table_may_have_other_labels(tmp_path: Path) -> None:
+    labels = [["tone0", "tone1", "tone2", "never"]]
+    assert read_corpus("ks", SuperbData(str(corpora.table(tmp_path)), labels=labels)).labels == labels
+
+
 def test_short_audio_is_an_error_or_left_out_and_counted(tmp_path: Path) -> None:
     path = corpora.table(tmp_path)
     corpora.write_tone(tmp_path / "audio" / "train-0.wav", seconds=0.02)

@@ -261,6 +261,19 @@ def test_unknown_words_are_listed_or_left_out_and_counted(tmp_path: Path) -> Non
     assert result["infeasible_for_ctc"] == {"train": 0, "dev": 0, "test-clean": 0}
 
 
+def test_targets_longer_than_their_frames_are_counted_and_teach_nothing(tmp_path: Path) -> None:
+    root = corpora.librispeech(tmp_path / "corpus")
+    for split, speaker in (("train-clean-100", 10), ("test-clean", 12)):
+        # HELLO WORLD, eight phones and <eos>, in the three frames that 50 ms have.
+        corpora.write_tone(root / "LibriSpeech" / split / f"{speaker}" / "7" / f"{speaker}-7-0001.flac", 0.05)
+    result = superb("pr", "fbank", root, tmp_path / "out", "--updates", "2")
+    assert result["infeasible_for_ctc"] == {"train": 1, "dev": 0, "test-clean": 1}
+    assert result["skipped_updates"] == 0
+    assert result["utterances"] == {"train": 6, "dev": 2, "test-clean": 2}
+    (file,) = (tmp_path / "out" / "pr").glob("*/test-hyp.ark")
+    assert len(file.read_text().splitlines()) == 2  # scored all the same
+
+
 def test_pr_without_phones_says_what_to_give(tmp_path: Path) -> None:
     root = corpora.librispeech(tmp_path / "corpus")
     arguments = ["superb", "--task", "pr", "--upstream", "fbank", "--data.root", str(root), "--output", str(tmp_path)]
