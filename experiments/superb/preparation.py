@@ -1,6 +1,7 @@
 """From options to a corpus with targets that can be encoded: what is left out on the way is counted."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,11 +30,13 @@ class Prepared:
         task: built for the corpus.
         corpus: without what had to be left out.
         unknown_words: utterances left out for a word that is not in the lexicon, by split.
+        unknown_symbols: characters or phones of the targets that the inventory lacks, by split; they become ``<unk>``.
     """
 
     task: Task
     corpus: SuperbCorpus
     unknown_words: dict[str, int]
+    unknown_symbols: dict[str, int]
 
     def target_length(self, row: Row) -> int:
         """Encoded length, ``<eos>`` included."""
@@ -84,16 +87,34 @@ def _prepared(settings: RunSettings) -> Prepared:
     data = settings.data
     if settings.task != "pr":
         corpus = read_corpus(settings.task, data, settings.seed)
-        return Prepared(build_task(settings.task, corpus.labels, None, settings.decode), corpus, {})
+        return _counted(build_task(settings.task, corpus.labels, None, settings.decode), corpus)
     if data.lexicon is None and not data.root.endswith(".tsv"):
         corpus = _aligned_corpus(data, settings.seed)
-        return Prepared(build_task("pr", [], PhoneTokenizer(corpus.labels[0]), settings.decode), corpus, {})
+        return _counted(build_task("pr", [], PhoneTokenizer(corpus.labels[0]), settings.decode), corpus)
     if data.lexicon is None:
         raise ValueError(TABLE_WITHOUT_LEXICON)
     paths = [data.lexicon] if isinstance(data.lexicon, str) else list(data.lexicon)
     tokenizer = PhoneTokenizer(lexicon=read_lexicon(paths))
     corpus, left_out = _known_words(read_corpus("pr", data, settings.seed), tokenizer, data)
-    return Prepared(build_task("pr", [], tokenizer, settings.decode), corpus, left_out)
+    return _counted(build_task("pr", [], tokenizer, settings.decode), corpus, left_out)
+
+
+def _counted(task: Task, corpus: SuperbCorpus, unknown_words: dict[str, int] | None = None) -> Prepared:
+    symbols = _unknown_symbols(task, corpus)
+    counts = {split: found.total() for split, found in symbols.items()}
+    if shown := sorted(set().union(*symbols.values())):
+        log.warning("the inventory of task %s lacks %s, which become <unk>: %s", task.name, " ".join(shown), counts)
+    return Prepared(task, corpus, unknown_words or {}, counts)
+
+
+def _unknown_symbols(task: Task, corpus: SuperbCorpus) -> dict[str, Counter[str]]:
+    if not isinstance(task, CtcTask):
+        return {}
+    tokenizer, known = task.tokenizer, set(task.tokenizer.symbols)
+    return {
+        split: Counter(symbol for row in rows for symbol in tokenizer.target(row.target) if symbol not in known)
+        for split, rows in corpus.splits.items()
+    }
 
 
 def require_inputs(task: str, data: TaskData) -> None:

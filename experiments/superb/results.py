@@ -52,6 +52,7 @@ def result_of(
         "labels": [len(names) for names in prepared.corpus.labels],
         "batch_size": settings.recipe.effective_batch,
         "left_out": {"bad_audio": len(prepared.corpus.skipped), "unknown_words": prepared.unknown_words},
+        "unknown_symbols": prepared.unknown_symbols,
         "infeasible_for_ctc": prepared.infeasible(module.upstream),
         "skipped_updates": guard.skipped_steps,
         "feature_cache": None if module.cache is None else "disk" if settings.feature_cache else "memory",

@@ -138,9 +138,7 @@ class CtcTask(Task):
         scores = {decode: self._metrics(self._decoded(predictions, decode), references) for decode in DECODES}
         both = {f"{name}_{decode}": scores[decode][name] for decode in DECODES for name in scores[decode]}
         if self.name == "sf":
-            return (
-                scores[self.decode] | both | self._further_metrics(self._decoded(predictions, self.decode), references)
-            )
+            both |= self._further_metrics(self._decoded(predictions, self.decode), references)
         return scores[self.decode] | both
 
     def _decoded(self, predictions: Sequence[Prediction], decode: Decode) -> list[str]:

@@ -1,6 +1,6 @@
 """Targets of the CTC tasks as classes, and classes as text: phones (PR), characters (ASR), characters and slots (SF).
 
-``encode`` appends ``<eos>``, which is part of the CTC target; ``decode`` drops it.
+``<eos>`` ends a CTC target and is part of it; ``decode`` drops it. What the inventory lacks becomes ``<unk>``.
 """
 
 import re
@@ -28,8 +28,11 @@ class Tokenizer(Protocol):
     blank: int
     symbols: list[str]
 
+    def target(self, text: str) -> list[str]:
+        """Symbols of the target, ``<eos>`` included, whether or not the inventory has them."""
+
     def encode(self, text: str) -> list[int]:
-        """Classes of the target, ``<eos>`` included."""
+        """Classes of the target."""
 
     def decode(self, labels: Sequence[int]) -> str:
         """Text of classes that hold no blanks."""
@@ -73,8 +76,11 @@ class PhoneTokenizer:
         """Words that the lexicon lacks."""
         return [word for word in text.upper().split() if self.lexicon is not None and word not in self.lexicon]
 
+    def target(self, text: str) -> list[str]:
+        return [*self.phones(text), "<eos>"]
+
     def encode(self, text: str) -> list[int]:
-        return [*(self._index.get(phone, self.unknown) for phone in self.phones(text)), self.eos]
+        return [self._index.get(symbol, self.unknown) for symbol in self.target(text)]
 
     def decode(self, labels: Sequence[int]) -> str:
         return " ".join(self.symbols[label] for label in labels if label not in (self.blank, self.eos))
@@ -92,9 +98,11 @@ class CharacterTokenizer:
         self.symbols = list(ASR_SYMBOLS)
         self._index = {symbol: index for index, symbol in enumerate(self.symbols)}
 
+    def target(self, text: str) -> list[str]:
+        return [*"".join(f"{word}|" for word in text.upper().split()), "</s>"]
+
     def encode(self, text: str) -> list[int]:
-        letters = "".join(f"{word}|" for word in text.upper().split())
-        return [*(self._index.get(letter, self.unknown) for letter in letters), self.eos]
+        return [self._index.get(symbol, self.unknown) for symbol in self.target(text)]
 
     def decode(self, labels: Sequence[int]) -> str:
         letters = "".join(self.symbols[label] for label in labels if label not in (self.blank, self.padding, self.eos))
@@ -119,9 +127,9 @@ class SlotTokenizer:
         self._index = {symbol: index for index, symbol in enumerate(self.symbols)}
 
     def encode(self, text: str) -> list[int]:
-        return [self._index.get(symbol, self.unknown) for symbol in self._target(text)]
+        return [self._index.get(symbol, self.unknown) for symbol in self.target(text)]
 
-    def _target(self, text: str) -> list[str]:
+    def target(self, text: str) -> list[str]:
         """Symbols of ``words<TAB>tags``; neighbours with the same tag are one slot."""
         words, _, tags = text.partition("\t")
         pairs = list(zip(words.split(" "), tags.split(" "), strict=True))

@@ -274,6 +274,24 @@ def test_targets_longer_than_their_frames_are_counted_and_teach_nothing(tmp_path
     assert len(file.read_text().splitlines()) == 2  # scored all the same
 
 
+def test_characters_without_a_class_are_counted_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heads, "LSTM_WIDTH", 4)
+    table = corpora.table(tmp_path / "corpus")
+    lines = table.read_text().splitlines()
+    assert lines[1].startswith("audio/train-0.wav")
+    lines[1] = lines[1].replace("HELLO WORLD", "CAF\u00c9 24")
+    table.write_text("\n".join(lines) + "\n")
+    result = superb("asr", "fbank", table, tmp_path / "asr", "--updates", "1")
+    assert result["unknown_symbols"] == {"train": 3, "dev": 0, "test": 0, "other": 0}
+    assert "task asr lacks 2 4 \u00c9, which become <unk>" in caplog.text
+    caplog.clear()
+    sound = superb("asr", "fbank", corpora.table(tmp_path / "sound"), tmp_path / "other", "--updates", "1")
+    assert set(sound["unknown_symbols"].values()) == {0}
+    assert "<unk>" not in caplog.text
+
+
 def test_pr_without_phones_says_what_to_give(tmp_path: Path) -> None:
     root = corpora.librispeech(tmp_path / "corpus")
     arguments = ["superb", "--task", "pr", "--upstream", "fbank", "--data.root", str(root), "--output", str(tmp_path)]
