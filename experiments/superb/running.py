@@ -24,7 +24,7 @@ from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import log_samples, result_of
 from lightning_modules.superb.feature_cache import FeatureCache
 from lightning_modules.superb.recipes import TASK_RECIPES
-from lightning_modules.superb.task_module import TaskModule, TaskOptimisation
+from lightning_modules.superb.task_module import TaskModule, TaskOptimisation, deterministic_cudnn
 from lightning_modules.superb.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ def is_finished(settings: RunSettings) -> bool:
     return (Path(settings.output) / RESULT).is_file()
 
 
+@deterministic_cudnn()
 def run_task(settings: RunSettings, upstream: Upstream, prepared: Prepared | None = None) -> dict[str, Any]:
     """Train, test and write ``result.json`` and the files of hypotheses; returns the result.
 

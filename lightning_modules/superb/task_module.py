@@ -4,7 +4,8 @@ Shapes: B batch, F frames, D width.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,11 +56,24 @@ class TaskOptimisation:
     decay_updates: int | None = None
 
 
+@contextmanager
+def deterministic_cudnn() -> Iterator[None]:
+    """cuDNN as s3prl's runner sets it: always the same algorithms; what was set before comes back."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
 class TaskModule(L.LightningModule):
     """One task on one upstream.
 
-    Randomness (dropout, SpecAugment) is a function of (seed, micro-batch, rank), so that a resume is exact. Checkpoints
-    hold featurizer and head, never the upstream.
+    Randomness (dropout, SpecAugment) is a function of (seed, micro-batch, rank), so that a resume is exact, on CUDA but
+    for the rounding of CTC's gradient, whose sums have no fixed order there. Checkpoints hold featurizer and head,
+    never the upstream.
 
     Args:
         upstream: the frozen encoder.

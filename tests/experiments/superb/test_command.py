@@ -342,9 +342,11 @@ def test_wandb_gets_samples_and_layer_weights(tmp_path: Path) -> None:
 
 def test_optimizer_and_clipping_are_the_recipe_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[bool, Any]] = []
+    cudnn = torch.backends.cudnn
 
     def spy(self: TaskModule, optimizer: Any, gradient_clip_val: Any, *rest: Any) -> None:
         seen.append((isinstance(optimizer, AdamW), gradient_clip_val))
+        assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
 
     monkeypatch.setattr(TaskModule, "configure_gradient_clipping", spy)
     root = corpora.table(tmp_path / "corpus")
@@ -353,6 +355,7 @@ def test_optimizer_and_clipping_are_the_recipe_s(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(TASK_RECIPES, "sid", recipe)
     superb("sid", "fbank", root, tmp_path / "other", "--updates", "1")
     assert seen == [(False, 1.0), (True, 1000.0)]
+    assert not cudnn.deterministic  # what was set before
 
 
 def test_updates_whose_gradient_is_no_number_are_skipped_and_counted(
