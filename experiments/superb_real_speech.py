@@ -24,7 +24,7 @@ UPSTREAMS = ("teacher", "untrained", "fbank")
 HELD_OUT_SPEAKERS = ("2277", "2902", "777")
 """The test speakers of PR and ASR: a woman and two men, chosen before anything was measured."""
 MOST_SECONDS = 12.0
-"""Longer utterances are left out of PR and ASR: on one core they take half of the time."""
+"""Longer recordings are left out of every table: on one core those of PR and ASR take half of the time."""
 
 
 class Probe(NamedTuple):
@@ -48,7 +48,7 @@ PROBES = (
 
 
 def superb_real_speech(data: str, models: str, output: str, seed: int = 0) -> None:
-    """Run what is not there yet, then write OUTPUT/README.md.
+    """Run what is not there yet, then write OUTPUT/table.md.
 
     Args:
         data: folder of the recordings, with manifest.tsv and lexicon/.

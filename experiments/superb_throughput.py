@@ -23,6 +23,7 @@ from experiments.superb.options import RunSettings, TaskData
 from experiments.superb.preparation import prepare
 from experiments.superb.running import build_module
 from lightning_modules.superb.recipes import TASK_RECIPES
+from lightning_modules.superb.task_module import deterministic_cudnn
 from lightning_modules.superb.upstream import load_upstream
 
 SECONDS = {"pr": 3.0, "asr": 3.0, "sf": 3.0, "ks": 1.0, "ic": 3.0, "sid": 8.0}
@@ -37,6 +38,8 @@ class UpdateTimer(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step > len(self.ends):
+            if trainer.strategy.root_device.type == "cuda":
+                torch.cuda.synchronize()  # the device runs behind the program
             self.ends.append(time.perf_counter())
 
 
@@ -55,7 +58,8 @@ def write_corpus(folder: Path, seconds: float) -> Path:
     return path
 
 
-def seconds_per_update(task: str, upstream: str, cached: bool, updates: int) -> float:
+@deterministic_cudnn()
+def seconds_per_update(task: str, upstream: str, cached: bool, updates: int, accelerator: str = "auto") -> float:
     """Mean over ``updates`` after a first one that is not counted; with the cache, after all of the corpus was seen."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -82,7 +86,8 @@ def seconds_per_update(task: str, upstream: str, cached: bool, updates: int) -> 
             _fill(module, batches)
         timer = UpdateTimer()
         trainer = L.Trainer(
-            accelerator="cpu",
+            accelerator=accelerator,
+            devices=1,
             callbacks=[timer],
             max_steps=updates + 1,
             max_epochs=-1,
@@ -111,19 +116,22 @@ def _fill(module: Any, batches: SuperbDataModule) -> None:
             return
 
 
-def superb_throughput(upstream: str, tasks: str = "pr,asr,sf,ks,ic,sid", updates: int = 2) -> None:
+def superb_throughput(
+    upstream: str, tasks: str = "pr,asr,sf,ks,ic,sid", updates: int = 2, accelerator: str = "auto"
+) -> None:
     """Measure and print.
 
     Args:
         upstream: as in `interstack superb`.
         tasks: separated by commas.
         updates: timed optimizer updates of each.
+        accelerator: cpu, cuda, mps or auto; one device.
     """
     warnings.simplefilter("ignore")
     print(f"commit {git_commit()}, {hardware(torch.device('cpu'))}\n")
     print("| task | utterances x seconds | s per update | with the cache | ratio |\n|---|---|---|---|---|")
     for task in tasks.split(","):
-        plain, cached = (seconds_per_update(task, upstream, cached, updates) for cached in (False, True))
+        plain, cached = (seconds_per_update(task, upstream, cached, updates, accelerator) for cached in (False, True))
         row = f"| {task} | {_batch(task)} | {plain:.2f} | {cached:.2f} | {plain / cached:.1f} |"
         print(row, flush=True)
 

@@ -102,7 +102,7 @@ def _prepared(settings: RunSettings) -> Prepared:
 def _counted(task: Task, corpus: SuperbCorpus, unknown_words: dict[str, int] | None = None) -> Prepared:
     symbols = _unknown_symbols(task, corpus)
     counts = {split: found.total() for split, found in symbols.items()}
-    if shown := sorted(set().union(*symbols.values())):
+    if shown := sorted(set[str]().union(*symbols.values())):
         log.warning("the inventory of task %s lacks %s, which become <unk>: %s", task.name, " ".join(shown), counts)
     return Prepared(task, corpus, unknown_words or {}, counts)
 

@@ -71,9 +71,12 @@ def _slot_value_rate(
         values = slots(hypothesis)
         for slot, value in slots(reference):
             wanted.append(value)
-            candidates = (other for kind, other in values if kind == slot)
-            found.append(min(candidates, key=lambda other, value=value: float(rate([other], [value])), default=""))
+            found.append(_closest(value, [other for kind, other in values if kind == slot], rate))
     return 100 * float(rate(found, wanted)) if wanted else 0.0
+
+
+def _closest(value: str, candidates: Sequence[str], rate: Callable[[list[str], list[str]], Tensor]) -> str:
+    return min(candidates, key=lambda other: float(rate([other], [value])), default="")
 
 
 def slot_edit_f1(hypotheses: Sequence[str], references: Sequence[str], full: bool) -> float:

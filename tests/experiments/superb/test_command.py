@@ -344,7 +344,7 @@ def test_optimizer_and_clipping_are_the_recipe_s(tmp_path: Path, monkeypatch: py
     seen: list[tuple[bool, Any]] = []
     cudnn = torch.backends.cudnn
 
-    def spy(self: TaskModule, optimizer: Any, gradient_clip_val: Any, *rest: Any) -> None:
+    def spy(self: TaskModule, optimizer: Any, gradient_clip_val: Any, **rest: Any) -> None:
         seen.append((isinstance(optimizer, AdamW), gradient_clip_val))
         assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
 
