@@ -127,7 +127,7 @@ class FbankUpstream(Upstream):
 
     Band-limited audio (MP3, telephone) has bands that never leave the floor of the logarithm. They are 0 here. s3prl's
     float32 mean of such a band is off by a rounding error, which it divides by the deviation, next to nothing, + 1e-10:
-    another constant for each utterance, and a large one.
+    a constant that is large in some utterances and 0 in others.
     """
 
     name, rate, num_states, width = FBANK, 160, 1, 240
