@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from datamodules.loading import AudioBatch, Load, Relay
 from lightning_modules.teacher import TeacherTargets
@@ -88,17 +88,18 @@ class Once(Generic[Value]):
         self.total_seconds = 0.0
         self._seconds = 0.0
         self._place: Place | None = None
-        self._value: Value
+        self._value: Value | None = None
 
     def get(self, place: Place, make: Callable[[], Value]) -> tuple[Value, float]:
         """The value, and the seconds that it spared the one who asks: 0 for the one who makes it."""
         if place == self._place:
-            return self._value, self._seconds
+            return cast(Value, self._value), self._seconds
         started = time.perf_counter()
-        self._place, self._value = None, make()
-        self._place, self._seconds = place, time.perf_counter() - started
+        self._place = self._value = None  # before the next is made: two batches of targets at a time are one too many
+        value = make()
+        self._place, self._value, self._seconds = place, value, time.perf_counter() - started
         self.total_seconds += self._seconds
-        return self._value, 0.0
+        return value, 0.0
 
 
 class Shared:

@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 MUST_AGREE = (
     *("seed_everything", "data", "model.teacher", "max_batch_per_device", "trainer.accelerator", "trainer.devices"),
     *("trainer.precision", "trainer.accumulate_grad_batches", "trainer.limit_train_batches"),
-    *("trainer.overfit_batches", "trainer.fast_dev_run"),
+    *("trainer.overfit_batches", "trainer.fast_dev_run", "trainer.deterministic", "trainer.benchmark"),
 )
-"""Settings by which students see the same batches and the same targets."""
+"""Settings by which students see the same batches and the same targets, and those that hold for a whole process."""
 OWN = frozenset({"data.run_dir"})
 
 

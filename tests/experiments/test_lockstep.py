@@ -1,6 +1,7 @@
 """Whose turn it is, and what is made once."""
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
@@ -96,6 +97,21 @@ def test_what_is_shared_is_made_once_per_place() -> None:
     with pytest.raises(ValueError):
         once.get((0, 2, 0), broken)
     assert once.get((0, 2, 0), lambda: [4])[0] == [4]  # the next one tries for itself
+
+
+def test_the_old_value_is_gone_before_the_next_is_made() -> None:
+    class Targets:
+        pass
+
+    once: Once[Targets] = Once()
+    first = weakref.ref(once.get((0, 0, 0), Targets)[0])
+    assert first() is not None
+
+    def make() -> Targets:
+        assert first() is None
+        return Targets()
+
+    once.get((0, 1, 0), make)
 
 
 def test_runs_that_lie_apart_load_alone_until_they_meet() -> None:

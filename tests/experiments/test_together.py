@@ -28,6 +28,7 @@ from tests.ddp.launch import environment
 from tests.helpers import save_corpus, save_teacher
 from tests.resuming import differences, file_differences
 from tests.test_configs import SHRUNK
+from tests.test_kill import processes_of, wait_for
 
 # Output loss only and no growth; L2L; prediction heads, an average of the weights and a step that is not finite.
 STUDENTS = ("full", "interleave_equal", "poisoned")
@@ -175,19 +176,27 @@ def test_sigterm_saves_all_and_they_go_on_from_different_places(
     assert problems(apart, tmp_path, "full") == problems(apart, tmp_path, "interleave_equal") == []
 
 
-def test_a_kill_leaves_no_trace(arguments: list[str], apart: Path, tmp_path: Path) -> None:
-    """``kill -9`` when one of the two has made a step that the other has not, then the same command."""
-    kill = {"class_path": "tests.callbacks.faults.SendSignal"}
-    kill["init_args"] = {"epoch": 2, "batch": 0, "signal_name": "SIGKILL"}
-    config = yaml.safe_load((CONFIGS / "interleave_equal.yaml").read_text()) | {"trainer": {"callbacks": [kill]}}
-    (tmp_path / "killed.yaml").write_text(yaml.safe_dump(config))
+@pytest.mark.parametrize(("signal_name", "status"), [("SIGKILL", -signal.SIGKILL), ("SIGINT", 130)])
+def test_a_kill_and_an_interrupt_leave_no_trace(
+    signal_name: str, status: int, arguments: list[str], apart: Path, tmp_path: Path
+) -> None:
+    """``kill -9``, or Ctrl-C, when one of the two has made a step that the other has not, then the same command."""
+    stop = {"class_path": "tests.callbacks.faults.SendSignal"}
+    stop["init_args"] = {"epoch": 2, "batch": 0, "signal_name": signal_name}
+    config = yaml.safe_load((CONFIGS / "interleave_equal.yaml").read_text()) | {"trainer": {"callbacks": [stop]}}
+    (tmp_path / "stopped.yaml").write_text(yaml.safe_dump(config))
     command = [*arguments, "--runs_dir", str(tmp_path), "--ckpt_path", "last", "--configs"]
     process = [sys.executable, "-m", "experiments.cli", "fit-together", *command]
-    killed = subprocess.run(
-        [*process, f"full,interleave_equal={tmp_path / 'killed.yaml'}"],
-        cwd=REPOSITORY, env=environment(), capture_output=True, timeout=120,
+    workers = ["--data.num_workers", "1"]  # of a loader that all share: nobody's but the process's to end
+    stopped = subprocess.run(
+        [*process, f"full,interleave_equal={tmp_path / 'stopped.yaml'}", *workers],
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert stopped.returncode == status, stopped.stderr
+    assert ("interstack: interrupted" in stopped.stderr) == (signal_name == "SIGINT")
+    assert not any((tmp_path / name / "summary.json").exists() for name in STUDENTS[:2])
+    if Path("/proc/self/environ").is_file():
+        wait_for(lambda: not processes_of(str(tmp_path)), 30)
     fit_together([*command, "full,interleave_equal"])
     assert problems(apart, tmp_path, "full") == problems(apart, tmp_path, "interleave_equal") == []
 
@@ -242,6 +251,7 @@ def test_settings_that_hold_for_all_change_nothing(more: list[str], arguments: l
         ("full,", [], "every student needs a name and a file of its own"),
         ("full,midas_equal", ["--name", "x"], "--name would be every student's"),
         ("full,{other}", [], "need the same data.max_samples: full has 250000, other has 8000"),
+        ("full,{deterministic}", [], "need the same trainer.deterministic: full has None, deterministic has True"),
         ("full,midas_equal", ["--trainer.devices", "2"], "on one device, not 2: add --trainer.devices 1"),
         ("full,midas_equal,{lower}", [], r"same output layer and highest layer of the teacher, not \[12, 12, 8\]"),
     ],
@@ -249,9 +259,11 @@ def test_settings_that_hold_for_all_change_nothing(more: list[str], arguments: l
 def test_what_is_refused(configs: str, more: list[str], message: str, arguments: list[str], tmp_path: Path) -> None:
     for name, config in {
         "other": {"data": {"max_samples": 8000}},
+        "deterministic": {"trainer": {"deterministic": True}},
         "lower": {"model": {"objective": {"output_layer": 8}}},
     }.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    configs = configs.format(other=tmp_path / "other.yaml", lower=tmp_path / "lower.yaml")
+    names = ("other", "deterministic", "lower")
+    configs = configs.format_map({name: tmp_path / f"{name}.yaml" for name in names})
     with pytest.raises(ValueError, match=message):
         fit_together([*arguments, *more, "--runs_dir", str(tmp_path / "runs"), "--configs", configs])
