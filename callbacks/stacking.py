@@ -163,7 +163,7 @@ class StackingCallback(Callback):
         student, (optimizer,) = module.student, trainer.optimizers
         depth, policy = student.depth, get_policy(self.policy)
         plan = make_plan(self.policy, depth, target, self.offset)
-        loss_before = self._loss(trainer, module)
+        loss_before, train_seconds = self._loss(trainer, module), _train_seconds(trainer)
         started = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)  # frees gradients that are views of the old reducer's buckets
         ddp.unwrap(trainer, module)
@@ -188,7 +188,7 @@ class StackingCallback(Callback):
             "seconds": seconds,
             "loss_before": loss_before,
             "loss_after": self._loss(trainer, module),
-            "train_seconds": _train_seconds(trainer),
+            "train_seconds": train_seconds,
         }
         self.events.append(event)
         self._record(trainer, event)

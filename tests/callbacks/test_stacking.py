@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from callbacks.ema import StudentEMA
 from callbacks.policies import POLICIES, make_plan
 from callbacks.stacking import StackingCallback
 from callbacks.throughput import ThroughputCallback
+from lightning_modules.optimisation import rebind
 from tests.helpers import (
     POLICY_STAGES,
     make_data,
@@ -132,25 +134,31 @@ def test_measuring_the_loss_changes_nothing_bit_for_bit(tmp_path: Path, teacher:
 
 
 @pytest.mark.parametrize("aside", [True, False])
-def test_measuring_the_loss_is_not_training_time(
+def test_a_growth_is_training_time_and_measuring_the_loss_is_not(
     aside: bool, tmp_path: Path, teacher: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, clock = make_data(corpus, tmp_path / "cache"), ThroughputCallback()
-    example_batch, late = data.example_batch, 0.0
+    data, clock, stacking = make_data(corpus, tmp_path / "cache"), ThroughputCallback(), make_stacking()
+    late = 0.0
 
-    def slow(count: int) -> Any:
-        nonlocal late
-        late += 100.0
-        return example_batch(count)
+    def slow(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def slowly(*arguments: Any) -> Any:
+            nonlocal late
+            late += seconds
+            return function(*arguments)
+
+        return slowly
 
     now = SimpleNamespace(perf_counter=lambda: time.perf_counter() + late)
     monkeypatch.setattr("callbacks.throughput.time", now)
-    monkeypatch.setattr(data, "example_batch", slow)
+    monkeypatch.setattr("callbacks.stacking.rebind", slow(rebind, 1000.0))
+    monkeypatch.setattr(data, "example_batch", slow(data.example_batch, 100.0))
     if not aside:  # control
         monkeypatch.setattr(ThroughputCallback, "aside", lambda *_: nullcontext())
-    make_trainer(tmp_path, clock, make_stacking()).fit(make_module(teacher), datamodule=data)
-    assert late == 600  # before and after each of three growths
-    assert (clock.train_seconds < 100, clock.train_seconds > 600) == (aside, not aside)
+    make_trainer(tmp_path, clock, stacking).fit(make_module(teacher), datamodule=data)
+    assert late == 3600  # measured before and after each of three growths
+    assert 3000 <= clock.train_seconds < 3100 if aside else clock.train_seconds >= 3600
+    if aside:  # at each growth the seconds before it
+        assert [event["train_seconds"] // 1000 for event in stacking.events] == [0, 1, 2]
 
 
 def test_full_depth_is_the_default(tmp_path: Path, teacher: Path, corpus: Path) -> None:
