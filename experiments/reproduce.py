@@ -24,7 +24,7 @@ from experiments.runner.corpora import require_corpora
 from experiments.runner.estimate import estimate_table
 from experiments.runner.executors import Executor, LocalExecutor, SlurmExecutor, SlurmSettings
 from experiments.runner.job import Workspace, is_done
-from experiments.runner.loop import Runner, only_runner, write_study
+from experiments.runner.loop import Runner, only_runner, planned_seeds, write_study
 from experiments.runner.plan import Plan
 from experiments.runner.results import write_results
 from experiments.runner.study import load_study, row_settings
@@ -84,6 +84,7 @@ def reproduce(
         seeds=seeds,
         lexicon=lexicons,
         roots=roots,
+        earlier_seeds=planned_seeds(folder),
     )
     workspace = Workspace(
         folder,

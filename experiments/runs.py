@@ -131,6 +131,8 @@ class RunFolder:
         write_atomically(self.path / name, config)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         commit = git_commit()
+        for attempt in self.record["attempts"]:  # one from before attempts had a commit keeps the record's
+            attempt.setdefault("git_commit", self.record.get("git_commit"))
         self.record["attempts"].append(
             {"started": started, "config": name, "resumed_from": resumed_from, "git_commit": commit}
         )

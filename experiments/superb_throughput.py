@@ -128,7 +128,8 @@ def superb_throughput(
         accelerator: cpu, cuda, mps or auto; one device.
     """
     warnings.simplefilter("ignore")
-    print(f"commit {git_commit()}, {hardware(torch.device('cpu'))}\n")
+    trainer = L.Trainer(accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False)
+    print(f"commit {git_commit()}, {hardware(trainer.strategy.root_device)}\n")
     print("| task | utterances x seconds | s per update | with the cache | ratio |\n|---|---|---|---|---|")
     for task in tasks.split(","):
         plain, cached = (seconds_per_update(task, upstream, cached, updates, accelerator) for cached in (False, True))

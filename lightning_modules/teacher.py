@@ -191,7 +191,7 @@ class HuggingFaceTeacher(Teacher):
         self.num_layers, self.hidden_size = len(self.model.encoder.layers), config.hidden_size
         self._final_norm = self._ends_in_layer_norm()
         self.front_end = copyable_front_end(self.model.feature_extractor, config)
-        extractor = load_extractor(model, revision)
+        extractor = load_extractor(model, revision, required=normalize is None)
         self.sample_rate = getattr(extractor, "sampling_rate", 16000)
         self.normalize = resolve_normalize(model, normalize, extractor, config)
 

@@ -19,6 +19,7 @@ RAW_AUDIO_MODELS = frozenset({"facebook/hubert-base-ls960"})
 UNUSED_WEIGHTS = ("masked_spec_embed", "adapter.")
 ADVICE = "choose a speech encoder such as HuBERT, wav2vec 2.0, WavLM or data2vec-audio"
 EXTRACTOR_FILE = "preprocessor_config.json"
+EXTRACTOR_FILES = (EXTRACTOR_FILE, "processor_config.json")  # either may hold the extractor
 
 
 def load_config(model: str, revision: str | None) -> Any:
@@ -68,8 +69,13 @@ def load_model(model: str, revision: str | None, attn_implementation: str | None
     return encoder
 
 
-def load_extractor(model: str, revision: str | None) -> Any:
+def load_extractor(model: str, revision: str | None, required: bool = True) -> Any:
     """The model's feature extractor, ``None`` where it has none.
+
+    Args:
+        model: hub name or folder.
+        revision: on the hub.
+        required: whether what it says about normalisation is needed; else one that cannot be read is a warning.
 
     Raises:
         ValueError: it has one that cannot be read, or nobody can tell: what it says must not be guessed then.
@@ -80,17 +86,22 @@ def load_extractor(model: str, revision: str | None) -> Any:
         if _has_no_extractor(model, revision):
             return None
         reason = str(error).strip().split("\n")[0]
+        if not required:
+            logger.warning("teacher %s: feature extractor not read, 16 kHz assumed (%s)", model, reason)
+            return None
         raise ValueError(
             f"the feature extractor of teacher {model!r} cannot be read, and it says how waveforms are sampled and "
-            f"normalised: set `model` to a folder with a {EXTRACTOR_FILE} that can be read, or without one ({reason})"
+            f"normalised: set `normalize` (16 kHz is assumed then), or `model` to a folder with a {EXTRACTOR_FILE} "
+            f"that can be read, or without one ({reason})"
         ) from error
 
 
 def _has_no_extractor(model: str, revision: str | None) -> bool:
     if Path(model).is_dir():
-        return not (Path(model) / EXTRACTOR_FILE).exists()
+        return not any((Path(model) / name).exists() for name in EXTRACTOR_FILES)
     # The hub's answer to the look-up above, which its cache keeps for when it cannot be reached.
-    return try_to_load_from_cache(model, EXTRACTOR_FILE, revision=revision) is _CACHED_NO_EXIST
+    found = (try_to_load_from_cache(model, name, revision=revision) for name in EXTRACTOR_FILES)
+    return all(answer is _CACHED_NO_EXIST for answer in found)
 
 
 def resolve_normalize(model: str, normalize: bool | None, extractor: Any, config: Any) -> bool:

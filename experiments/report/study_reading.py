@@ -112,9 +112,7 @@ def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str
     Seconds of different hardware or code are not divided by each other.
     """
     baseline = folder.study.get("baseline")
-    compared = [job for name in (row, baseline) for job in folder.of("distil", name) if job.seed == seed and job.result]
-    differing = any(len({job.result.get(key) for job in compared}) > 1 for key in MUST_AGREE)
-    if column != "flops_ratio" and differing:
+    if column != "flops_ratio" and baseline and _differing(folder, [row, baseline], seed):
         return MISSING
     own = _value(folder, row, RATIOS[column], seed)
     reference = _value(folder, baseline, RATIOS[column], seed) if baseline else MISSING
@@ -123,6 +121,13 @@ def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str
     if isinstance(reference, str) or not own or not reference:
         return MISSING
     return own / reference if column == "flops_ratio" else reference / own
+
+
+def _differing(folder: StudyFolder, rows: Sequence[str], seed: int) -> bool:
+    """Whether the seconds of these rows cannot be compared."""
+    results = [job.result for row in rows for job in folder.of("distil", row) if job.seed == seed and job.result]
+    # Students that were trained side by side have other seconds than one on its own.
+    return len({(*(result.get(key) for key in MUST_AGREE), result.get("students", 1)) for result in results}) > 1
 
 
 def default_columns(folder: StudyFolder) -> list[str]:
@@ -143,7 +148,11 @@ def matched_costs(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:
         if match := row.get("match"):
             name, target, cost = row["name"], match["target"], match["cost"]
             costs = cell_values(folder, [name, target], [cost])
-            pairs = [(costs[name][cost][seed], costs[target][cost][seed]) for seed in costs[name][cost]]
+            pairs = [
+                (costs[name][cost][seed], costs[target][cost][seed])
+                for seed in costs[name][cost]
+                if cost == "flops" or not _differing(folder, [name, target], int(seed))
+            ]
             met = [own / aim for own, aim in pairs if not isinstance(own, str) and not isinstance(aim, str)]
             if met:
                 lines.append(

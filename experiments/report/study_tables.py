@@ -237,11 +237,13 @@ def _signed(number: float, key: str) -> str:
 
 
 def few_seeds(report: dict[str, Any]) -> str | None:
-    """What must be said where there are too few seeds."""
-    if len(report["seeds"]) >= FEWEST_SEEDS:
+    """What must be said where too few seeds have run."""
+    rows = (report["values"][row["name"]].values() for row in report["rows"])
+    most = max((len(numbers(values)) for row in rows for values in row), default=0)
+    if most >= FEWEST_SEEDS:
         return None
     return (
-        f"There {'is 1 seed' if len(report['seeds']) == 1 else 'are 2 seeds'} per row: nothing can be concluded about "
+        f"There {'is 1 seed' if most == 1 else f'are {most} seeds'} per row: nothing can be concluded about "
         f"differences between rows. At least {FEWEST_SEEDS} seeds are needed for an interval."
     )
 

@@ -137,6 +137,12 @@ class Runner:
         return table
 
 
+def planned_seeds(output: Path) -> list[int]:
+    """Seeds in ``study.json``; none where there is no study yet."""
+    path = output / "study.json"
+    return json.loads(path.read_text(encoding="utf-8"))["seeds"] if path.is_file() else []
+
+
 def write_study(output: Path, plan: Plan, facts: Mapping[str, object]) -> None:
     """``study.json``: the resolved study, whatever of it runs, and what the report says about where it ran."""
     study = plan.study.described() | {"seeds": plan.seeds, "jobs": list(plan.jobs)}

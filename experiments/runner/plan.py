@@ -84,6 +84,7 @@ class Plan:
         seeds: to run; default: the study's. Others than the study's are added to the plan.
         lexicon: files of pronunciations, in order, for the task ``pr`` on a corpus without phone alignments.
         roots: corpora of single evaluation tasks, by task, instead of ``root`` or of the study's corpus.
+        earlier_seeds: of an earlier call on the same folder; they stay in the plan.
 
     Raises:
         ValueError: a row, task or lexicon that does not exist, or a root for a study that synthesizes its corpus.
@@ -98,6 +99,7 @@ class Plan:
         seeds: Sequence[int] | None = None,
         lexicon: Sequence[str] = (),
         roots: Mapping[str, str] | None = None,
+        earlier_seeds: Sequence[int] = (),
     ) -> None:
         if study.data == "corpus" and root is not None:
             raise ValueError(f"the study {study.name} synthesizes its corpus: remove --root {root}")
@@ -110,7 +112,7 @@ class Plan:
         self._lexicon_digest = lexicon_digest(lexicon) if lexicon else None
         self.teacher_settings = {"model": teacher} if teacher else dict(study.teacher)
         self._rows_to_run, self._seeds_to_run = self._selected(only), set(seeds or study.seeds)
-        self.seeds = list(dict.fromkeys([*study.seeds, *(seeds or [])]))
+        self.seeds = list(dict.fromkeys([*study.seeds, *earlier_seeds, *(seeds or [])]))
         self.jobs: dict[str, Job] = {}
         self.corpus = self._add("corpus", [], settings=study.corpus) if self._synthesizes else None
         self._data_digest = corpus_digest(Path(root)) if root else None

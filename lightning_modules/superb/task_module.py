@@ -72,8 +72,8 @@ class TaskModule(L.LightningModule):
     """One task on one upstream.
 
     Randomness (dropout, SpecAugment) is a function of (seed, micro-batch, rank), so that a resume is exact, on CUDA but
-    for the rounding of CTC's gradient, whose sums have no fixed order there. Checkpoints hold featurizer and head,
-    never the upstream.
+    for rounding: the gradients of CTC and of SpecAugment's time warp sum in no fixed order there. Checkpoints hold
+    featurizer and head, never the upstream.
 
     Args:
         upstream: the frozen encoder.

@@ -168,6 +168,12 @@ def test_with_fewer_than_three_seeds_nothing_can_be_concluded(study: Path, tmp_p
     one = study_values(read_study(write_study(tmp_path / "one", seeds=1, rows=("full_l2l", "interleave_equal"))))
     assert "There is 1 seed per row" in study_texts(one)["md"]
     assert "\u00b1" not in study_texts(one)["tex"]
+    planned = write_study(tmp_path / "planned", seeds=3, rows=("full_l2l", "interleave_equal"))
+    for result in planned.glob("jobs/*/result.json"):
+        if json.loads(result.read_text()).get("seed") != 0:
+            result.unlink()
+            (result.parent / "job.json").unlink()
+    assert "There is 1 seed per row" in study_texts(study_values(read_study(planned)))["md"]
 
 
 def test_jobs_of_an_older_plan_do_not_count(tmp_path: Path) -> None:
@@ -292,6 +298,15 @@ def test_a_row_of_equal_cost_says_how_near_it_came(tmp_path: Path) -> None:
     line = "Full: took 110 % of the FLOPs of InterleaveStack, equal."  # 100 % and 120 %
     assert study_values(read_study(folder))["matched"] == [line]
     assert f"- {line}" in study_texts(study_values(read_study(folder)))["md"]
+    described["rows"][0]["match"]["cost"] = "train_seconds"
+    (folder / "study.json").write_text(json.dumps(described))
+    assert len(study_values(read_study(folder))["matched"]) == 1
+    for seed, other in ((0, {"commit": "another"}), (1, {"students": 3})):
+        path = folder / "jobs" / f"distil-full-{seed}" / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    assert study_values(read_study(folder))["matched"] == []  # these seconds do not compare
+    described["rows"][0]["match"]["cost"] = "flops"
+    (folder / "study.json").write_text(json.dumps(described))
     for seed in (0, 1):
         (folder / "jobs" / f"distil-full-{seed}" / "result.json").unlink()
     assert study_values(read_study(folder))["matched"] == []

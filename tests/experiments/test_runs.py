@@ -73,6 +73,9 @@ def test_a_run_has_the_commits_of_the_attempts_that_it_is_made_of(
         del attempt["git_commit"]  # older runs have the last one's alone
     path.write_text(json.dumps(record))
     assert RunFolder(tmp_path / "run").commit == "c"
+    monkeypatch.setattr("experiments.runs.git_commit", lambda: "d")
+    RunFolder(tmp_path / "run").start_attempt("", "last.ckpt")
+    assert RunFolder(tmp_path / "run").commit == "c, d"
 
 
 def test_a_wandb_id_that_is_asked_for_after_the_attempt_began_stays_too(tmp_path: Path) -> None:

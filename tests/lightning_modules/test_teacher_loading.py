@@ -100,9 +100,12 @@ class TestErrors:
     def test_an_extractor_that_cannot_be_read_is_not_guessed(self, tmp_path: Path) -> None:
         save_model(tmp_path, FAMILIES["hubert"]())
         HuggingFaceTeacher(str(tmp_path))  # control: without the file it is a guess
-        (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": tr')
-        with pytest.raises(ValueError, match=r"feature extractor of teacher .* cannot be read.*preprocessor_config"):
-            HuggingFaceTeacher(str(tmp_path))
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            (tmp_path / name).write_text('{"do_normalize": tr')
+            with pytest.raises(ValueError, match=r"feature extractor of teacher .* cannot be read.*set `normalize`"):
+                HuggingFaceTeacher(str(tmp_path))
+            assert HuggingFaceTeacher(str(tmp_path), normalize=True).normalize  # nothing to guess
+            (tmp_path / name).unlink()
 
     def test_an_extractor_of_the_hub_is_absent_only_when_the_hub_said_so(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,9 +118,13 @@ class TestErrors:
         (cache / "refs" / "main").write_text(commit)
         with pytest.raises(ValueError, match="feature extractor of teacher 'some/model' cannot be read"):
             load_extractor("some/model", None)
-        said_so = cache / ".no_exist" / commit / "preprocessor_config.json"
-        said_so.touch()
+        said_so = [
+            cache / ".no_exist" / commit / name for name in ("preprocessor_config.json", "processor_config.json")
+        ]
+        for file in said_so:
+            file.touch()
         assert load_extractor("some/model", None) is None
-        said_so.unlink()
+        for file in said_so:
+            file.unlink()
         Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(cache / "snapshots" / commit)
         assert load_extractor("some/model", None).sampling_rate == 8000

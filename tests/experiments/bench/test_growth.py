@@ -62,3 +62,15 @@ def test_a_peak_is_that_since_it_was_started() -> None:
     size = freed.nbytes / 1e6
     del freed
     assert resident_megabytes("VmHWM") - before == pytest.approx(size, abs=20)
+
+
+def test_what_was_freed_before_does_not_hide_what_is_taken_next() -> None:
+    def take() -> list[torch.Tensor]:
+        return [torch.ones(10_000) for _ in range(2_500)]  # small enough to come from the heap
+
+    last = take()[-1]  # in use above the others, so that the C library keeps their memory
+    before = start_memory_peak()
+    assert before is not None
+    taken = take()
+    size = sum(block.nbytes for block in [*taken, last]) / 1e6
+    assert resident_megabytes("VmHWM") - before == pytest.approx(size, abs=20)

@@ -20,7 +20,7 @@ from experiments.report.study import study_texts, study_values
 from experiments.report.study_reading import read_study
 from experiments.runner.executors import LocalExecutor, SlurmExecutor, SlurmSettings
 from experiments.runner.job import Workspace, is_done, read_record, read_result, write_json
-from experiments.runner.loop import Runner, only_runner, write_study
+from experiments.runner.loop import Runner, only_runner, planned_seeds, write_study
 from experiments.runner.plan import Job, Plan
 from experiments.runner.results import write_results
 from experiments.runner.study import load_study
@@ -281,6 +281,14 @@ def test_study_json_holds_what_the_report_needs(setup: Setup, tmp_path: Path) ->
     rows = ["full_l2l", "broken", "grown"]
     assert ([row["name"] for row in study["rows"]], study["seeds"], study["commit"]) == (rows, [0, 3, 4], "d")
     assert study["jobs"] == list(plan.jobs)
+
+
+def test_seeds_of_an_earlier_call_stay_in_the_plan_and_do_not_run_again(setup: Setup, tmp_path: Path) -> None:
+    assert planned_seeds(tmp_path) == []
+    write_study(tmp_path, setup.plan(seeds=[3, 4]), {})
+    plan = setup.plan(earlier_seeds=planned_seeds(tmp_path))
+    assert plan.seeds == [0, 3, 4]
+    assert {job.seed for job in plan.to_run if job.kind == "distil"} == {0}
 
 
 def test_a_part_of_a_study_leaves_the_rest_of_its_results_in_place(setup: Setup, tmp_path: Path) -> None:
