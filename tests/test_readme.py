@@ -118,7 +118,7 @@ def test_studies_plan(
     line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in re.findall(r"lexicon[\w-]*\.txt", line):
+    for name in re.findall(r"[\w-]*lexicon[\w-]*\.txt", line):
         Path(name).write_text("HELLO HH AH L OW\n")
     corpus = save_corpus(tmp_path / "corpus", {"train-clean-100": 2})
     arguments = [re.sub(r"/data/\w+", str(corpus), word) for word in shlex.split(line)[1:]]
