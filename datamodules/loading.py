@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_audio.tsv"
 SECONDS_AFTER_SIGTERM = 15  # how long a worker goes on: several optimizer steps
+LONGEST_WAIT = 600  # seconds for a batch of the workers; see ResumableLoader.explain
 
 
 class AudioBatch(NamedTuple):
@@ -154,6 +155,7 @@ class ResumableLoader(DataLoader[AudioBatch]):
             num_workers=num_workers,
             collate_fn=as_it_is,  # type: ignore[arg-type]
             pin_memory=torch.cuda.is_available(),
+            timeout=LONGEST_WAIT if num_workers else 0,
             worker_init_fn=_outlive_sigterm,
         )
         if num_workers:
@@ -179,8 +181,16 @@ class ResumableLoader(DataLoader[AudioBatch]):
         """Add to torch's error about a dead worker which file it was reading; other errors stay as they are.
 
         torch raises it from a signal handler, wherever the main process happens to be, so the message is amended
-        where the run's exceptions pass by.
+        where the run's exceptions pass by. The workers can also be silent for ever: storage that hangs, or a fork
+        that met a lock (CPython up to 3.11 can stop a child there where another thread just came or went, seen once).
         """
+        if "DataLoader timed out" in str(error):
+            error.args = (
+                f"no data worker delivered a batch for {self.timeout:g} s: storage that does not answer, or a worker "
+                "that never started. Continue with --ckpt_path last; with data.num_workers=0 there are no workers "
+                f"({str(error).strip()})",
+            )
+            return
         if (match := re.search(r"DataLoader worker \(pid\(?s?\)? (\d+)", str(error))) is None:
             return
         if (path := self.dataset.last_read(int(match[1]))) is not None:

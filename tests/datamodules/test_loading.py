@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -236,6 +237,20 @@ def test_a_worker_that_is_killed_names_its_file(signal_: signal.Signals, tmp_pat
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert re.search(r"a data worker died while it was reading .*0003\.flac", result.stderr), result.stderr[-1500:]
+
+
+def test_workers_that_never_deliver_are_an_error(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        time.sleep(6)
+
+    monkeypatch.setattr("datamodules.loading.LONGEST_WAIT", 2)
+    loader = loader_of(corpus, num_workers=1)
+    monkeypatch.setattr("datamodules.loading.read_audio", never)
+    with pytest.raises(RuntimeError, match="DataLoader timed out") as caught:
+        next(iter(loader))
+    loader.explain(caught.value)
+    assert re.match(r"no data worker delivered a batch for 2 s: .* Continue with --ckpt_path last", str(caught.value))
+    assert loader_of(corpus).timeout == 0  # without workers there is nobody to wait for
 
 
 @pytest.mark.parametrize("scales", [None, torch.ones(2, 1, 3, 1)], ids=["bf16", "int8"])
