@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 SKIPPED_FILE = "skipped_audio.tsv"
 SECONDS_AFTER_SIGTERM = 15  # how long a worker goes on: several optimizer steps
 LONGEST_WAIT = 600  # seconds for a batch of the workers; see ResumableLoader.explain
+SECONDS_AFTER_A_COLLECTIVE = 0.01
 
 
 class AudioBatch(NamedTuple):
@@ -173,6 +175,10 @@ class ResumableLoader(DataLoader[AudioBatch]):
         # DataLoader asks the sampler for its iterator more than once with workers, so that it may not forget
         # its start by itself.
         self.batch_sampler.start = start
+        if self.num_workers and torch.distributed.is_initialized():
+            # A thread of gloo still gives back what the last collective held, by a Python thread state of its own.
+            # CPython up to 3.11 hangs in a child that is forked while such a state is being made or dropped.
+            time.sleep(SECONDS_AFTER_A_COLLECTIVE)
         batches = super().__iter__()
         self.batch_sampler.start = 0
         return batches
@@ -182,7 +188,7 @@ class ResumableLoader(DataLoader[AudioBatch]):
 
         torch raises it from a signal handler, wherever the main process happens to be, so the message is amended
         where the run's exceptions pass by. The workers can also be silent for ever: storage that hangs, or a fork
-        that met a lock (CPython up to 3.11 can stop a child there where another thread just came or went, seen once).
+        that met a lock (see ``_load``).
         """
         if "DataLoader timed out" in str(error):
             error.args = (
