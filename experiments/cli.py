@@ -149,8 +149,8 @@ def main() -> int:
         return 0
     try:
         run(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("INTERSTACK_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("INTERSTACK_TRACEBACK") or not _is_for_the_user(error):
             raise
         print(f"interstack: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
@@ -158,6 +158,12 @@ def main() -> int:
         print("interstack: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether its message says what is wrong with the input or the machine; others are faults of the program."""
+    # Lightning's exception is known by its name: to import it would cost every command seconds.
+    return isinstance(error, ValueError | OSError | RuntimeError) or type(error).__name__ == "MisconfigurationException"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from experiments.cli import COMMANDS, complete_switches, help_text, run
+from experiments.cli import COMMANDS, complete_switches, help_text, main, run
 from experiments.training import CONFIGS, DistillationCLI, default_name, resolve_configs
 
 
@@ -69,6 +70,26 @@ def test_every_option_has_a_help_text_of_its_own(command: str, capsys: pytest.Ca
     assert options_without_help(text) == []
     assert swallowed_options(text) == []
     assert "lacks type and help" not in text
+
+
+def test_what_lightning_refuses_is_one_line_and_a_fault_of_the_program_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(error: Exception) -> None:
+        def run(args: list[str]) -> None:
+            raise error
+
+        monkeypatch.setattr("experiments.cli.run", run)
+
+    monkeypatch.setattr("sys.argv", ["interstack", "fit"])
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setattr("experiments.cli.CHATTY_LOGGERS", ())  # other tests listen to them
+    fail(MisconfigurationException("you asked for 8 GPUs"))
+    assert main() == 2
+    assert capsys.readouterr().err == "interstack: MisconfigurationException: you asked for 8 GPUs\n"
+    fail(KeyError("a key"))
+    with pytest.raises(KeyError):
+        main()
 
 
 def test_a_bare_switch_means_true() -> None:
