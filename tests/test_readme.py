@@ -6,9 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from experiments.cli import COMMANDS, run
 from experiments.training import CONFIGS
@@ -36,9 +39,9 @@ def commands(page: Path) -> list[str]:
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
-def interstack_commands() -> list[str]:
+def interstack_commands(pages: Sequence[Path] = PAGES) -> list[str]:
     """Arguments after the program's name; ``-m experiments.cli`` is how ``torchrun`` names it."""
-    lines = [line for page in PAGES for line in commands(page)]
+    lines = [line for page in pages for line in commands(page)]
     found = [re.search(r"(?:^|\s)(?:interstack|-m experiments\.cli) (.*)", line) for line in lines]
     return [f"interstack {match[1]}" for match in found if match]
 
@@ -81,14 +84,58 @@ def test_make_targets_exist(line: str) -> None:
 def test_training_commands_parse_and_resolve(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    keep_configs(line, capsys)
+    printed = resolved(line, capsys)
+    assert any(setting in printed for setting in ("growth", "lexicon", "rounds", "steps_per_stage"))
+
+
+def resolved(line: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What ``--print_config`` (or ``--help``, where the line asks for it) says of a command."""
     arguments = shlex.split(line)[1:]
     more = [] if {"--help", "--print_config"} & set(arguments) else ["--print_config"]
-    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         run([*arguments, *more])
     printed = capsys.readouterr()
     assert stop.value.code in (0, None), printed.err
-    assert any(setting in printed.out for setting in ("growth", "lexicon", "rounds", "steps_per_stage"))
+    return printed.out
+
+
+def keep_configs(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Write the configuration that a command reads from a run's folder, as the command that began the run keeps it."""
+    for path, name in re.findall(r"(runs/(\w+)/config_1\.yaml)", line):
+        began = next(other for other in interstack_commands() if f"--name {name} " in other)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(resolved(began, capsys))
+
+
+def runs_of(lines: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, list[Any]]:
+    """By the name that a run was given: what must not change in it, of each of its commands."""
+    runs: dict[str, list[Any]] = {}
+    for line in lines:
+        if command_of(line) in ("fit", "validate") and re.search(r"--name |/config_1\.yaml", line):
+            keep_configs(line, capsys)
+            settings = yaml.safe_load(resolved(line, capsys))
+            runs.setdefault(settings["name"], []).append({key: settings[key] for key in ("growth", "model", "data")})
+    return runs
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_commands_of_one_run_have_its_settings(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = runs_of(interstack_commands([page]), capsys)
+    assert [name for name, (first, *others) in runs.items() if any(other != first for other in others)] == []
+
+
+def test_control_a_run_continued_without_its_settings_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit = "interstack fit --config interleave_equal --name a"
+    (first, second) = runs_of([f"{fit} --growth.schedule prop-2", f"{fit} --ckpt_path last"], capsys)["a"]
+    assert first != second
 
 
 def test_bench_writes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
