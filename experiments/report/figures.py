@@ -127,6 +127,8 @@ def log_scale(axes: "Axes", values: NDArray[np.float64]) -> None:
         subs = (1.0,) if decades > 3 else (1.0, 2.0, 5.0)
     else:
         subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades > 0.4 else NARROW_TICKS
+        if decades < 0.01:  # a single point: matplotlib would show a decade around it, with the ticks of a narrow range
+            axes.set_ylim(values.min() / 1.2, values.max() * 1.2)
     axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +12,7 @@ import pytest
 
 from experiments.report import ReferenceRow, ReportRun
 from experiments.report.document import Pair, read_runs
+from experiments.report.figures import log_scale, single_axes
 from experiments.report.plots import (
     depth_vs_step,
     draw_all,
@@ -162,3 +164,15 @@ def luminance(colour: str) -> float:
     parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.8, 1.8), (1.8, 1.81), (1.0, 2.4), (0.3, 1.7), (0.3, 5.0), (0.2, 900.0)])
+def test_ticks_of_a_loss_do_not_lie_on_each_other(low: float, high: float) -> None:
+    figure, axes = single_axes(3.0)
+    axes.plot([1, 2], [low, high])
+    log_scale(axes, np.array([low, high]))
+    figure.canvas.draw()
+    shown = [tick.get_window_extent() for tick in axes.get_yticklabels() if tick.get_text()]
+    inside = sorted((box.y0, box.y1) for box in shown if axes.bbox.y0 <= (box.y0 + box.y1) / 2 <= axes.bbox.y1)
+    assert len(inside) >= 2
+    assert all(upper[0] > lower[1] for lower, upper in pairwise(inside))
