@@ -28,7 +28,7 @@ from experiments.accumulation import accumulation_steps
 from experiments.loggers import WandbSettings, build_loggers
 from experiments.runs import RunFolder
 from lightning_modules.distillation import DistillationModule
-from lightning_modules.precision import best_precision
+from lightning_modules.precision import trainer_precision
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULT_TEACHER = {
@@ -90,8 +90,7 @@ def default_precision(trainer: Any) -> str | None:
     classes = [pkgutil.resolve_name(plugin.class_path) for plugin in plugins if hasattr(plugin, "class_path")]
     if any(issubclass(plugin, Precision) for plugin in classes):
         return None
-    on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and best_precision(torch.device("cuda")) == "bf16" else "32-true"
+    return trainer_precision(trainer.accelerator)
 
 
 class DistillationCLI(LightningCLI):
