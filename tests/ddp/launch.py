@@ -1,4 +1,4 @@
-"""Start scenarios in several processes on the CPU, as ``torchrun`` does, and never leave one behind."""
+"""Start scenarios in several processes, as ``torchrun`` does, and never leave one behind."""
 
 import fcntl
 import json
@@ -17,11 +17,10 @@ LAUNCHER_PREFIXES = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_
 
 
 def environment() -> dict[str, str]:
-    """This environment without a launcher's variables, on the CPU and the loopback device, one thread each."""
+    """This environment (and so this device) without a launcher's variables, on the loopback interface, one thread."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_PREFIXES)}
     return kept | {
         "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONPATH": str(REPOSITORY),
     }
