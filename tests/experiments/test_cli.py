@@ -1,6 +1,7 @@
 """The interstack program: help, errors, configs by name, resolved configuration."""
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -168,3 +169,20 @@ def test_importing_needs_no_optional_package() -> None:
     for last, returncode in ((f"import {modules}", 0), ("import wandb", 1)):
         command = [sys.executable, "-c", code + last]
         assert subprocess.run(command, capture_output=True, timeout=120).returncode == returncode
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_memory_is_expandable_unless_the_user_says_otherwise(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["interstack", "--help"])
+    for variable in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    main()
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setenv(name, "max_split_size_mb:128")
+    main()
+    assert {os.environ.get("PYTORCH_ALLOC_CONF"), os.environ.get("PYTORCH_CUDA_ALLOC_CONF")} == {
+        "max_split_size_mb:128",
+        None,
+    }
