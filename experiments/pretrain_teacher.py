@@ -64,7 +64,7 @@ def pretrain_teacher(
     used = trainer_precision(accelerator) if precision == "auto" else precision
     settings = {"steps": steps, "seed": seed, "train_splits": train_splits, "val_splits": val_splits}
     settings |= {"recipe": asdict(recipe), "alignments": alignment_digest(root, [*train_splits, *val_splits])}
-    if used != "32-true":  # left out elsewhere, as in the markers of older teachers
+    if steps and used != "32-true":  # left out elsewhere, as in the markers of older teachers
         settings["precision"] = used
     if is_finished(folder, MARKER, settings, overwrite):
         logger.info("kept the teacher in %s, which has these settings already", folder)
