@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.cli import COMMANDS, complete_switches, help_text, main, run
 from experiments.training import CONFIGS, DistillationCLI, default_name, resolve_configs
+from tests.patience import PATIENCE
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -107,7 +108,7 @@ def test_unknown_commands_and_bad_values_are_one_line() -> None:
         (["export", "--checkpoint", "none.ckpt", "--output", "x"], "none.ckpt"),
     ):
         command = [sys.executable, "-m", "experiments.cli", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert result.returncode == 2
         assert message in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
@@ -168,7 +169,7 @@ def test_importing_needs_no_optional_package() -> None:
     modules = "experiments.cli, experiments.training, experiments.quickstart, experiments.report, datamodules.synthetic"
     for last, returncode in ((f"import {modules}", 0), ("import wandb", 1)):
         command = [sys.executable, "-c", code + last]
-        assert subprocess.run(command, capture_output=True, timeout=120).returncode == returncode
+        assert subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode == returncode
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])

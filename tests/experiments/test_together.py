@@ -27,6 +27,7 @@ from lightning_modules.teacher import HuggingFaceTeacher
 from tests.conftest import REPOSITORY
 from tests.ddp.launch import environment
 from tests.helpers import save_corpus, save_teacher
+from tests.patience import PATIENCE
 from tests.resuming import differences, file_differences
 from tests.test_configs import SHRUNK
 from tests.test_kill import processes_of, wait_for
@@ -191,14 +192,14 @@ def test_a_kill_and_an_interrupt_leave_no_trace(
     workers = ["--data.num_workers", "1"]  # of a loader that all share: nobody's but the process's to end
     stopped = subprocess.run(
         [*process, f"full,interleave_equal={tmp_path / 'stopped.yaml'}", *workers],
-        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=120,
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=PATIENCE,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     assert stopped.returncode == status, stopped.stderr
     assert ("interstack: interrupted" in stopped.stderr) == (signal_name == "SIGINT")
     assert not any((tmp_path / name / "summary.json").exists() for name in STUDENTS[:2])
     if Path("/proc/self/environ").is_file():
-        wait_for(lambda: not processes_of(str(tmp_path)), 30)
+        wait_for(lambda: not processes_of(str(tmp_path)))
     fit_together([*command, "full,interleave_equal"])
     assert problems(apart, tmp_path, "full") == problems(apart, tmp_path, "interleave_equal") == []
 
