@@ -124,7 +124,7 @@ def test_pairs_by_ancestor() -> None:
 
 
 def test_weight_distance_is_zero_for_copies_and_large_for_others() -> None:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer, other = nn.Linear(64, 64), nn.Linear(64, 64)
     distances = weight_distances([layer, copy.deepcopy(layer), other])
