@@ -98,7 +98,8 @@ def plain_and_other(device: str, home: Path) -> tuple[Run, Run]:
 
 def _switched(device: str, home: Path, name: str, **settings: Any) -> Run:
     accelerator = "gpu" if device == "cuda" else "cpu"
-    return switched(home, home / f"{device}_{name}", accelerator=accelerator, float32="ieee", **settings)
+    here = {"accelerator": accelerator, "deterministic": True, "float32": "ieee"}
+    return switched(home, home / f"{device}_{name}", **here, **settings)
 
 
 @pytest.mark.parametrize("name", SWITCHES)

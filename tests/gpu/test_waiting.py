@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.callbacks.faults import PoisonLoss
 from tests.gpu.fits import Place
+from tests.lightning_modules.graphs import TORCH_WARNINGS
 
 
 class Snapshots(Callback):
@@ -72,9 +73,11 @@ STEPS: dict[str, dict[str, Any]] = {
     },
     "accumulated": {"accumulate_grad_batches": 2},
     "shared front end": {"module": {"front_end": "shared"}},
+    "compiled": {"module": {"compile": True, "teacher_settings": {"precision": "32", "compile": True}}},
 }
 
 
+@pytest.mark.filterwarnings(*[mark.args[0] for mark in TORCH_WARNINGS])
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_waits_for_nothing(name: str, cuda: torch.device, place: Place) -> None:
     place.fit(f"waits_{name}", [RefuseWaits()], log_every_n_steps=1000, **STEPS[name])
