@@ -13,7 +13,7 @@ from callbacks.stacking import StackingCallback
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import Teacher
 
-HOW_NOT_WHAT = frozenset({"compile", "compile_backend"})
+HOW_NOT_WHAT = frozenset({"compile", "compile_backend", "kernels"})
 """Settings of the student that change how it is computed but not what is learnt."""
 
 
@@ -53,9 +53,9 @@ class ResumeGuard(Callback):
 
     Compared are the growth settings and stage lengths, the steps of the learning-rate schedule, student, objective,
     optimizer, average of the weights, seed, the teacher's weights and what it hears, and the corpus; not the number of
-    devices, accumulation steps, precision and compilation (of trainer, student or teacher), folders or loggers, which
-    may change. A run that starts or stops averaging is another run too. What an older checkpoint does not record is not
-    compared.
+    devices, accumulation steps, precision, compilation and kernels (of trainer, student or teacher), folders or
+    loggers, which may change. A run that starts or stops averaging is another run too. What an older checkpoint does
+    not record is not compared.
 
     Args:
         allow_config_change: resume all the same; what differs is then this run's choice.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_modules.compiling import Tap, compile_in_place
 from lightning_modules.front_end import FrontEnd, copyable_front_end, noise
+from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end, is_padded
 from lightning_modules.precision import BF16_TOLERANCE, Precision, best_precision, computing_in, relative_error
 from lightning_modules.teacher_loading import ADVICE, load_config, load_extractor, load_model, resolve_normalize
@@ -153,6 +154,7 @@ class HuggingFaceTeacher(Teacher):
             checks it and returns to float32, with a warning, where targets would change by more than 2 %.
         compile: compile the convolutions, and each layer, with ``torch.compile``; one graph serves all layers.
         compile_backend: of ``torch.compile``.
+        kernels: ``plain``, ``channels_last`` or ``auto``, as for the student's convolutions.
 
     Raises:
         ValueError: if the model cannot be found, lacks weights, or is no such encoder.
@@ -167,6 +169,7 @@ class HuggingFaceTeacher(Teacher):
         precision: Literal["auto", "32", "bf16"] = "auto",
         compile: bool = False,
         compile_backend: str = "inductor",
+        kernels: Kernels = "auto",
     ) -> None:
         super().__init__()
         if precision not in ("auto", "32", "bf16"):
@@ -179,6 +182,7 @@ class HuggingFaceTeacher(Teacher):
             precision=precision,
             compile=compile,
             compile_backend=compile_backend,
+            kernels=kernels,
         )
         self._asked_precision: Literal["auto", "32", "bf16"] = precision
         self._backend = compile_backend if compile else None
@@ -191,6 +195,7 @@ class HuggingFaceTeacher(Teacher):
         self.num_layers, self.hidden_size = len(self.model.encoder.layers), config.hidden_size
         self._final_norm = self._ends_in_layer_norm()
         self.front_end = copyable_front_end(self.model.feature_extractor, config)
+        install(self.model.feature_extractor, kernels)
         extractor = load_extractor(model, revision, required=normalize is None)
         self.sample_rate = getattr(extractor, "sampling_rate", 16000)
         self.normalize = resolve_normalize(model, normalize, extractor, config)

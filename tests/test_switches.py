@@ -65,6 +65,7 @@ def train(
     implementation: str = "auto",
     precision: str = "32-true",
     teacher: str = "32",
+    kernels: str = "plain",
     targets: str | None = None,
     seed: int = 0,
     float32: Literal["tf32", "ieee"] = "tf32",
@@ -75,7 +76,8 @@ def train(
         home / "teacher",
         dropout=0.0,
         optimizer={"implementation": implementation},
-        teacher_settings={"precision": teacher},
+        teacher_settings={"precision": teacher, "kernels": kernels},
+        kernels=kernels,
     )
     module.cuda_settings = CudaSettings(float32)
     losses = Losses()
@@ -111,6 +113,8 @@ SWITCHES: dict[str, tuple[dict[str, str], float, float]] = {
     "fused AdamW": ({"implementation": "fused"}, 1e-6, 1e-4),
     "teacher in bf16": ({"teacher": "bf16"}, 0.005, 0.2),
     "bf16-mixed": ({"precision": "bf16-mixed"}, 0.005, 0.2),
+    "channels last": ({"kernels": "channels_last"}, 1e-5, 0.001),
+    "channels last, bf16-mixed": ({"kernels": "channels_last", "precision": "bf16-mixed"}, 0.005, 0.2),
     "targets in bf16": ({"targets": "targets"}, 0.001, 0.05),
     "all of them": (
         {"implementation": "fused", "precision": "bf16-mixed", "teacher": "bf16", "targets": "targets"},

@@ -1,0 +1,170 @@
+"""Other ways to compute a convolutional front end: the same module and weights, features with channels last.
+
+Hugging Face's front end keeps channels before time. A GPU's fast convolutions want them last, so that every layer costs
+transposes around it, and the norm over time and GELU round and move their values several times. Here time comes before
+channels from the waveform on: the first layer is a matrix product on windows, and a convolution of stride 2 is one
+matrix product on pairs of frames, and a second one on the third tap of a kernel of 3. Nothing is copied for them.
+
+Shapes: B batch, T frames or samples, N output frames, C input and O output channels.
+"""
+
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Kernels = Literal["auto", "plain", "channels_last"]
+
+
+def channels_last_pays(device_type: str, dtype: torch.dtype) -> bool:
+    """What ``auto`` takes: where ``interstack bench kernels`` found channels last faster. It was run on a CPU only."""
+    return False
+
+
+def install(extractor: nn.Module, kernels: Kernels) -> None:
+    """Let a front end of Hugging Face compute by ``kernels`` from now on, in place.
+
+    Only its class changes: weights, state dict, copies and ``compile`` stay what they are.
+
+    Raises:
+        ValueError: ``channels_last`` for convolutions that it does not know.
+    """
+    if kernels == "plain" or isinstance(extractor, _ChannelsLast):
+        return
+    if problem := _problem(extractor):
+        if kernels == "auto":
+            return
+        raise ValueError(f"kernels=channels_last cannot compute this front end, which has {problem}: set kernels=plain")
+    extractor.__class__ = _with_channels_last(type(extractor))
+    extractor.kernels = kernels  # type: ignore[assignment]
+
+
+def _problem(extractor: nn.Module) -> str | None:
+    """What is unknown of the convolutions, in words; ``None``: nothing."""
+    for number, layer in enumerate(getattr(extractor, "conv_layers", [])):
+        conv, norm = layer.conv, getattr(layer, "layer_norm", None)
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        if number and (stride != 2 or kernel not in (2, 3)):
+            return f"a kernel of {kernel} and stride of {stride} in layer {number}"
+        if isinstance(norm, nn.GroupNorm) and norm.num_groups != norm.num_channels:
+            return f"a norm over groups of channels in layer {number}"
+        if norm is not None and not isinstance(norm, nn.GroupNorm | nn.LayerNorm):
+            return f"a {type(norm).__name__} in layer {number}"
+    return None if hasattr(extractor, "conv_layers") else "no conv_layers"
+
+
+class _ChannelsLast(nn.Module):
+    """What :func:`install` adds to the class of a front end."""
+
+    kernels: Kernels
+
+    def forward(self, input_values: Tensor) -> Tensor:
+        """Features (B, C, N) of waveforms (B, T), as the class that this one extends."""
+        dtype = compute_dtype(input_values)
+        if self.kernels == "auto" and not channels_last_pays(input_values.device.type, dtype):
+            return super().forward(input_values)  # type: ignore[misc]
+        first, *others = self.conv_layers  # type: ignore[misc]
+        hidden_BNC = _first_convolution(input_values.to(dtype), first.conv)
+        hidden_BNC = first.activation(_normalised(hidden_BNC, first))
+        for layer in others:
+            weight_OCK = layer.conv.weight.to(dtype)
+            hidden_BNC = HalvingConvolution.apply(hidden_BNC.to(dtype), weight_OCK)
+            if layer.conv.bias is not None:
+                hidden_BNC = hidden_BNC + layer.conv.bias.to(dtype)
+            hidden_BNC = layer.activation(_normalised(hidden_BNC, layer))
+        return hidden_BNC.transpose(1, 2)
+
+
+@cache
+def _with_channels_last(base: type[nn.Module]) -> type[nn.Module]:
+    return type(f"ChannelsLast{base.__name__}", (_ChannelsLast, base), {})
+
+
+def compute_dtype(values: Tensor) -> torch.dtype:
+    """What matrix products of ``values`` are computed in: autocast's, where it is on."""
+    device_type = values.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return values.dtype
+
+
+def _first_convolution(waveforms_BT: Tensor, conv: Any) -> Tensor:
+    """(B, N, O): windows of the waveform times the kernels."""
+    windows_BNK = waveforms_BT.unfold(1, conv.kernel_size[0], conv.stride[0])
+    hidden_BNO = windows_BNK @ conv.weight[:, 0].to(waveforms_BT.dtype).t()
+    return hidden_BNO if conv.bias is None else hidden_BNO + conv.bias.to(waveforms_BT.dtype)
+
+
+def _normalised(hidden_BNC: Tensor, layer: Any) -> Tensor:
+    """By the layer's own norm, if it has one: over the channels of a frame, or over the time of a channel.
+
+    The second in float32 and, under autocast, rounded once.
+    """
+    norm = getattr(layer, "layer_norm", None)
+    if norm is None:
+        return hidden_BNC
+    if isinstance(norm, nn.LayerNorm):
+        return norm(hidden_BNC)
+    exact_BNC = hidden_BNC if hidden_BNC.dtype == torch.float64 else hidden_BNC.float()
+    variance_B1C, mean_B1C = torch.var_mean(exact_BNC, dim=1, correction=0, keepdim=True)
+    scale_B1C = norm.weight * torch.rsqrt(variance_B1C + norm.eps)
+    return torch.addcmul(norm.bias - mean_B1C * scale_B1C, exact_BNC, scale_B1C)
+
+
+class HalvingConvolution(torch.autograd.Function):
+    """A convolution of stride 2 and kernel 2 or 3 without bias, as matrix products on views.
+
+    Called with (B, T, C) and a weight (O, C, K), as a ``Conv1d`` holds it; gives (B, N, O). By hand, since automatic
+    differentiation of the views would fill and add whole tensors of zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_BTC: Tensor, weight_OCK: Tensor) -> Tensor:
+        hidden_BTC = hidden_BTC.contiguous()
+        taps_KCO, frames = weight_OCK.permute(2, 1, 0), _output_frames(hidden_BTC, weight_OCK)
+        output_BNO = torch.bmm(_pairs(hidden_BTC, frames), _per_item(taps_KCO[:2].flatten(0, 1), hidden_BTC))
+        if len(taps_KCO) == 3:
+            output_BNO.baddbmm_(_third_taps(hidden_BTC, frames), _per_item(taps_KCO[2], hidden_BTC))
+        ctx.save_for_backward(hidden_BTC, weight_OCK)
+        return output_BNO
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BNO: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        hidden_BTC, weight_OCK = ctx.saved_tensors
+        frames, gradient_BNO = gradient_BNO.shape[1], gradient_BNO.contiguous()
+        taps_KOC = weight_OCK.permute(2, 0, 1)
+        to_hidden_BTC = to_weight_OCK = None
+        if ctx.needs_input_grad[0]:
+            covered = hidden_BTC.shape[1] == 2 * frames
+            to_hidden_BTC = torch.empty_like(hidden_BTC) if covered else torch.zeros_like(hidden_BTC)
+            both_taps = torch.cat([taps_KOC[0], taps_KOC[1]], dim=1)
+            _pairs(to_hidden_BTC, frames).copy_(torch.bmm(gradient_BNO, _per_item(both_taps, hidden_BTC)))
+            if len(taps_KOC) == 3:
+                _third_taps(to_hidden_BTC, frames).add_(torch.bmm(gradient_BNO, _per_item(taps_KOC[2], hidden_BTC)))
+        if ctx.needs_input_grad[1]:
+            gradient_BON = gradient_BNO.transpose(1, 2)
+            taps = list(torch.bmm(gradient_BON, _pairs(hidden_BTC, frames)).sum(0).chunk(2, dim=1))
+            if len(taps_KOC) == 3:
+                taps.append(torch.bmm(gradient_BON, _third_taps(hidden_BTC, frames)).sum(0))
+            to_weight_OCK = torch.stack(taps, dim=2)
+        return to_hidden_BTC, to_weight_OCK
+
+
+def _output_frames(hidden_BTC: Tensor, weight_OCK: Tensor) -> int:
+    return (hidden_BTC.shape[1] - weight_OCK.shape[2]) // 2 + 1
+
+
+def _pairs(hidden_BTC: Tensor, frames: int) -> Tensor:
+    """View (B, N, 2 C) of a contiguous tensor: frames 0 and 1, 2 and 3, ... beside each other."""
+    return hidden_BTC[:, : 2 * frames].unflatten(1, (frames, 2)).flatten(2)
+
+
+def _third_taps(hidden_BTC: Tensor, frames: int) -> Tensor:
+    """View (B, N, C): frames 2, 4, ..."""
+    return hidden_BTC[:, 2::2][:, :frames]
+
+
+def _per_item(matrix: Tensor, hidden_BTC: Tensor) -> Tensor:
+    """One matrix for every item of the batch, without a copy."""
+    return matrix.expand(len(hidden_BTC), -1, -1)
