@@ -73,19 +73,22 @@ class CropRule:
 
     ``length="crop"``: all to the shortest effective length; "pad": each to its own, padded to the longest.
     A crop starts anywhere in the utterance with equal probability, at a place that is a function of (seed,
-    pass, row); without a seed it starts at 0.
+    pass, row); without a seed it starts at 0. The common length of "crop" is rounded down to a multiple of ``grid``
+    samples, where it has so many: a GPU plans every new length anew.
     """
 
     num_samples: np.ndarray = field(repr=False)  # (N,)
     max_samples: int
     length: str
     seed: int | None
+    grid: int = 1
 
     def resolve(self, rows_G: np.ndarray, pass_index: int) -> MicroBatch:
         available_G = np.asarray(self.num_samples[rows_G], dtype=np.int64)
         taken_G = np.minimum(available_G, self.max_samples)
         if self.length == "crop":
-            taken_G = np.full_like(taken_G, taken_G.min())
+            shortest = int(taken_G.min())
+            taken_G = np.full_like(taken_G, shortest // self.grid * self.grid or shortest)
         starts_G = np.zeros_like(taken_G)
         if self.seed is not None:
             starts_G = _places(self.seed, pass_index, rows_G, available_G - taken_G)

@@ -27,3 +27,9 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
 def relative_error(value: Tensor, reference: Tensor) -> float:
     """L2 norm of the difference by that of the reference."""
     return float((value.float() - reference.float()).norm() / reference.float().norm())
+
+
+def float32_mode() -> str:
+    """``tf32`` where CUDA may round the factors of float32 products or convolutions to TF32, else ``ieee``."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    return "tf32" if any(backend.fp32_precision == "tf32" for backend in backends) else "ieee"
