@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from experiments.bench.command import matmul_peak, objective_for, step_flops
@@ -29,7 +30,7 @@ from lightning_modules.stopwatch import TimePoint, milliseconds, time_point
 from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 
-PARTS = ("teacher_ms", "forward_ms", "backward_ms", "optimizer_ms")
+TIMED = ("teacher_ms", "forward_ms", "backward_ms", "optimizer_ms")
 WARM_UP = 3
 TOP = 60
 # The first pattern that a kernel's name has decides: cuDNN's convolutions are matrix products by name, too.
@@ -79,7 +80,7 @@ def bench_profile(
     student: StudentConfig | None = None,
     output: str | None = None,
 ) -> None:
-    """Time one step in parts, then profile one: kernels by kind, their number, the host's time, memory; print and write.
+    """Time one step in parts, then profile one: kernels by kind, their number, the host's time, memory.
 
     Args:
         batch_size: utterances.
@@ -98,9 +99,7 @@ def bench_profile(
     if min(batch_size, depth, rounds) < 1 or seconds <= 0:
         raise ValueError(f"batch_size={batch_size}, depth={depth}, rounds={rounds}, seconds={seconds} must be positive")
     sizes = asdict(student or StudentConfig()) | {"num_layers": depth, "compile": compile, "front_end": front_end}
-    row = Row(
-        accelerator, batch_size, seconds, depth, precision, compile, front_end, rounds, teacher, sizes
-    )
+    row = Row(accelerator, batch_size, seconds, depth, precision, compile, front_end, rounds, teacher, sizes)
     device, path = training_device(accelerator), None if output is None else Path(output)
     rows: list[dict[str, Any]] = json.loads(path.read_text()) if path is not None and path.is_file() else []
     wanted = json.loads(json.dumps(made(device) | asdict(row)))
@@ -170,9 +169,7 @@ def measure(row: Row, device: torch.device) -> tuple[dict[str, Any], dict[str, t
     step.wait()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    start = time.perf_counter()
     laps = [step() for _ in range(row.rounds)]
-    submit = (time.perf_counter() - start) / row.rounds * 1000
     step.wait()
     times = [milliseconds(lap[0], lap[-1]) for lap in laps]
     low, high = np.percentile(times, [25, 75])
@@ -186,10 +183,11 @@ def measure(row: Row, device: torch.device) -> tuple[dict[str, Any], dict[str, t
         "spread_ms": float(high - low),
         **{
             part: median(milliseconds(lap[number], lap[number + 1]) for lap in laps)
-            for number, part in enumerate(PARTS)
+            for number, part in enumerate(TIMED)
         },
         "first_step_s": first,
-        "host_submit_ms": submit,
+        "host_submit_ms": median(_submit_ms(step) for _ in range(row.rounds)),
+        "kernel_ms": sum(spent for spent, _ in kernels.values()),
         "kernels": sum(calls for _, calls in kernels.values()),
         "kinds": by_kind(kernels),
         "memory_gb": memory,
@@ -201,18 +199,28 @@ def measure(row: Row, device: torch.device) -> tuple[dict[str, Any], dict[str, t
     return result, kernels
 
 
+def _submit_ms(step: _Step) -> float:
+    """The host's time for a step whose predecessors are done: behind others it would wait for room in their queue."""
+    start = time.perf_counter()
+    step()
+    spent = time.perf_counter() - start
+    step.wait()
+    return spent * 1000
+
+
 def profiled(step: _Step) -> dict[str, tuple[float, int]]:
-    """Milliseconds and calls by name: of kernels on a GPU, elsewhere of operators, their own time without what they call."""
+    """Milliseconds and calls by name: of kernels on a GPU, elsewhere of operators without what they call."""
     cuda = step.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as recorded:
+    with profile(activities=activities, acc_events=True) as recorded:
         step()
         step.wait()
     kernels: dict[str, tuple[float, int]] = {}
     for event in recorded.events() or []:
-        if cuda and event.device_type != torch.autograd.DeviceType.CUDA:
+        # Ranges that are named in the code, as the optimizer's step is, hold kernels that are events of their own.
+        if event.is_user_annotation or (cuda and event.device_type != DeviceType.CUDA):
             continue
-        own = event.self_device_time_total if cuda else event.self_cpu_time_total
+        own = event.time_range.elapsed_us() if cuda else event.self_cpu_time_total
         spent, calls = kernels.get(event.name, (0.0, 0))
         kernels[event.name] = (spent + own / 1000, calls + 1)
     return kernels
@@ -233,3 +241,40 @@ def top(kernels: Mapping[str, tuple[float, int]]) -> str:
     """The longest kernels as lines of text."""
     longest = sorted(kernels.items(), key=lambda item: -item[1][0])[:TOP]
     return "".join(f"{spent:10.3f} ms {calls:6d} x {name[:200]}\n" for name, (spent, calls) in longest)
+
+
+def host_bound_below(row: Mapping[str, Any]) -> float | None:
+    """Audio seconds per step from which on the device needs longer than the host; ``None`` where they are the same.
+
+    The host's time hardly depends on the size of a step, the kernels' grows with it. Where the host had to wait for
+    room in the device's queue, this is too large.
+    """
+    if "CPU" in row["hardware"]:
+        return None
+    return float(row["batch_size"] * row["seconds"] * row["host_submit_ms"] / row["kernel_ms"])
+
+
+def name_in_words(row: Mapping[str, Any]) -> str:
+    """What was profiled."""
+    compiled = "compiled" if row["compile"] else "eager"
+    size = f"{row['batch_size']} x {row['seconds']:g} s, {row['precision']}, depth {row['depth']}"
+    return f"{size}, {row['front_end']} front end, {compiled}"
+
+
+def text(row: Mapping[str, Any]) -> str:
+    """A row of the file in words."""
+    parts = ", ".join(f"{part.removesuffix('_ms')} {row[part]:.1f}" for part in TIMED)
+    kinds = "\n".join(f"  {kind:<12}{sums['ms']:>10.2f} ms {sums['calls']:>6}" for kind, sums in row["kinds"].items())
+    memory = "-" if row["memory_gb"] is None else f"{row['memory_gb']:.1f} GB"
+    lines = [
+        f"{name_in_words(row)}: {row['step_ms']:.1f} ms a step ({parts}; quartiles "
+        f"{row['spread_ms']:.1f} apart), the first one {row['first_step_s']:.1f} s",
+        f"{row['audio_s_per_s']:.1f} audio seconds per second, {row['gflop_per_audio_s']:.1f} GFLOP per audio second, "
+        f"{100 * row['mfu']:.1f} % of the matmul peak ({row['matmul_peak_gflops']:.0f} GFLOP/s), memory {memory}",
+        f"{row['kernels']} kernels in {row['kernel_ms']:.1f} ms, given to the device in {row['host_submit_ms']:.1f} ms",
+        kinds,
+    ]
+    if (bound := host_bound_below(row)) is not None:
+        lines.append(f"the host is the bound below {bound:.0f} audio seconds per step")
+    lines.append(f"{row['hardware']}; torch {row['torch']}, float32 {row['float32']}; commit {row['commit']}")
+    return "\n".join(lines)
