@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help install quickstart test test-full lint clean
+.PHONY: help install quickstart test test-full bench-gpu gpu-bundle lint clean
 
 help:
 	@echo "make quickstart   corpus, teacher, four students and a report under runs/quickstart (ARGS=--fast: one to two minutes)"
 	@echo "make test         all tests that take seconds; make test-full: the long ones too"
+	@echo "make bench-gpu    all benchmarks of one GPU, into gpu_results; the same call goes on where it stopped"
+	@echo "make gpu-bundle   what an offline GPU machine lacks, into .bundle, and the commands for it"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove the virtual environment"
 
@@ -30,6 +32,12 @@ test: install
 
 test-full: install
 	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 $(ARGS)
+
+bench-gpu: install
+	$(BIN)/interstack bench suite --output gpu_results/suite $(ARGS)
+
+gpu-bundle: install
+	$(BIN)/python -m experiments.launch.gpu_bundle $(ARGS)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
