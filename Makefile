@@ -5,11 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help install quickstart test test-full bench-gpu gpu-bundle lint clean
+DEVICE ?= cuda
+
+.PHONY: help install quickstart test test-full test-gpu bench-gpu gpu-bundle lint clean
 
 help:
 	@echo "make quickstart   corpus, teacher, four students and a report under runs/quickstart (ARGS=--fast: one to two minutes)"
 	@echo "make test         all tests that take seconds; make test-full: the long ones too"
+	@echo "make test-gpu     what a GPU must do right, in minutes (DEVICE=cpu: all of it that a CPU can do)"
 	@echo "make bench-gpu    all benchmarks of one GPU, into gpu_results; the same call goes on where it stopped"
 	@echo "make gpu-bundle   what an offline GPU machine lacks, into .bundle, and the commands for it"
 	@echo "make lint         ruff and mypy"
@@ -28,10 +31,13 @@ quickstart: install
 
 # One thread per process: the suite runs in two processes, and sums depend on the number of threads.
 test: install
-	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 test-full: install
-	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-gpu: install
+	$(BIN)/python -m pytest tests/gpu --device $(DEVICE) $(ARGS)
 
 bench-gpu: install
 	$(BIN)/interstack bench suite --output gpu_results/suite $(ARGS)

@@ -196,7 +196,8 @@ class StackingCallback(Callback):
     def _loss(self, trainer: L.Trainer, module: DistillationModule) -> float | None:
         """Loss on one fixed batch, in eval mode and without gradients: nothing of the run changes by it.
 
-        It is no part of what a growth costs, so the run's clock stands still.
+        It is no part of what a growth costs, so the run's clock stands still. A compiled student is measured eagerly:
+        graphs for evaluation would take longer to compile than the measurement saves.
         """
         datamodule = getattr(trainer, "datamodule", None)
         if not self.measure_loss or datamodule is None or not hasattr(datamodule, "example_batch"):
@@ -206,7 +207,8 @@ class StackingCallback(Callback):
             batch = datamodule.transfer_batch_to_device(datamodule.example_batch(4), module.device, 0)
             training = [part for part in module.modules() if part.training]
             module.eval()
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
+            eagerly = torch.compiler.set_stance("force_eager")
+            with eagerly, torch.no_grad(), trainer.precision_plugin.forward_context():
                 loss = module.losses(batch).total.item()
             for part in training:
                 part.training = True

@@ -73,8 +73,7 @@ class CropRule:
 
     ``length="crop"``: all to the shortest effective length; "pad": each to its own, padded to the longest.
     A crop starts anywhere in the utterance with equal probability, at a place that is a function of (seed,
-    pass, row); without a seed it starts at 0. The common length of "crop" is rounded down to a multiple of ``grid``
-    samples, where it has so many: a GPU plans every new length anew.
+    pass, row); without a seed it starts at 0. With a ``grid`` the shortest is cut on, see :func:`on_grid`.
     """
 
     num_samples: np.ndarray = field(repr=False)  # (N,)
@@ -87,12 +86,16 @@ class CropRule:
         available_G = np.asarray(self.num_samples[rows_G], dtype=np.int64)
         taken_G = np.minimum(available_G, self.max_samples)
         if self.length == "crop":
-            shortest = int(taken_G.min())
-            taken_G = np.full_like(taken_G, shortest // self.grid * self.grid or shortest)
+            taken_G = np.full_like(taken_G, on_grid(taken_G.min(), self.grid))
         starts_G = np.zeros_like(taken_G)
         if self.seed is not None:
             starts_G = _places(self.seed, pass_index, rows_G, available_G - taken_G)
         return MicroBatch(rows_G, starts_G, taken_G, taken_G)
+
+
+def on_grid(num_samples: int, grid: int) -> int:
+    """The largest multiple of ``grid`` that is not longer; what is shorter than ``grid`` stays as it is."""
+    return int(num_samples // grid * grid or num_samples)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ class FixedSegments:
         return MicroBatch(rows_G, self.starts[rows_G], taken_G, taken_G)
 
 
-def fix_segments(plan: BatchPlan, num_samples_N: np.ndarray, max_samples: int, length: str, seed: int) -> FixedSegments:
+def fix_segments(
+    plan: BatchPlan, num_samples_N: np.ndarray, max_samples: int, length: str, seed: int, grid: int = 1
+) -> FixedSegments:
     """Segments that fit whatever batch of its bucket a row gets into.
 
     ``length="crop"``: every row of a bucket has the shortest effective length of the bucket, which loses more audio
@@ -119,7 +124,7 @@ def fix_segments(plan: BatchPlan, num_samples_N: np.ndarray, max_samples: int, l
     if length == "crop":
         for first, end in itertools.pairwise(plan.starts[plan.buckets]):
             rows = plan.rows[first:end]
-            taken_N[rows] = taken_N[rows].min()
+            taken_N[rows] = on_grid(taken_N[rows].min(), grid)
     return FixedSegments(_places(seed, 0, np.arange(len(available_N)), available_N - taken_N), taken_N)
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_audio.tsv"
 SECONDS_AFTER_SIGTERM = 15  # how long a worker goes on: several optimizer steps
-LONGEST_WAIT = 600  # seconds for a batch of the workers; see ResumableLoader.explain
+LONGEST_WAIT = 300  # seconds for a batch of the workers, half of NCCL's own limit; see ResumableLoader.explain
 SECONDS_AFTER_A_COLLECTIVE = 0.01
 
 
@@ -139,6 +139,7 @@ class ResumableLoader(DataLoader[AudioBatch]):
         batch_sampler: which micro-batches an epoch has.
         num_workers: processes that decode.
         relay: between loading and handing out, where several loaders hand out the same micro-batches.
+        pin_memory: put batches where a CUDA device can fetch them without the host's waiting.
     """
 
     batch_sampler: GlobalBatchSampler  # type: ignore[assignment]
@@ -150,13 +151,14 @@ class ResumableLoader(DataLoader[AudioBatch]):
         batch_sampler: GlobalBatchSampler,
         num_workers: int = 0,
         relay: Relay | None = None,
+        pin_memory: bool = False,
     ) -> None:
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
             num_workers=num_workers,
             collate_fn=as_it_is,  # type: ignore[arg-type]
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             timeout=LONGEST_WAIT if num_workers else 0,
             worker_init_fn=_outlive_sigterm,
         )

@@ -1,5 +1,21 @@
 """From what one device can hold to accumulation steps; the global batch stays what it is."""
 
+GB_PER_AUDIO_SECOND = {"bf16-mixed": 0.0595, "32-true": 0.0895}
+"""What a step of the paper's sizes takes at full depth, by the trainer's precision (teacher in bf16 or float32).
+
+Measured on a CPU by `interstack bench --depths "[12]"` at 2 x 5 s and 6 x 5 s; not on a GPU.
+"""
+FIXED_GB = 2.0
+"""Weights of teacher and student, gradients, AdamW's moments (1 GB together), and CUDA's own."""
+USABLE = 0.9
+"""Share of a GPU's memory to count on: lengths vary, and the allocator leaves gaps."""
+
+
+def utterances_that_fit(memory_gb: float, seconds: float, precision: str) -> int:
+    """Utterances of ``seconds`` that a GPU of ``memory_gb`` (10^9 bytes) holds at once, one at least."""
+    each = GB_PER_AUDIO_SECOND.get(precision, GB_PER_AUDIO_SECOND["32-true"]) * seconds
+    return max(1, int((USABLE * memory_gb - FIXED_GB) / each))
+
 
 def accumulation_steps(
     batch_size: int | None,

@@ -55,6 +55,7 @@ class TargetsTrainer(Trainer):
             return  # one process writes
         if shard_megabytes < 1 or batch_seconds <= 0:
             raise ValueError(f"shard_megabytes={shard_megabytes} and batch_seconds={batch_seconds} must be positive")
+        datamodule.trainer = self
         datamodule.prepare_data()
         datamodule.setup()
         folder, layers = Path(output), list(model.teacher.hidden_layers)
@@ -99,6 +100,7 @@ class TeacherSource:
     def __init__(self, model: DistillationModule, datamodule: LibriSpeechDataModule, device: torch.device) -> None:
         self.model, self.datamodule, self.device = model.to(device), datamodule, device
         model.teacher.to(device)
+        model.cuda_settings.apply(device)
 
     @torch.no_grad()
     def __call__(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:

@@ -134,6 +134,9 @@ def main() -> int:
     SIGTERM during ``fit`` and ``validate`` comes through here as a ``SystemExit`` of status 143.
     """
     args = sys.argv[1:]
+    # Batches of many lengths would leave gaps in a GPU's memory. torch reads this when it first uses CUDA.
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     sys.path.append(os.getcwd())  # own policies and teachers are named by module path
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # Lightning repeats advertisements, "GPU available" and seeds for every trainer; the run's folder has what matters.

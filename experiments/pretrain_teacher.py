@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -14,6 +15,8 @@ from transformers import HubertModel, Wav2Vec2FeatureExtractor
 from datamodules.alignments import alignment_digest, phone_inventory, read_split
 from datamodules.folders import is_finished, making, write_marker
 from datamodules.phones import SAMPLE_RATE, FrameLabelDataset, stack_crops
+from datamodules.placement import trains_on_cuda, workers_for
+from lightning_modules.precision import trainer_precision
 from lightning_modules.pretraining import FrameLabelModule, PretrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,8 @@ def pretrain_teacher(
     seed: int = 0,
     recipe: PretrainingConfig = PretrainingConfig(),  # noqa: B008 (frozen)
     accelerator: str = "auto",
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
+    num_workers: int | None = None,
     progress_bar: bool = True,
     overwrite: bool = False,
 ) -> None:
@@ -48,14 +53,19 @@ def pretrain_teacher(
         seed: of initialisation, dropout, order and crops.
         recipe: sizes and training settings.
         accelerator: cpu, cuda, mps or auto.
+        precision: of the training; auto is bf16-mixed on GPUs that have bfloat16, else 32-true.
+        num_workers: processes that read audio; default: none on a CPU, on a GPU one less than the cores, from 2 to 8.
         progress_bar: show one.
         overwrite: replace a teacher of other settings.
     """
     if steps < 0:
         raise ValueError(f"steps={steps} must be 0 (untrained) or more")
     folder = Path(output)
+    used = trainer_precision(accelerator) if precision == "auto" else precision
     settings = {"steps": steps, "seed": seed, "train_splits": train_splits, "val_splits": val_splits}
     settings |= {"recipe": asdict(recipe), "alignments": alignment_digest(root, [*train_splits, *val_splits])}
+    if steps and used != "32-true":  # left out elsewhere, as in the markers of older teachers
+        settings["precision"] = used
     if is_finished(folder, MARKER, settings, overwrite):
         logger.info("kept the teacher in %s, which has these settings already", folder)
         return
@@ -66,7 +76,7 @@ def pretrain_teacher(
     if steps:
         train_set = _crops(module, root, train_splits, phones, length=steps * recipe.batch_size, seed=seed)
         val_set = _crops(module, root, val_splits, phones, length=None, seed=seed)
-        metrics = train(module, train_set, val_set, seed, accelerator, progress_bar)
+        metrics = train(module, train_set, val_set, seed, accelerator, used, num_workers, progress_bar)
         logger.info("teacher: %.1f %% of held-out frames are right", 100 * metrics["val/frame_accuracy"])
     with making(folder) as new:
         write_model(new, module.hubert.cpu(), phones)
@@ -94,19 +104,19 @@ def train(
     val_set: FrameLabelDataset,
     seed: int,
     accelerator: str = "auto",
+    precision: str = "32-true",
+    num_workers: int | None = None,
     progress_bar: bool = True,
 ) -> dict[str, float]:
     """Train in place, for as long as the training set is; returns ``train/loss`` and the held-out ``val/...``.
 
-    The same arguments give the same weights on the same machine.
+    The same arguments give the same weights on the same machine; the number of workers changes nothing.
     """
-    train_loader, val_loader = (
-        DataLoader(data, module.config.batch_size, collate_fn=stack_crops) for data in (train_set, val_set)
-    )
     L.seed_everything(seed, verbose=False)  # dropout
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,
+        precision=precision,  # type: ignore[arg-type]
         max_epochs=1,
         gradient_clip_val=1.0,
         logger=False,
@@ -114,6 +124,12 @@ def train(
         enable_model_summary=False,
         enable_progress_bar=progress_bar,
         num_sanity_val_steps=0,
+    )
+    on_cuda = trains_on_cuda(trainer)
+    workers = workers_for(num_workers, trainer) if on_cuda else num_workers or 0
+    train_loader, val_loader = (
+        DataLoader(data, module.config.batch_size, collate_fn=stack_crops, num_workers=workers, pin_memory=on_cuda)
+        for data in (train_set, val_set)
     )
     trainer.fit(module, train_loader, val_loader)
     return {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}

@@ -46,7 +46,7 @@ class Size:
 
 
 FULL = Size(20.0, 900, 8, 60, 300, {"corpus": 2, "teacher": 120, "each of 4 students": 115, "each of 6 probes": 25})
-FAST = Size(4.0, 150, 4, 8, 100, {"corpus": 1, "teacher": 20, "each of 4 students": 8, "each of 6 probes": 7})
+FAST = Size(2.0, 60, 4, 4, 50, {"corpus": 1, "teacher": 20, "each of 4 students": 8, "each of 6 probes": 7})
 
 # System -> shipped config. GradStack has the prediction-style loss, as in the paper.
 STUDENTS = {

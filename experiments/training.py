@@ -5,7 +5,7 @@ The typed signatures of the classes are the configuration; YAML files hold only 
 
 import pkgutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -24,11 +24,11 @@ from callbacks.stacking import StackingCallback
 from callbacks.summary import RunSummary
 from callbacks.throughput import ThroughputCallback
 from datamodules.librispeech import LibriSpeechDataModule
-from experiments.accumulation import accumulation_steps
+from experiments.accumulation import accumulation_steps, utterances_that_fit
 from experiments.loggers import WandbSettings, build_loggers
 from experiments.runs import RunFolder
 from lightning_modules.distillation import DistillationModule
-from lightning_modules.precision import best_precision
+from lightning_modules.precision import trainer_precision
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULT_TEACHER = {
@@ -90,8 +90,18 @@ def default_precision(trainer: Any) -> str | None:
     classes = [pkgutil.resolve_name(plugin.class_path) for plugin in plugins if hasattr(plugin, "class_path")]
     if any(issubclass(plugin, Precision) for plugin in classes):
         return None
-    on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and best_precision(torch.device("cuda")) == "bf16" else "32-true"
+    return trainer_precision(trainer.accelerator)
+
+
+def _utterances_that_fit(trainer: Trainer, config: Any) -> int | None:
+    """By the GPU's memory; ``None`` on other devices, and where the user has said how to accumulate or limit."""
+    device = trainer.strategy.root_device
+    limited = config.trainer.limit_train_batches is not None or config.data.batch_size is None
+    if device.type != "cuda" or limited or trainer.accumulate_grad_batches != 1:
+        return None
+    memory_gb = torch.cuda.get_device_properties(device).total_memory / 1e9
+    seconds = config.data.max_samples / config.data.sample_rate
+    return utterances_that_fit(memory_gb, seconds, str(trainer.precision))
 
 
 class DistillationCLI(LightningCLI):
@@ -139,9 +149,10 @@ class DistillationCLI(LightningCLI):
         parser.add_argument("--log_samples", type=bool, default=True, help="Log spectrograms once per run.")
         parser.add_argument(
             "--max_batch_per_device",
-            type=PositiveInt | None,
-            default=None,
-            help="Utterances that one device holds at once; sets trainer.accumulate_grad_batches by it.",
+            type=PositiveInt | Literal["auto"] | None,
+            default="auto",
+            help="Utterances that one device holds at once; sets trainer.accumulate_grad_batches by it. `auto`: by a "
+            "GPU's memory for the paper's sizes, where nothing else is said of accumulation. `null`: leave it alone.",
         )
         parser.add_argument(
             "--allow-config-change",
@@ -209,11 +220,14 @@ class DistillationCLI(LightningCLI):
         own = self.config_init[self.subcommand].trainer.get("callbacks") or []
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
         trainer = super().instantiate_trainer(**kwargs)
-        if config.max_batch_per_device is not None:
+        most = config.max_batch_per_device
+        if most == "auto":
+            most = _utterances_that_fit(trainer, config) if fitting else None
+        if most is not None:
             trainer.accumulate_grad_batches = accumulation_steps(
                 batch_size=config.data.batch_size,
                 num_devices=trainer.num_devices * trainer.num_nodes,
-                max_batch_per_device=config.max_batch_per_device,
+                max_batch_per_device=most,
                 given=trainer.accumulate_grad_batches,
                 limit=config.trainer.limit_train_batches,
             )

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 RECOMPILE_LIMIT = 32
 """Graphs of one kind of module. Teacher and student share a kind, and have graphs for training and evaluation, with a
-mask and without, for the first length and for all others; beyond torch's limit of 8 all of them would run eagerly."""
+mask and without, of one utterance and of several; beyond torch's limit of 8 all of them would run eagerly."""
 
 
 def compile_in_place(modules: Iterable[nn.Module], backend: str) -> None:
     """Compile the modules that are not: a deep copy drops it, so clones, fresh and loaded ones come without.
 
-    The first length makes a graph of its own, the second one that serves all lengths.
+    One graph serves all lengths from the first step on: with a graph of its own for the first length, a resumed run
+    would have another one than the uninterrupted run, with other rounding.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     for module in modules:
@@ -26,7 +27,7 @@ def compile_in_place(modules: Iterable[nn.Module], backend: str) -> None:
             on_cpu = next(module.parameters()).device.type == "cpu"
             # Inductor's own random numbers cost a CPU more than all else gains (1.4x the time of a forward pass).
             options = {"fallback_random": True} if backend == "inductor" and on_cpu else None
-            module.compile(backend=backend, options=options)
+            module.compile(backend=backend, options=options, dynamic=True)
 
 
 class Tap(nn.Module):

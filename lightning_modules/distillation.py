@@ -26,6 +26,7 @@ from lightning_modules.optimisation import (
     learning_rate_factor,
     parameter_groups,
 )
+from lightning_modules.precision import CudaSettings
 from lightning_modules.stopwatch import StepStopwatch
 from lightning_modules.student import Student, StudentConfig
 from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
@@ -51,13 +52,14 @@ class DistillationModule(L.LightningModule):
 
     Args:
         teacher: the frozen encoder, or (from a checkpoint) ``{"class_path": ..., "init_args": ...}``.
-        student: sizes and settings of the student; like the next two, a plain dict of its fields does as well.
+        student: sizes and settings of the student; like the other settings, a plain dict of its fields does as well.
         objective: the losses.
         optimizer: optimizer and learning-rate schedule.
         seed: of dropout, masking and fresh layers. Randomness is a function of (seed, epoch, batch, rank), so a
             resumed run draws what the uninterrupted one would have drawn, and no generator state is saved.
         total_steps: length of the learning-rate schedule in optimizer steps; default: epochs x the data module's
             steps per epoch (the loader is never touched for it: that would break resuming).
+        cuda: how a GPU computes, in the whole process.
 
     Attributes:
         target_sharing: between a step and the teacher, where other students see the same batch; ``None``: none do.
@@ -71,20 +73,22 @@ class DistillationModule(L.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         seed: int = 0,
         total_steps: int | None = None,
+        cuda: CudaSettings = CudaSettings(),  # noqa: B008
     ) -> None:
         super().__init__()
         teacher = build_teacher(teacher)
-        student, objective, optimizer = (
+        student, objective, optimizer, cuda = (
             StudentConfig(**student) if isinstance(student, dict) else student,
             ObjectiveConfig(**objective) if isinstance(objective, dict) else objective,
             OptimizerConfig(**optimizer) if isinstance(optimizer, dict) else optimizer,
+            CudaSettings(**cuda) if isinstance(cuda, dict) else cuda,
         )
         # Plain values only: a checkpoint with a dataclass in it cannot be loaded with weights_only=True.
-        settings: dict[str, Any] = {"student": student, "objective": objective, "optimizer": optimizer}
+        settings: dict[str, Any] = {"student": student, "objective": objective, "optimizer": optimizer, "cuda": cuda}
         plain = {name: _plain(asdict(setting)) for name, setting in settings.items()}
         self.save_hyperparameters({"teacher": teacher.spec(), **plain, "seed": seed, "total_steps": total_steps})
         self._hidden_teacher = [teacher]  # in a list, or nn.Module would register it
-        self.seed, self.total_steps, self.optimizer_config = seed, total_steps, optimizer
+        self.seed, self.total_steps, self.optimizer_config, self.cuda_settings = seed, total_steps, optimizer, cuda
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.student = Student(student, teacher.front_end)
@@ -239,6 +243,7 @@ class DistillationModule(L.LightningModule):
             datamodule.use_targets(teacher_settings(self.teacher), self.teacher.hidden_layers)
 
     def on_fit_start(self) -> None:
+        self.cuda_settings.apply(self.device)
         self.teacher.prepare(self.device)
         if self.student.config.front_end == "shared":
             _check_shared_convolutions(self.teacher, self.student)

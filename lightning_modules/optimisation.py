@@ -116,6 +116,7 @@ def build_optimizer(groups: ParameterGroups, config: OptimizerConfig) -> Optimiz
             groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None, foreach=foreach
         )
     optimizer.register_load_state_dict_pre_hook(_check_names)
+    optimizer.register_load_state_dict_pre_hook(_keep_implementation)
     return optimizer
 
 
@@ -128,6 +129,34 @@ def _check_names(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
                 f"the optimizer state in this checkpoint belongs to other parameters ({len(saved_names)} there, "
                 f"{len(names)} here; differing: {differing}): resume with the settings that made it"
             )
+
+
+IMPLEMENTATION = ("foreach", "fused", "capturable")
+"""Keys of a parameter group that say how an update is computed, not what."""
+
+
+def _keep_implementation(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The state with this optimizer's own implementation.
+
+    torch would take the checkpoint's: a run that goes on on a GPU would keep a CPU's loop over parameters, with a wait
+    in every step, and the other way round. With it goes where the step counts lie: a fused optimizer has them on the
+    device, the others on the host.
+    """
+    if len(optimizer.param_groups) != len(state_dict["param_groups"]):
+        return state_dict  # torch says what is wrong with it
+    groups = [
+        saved | {key: own[key] for key in IMPLEMENTATION if key in own}
+        for own, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
+    ]
+    on_device = any(group.get("fused") or group.get("capturable") for group in groups)
+    state = {
+        index: {
+            key: value.cpu() if key == "step" and torch.is_tensor(value) and not on_device else value
+            for key, value in values.items()
+        }
+        for index, values in state_dict["state"].items()
+    }
+    return {**state_dict, "param_groups": groups, "state": state}
 
 
 def rebind(optimizer: Optimizer, groups: ParameterGroups) -> None:

@@ -6,9 +6,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.checkpointing import RunCheckpoint
+from callbacks.lookup import find_callback
+
 
 class Hold(Callback):
-    """Wait, until killed, before the first batch after optimizer step ``step``."""
+    """Wait, until killed or told to stop, before the first batch after optimizer step ``step``."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -16,5 +19,6 @@ class Hold(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        while trainer.global_step >= self.step:
-            time.sleep(1)
+        checkpoint = find_callback(trainer, RunCheckpoint)
+        while trainer.global_step >= self.step and not (checkpoint and checkpoint.signals.received):
+            time.sleep(0.1)

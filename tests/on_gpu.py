@@ -18,17 +18,10 @@ import torch
 
 # torch wants it for products that are the same every time.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-IGNORED = (
-    "ignore:GPU available but not used",
-    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning",  # Python 3.12
-    "ignore:Please use the new API settings to control TF32",  # Lightning asks by the old names
-    "ignore:.*torch.jit.script.*:DeprecationWarning",
-)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for text in IGNORED:
-        config.addinivalue_line("filterwarnings", text)
+    config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.script.*:DeprecationWarning")  # in torch's compiler
     if torch.cuda.is_available():
         L.Trainer.__init__ = moved(L.Trainer.__init__)  # type: ignore[method-assign]
 

@@ -47,12 +47,15 @@ class Scenario:
     precision: str = "32-true"
     odd_tail: bool = False  # the epoch's last accumulation window has fewer micro-batches
     dropout: float = 0.1
+    accelerator: str = "cpu"
 
     def trainer_settings(self) -> dict[str, Any]:
         batches = (self.batches_per_epoch or 3) * self.accumulate
         settings: dict[str, Any] = {
             "accumulate_grad_batches": self.accumulate,
             "precision": self.precision,
+            "accelerator": self.accelerator,
+            "deterministic": self.accelerator != "cpu",  # a CPU is by itself
             "gradient_clip_val": 1.0,
             "enable_checkpointing": True,
         }

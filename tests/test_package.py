@@ -6,11 +6,12 @@ import zipfile
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
+from tests.patience import PATIENCE
 
 
 def test_wheel_holds_code_and_data_and_runs_elsewhere(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(REPOSITORY)]
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, check=True, timeout=PATIENCE)
     (wheel,) = tmp_path.glob("interstack-*.whl")
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
@@ -28,6 +29,8 @@ def test_wheel_holds_code_and_data_and_runs_elsewhere(tmp_path: Path) -> None:
         f"assert t.__file__.startswith({str(site)!r}), t.__file__;"
         "t.DistillationCLI(['fit', '--config', 'interleave_equal', '--data.root', 'x', '--print_config'])"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert result.returncode == 0, result.stderr
     assert "policy: interleaved" in result.stdout

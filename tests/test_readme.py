@@ -17,6 +17,7 @@ from experiments.cli import COMMANDS, run
 from experiments.training import CONFIGS
 from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
+from tests.patience import PATIENCE
 
 DOCS = ("launching.md", "studies.md", "reproducing.md", "superb.md", "performance.md")
 PAGES = [
@@ -51,12 +52,12 @@ def command_of(line: str) -> str:
     return " ".join(words) if " ".join(words) in COMMANDS else words[0]
 
 
-def call(arguments: list[str], folder: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+def call(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "experiments.cli", *arguments]
     environment = {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(folder / "cache")}
     return subprocess.run(
         ["env", *(f"{k}={v}" for k, v in environment.items()), *command],
-        cwd=folder, capture_output=True, text=True, timeout=timeout,
+        cwd=folder, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def test_the_corpus_of_ones_own_example_runs(tmp_path: Path) -> None:
     assert call(arguments, tmp_path).returncode == 0
     python = re.search(r"```python\n(from transformers.*?)```", PAGES[0].read_text(), re.DOTALL)
     assert python is not None
-    subprocess.run([sys.executable, "-c", python[1]], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-c", python[1]], cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE)
 
 
 def test_the_example_policy_runs(tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_the_example_policy_runs(tmp_path: Path) -> None:
 
 def test_quickstart_makes_its_report_and_keeps_finished_parts(tmp_path: Path) -> None:
     """``make quickstart ARGS=--fast``, then again: the second call repeats nothing."""
-    first = call(["quickstart", *SMALL["quickstart"]], tmp_path, timeout=560)
+    first = call(["quickstart", *SMALL["quickstart"]], tmp_path)
     assert first.returncode == 0, first.stderr[-2000:]
     output = tmp_path / "runs" / "quickstart"
     page = (output / "report.html").read_text()
@@ -251,7 +252,7 @@ def test_the_job_script_passes_its_arguments_on(tmp_path: Path) -> None:
     variables |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
     result = subprocess.run(
         ["bash", str(REPOSITORY / script), *arguments],
-        cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert all(text in result.stdout for text in ("num_nodes: 2", "devices: '4'", "policy: interleaved"))

@@ -4,7 +4,7 @@ The measure is what another order of the data does to the same run: the negative
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import pytest
@@ -15,6 +15,7 @@ from torch import Tensor
 from callbacks.guards import NonFiniteGuard
 from datamodules.librispeech import LibriSpeechDataModule
 from experiments.cache_targets import TargetsTrainer
+from lightning_modules.precision import CudaSettings
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
 
 
@@ -66,6 +67,8 @@ def train(
     teacher: str = "32",
     targets: str | None = None,
     seed: int = 0,
+    float32: Literal["tf32", "ieee"] = "tf32",
+    **trainer_settings: Any,
 ) -> Run:
     """12 steps through the depths 1, 2, 3 and 4, without dropout; ``seed`` is that of the data's order."""
     module = make_module(
@@ -74,6 +77,7 @@ def train(
         optimizer={"implementation": implementation},
         teacher_settings={"precision": teacher},
     )
+    module.cuda_settings = CudaSettings(float32)
     losses = Losses()
     trainer = make_trainer(
         folder,
@@ -83,11 +87,13 @@ def train(
         precision=precision,
         gradient_clip_val=1.0,
         limit_val_batches=0,
+        **trainer_settings,
     )
     trainer.fit(module, datamodule=data_of(home, targets=targets and str(home / targets), seed=seed))
     assert (trainer.global_step, module.student.depth) == (12, 4)
     assert module.teacher.precision_used == teacher
-    return Run(torch.tensor(losses.values), torch.cat([p.detach().flatten() for p in module.parameters()]))
+    weights = [parameter.detach().cpu().flatten() for parameter in module.parameters()]
+    return Run(torch.tensor(losses.values), torch.cat(weights))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.audio import read_audio
 from datamodules.batching import MicroBatch
+from datamodules.placement import trains_on_cuda, workers_for
 from datamodules.superb.fluent import read_fluent, require_fluent
 from datamodules.superb.librispeech import read_librispeech, require_librispeech
 from datamodules.superb.recipes import RECIPES, DataRecipe
@@ -58,7 +59,8 @@ class SuperbData:
         on_bad_audio: "error" stops at the first; "skip" leaves them out and counts them.
         max_train_utterances: a random subset of train; for probes.
         max_eval_utterances: a random subset of dev and of each test; for probes.
-        num_workers: loader processes per rank.
+        num_workers: loader processes per rank; default: 2, on a GPU one less than the cores for each process, from 2
+            to 8.
         cache_dir: where LibriSpeech manifests are kept; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
     """
 
@@ -72,7 +74,7 @@ class SuperbData:
     on_bad_audio: Literal["error", "skip"] = "error"
     max_train_utterances: int | None = None
     max_eval_utterances: int | None = None
-    num_workers: int = 2
+    num_workers: int | None = None
     cache_dir: str | None = None
 
 
@@ -203,13 +205,15 @@ class SuperbDataset(Dataset[SuperbBatch]):
 class SuperbLoader(DataLoader[SuperbBatch]):
     """A loader whose place is known from the trainer's step count; Lightning need not warn of a resume in mid-epoch."""
 
-    def __init__(self, dataset: SuperbDataset, batches: Sampler[MicroBatch], num_workers: int) -> None:
+    def __init__(
+        self, dataset: SuperbDataset, batches: Sampler[MicroBatch], num_workers: int, pin_memory: bool
+    ) -> None:
         super().__init__(
             dataset,
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=num_workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )
 
@@ -329,7 +333,8 @@ class SuperbDataModule(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(self, dataset: SuperbDataset, batches: Sampler[MicroBatch]) -> SuperbLoader:
-        return SuperbLoader(dataset, batches, self.data.num_workers)
+        workers = workers_for(self.data.num_workers, self.trainer)
+        return SuperbLoader(dataset, batches, workers, trains_on_cuda(self.trainer))
 
 
 def _lengths(rows: list[Row]) -> np.ndarray:

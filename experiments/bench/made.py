@@ -11,7 +11,7 @@ import torch
 
 from callbacks.summary import hardware
 from experiments.runs import git_commit
-from lightning_modules.precision import float32_mode
+from lightning_modules.precision import CudaSettings, float32_mode
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def made(device: torch.device, processes: int = 1) -> dict[str, Any]:
 
 
 def training_device(accelerator: str, processes: int = 1) -> torch.device:
-    """Where a Trainer of this process computes."""
+    """Where a Trainer of this process computes; CUDA is set as by a run, so that ``made`` agrees before one."""
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=processes,
@@ -38,6 +38,7 @@ def training_device(accelerator: str, processes: int = 1) -> torch.device:
         logger=False,
         enable_checkpointing=False,
     )
+    CudaSettings().apply(trainer.strategy.root_device)
     return trainer.strategy.root_device
 
 

@@ -59,7 +59,7 @@ def commands() -> list[Command]:
         Command(
             "tests of the GPU",
             "nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv; "
-            'timeout 560 python3 -m pytest -q tests/gpu -m gpu 2>&1 | tee "$OUT/tests_gpu.log" | tail -n 60',
+            'timeout 560 python3 -m pytest -q tests/gpu --device cuda 2>&1 | tee "$OUT/tests_gpu.log" | tail -n 60',
         ),
         Command("the benchmarks' suite", _suite(f"{SUITE} --budget 540"), repeat=True),
         Command("profiles of other steps", _suite(f"{SUITE} --budget 540 --only '{OTHER_PROFILES}'"), repeat=True),

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from callbacks.checkpointing import EXIT_SIGTERM, RunCheckpoint, StopSignals
 from tests.callbacks.faults import SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+from tests.patience import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -127,7 +128,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return record
 
 
-@pytest.mark.filterwarnings("ignore:The `srun` command is available")
 def test_slurms_signal_requeues_between_optimizer_steps(slurm: Path, tmp_path: Path, fit: Fit) -> None:
     folder = tmp_path / "run"
     ckpt_path = None
@@ -263,15 +263,17 @@ def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpu
         )  # fmt: skip
 
     whole = start("--name=whole")
-    output, _ = whole.communicate(timeout=300)
+    output, _ = whole.communicate(timeout=PATIENCE)
     assert whole.returncode == 0, output
 
-    stopped = start("--name=run", "--ckpt_path=last")
+    # However late the signal is sent, the run is not over by then.
+    hold = ["--trainer.callbacks+=tests.holding.Hold", "--trainer.callbacks.step=30"]
+    stopped = start("--name=run", "--ckpt_path=last", *hold)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     while not last.is_file() and stopped.poll() is None:
         time.sleep(0.01)
     stopped.send_signal(signal.SIGTERM)
-    output, _ = stopped.communicate(timeout=120)
+    output, _ = stopped.communicate(timeout=PATIENCE)
     assert stopped.returncode == EXIT_SIGTERM, output
     (line,) = [line for line in output.splitlines() if line.startswith("stopped by a signal")]
     assert str(tmp_path / "run" / "checkpoints" / "step=") in line
@@ -280,6 +282,6 @@ def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpu
     assert 12 <= load(tmp_path / "run")["global_step"] < 48
 
     resumed = start("--name=run", "--ckpt_path=last")
-    output, _ = resumed.communicate(timeout=300)
+    output, _ = resumed.communicate(timeout=PATIENCE)
     assert resumed.returncode == 0, output
     assert equal(load(tmp_path / "whole"), load(tmp_path / "run"))

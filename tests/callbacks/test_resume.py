@@ -25,6 +25,7 @@ from lightning_modules.distillation import DistillationModule
 from lightning_modules.optimisation import ParameterGroups, rebind
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
+from tests.patience import PATIENCE
 from tests.resuming import Recorder, Scenario, checkpoints, differences, file_differences, fit, hop_problems
 
 # Each pair of values of two settings is in one of these, with one process or with two.
@@ -88,7 +89,7 @@ def in_two_processes(scenarios: list[Scenario], second_hops: int | None, folder:
             command, cwd=REPOSITORY, env=environment(), start_new_session=True, stdout=output, stderr=output
         )
         try:
-            code = process.wait(timeout=580)
+            code = process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)  # torchrun's workers have sessions of their own: it ends them
             process.wait()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from callbacks.checkpointing import EXIT_SIGTERM
 from tests.helpers import save_corpus, save_teacher
+from tests.patience import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -28,7 +29,7 @@ def test_both_ranks_skip_stop_and_fail_together(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise

@@ -32,6 +32,7 @@ from datamodules.manifest import Manifest, prepare_manifest
 from datamodules.scanning import Problem
 from datamodules.target_cache import StoredTargets
 from tests.datamodules.corpora import truncate, utterance, write_corpus
+from tests.patience import PATIENCE
 
 LENGTHS = [9000 + 500 * number for number in range(20)]
 
@@ -234,20 +235,22 @@ def test_a_worker_that_is_killed_names_its_file(signal_: signal.Signals, tmp_pat
         make_trainer(folder, max_epochs=1).fit(module, datamodule=data)
         """
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 1
     assert re.search(r"a data worker died while it was reading .*0003\.flac", result.stderr), result.stderr[-1500:]
 
 
-def test_workers_that_never_deliver_are_an_error(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_never_deliver_are_an_error(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
-        time.sleep(6)
+        while not (tmp_path / "seen").exists():
+            time.sleep(0.05)
 
     monkeypatch.setattr("datamodules.loading.LONGEST_WAIT", 2)
     loader = loader_of(corpus, num_workers=1)
     monkeypatch.setattr("datamodules.loading.read_audio", never)
     with pytest.raises(RuntimeError, match="DataLoader timed out") as caught:
         next(iter(loader))
+    (tmp_path / "seen").touch()
     loader.explain(caught.value)
     assert re.match(r"no data worker delivered a batch for 2 s: .* Continue with --ckpt_path last", str(caught.value))
     assert loader_of(corpus).timeout == 0  # without workers there is nobody to wait for

@@ -4,7 +4,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -204,15 +203,15 @@ def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_cache_dir() == os.path.expanduser("~/.cache/interstack")
 
 
-def test_960_hours_load_in_two_seconds_without_a_copy_per_worker(tmp_path: Path) -> None:
+def test_960_hours_load_without_reading_them_and_without_a_copy_per_worker(tmp_path: Path) -> None:
     write_manifest(str(tmp_path / "big"), made_up_rows(LIBRISPEECH_960H_ROWS))
-    start = time.perf_counter()
     manifest = Manifest(str(tmp_path / "big"))
     last = LIBRISPEECH_960H_ROWS - 1
     assert manifest.utterance_id(last) == f"19-198-{last}"
     assert manifest.transcript(last) == f"WORD {last}"
-    assert time.perf_counter() - start < 2
-    assert isinstance(manifest.num_samples, np.memmap)
+    strings = (manifest._paths, manifest._speakers, manifest._transcripts)
+    columns = [manifest.num_samples, *(part for text in strings for part in (text._blob, text._offsets))]
+    assert all(isinstance(column, np.memmap) for column in columns)
     assert len(pickle.dumps(manifest)) < 500  # a spawned worker gets the name of the folder
     assert len(pickle.loads(pickle.dumps(manifest))) == LIBRISPEECH_960H_ROWS
 

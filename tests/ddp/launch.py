@@ -1,4 +1,4 @@
-"""Start scenarios in several processes on the CPU, as ``torchrun`` does, and never leave one behind."""
+"""Start scenarios in several processes, as ``torchrun`` does, and never leave one behind."""
 
 import fcntl
 import json
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.ddp.scenarios import Record, Scenario, dump
+from tests.patience import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # What a launcher sets; left over from an outer one it would send these processes elsewhere.
@@ -17,21 +18,20 @@ LAUNCHER_PREFIXES = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_
 
 
 def environment() -> dict[str, str]:
-    """This environment without a launcher's variables, on the CPU and the loopback device, one thread each."""
+    """This environment (and so this device) without a launcher's variables, on the loopback interface, one thread."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_PREFIXES)}
     return kept | {
         "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONPATH": str(REPOSITORY),
     }
 
 
-def launch(scenarios: list[Scenario], folder: Path, processes: int = 2, timeout: float = 400) -> dict[str, Record]:
+def launch(scenarios: list[Scenario], folder: Path, processes: int = 2) -> dict[str, Record]:
     """Records of ``scenarios`` by name, run one after another in one set of processes.
 
     Raises:
-        RuntimeError: a process failed, or all of them took longer than ``timeout`` seconds and were killed.
+        RuntimeError: a process failed, or all of them took longer than ``PATIENCE`` and were killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     specs, results = folder / "specs.json", folder / "results.json"
@@ -48,11 +48,11 @@ def launch(scenarios: list[Scenario], folder: Path, processes: int = 2, timeout:
         text=True,
     )
     try:
-        output, _ = process.communicate(timeout=timeout)
+        output, _ = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        raise RuntimeError(f"{processes} processes hung for {timeout} s:\n{output[-6000:]}") from None
+        raise RuntimeError(f"{processes} processes hung for {PATIENCE} s:\n{output[-6000:]}") from None
     if process.returncode:
         raise RuntimeError(f"{processes} processes failed:\n{output[-6000:]}")
     return json.loads(results.read_text())
@@ -69,6 +69,6 @@ def once(folder: Path, make: Callable[[], dict[str, Record]]) -> dict[str, Recor
         return json.loads(made.read_text())
 
 
-def launch_once(scenarios: list[Scenario], folder: Path, timeout: float = 500) -> dict[str, Record]:
+def launch_once(scenarios: list[Scenario], folder: Path) -> dict[str, Record]:
     """:func:`launch`, once per test run and ``folder``."""
-    return once(folder, lambda: launch(scenarios, folder, timeout=timeout))
+    return once(folder, lambda: launch(scenarios, folder))

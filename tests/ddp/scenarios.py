@@ -72,6 +72,8 @@ class Scenario:
     fault: str | None = None  # see tests.ddp.faults
     verify: bool = True
     expect_error: bool = False
+    accelerator: str = "cpu"  # or gpu: all processes share the first one
+    backend: str = "gloo"  # of the process group
 
     @property
     def folder(self) -> Path:
@@ -173,10 +175,20 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
     }
 
 
+def _place(scenario: Scenario, world_size: int) -> dict[str, Any]:
+    """Settings of a trainer: which devices, and how the processes talk."""
+    distributed = world_size > 1 or scenario.backend == "nccl"
+    strategy = DDPStrategy(process_group_backend=scenario.backend) if distributed else "auto"
+    if scenario.accelerator == "cpu":
+        return {"devices": world_size, "strategy": strategy}
+    # Lightning refuses to list a GPU twice, so that each process poses as a machine of its own.
+    os.environ |= {"GROUP_RANK": os.environ.get("RANK", "0"), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    return {"accelerator": "gpu", "devices": 1, "num_nodes": world_size, "strategy": strategy}
+
+
 def _trainer(scenario: Scenario, world_size: int, callbacks: list[Callback]) -> L.Trainer:
     settings: dict[str, Any] = {
-        "devices": world_size,
-        "strategy": DDPStrategy(process_group_backend="gloo") if world_size > 1 else "auto",
+        **_place(scenario, world_size),
         "accumulate_grad_batches": scenario.accumulate,
         "gradient_clip_val": scenario.clip,
         "limit_train_batches": scenario.limit_train_batches,
@@ -251,9 +263,9 @@ def dump(scenarios: list[Scenario]) -> str:
 def main() -> None:
     specs, results = Path(sys.argv[1]), Path(sys.argv[2])
     world_size, merged = int(os.environ["WORLD_SIZE"]), {}
-    torch.distributed.init_process_group("gloo")  # Lightning takes one that is there
-    for spec in json.loads(specs.read_text()):
-        scenario = Scenario(**spec)
+    scenarios = [Scenario(**spec) for spec in json.loads(specs.read_text())]
+    torch.distributed.init_process_group(scenarios[0].backend)  # Lightning takes one that is there
+    for scenario in scenarios:
         ranks: list[Any] = [None] * world_size
         torch.distributed.all_gather_object(ranks, run(scenario, world_size))
         merged[scenario.name] = merge(ranks)

@@ -1,14 +1,16 @@
 """Accumulation derived from what a device holds; schedules that do not know how many devices there are."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 
-from experiments.accumulation import accumulation_steps
-from experiments.training import DistillationCLI
+from experiments.accumulation import accumulation_steps, utterances_that_fit
+from experiments.training import DistillationCLI, _utterances_that_fit
 from tests.callbacks.test_fingerprint import TINY
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
 
@@ -30,6 +32,39 @@ def test_no_device_holds_more_than_its_limit(batch_size: int, devices: int, limi
     assert steps == expected
     assert -(-batch_size // (devices * steps)) <= limit
     assert steps == 1 or -(-batch_size // (devices * (steps - 1))) > limit  # the fewest that do
+
+
+def test_a_larger_gpu_holds_more() -> None:
+    held = [utterances_that_fit(memory_gb, 15.625, "bf16-mixed") for memory_gb in (8, 24, 48, 80)]
+    assert held == [5, 21, 44, 75]
+    assert utterances_that_fit(24, 15.625, "32-true") == 14
+    assert utterances_that_fit(1, 15.625, "bf16-mixed") == 1  # too little for any: the user will see it fail
+
+
+@pytest.mark.parametrize(
+    ("device", "changed", "expected"),
+    [
+        ("cuda", {}, 21),
+        ("cpu", {}, None),
+        ("cuda", {"accumulate": 2}, None),
+        ("cuda", {"limit": 0.5}, None),
+        ("cuda", {"batch_size": None}, None),
+    ],
+)
+def test_memory_decides_where_nothing_else_does(
+    device: str, changed: dict[str, Any], expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=24e9))
+    values = {"accumulate": 1, "limit": None, "batch_size": 64} | changed
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    trainer: Any = SimpleNamespace(
+        strategy=strategy, accumulate_grad_batches=values["accumulate"], precision="bf16-mixed"
+    )
+    config = SimpleNamespace(
+        trainer=SimpleNamespace(limit_train_batches=values["limit"]),
+        data=SimpleNamespace(batch_size=values["batch_size"], max_samples=250_000, sample_rate=16_000),
+    )
+    assert _utterances_that_fit(trainer, config) == expected
 
 
 def test_what_contradicts_it_is_refused() -> None:

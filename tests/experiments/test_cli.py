@@ -1,6 +1,7 @@
 """The interstack program: help, errors, configs by name, resolved configuration."""
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from experiments.cli import COMMANDS, complete_switches, help_text, main, run
 from experiments.training import CONFIGS, DistillationCLI, default_name, resolve_configs
+from tests.patience import PATIENCE
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -106,7 +108,7 @@ def test_unknown_commands_and_bad_values_are_one_line() -> None:
         (["export", "--checkpoint", "none.ckpt", "--output", "x"], "none.ckpt"),
     ):
         command = [sys.executable, "-m", "experiments.cli", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert result.returncode == 2
         assert message in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
@@ -167,4 +169,21 @@ def test_importing_needs_no_optional_package() -> None:
     modules = "experiments.cli, experiments.training, experiments.quickstart, experiments.report, datamodules.synthetic"
     for last, returncode in ((f"import {modules}", 0), ("import wandb", 1)):
         command = [sys.executable, "-c", code + last]
-        assert subprocess.run(command, capture_output=True, timeout=120).returncode == returncode
+        assert subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode == returncode
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_memory_is_expandable_unless_the_user_says_otherwise(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["interstack", "--help"])
+    for variable in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    main()
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setenv(name, "max_split_size_mb:128")
+    main()
+    assert {os.environ.get("PYTORCH_ALLOC_CONF"), os.environ.get("PYTORCH_CUDA_ALLOC_CONF")} == {
+        "max_split_size_mb:128",
+        None,
+    }

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 
 from experiments.lockstep import Lockstep, Once, Shared, Stopped, Turns
+from tests.patience import PATIENCE
 
 
 def run_all(lockstep: Lockstep, bodies: dict[str, Callable[[], None]]) -> None:
@@ -24,7 +25,7 @@ def run_all(lockstep: Lockstep, bodies: dict[str, Callable[[], None]]) -> None:
     for thread in reversed(threads):  # the order in which they come up does not matter
         thread.start()
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(timeout=PATIENCE)
         assert not thread.is_alive()
 
 

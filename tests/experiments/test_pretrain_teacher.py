@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_aligned_corpus(tmp_path_factory.mktemp("tones"), {"train": 12, "dev": 4})
 
 
-def pretrain(root: Path, output: Path, steps: int = 3, seed: int = 0, **more: bool) -> dict[str, torch.Tensor]:
+def pretrain(root: Path, output: Path, steps: int = 3, seed: int = 0, **more: Any) -> dict[str, torch.Tensor]:
     pretrain_teacher(
         str(root),
         str(output),
@@ -67,6 +68,14 @@ def test_result_is_a_function_of_the_settings(root: Path, tmp_path: Path) -> Non
     one = pretrain(root, tmp_path / "one")
     assert same(one, pretrain(root, tmp_path / "two"))
     assert not same(one, pretrain(root, tmp_path / "other", seed=1))
+
+
+def test_workers_change_nothing_and_precision_is_recorded(root: Path, tmp_path: Path) -> None:
+    one = pretrain(root, tmp_path / "one")
+    assert same(one, pretrain(root, tmp_path / "workers", num_workers=2))
+    assert not same(one, pretrain(root, tmp_path / "half", precision="bf16-mixed"))
+    with pytest.raises(ValueError, match="precision bf16-mixed"):
+        pretrain(root, tmp_path / "half")
 
 
 def test_no_steps_write_the_untrained_twin(root: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from experiments.similarity import mean_over_pairs, read_waveforms, similarity, 
 from lightning_modules.export import export_student, load_student
 from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--trainer.accelerator", "cpu", "--wandb.mode", "disabled", "--log_samples", "false"),
     ]
     command = [sys.executable, "-m", "experiments.cli", *arguments]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=PATIENCE)
     return folder / "run"
 
 
@@ -123,7 +124,7 @@ def test_pairs_by_ancestor() -> None:
 
 
 def test_weight_distance_is_zero_for_copies_and_large_for_others() -> None:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer, other = nn.Linear(64, 64), nn.Linear(64, 64)
     distances = weight_distances([layer, copy.deepcopy(layer), other])

@@ -63,4 +63,4 @@ def test_the_table_has_a_row_for_each_test_set() -> None:
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_an_update_is_timed(cached: bool) -> None:
-    assert 0 < seconds_per_update("ks", "fbank", cached, updates=1) < 60
+    assert seconds_per_update("ks", "fbank", cached, updates=1) > 0

@@ -27,6 +27,7 @@ from lightning_modules.teacher import HuggingFaceTeacher
 from tests.conftest import REPOSITORY
 from tests.ddp.launch import environment
 from tests.helpers import save_corpus, save_teacher
+from tests.patience import PATIENCE
 from tests.resuming import differences, file_differences
 from tests.test_configs import SHRUNK
 from tests.test_kill import processes_of, wait_for
@@ -191,14 +192,14 @@ def test_a_kill_and_an_interrupt_leave_no_trace(
     workers = ["--data.num_workers", "1"]  # of a loader that all share: nobody's but the process's to end
     stopped = subprocess.run(
         [*process, f"full,interleave_equal={tmp_path / 'stopped.yaml'}", *workers],
-        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=120,
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=PATIENCE,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     assert stopped.returncode == status, stopped.stderr
     assert ("interstack: interrupted" in stopped.stderr) == (signal_name == "SIGINT")
     assert not any((tmp_path / name / "summary.json").exists() for name in STUDENTS[:2])
     if Path("/proc/self/environ").is_file():
-        wait_for(lambda: not processes_of(str(tmp_path)), 30)
+        wait_for(lambda: not processes_of(str(tmp_path)))
     fit_together([*command, "full,interleave_equal"])
     assert problems(apart, tmp_path, "full") == problems(apart, tmp_path, "interleave_equal") == []
 
@@ -254,6 +255,7 @@ def test_settings_that_hold_for_all_change_nothing(more: list[str], arguments: l
         ("full,midas_equal", ["--name", "x"], "--name would be every student's"),
         ("full,{other}", [], "need the same data.max_samples: full has 250000, other has 8000"),
         ("full,{deterministic}", [], "need the same trainer.deterministic: full has None, deterministic has True"),
+        ("full,{cuda}", [], "need the same model.cuda.float32: full has tf32, cuda has ieee"),
         ("full,midas_equal", ["--trainer.devices", "2"], "on one device, not 2: add --trainer.devices 1"),
         ("full,midas_equal,{lower}", [], r"same output layer and highest layer of the teacher, not \[12, 12, 8\]"),
     ],
@@ -262,10 +264,11 @@ def test_what_is_refused(configs: str, more: list[str], message: str, arguments:
     for name, config in {
         "other": {"data": {"max_samples": 8000}},
         "deterministic": {"trainer": {"deterministic": True}},
+        "cuda": {"model": {"cuda": {"float32": "ieee"}}},
         "lower": {"model": {"objective": {"output_layer": 8}}},
     }.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    names = ("other", "deterministic", "lower")
+    names = ("other", "deterministic", "cuda", "lower")
     configs = configs.format_map({name: tmp_path / f"{name}.yaml" for name in names})
     with pytest.raises(ValueError, match=message):
         fit_together([*arguments, *more, "--runs_dir", str(tmp_path / "runs"), "--configs", configs])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_modules import optimisation
 from lightning_modules.optimisation import (
     OptimizerConfig,
     build_optimizer,
@@ -125,6 +126,49 @@ def test_appending_parameters_instead_would_swap_moments_and_is_refused() -> Non
     order = saved["param_groups"][0]["param_names"]
     order.append(order.pop(1))  # what `params += new` would have stored
     with pytest.raises(ValueError, match="only their order"):
+        build_optimizer(groups(net), OptimizerConfig()).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(("saved", "own"), [("foreach", "fused"), ("fused", "foreach"), ("auto", "fused")])
+def test_the_implementation_is_the_runs_and_not_the_checkpoints(saved: str, own: str) -> None:
+    net = Net(2)
+    first = build_optimizer(groups(net), OptimizerConfig(implementation=saved))
+    step(net, first)
+    state = copy.deepcopy(first.state_dict())
+    twin = build_optimizer(groups(net), OptimizerConfig(implementation=own))
+    wanted = [(group["foreach"], group["fused"]) for group in twin.param_groups]
+    twin.load_state_dict(state)
+    assert [(group["foreach"], group["fused"]) for group in twin.param_groups] == wanted
+    assert all(twin.state[p]["exp_avg"].equal(first.state[p]["exp_avg"]) for p in net.parameters())
+    step(net, twin)
+    # Control: torch's own takes the checkpoint's.
+    plain = torch.optim.AdamW(groups(net), **{own: True})
+    plain.load_state_dict(state)
+    assert [(group["foreach"], group["fused"]) for group in plain.param_groups] != wanted
+
+
+@pytest.mark.parametrize(("own", "device"), [("fused", "meta"), ("foreach", "cpu")])
+def test_step_counts_lie_where_the_implementation_wants_them(own: str, device: str) -> None:
+    """As between a CPU and a GPU: the parameters of the run that goes on lie on another device, here ``meta``."""
+    net = Net(1)
+    first = build_optimizer(groups(net), OptimizerConfig(implementation="foreach" if own == "fused" else "fused"))
+    step(net, first)
+    moved = Net(1).to("meta")
+    twin = torch.optim.AdamW(groups(moved), foreach=True)
+    for group in twin.param_groups:
+        group["foreach"], group["fused"] = own == "foreach", own == "fused"  # torch refuses to make a fused one there
+    twin.register_load_state_dict_pre_hook(optimisation._keep_implementation)
+    twin.load_state_dict(first.state_dict())
+    assert {twin.state[p]["step"].device.type for p in moved.parameters()} == {device}
+    assert {twin.state[p]["exp_avg"].device.type for p in moved.parameters()} == {"meta"}
+
+
+def test_another_number_of_groups_is_torchs_own_error() -> None:
+    net = Net(1)
+    optimizer = build_optimizer(groups(net), OptimizerConfig())
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"] = saved["param_groups"][:1]
+    with pytest.raises(ValueError, match="different number of parameter groups"):
         build_optimizer(groups(net), OptimizerConfig()).load_state_dict(saved)
 
 

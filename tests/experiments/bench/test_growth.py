@@ -12,6 +12,7 @@ import torch
 from experiments.bench.growth import bench_growth
 from experiments.bench.memory import resident_megabytes, start_memory_peak
 from tests.ddp.launch import REPOSITORY, environment
+from tests.patience import PATIENCE
 
 TINY = ["--student_size", "[12, 16]", "--teacher_size", "[3, 16]", "--steps_per_stage", "1", "--seconds", "0.2"]
 
@@ -42,7 +43,7 @@ def test_every_growth_of_one_process_is_measured(tmp_path: Path) -> None:
 def test_two_processes_write_one_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "experiments.cli", "bench", "growth", "--output", str(tmp_path / "two.json"), *TINY]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-4000:]
     check(tmp_path / "two.json", processes=2)
 

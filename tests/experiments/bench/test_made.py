@@ -3,7 +3,6 @@
 import json
 import logging
 import subprocess
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import pytest
 import torch
 
 from experiments import runs
+from experiments.bench import made as module
 from experiments.bench.made import earlier, made, training_device
-from lightning_modules.precision import float32_mode
+from lightning_modules.precision import CudaSettings
 
 
 def test_a_cpu_is_described() -> None:
@@ -22,16 +22,13 @@ def test_a_cpu_is_described() -> None:
     assert "CPU" in result["hardware"]
 
 
-@pytest.mark.parametrize(
-    ("matmul", "conv", "mode"), [("ieee", "ieee", "ieee"), ("tf32", "ieee", "tf32"), ("ieee", "tf32", "tf32")]
-)
-def test_either_kind_of_product_in_tf32_is_stated(
-    matmul: str, conv: str, mode: str, request: pytest.FixtureRequest
-) -> None:
-    for backend, precision in ((torch.backends.cuda.matmul, matmul), (torch.backends.cudnn.conv, conv)):
-        request.addfinalizer(partial(setattr, backend, "fp32_precision", backend.fp32_precision))
-        backend.fp32_precision = precision
-    assert float32_mode() == mode
+def test_a_gpu_is_set_as_a_run_sets_it_before_it_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[torch.device] = []
+    monkeypatch.setattr(CudaSettings, "apply", lambda self, device: applied.append(device))
+    monkeypatch.setattr(module, "float32_mode", lambda: "tf32")
+    monkeypatch.setattr(module, "hardware", lambda device, processes: "1 x GPU")
+    assert [training_device("cpu")] == applied
+    assert made(torch.device("cuda"))["float32"] == "tf32"
 
 
 def test_an_earlier_file_is_taken_where_all_settings_agree(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ import pytest
 from experiments.runner.executors import LocalExecutor
 from experiments.runner.job import Workspace
 from experiments.runner.plan import Job
+from tests.patience import PATIENCE
 
 
 def test_more_gpus_than_there_are_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +50,7 @@ def test_jobs_get_the_gpus_that_the_runner_has(
 
     def execute(workspace: Workspace, job: Job, visible_devices: str, stop: threading.Event) -> bool:
         seen.append(visible_devices)
-        together.wait(timeout=10)  # all at once, so that each takes a group of its own
+        together.wait(timeout=PATIENCE)  # all at once, so that each takes a group of its own
         return True
 
     monkeypatch.setattr("experiments.runner.executors.execute", execute)

@@ -26,6 +26,7 @@ from experiments.runner.results import write_results
 from experiments.runner.study import load_study
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
+from tests.patience import PATIENCE
 
 STUDY = """
 title: Tiny
@@ -97,8 +98,8 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     return Setup(tmp_path_factory.mktemp("study"))
 
 
-def wait_until(condition: Any, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Any, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, "the runner ended too early"
         assert time.monotonic() < deadline
@@ -137,7 +138,7 @@ def test_a_killed_runner_goes_on_repeats_nothing_and_ends_as_if_never_killed(set
     assert not is_done(killed, grown.id)
     before = read_record(killed, first.id)
     for output in (whole, killed):
-        assert setup.start(output).wait(timeout=240) == 0
+        assert setup.start(output).wait(timeout=PATIENCE) == 0
     assert read_record(killed, first.id) == before, "a finished job was repeated"
     attempts = json.loads((killed / grown.run / "run.json").read_text())["attempts"]
     assert len(attempts) == 2
@@ -258,17 +259,20 @@ def test_a_job_that_ended_without_a_word_has_failed(setup: Setup, tmp_path: Path
 
 
 def test_a_second_runner_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
-    held = "import sys, time; from pathlib import Path; from experiments.runner.loop import only_runner\n"
-    held += "with only_runner(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    held = "import sys; from pathlib import Path; from experiments.runner.loop import only_runner\n"
+    held += "with only_runner(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     process = subprocess.Popen(
-        [sys.executable, "-c", held, str(tmp_path)], stdout=subprocess.PIPE, env=environment(), cwd=REPOSITORY
-    )
+        [sys.executable, "-c", held, str(tmp_path)],
+        cwd=REPOSITORY, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     with pytest.raises(ValueError, match=f"in use by another runner .process {process.pid} on "), only_runner(tmp_path):
         pass
     process.kill()
     process.wait()
+    process.stdin.close()
     process.stdout.close()
     with only_runner(tmp_path):
         assert str(os.getpid()) in (tmp_path / "runner.lock").read_text()

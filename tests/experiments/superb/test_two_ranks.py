@@ -15,6 +15,7 @@ import torch
 from tests.datamodules.superb import corpora
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_teacher
+from tests.patience import PATIENCE
 
 FILES = ("test_predict.txt", "test_truth.txt", "other_predict.txt")
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -27,7 +28,7 @@ def call(launcher: list[str], root: Path, output: Path, devices: int, seed: int)
     command += ["--updates", "3", "--eval_every", "2", "--lr", "1e-2", "--trainer.devices", str(devices)]
     command += ["--trainer.accelerator", "cpu", "--trainer.progress_bar", "false", "--wandb.mode", "disabled"]
     command += ["--output", str(output), "--seed", str(seed)]
-    done = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (output / "sid").iterdir()
     weights = torch.load(folder / "last.ckpt", weights_only=False)["state_dict"]
