@@ -7,12 +7,14 @@ ARGS ?=
 
 DEVICE ?= cuda
 
-.PHONY: help install quickstart test test-full test-gpu lint clean
+.PHONY: help install quickstart test test-full test-gpu bench-gpu gpu-bundle lint clean
 
 help:
 	@echo "make quickstart   corpus, teacher, four students and a report under runs/quickstart (ARGS=--fast: one to two minutes)"
 	@echo "make test         all tests that take seconds; make test-full: the long ones too"
 	@echo "make test-gpu     what a GPU must do right, in minutes (DEVICE=cpu: all of it that a CPU can do)"
+	@echo "make bench-gpu    all benchmarks of one GPU, into gpu_results; the same call goes on where it stopped"
+	@echo "make gpu-bundle   what an offline GPU machine lacks, into .bundle, and the commands for it"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove the virtual environment"
 
@@ -36,6 +38,12 @@ test-full: install
 
 test-gpu: install
 	$(BIN)/python -m pytest tests/gpu --device $(DEVICE) $(ARGS)
+
+bench-gpu: install
+	$(BIN)/interstack bench suite --output gpu_results/suite $(ARGS)
+
+gpu-bundle: install
+	$(BIN)/python -m experiments.launch.gpu_bundle $(ARGS)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

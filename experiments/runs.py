@@ -23,13 +23,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree, with ``-dirty`` where it has changes; ``None`` outside a clone."""
+    """Commit of the source tree, with ``-dirty`` where it has changes.
+
+    Outside a clone it is ``$INTERSTACK_COMMIT``, which a copy of the tree can be given; ``None`` without that.
+    """
     folder = Path(__file__).resolve().parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("INTERSTACK_COMMIT")
     return result.stdout.strip() or None
 
 

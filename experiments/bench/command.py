@@ -12,53 +12,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from callbacks.schedules import mean_depth, stage_lengths
-from callbacks.summary import hardware
 from experiments.accounting import step_cost
 from experiments.bench.laps import PARTS, StepLaps
+from experiments.bench.made import made, training_device
 from experiments.bench.memory import resident_megabytes, start_memory_peak
+from experiments.bench.noise import cropped_widths, noise
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
-from experiments.runs import git_commit, write_atomically
+from experiments.runs import write_atomically
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 
 SCHEDULES = ("equal", "prop-1")
-STEPS_PER_TURN = 2  # the first one is a warm-up
-
-
-class BenchBatch(NamedTuple):
-    """Noise in the form of a training batch without padding."""
-
-    waveforms: Tensor
-    num_samples: Tensor
-    global_num_samples: Tensor
-
-    def to(self, device: torch.device) -> "BenchBatch":
-        """Moved as the data module moves it: the step reads lengths on the host, and would wait for a device's."""
-        return self._replace(waveforms=self.waveforms.to(device, non_blocking=True))
-
-
-class _Noise(Dataset[BenchBatch]):
-    def __init__(self, batch_size: int, num_samples: int) -> None:
-        lengths_B = torch.full((batch_size,), num_samples)
-        waveforms_BT = torch.randn(batch_size, num_samples, generator=torch.Generator().manual_seed(0))
-        self.batch = BenchBatch(waveforms_BT, lengths_B, lengths_B)
-
-    def __len__(self) -> int:
-        return STEPS_PER_TURN
-
-    def __getitem__(self, index: int) -> BenchBatch:
-        return self.batch
+# Steps of a turn, and how many of its first ones are not counted. A GPU's clock and its queue of work take longer to
+# settle, and its steps are short.
+TURN = {"cuda": (12, 3)}
+OTHER_TURN = (2, 1)
 
 
 @dataclass
@@ -70,10 +48,15 @@ class Setting:
     precision: str
     accelerator: str
     processes: int = 1
+    steps: int = OTHER_TURN[0]
+    lengths: str = "one"
+    length_grid: int = 1
 
-    @property
-    def audio_seconds(self) -> float:
-        return self.batch_size * self.seconds * self.processes
+    def widths(self, turn: int) -> list[int]:
+        """Samples per utterance of each step of a turn."""
+        if self.lengths == "one":
+            return [round(self.seconds * SAMPLE_RATE)] * self.steps
+        return cropped_widths(self.batch_size, self.steps, turn, self.length_grid)
 
 
 def bench(
@@ -87,6 +70,9 @@ def bench(
     teacher: str | None = None,
     teacher_precision: Literal["auto", "32", "bf16"] = "auto",
     teacher_compile: bool = False,
+    steps: int | None = None,
+    lengths: Literal["one", "librispeech"] = "one",
+    length_grid: int = 1,
     output: str | None = None,
 ) -> None:
     """Time the training step at several depths; print a table and write JSON.
@@ -97,14 +83,20 @@ def bench(
         depths: of the student; default: 3, 6, 9 and 12. Where one is no multiple of 3, no depth has L2L's intermediate
             loss.
         batch_size: utterances per step and process.
-        seconds: length of each.
-        rounds: turns of every depth; median and spread are over these.
+        seconds: length of each, where all have one length.
+        rounds: counted turns of every depth, after one that is not counted.
         accelerator: cpu, gpu or auto.
         precision: of the trainer. MFU is against the matmul peak in this precision, whatever the teacher's is.
         student: sizes and switches (front_end, compile, ...); default: the paper's.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
         teacher_precision: as model.teacher.init_args.precision: auto is bf16 on a GPU that has it, 32 elsewhere.
         teacher_compile: compile the teacher too.
+        steps: steps of a turn; default: 12 on a GPU, of which the first 3 are not counted, elsewhere 2, of which the
+            first is not. Median and spread are over the counted steps of all rounds.
+        lengths: one: every utterance has the given seconds; librispeech: lengths like those of its training parts, at
+            most 15.6 s, batched and cropped as the data module does it. Rates are then all audio by all time.
+        length_grid: samples; with lengths librispeech the length of a batch is rounded down to a multiple, as
+            data.length_grid does it.
         output: JSON file to write; after every round, so that an interrupted benchmark leaves what it has.
     """
     depths = sorted(depths or [3, 6, 9, 12])
@@ -112,7 +104,13 @@ def bench(
         raise ValueError(
             f"depths={depths}, rounds={rounds}, batch_size={batch_size} and seconds={seconds} must be positive"
         )
-    setting = Setting(batch_size, seconds, precision, accelerator, int(os.environ.get("WORLD_SIZE", "1")))
+    if length_grid < 1 or (length_grid > 1 and lengths == "one"):
+        raise ValueError(f"length_grid={length_grid} must be positive, and needs lengths=librispeech where it is not 1")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    usual, warm_up = TURN.get(training_device(accelerator, processes).type, OTHER_TURN)
+    if steps is not None and steps <= warm_up:
+        raise ValueError(f"steps={steps} must be more than the {warm_up} that are not counted")
+    setting = Setting(batch_size, seconds, precision, accelerator, processes, steps or usual, lengths, length_grid)
     first_rank = int(os.environ.get("RANK", "0")) == 0
     teacher_args = {"model": teacher, "precision": teacher_precision, "compile": teacher_compile}
     for result in measure(depths, setting, rounds, student or StudentConfig(), teacher_args):
@@ -139,21 +137,18 @@ def measure(
     }
     steps: dict[int, list[dict[str, float]]] = {depth: [] for depth in depths}
     memory: dict[int, float | None] = {}
-    flops = {depth: _step_flops(modules[depth], setting) for depth in depths}
     peak = 0.0
     for turn in range(rounds + 1):
         for depth in depths:
-            laps, memory[depth], device = _fit(modules[depth], setting)
+            laps, memory[depth], device = _fit(modules[depth], setting, setting.widths(turn))
             if turn:  # the first turn compiles, allocates and chooses kernels
                 steps[depth] += laps
         peak = max(peak, matmul_peak(device, setting.precision))
         if not turn:
             continue
-        rows = [_row(depth, steps[depth], flops[depth], peak, memory[depth], setting) for depth in depths]
+        rows = [_row(modules[depth], steps[depth], peak, memory[depth], setting) for depth in depths]
         yield {
-            "commit": git_commit(),
-            "hardware": hardware(device, setting.processes),
-            "threads": torch.get_num_threads(),
+            **made(device, setting.processes),
             "setting": vars(setting),
             "student": {**vars(student), "num_layers": depths},
             "teacher": {
@@ -249,8 +244,11 @@ def _text(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
-def _fit(module: DistillationModule, setting: Setting) -> tuple[list[dict[str, float]], float | None, torch.device]:
-    """Laps of a few steps; peak memory in GB, of a GPU, or what the process grew by (Linux); where they were made.
+def _fit(
+    module: DistillationModule, setting: Setting, widths: list[int]
+) -> tuple[list[dict[str, float]], float | None, torch.device]:
+    """Counted laps of a few steps, each with its ``width``; peak memory in GB, of a GPU, or what the process grew by
+    (Linux); where they were made.
 
     The trainer knows the device. The module does not any more: Lightning moves it to the CPU when ``fit`` ends.
     """
@@ -271,45 +269,49 @@ def _fit(module: DistillationModule, setting: Setting) -> tuple[list[dict[str, f
         use_distributed_sampler=False,
     )
     device = trainer.strategy.root_device
+    batches: Any = noise(setting.batch_size, widths, pinned=device.type == "cuda")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         before = start_memory_peak()
-    noise = _Noise(setting.batch_size, round(setting.seconds * SAMPLE_RATE))
-    loader = DataLoader(noise, batch_size=None, num_workers=0)
+    loader = DataLoader(batches, batch_size=None, num_workers=0)
     trainer.fit(module, loader, loader)  # validation is off; Lightning warns where it has no data
+    _, warm_up = TURN.get(device.type, OTHER_TURN)
+    steps = [lap | {"width": width} for lap, width in zip(laps.steps, widths[1:], strict=True)][warm_up - 1 :]
     if device.type == "cuda":
-        return laps.steps, torch.cuda.max_memory_allocated(device) / 1e9, device
-    return laps.steps, None if before is None else (resident_megabytes("VmHWM") - before) / 1000, device
+        return steps, torch.cuda.max_memory_allocated(device) / 1e9, device
+    return steps, None if before is None else (resident_megabytes("VmHWM") - before) / 1000, device
 
 
-def _step_flops(module: DistillationModule, setting: Setting) -> int:
-    """FLOP of the matrix products and convolutions of one process's step."""
-    num_samples = round(setting.seconds * SAMPLE_RATE)
+def step_flops(module: DistillationModule, num_samples: int) -> float:
+    """FLOP of the matrix products and convolutions of one utterance's step."""
     teacher: Any = module.teacher
     cost = step_cost(teacher.model.config, module.student.config, module.objective.config, num_samples)
-    return round(setting.batch_size * cost.at(module.student.depth))
+    return cost.at(module.student.depth)
 
 
 def _row(
-    depth: int,
+    module: DistillationModule,
     steps: list[dict[str, float]],
-    flops: int,
     peak: float,
     memory_gb: float | None,
     setting: Setting,
 ) -> dict[str, Any]:
-    times = [step["step_ms"] for step in steps]
+    times, widths = [step["step_ms"] for step in steps], [int(step["width"]) for step in steps]
     middle = median(times)
     low, high = np.percentile(times, [25, 75])
+    # Steps of one length differ by accident, and the median leaves accidents out; others differ by right.
+    seconds = (middle * len(times) if setting.lengths == "one" else sum(times)) / 1000
+    flops = setting.batch_size * sum(step_flops(module, width) for width in widths)
     return {
-        "depth": depth,
+        "depth": module.student.depth,
         "steps": len(steps),
+        "lengths": len(set(widths)),
         "step_ms": middle,
         "spread_ms": float(high - low),
         **{part: median(step[part] for step in steps) for part in PARTS},
-        "audio_s_per_s": setting.audio_seconds / middle * 1000,
-        "tflop": flops / 1e12,
-        "mfu": flops / (middle / 1000) / peak,
+        "audio_s_per_s": setting.processes * setting.batch_size * sum(widths) / SAMPLE_RATE / seconds,
+        "tflop": flops / len(steps) / 1e12,
+        "mfu": flops / seconds / peak,
         "memory_gb": memory_gb,
     }

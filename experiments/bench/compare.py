@@ -6,6 +6,7 @@ of that setting gets. Teacher and students have random weights and the corpus is
 
 import gc
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,20 +15,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import lightning as L
 import numpy as np
 import soundfile
 import torch
 import yaml
 
 from callbacks.lookup import find_callback
-from callbacks.summary import hardware
 from experiments.bench.command import SCHEDULES, growth_speedup
 from experiments.bench.laps import PARTS, StepLaps
+from experiments.bench.made import earlier, made, training_device
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
 from experiments.cache_targets import TargetsCLI
-from experiments.runs import git_commit, write_atomically
+from experiments.runs import write_atomically
 from experiments.training import DistillationCLI
+
+log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent
 TIMES = ("step_ms", *PARTS)
@@ -62,11 +64,14 @@ class Place:
     accelerator: str
     num_workers: int = 0
 
-    @property
-    def hardware(self) -> str:
-        """In words, of the one device that a trainer takes here."""
-        trainer = L.Trainer(accelerator=self.accelerator, devices=1, logger=False, enable_checkpointing=False)
-        return hardware(trainer.strategy.root_device)
+    def settings(self) -> dict[str, Any]:
+        """How and on what the runs are made, in plain values; turns of other settings are not comparable."""
+        random = Path(self.teacher).parent == self.folder
+        return {
+            **made(training_device(self.accelerator)),
+            **{name: getattr(self, name) for name in ("batch_size", "seconds", "steps_per_epoch", "num_workers")},
+            "teacher": "random weights, HuBERT Base" if random else self.teacher,
+        }
 
     def arguments(self, variant: Variant) -> list[str]:
         """Command line of a run; a variant's own overrides come last and win."""
@@ -123,7 +128,8 @@ def bench_compare(
     scales with depth, and the speed-up that follows from it, beside the one over full depth with the same switches.
 
     Args:
-        variants: YAML file, or the name of a shipped one: variants (a CPU) or variants_gpu.
+        variants: YAML file, or the name of a shipped one: variants (a CPU), variants_gpu, or variants_gpu_short with
+            the few of them that decide.
         only: names of the variants to run; those that they are compared with are added.
         batch_size: utterances per step.
         seconds: length of each.
@@ -132,30 +138,54 @@ def bench_compare(
         accelerator: cpu, gpu or auto.
         num_workers: processes that decode; a fast GPU outruns the training process's own decoding.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
-        output: JSON file to write; after every round, so that an interrupted benchmark leaves what it has.
+        output: JSON file to write after every run. Runs that it holds already are kept, and the benchmark goes on
+            behind them, where commit, hardware and settings are these; of a variant, where its definition is.
     """
     if min(batch_size, rounds) < 1 or steps_per_epoch < 3 or seconds <= 0:
         raise ValueError(
             f"batch_size={batch_size} and rounds={rounds} must be at least 1, steps_per_epoch={steps_per_epoch} at "
             f"least 3 and seconds={seconds} positive"
         )
-    chosen = choose(load_variants(find_variants(variants)), only)
+    known = load_variants(find_variants(variants))
+    chosen, path = choose(known, only), None if output is None else Path(output)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_noise(folder, batch_size * steps_per_epoch, seconds)
         encoder = teacher or str(save_random_teacher(folder / "teacher"))
         place = Place(folder, encoder, batch_size, seconds, steps_per_epoch, accelerator, num_workers)
-        for dtype in sorted({variant.targets for variant in chosen.values() if variant.targets is not None}):
-            write_targets(place, dtype)
-        turns: dict[str, list[dict[str, Any]]] = {variant: [] for variant in chosen}
-        run(place, next(iter(chosen.values())))  # not counted: it builds the manifest of the corpus
+        turns = turns_of(known, earlier(path, place.settings()))
+        missing = {label: variant for label, variant in chosen.items() if len(turns[label]) < rounds}
+        if missing:
+            prepare(place, missing)
         for turn in range(rounds):
-            for label in list(chosen) if turn % 2 == 0 else reversed(chosen):
-                turns[label].append(run(place, chosen[label]))
-            result = summarise(chosen, turns, place)
-            if output is not None:
-                write_atomically(Path(output), json.dumps(result, indent=1) + "\n")
-    print(table(result))
+            for label in list(missing) if turn % 2 == 0 else reversed(missing):
+                if len(turns[label]) > turn:
+                    continue
+                turns[label].append(run(place, missing[label]))
+                if path is not None:
+                    write_atomically(path, json.dumps(summarise(known, turns, place), indent=1) + "\n")
+        print(table(summarise(known, turns, place)))
+
+
+def turns_of(variants: Mapping[str, Variant], result: Mapping[str, Any] | None) -> dict[str, list[dict[str, Any]]]:
+    """The turns of each variant that an earlier result has; none of one that was defined otherwise there."""
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    for name, row in (result or {"variants": {}})["variants"].items():
+        definition = vars(variants[name]) if name in variants else {}
+        if not definition or any(row[key] != value for key, value in definition.items() if key != "expected"):
+            log.warning("turns of %r are dropped: it is defined otherwise now, or not at all", name)
+            continue
+        turns[name] = [
+            {**turn, "stages": {int(depth): ms for depth, ms in turn["stages"].items()}} for turn in row["turns"]
+        ]
+    return turns
+
+
+def prepare(place: Place, variants: Mapping[str, Variant]) -> None:
+    """Corpus and caches of targets; one run that is not counted builds the manifest of the corpus."""
+    write_noise(place.folder, place.batch_size * place.steps_per_epoch, place.seconds)
+    for dtype in sorted({variant.targets for variant in variants.values() if variant.targets is not None}):
+        write_targets(place, dtype)
+    run(place, next(iter(variants.values())))
 
 
 def find_variants(name: str) -> Path:
@@ -227,7 +257,10 @@ def run(place: Place, variant: Variant) -> dict[str, Any]:
 def summarise(
     variants: Mapping[str, Variant], turns: Mapping[str, list[dict[str, Any]]], place: Place
 ) -> dict[str, Any]:
-    """Plain values: per variant the medians over the turns, and the ratio to another variant's turn beside it."""
+    """Plain values: per variant the medians over the turns, and the ratio to another variant's turn beside it.
+
+    A variant without turns has no row, and nothing is compared with it.
+    """
     first, rows = next(iter(variants)), {}
     for name, variant in variants.items():
         if own := turns[name]:
@@ -237,23 +270,18 @@ def summarise(
                 "growth": growth_speedup(
                     {depth: median(turn["stages"][depth] for turn in own) for depth in own[0]["stages"]}
                 ),
-                "against_full": ratio(own, turns[full]) if (full := same_switches(variants, name)) else None,
+                "against_full": (
+                    ratio(own, turns[full]) if (full := same_switches(variants, name)) and turns[full] else None
+                ),
                 "ratios": {
                     other: {**ratio(own, turns[other]), "expected": variant.expected.get(other)}
                     for other in dict.fromkeys([first, *variant.expected])
-                    if other != name
+                    if other != name and turns[other]
                 },
                 "turns": own,
             }
     return {
-        "commit": git_commit(),
-        "hardware": place.hardware,
-        "threads": torch.get_num_threads(),
-        "batch_size": place.batch_size,
-        "seconds": place.seconds,
-        "steps_per_epoch": place.steps_per_epoch,
-        "num_workers": place.num_workers,
-        "teacher": place.teacher if Path(place.teacher).parent != place.folder else "random weights, HuBERT Base",
+        **place.settings(),
         "variants": rows,
     }
 
@@ -269,8 +297,8 @@ def same_switches(variants: Mapping[str, Variant], name: str) -> str | None:
 
 
 def ratio(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """How many times as fast ``own`` is: median and quartiles over turns that lay beside each other."""
-    ratios = [b["step_ms"] / a["step_ms"] for a, b in zip(own, other, strict=True)]
+    """How many times as fast ``own`` is: median and quartiles over the turns that both have."""
+    ratios = [b["step_ms"] / a["step_ms"] for a, b in zip(own, other, strict=False)]
     low, high = np.percentile(ratios, [25, 75])
     return {"median": median(ratios), "low": float(low), "high": float(high)}
 

@@ -21,10 +21,10 @@ import numpy as np
 import soundfile
 import torch
 
-from callbacks.summary import hardware
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.target_cache import TargetCache
-from experiments.runs import git_commit, write_atomically
+from experiments.bench.made import made
+from experiments.runs import write_atomically
 
 FLOATS_PER_PAGE = 1024
 
@@ -123,9 +123,7 @@ def measure(
             if number:  # the first one fills the page cache
                 turns[name].append(turn)
     return {
-        "commit": git_commit(),
-        "hardware": hardware(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
+        **made(torch.device("cpu")),
         "cores": len(os.sched_getaffinity(0)),
         "splits": splits,
         "batch_seconds": batch_seconds,

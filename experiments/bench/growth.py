@@ -22,11 +22,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from callbacks.stacking import StackingCallback
-from callbacks.summary import hardware
-from experiments.bench.command import BenchBatch
+from experiments.bench.made import made
 from experiments.bench.memory import resident_megabytes, start_memory_peak
+from experiments.bench.noise import BenchBatch
 from experiments.bench.random_teacher import save_random_teacher
-from experiments.runs import git_commit, write_atomically
+from experiments.runs import write_atomically
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
@@ -131,15 +131,13 @@ def bench_growth(
     if int(os.environ.get("RANK", "0")) != 0:
         return
     result = {
-        "commit": git_commit(),
+        **made(trainer.strategy.root_device, processes),
         "policy": policy,
         "student": list(student_size),
         "teacher": list(teacher_size),
         "processes": processes,
         "steps_per_stage": steps_per_stage,
         "seconds": seconds,
-        "hardware": hardware(trainer.strategy.root_device, processes),
-        "threads": torch.get_num_threads(),
         "growths": [asdict(cost) for cost in stacking.costs],
     }
     write_atomically(Path(output), json.dumps(result, indent=1) + "\n")

@@ -8,10 +8,14 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 SAMPLE_RATE = 16_000
 
 
-def save_random_teacher(folder: Path, layers: int = 12, width: int = 768) -> Path:
-    """Write ``layers`` x ``width`` with HuBERT Base's convolutions to ``folder``."""
+def save_random_teacher(folder: Path, layers: int = 12, width: int = 768, channels: int = 512) -> Path:
+    """Write ``layers`` x ``width`` behind HuBERT Base's convolutions of that many ``channels`` to ``folder``."""
     config = HubertConfig(
-        hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64 or 1, intermediate_size=4 * width
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64 or 1,
+        intermediate_size=4 * width,
+        conv_dim=[channels] * 7,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

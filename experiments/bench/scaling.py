@@ -5,11 +5,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from experiments.bench.command import switches
+from experiments.bench.made import earlier
 from experiments.runs import git_commit, write_atomically
 from lightning_modules.student import StudentConfig
 
@@ -43,7 +46,8 @@ def bench_scaling(
     Each point is an `interstack bench` of its own, with its processes started by torch.distributed.run.
 
     Args:
-        processes: to try; default: 1 and 2. More processes mean a larger batch: each has batch_size utterances.
+        processes: to try; default: 1 and 2, on a machine with a single GPU 1. More processes mean a larger batch: each
+            has batch_size utterances.
         seconds: lengths of an utterance; default: 2.5, 5 and 10.
         depths: of the student; default: 3, 6, 9 and 12.
         batch_sizes: utterances per process; default: 1, 2, 4 and 8.
@@ -54,27 +58,59 @@ def bench_scaling(
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
         teacher_precision: as of `interstack bench`.
         teacher_compile: as of `interstack bench`.
-        output: JSON file to write; after every point, so that an interrupted benchmark leaves what it has.
+        output: JSON file to write after every point. Points that it holds already are kept where commit and settings
+            are these; one that failed is tried again.
+
+    Raises:
+        RuntimeError: at the end, where points failed; their errors are in the table and in the file.
     """
     common = ["--rounds", str(rounds), "--accelerator", accelerator, "--precision", precision]
     common += ["--student", json.dumps(asdict(student or StudentConfig()))]
     common += ["--teacher_precision", teacher_precision, "--teacher_compile", json.dumps(teacher_compile)]
     common += ["--teacher", teacher] if teacher else []
-    result: dict[str, Any] = {"commit": git_commit(), "precision": precision, "points": []}
+    settings = {"commit": git_commit(), "precision": precision, "options": common}
     axes: dict[str, list[Any]] = {
-        "processes": processes or [1, 2],
+        "processes": processes or default_processes(accelerator),
         "seconds": seconds or [2.5, 5.0, 10.0],
         "depth": depths or [3, 6, 9, 12],
         "batch_size": batch_sizes or [1, 2, 4, 8],
     }
-    known: dict[Point, dict[str, Any]] = {}
+    path = None if output is None else Path(output)
+    known = known_points(earlier(path, settings))
+    result: dict[str, Any] = {**settings, "points": []}
     for axis, point in points(axes):
         if point not in known:
-            known[point] = measure(point, common)
+            known[point] = measure_or_error(point, common)
         result["points"].append({"axis": axis, **asdict(point), **known[point]})
-        if output is not None:
-            write_atomically(Path(output), json.dumps(result, indent=1) + "\n")
+        if path is not None:
+            write_atomically(path, json.dumps(result, indent=1) + "\n")
     print(table(result))
+    if failed := sum("error" in measured for measured in known.values()):
+        raise RuntimeError(f"{failed} of {len(known)} points failed: see the table")
+
+
+def default_processes(accelerator: str) -> list[int]:
+    """One and two, where there are devices for two."""
+    gpus = torch.cuda.device_count() if accelerator != "cpu" else 0
+    return [1] if gpus == 1 else [1, 2]
+
+
+def known_points(result: Mapping[str, Any] | None) -> dict[Point, dict[str, Any]]:
+    """What an earlier file says of each of its points that did not fail."""
+    sizes = [each.name for each in fields(Point)]
+    return {
+        Point(**{name: row[name] for name in sizes}): {k: v for k, v in row.items() if k not in ("axis", *sizes)}
+        for row in (result or {"points": []})["points"]
+        if "error" not in row
+    }
+
+
+def measure_or_error(point: Point, common: list[str]) -> dict[str, Any]:
+    """What was measured, or the error: a point that does not fit the memory must not lose the others."""
+    try:
+        return measure(point, common)
+    except RuntimeError as error:
+        return {"error": str(error)}
 
 
 def points(axes: Mapping[str, list[Any]]) -> Iterator[tuple[str, Point]]:
@@ -103,8 +139,10 @@ def measure(point: Point, common: list[str]) -> dict[str, Any]:
             raise RuntimeError(f"the benchmark of {point} failed: " + "\n".join(said))
         result = json.loads(path.read_text())
     (row,) = result["depths"]
-    made = ("hardware", "threads", "student", "teacher", "intermediate_loss")
-    return {key: result[key] for key in made} | {key: row[key] for key in ("step_ms", "spread_ms", "audio_s_per_s")}
+    rest = ("setting", "depths", "growth", "commit")
+    return {key: value for key, value in result.items() if key not in rest} | {
+        key: row[key] for key in ("step_ms", "spread_ms", "audio_s_per_s")
+    }
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -112,7 +150,12 @@ def table(result: Mapping[str, Any]) -> str:
     lines = ["| varied | processes | batch x seconds | depth | ms per step | quartiles | audio s/s |", "|---" * 7 + "|"]
     for point in result["points"]:
         cells = [point["axis"], point["processes"], f"{point['batch_size']} x {point['seconds']:g}", point["depth"]]
-        cells += [f"{point['step_ms']:.0f}", f"{point['spread_ms']:.0f}", f"{point['audio_s_per_s']:.2f}"]
+        if "error" in point:
+            cells += ["failed", "-", "-"]
+        else:
+            cells += [f"{point['step_ms']:.0f}", f"{point['spread_ms']:.0f}", f"{point['audio_s_per_s']:.2f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    made = dict.fromkeys(f"{point['hardware']}; {switches(point)}" for point in result["points"])
-    return "\n".join([*lines, "", *made, f"{result['precision']}; commit {result['commit']}"])
+    measured = [point for point in result["points"] if "error" not in point]
+    made = dict.fromkeys(f"{point['hardware']}; {switches(point)}" for point in measured)
+    errors = dict.fromkeys(point["error"] for point in result["points"] if "error" in point)
+    return "\n".join([*lines, "", *errors, *made, f"{result['precision']}; commit {result['commit']}"])

@@ -14,14 +14,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 
 from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
 from experiments.bench.compare import Place, Variant, write_noise
 from experiments.bench.laps import StepLaps
 from experiments.bench.random_teacher import save_random_teacher
-from experiments.runs import git_commit, write_atomically
+from experiments.runs import write_atomically
 from experiments.together import StudentCLI, Together, share_teacher
 
 EPOCHS = 4  # one for each stage
@@ -124,14 +123,9 @@ def summarise(configs: Sequence[str], turns: Sequence[Mapping[str, float]], plac
     predicted = [t["apart_seconds"] / (t["apart_seconds"] - others * t["apart_teacher_seconds"]) for t in turns]
     low, high = np.percentile(ratios, [25, 75])
     return {
-        "commit": git_commit(),
-        "hardware": place.hardware,
-        "threads": torch.get_num_threads(),
+        **place.settings(),
         "configs": list(configs),
-        "batch_size": place.batch_size,
-        "seconds": place.seconds,
         "steps": EPOCHS * place.steps_per_epoch,
-        "teacher": place.teacher if Path(place.teacher).parent != place.folder else "random weights, HuBERT Base",
         **{key: median(turn[key] for turn in turns) for key in turns[0]},
         "ratio": median(ratios),
         "ratio_quartiles": [float(low), float(high)],

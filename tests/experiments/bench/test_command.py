@@ -5,13 +5,15 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities import move_data_to_device
 
 from experiments.bench import command
-from experiments.bench.command import BenchBatch, bench, growth_speedup
+from experiments.bench.command import Setting, bench, growth_speedup
 from experiments.bench.laps import PARTS
+from experiments.bench.noise import BenchBatch
 from experiments.cli import run
 from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
@@ -61,14 +63,14 @@ def test_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
 def test_the_peak_is_that_of_the_device_that_trained_and_every_round_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lap, asked, written = {"step_ms": 5.0, **dict.fromkeys(PARTS, 1.0)}, [], []
+    lap, asked, written = {"step_ms": 5.0, "width": 4800, **dict.fromkeys(PARTS, 1.0)}, [], []
 
     def peak(device: torch.device, precision: str) -> float:
         asked.append((device.type, precision))
         return 1e12 * len(asked)
 
     # As after a run on a GPU: the module is back on the CPU, the trainer's device is another.
-    monkeypatch.setattr(command, "_fit", lambda module, setting: ([lap], 0.1, torch.device("meta")))
+    monkeypatch.setattr(command, "_fit", lambda module, setting, widths: ([lap], 0.1, torch.device("meta")))
     monkeypatch.setattr(command, "matmul_peak", peak)
     monkeypatch.setattr(command, "write_atomically", lambda path, text: written.append(json.loads(text)))
     teacher = save_teacher(tmp_path / "teacher", layers=3)
@@ -94,6 +96,34 @@ def test_lengths_stay_on_the_host_when_lightning_moves_a_batch() -> None:
     assert [value.device.type for value in moved] == ["meta", "cpu", "cpu"]
 
 
+def test_lengths_like_librispeech_differ_between_steps_and_lie_on_the_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.bench.noise.MAX_SECONDS", 0.4)
+    monkeypatch.setattr("experiments.bench.noise.like_librispeech", lambda: np.arange(3300, 4700, 7))
+    teacher, rows = save_teacher(tmp_path / "teacher", layers=3), {}
+    for grid in (1, 1600):
+        output = tmp_path / f"{grid}.json"
+        more = ["--teacher", str(teacher), "--student", json.dumps(asdict(StudentConfig(16, 24, 2)))]
+        more += ["--lengths", "librispeech", "--length_grid", str(grid), "--output", str(output)]
+        run(["bench", "--depths", "[3]", "--rounds", "2", "--steps", "4", "--accelerator", "cpu", *more])
+        result = json.loads(output.read_text())
+        assert (result["setting"]["length_grid"], result["setting"]["steps"]) == (grid, 4)
+        (rows[grid],) = result["depths"]
+    assert (rows[1]["steps"], rows[1]["lengths"]) == (6, 6)
+    assert rows[1600]["lengths"] == 1
+    assert rows[1600]["tflop"] < rows[1]["tflop"]
+
+
+def test_one_length_is_one_length() -> None:
+    setting = Setting(2, 0.5, "32-true", "cpu", steps=3)
+    assert setting.widths(1) == setting.widths(2) == [8000] * 3
+
+
 def test_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="must be positive"):
         bench([0])
+    with pytest.raises(ValueError, match="steps=1 must be more than the 1 that"):
+        bench(steps=1, accelerator="cpu")
+    with pytest.raises(ValueError, match="needs lengths=librispeech"):
+        bench(length_grid=1600)

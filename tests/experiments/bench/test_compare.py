@@ -1,11 +1,13 @@
 """``interstack bench compare``: variants are runs of ``fit``; ratios are those of turns beside each other."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from experiments.bench import compare
 from experiments.bench.compare import (
     Place,
     Variant,
@@ -76,7 +78,54 @@ def test_a_ratio_is_the_median_over_neighbouring_turns(tmp_path: Path) -> None:
     assert "| fast | slow | 2.00 | 2.00 to 3.00 | 3 |" in table(result)
 
 
-@pytest.mark.parametrize("name", ["variants", "variants_gpu"])
+def test_ratios_are_of_turns_that_both_have(tmp_path: Path) -> None:
+    variants = {"slow": Variant(), "fast": Variant(), "none": Variant(expected={"fast": 1.0})}
+    turns = {"slow": [turn(20), turn(200)], "fast": [turn(10)], "none": []}
+    rows = summarise(variants, turns, Place(tmp_path, "some/teacher", 4, 5.0, 2, "cpu"))["variants"]
+    assert list(rows) == ["slow", "fast"]
+    assert rows["fast"]["ratios"]["slow"]["median"] == 2
+
+
+def interrupted_compare(folder: Path, monkeypatch: pytest.MonkeyPatch, runs: int, **settings: Any) -> list[str]:
+    """Names of the variants that ran before the benchmark was interrupted, after so many counted runs."""
+    names = {tuple(sorted(v.overrides.items())): n for n, v in load_variants(folder / "variants.yaml").items()}
+    ran: list[str] = []
+
+    def one_run(place: Place, variant: Variant) -> dict[str, Any]:
+        if len(ran) == runs:
+            raise KeyboardInterrupt
+        ran.append(names[tuple(sorted(variant.overrides.items()))])
+        return turn(10.0)
+
+    monkeypatch.setattr(compare, "prepare", lambda place, variants: None)
+    monkeypatch.setattr(compare, "run", one_run)
+    with contextlib.suppress(KeyboardInterrupt):
+        bench_compare(
+            str(folder / "variants.yaml"), teacher="some/teacher", accelerator="cpu", rounds=2,
+            output=str(folder / "compare.json"), **settings,
+        )  # fmt: skip
+    return ran
+
+
+def test_an_interrupted_benchmark_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    definitions = {name: {"overrides": {"x": name}} for name in ("a", "b")}
+    (tmp_path / "variants.yaml").write_text(json.dumps(definitions))
+    assert interrupted_compare(tmp_path, monkeypatch, 3) == ["a", "b", "b"]
+    written = json.loads((tmp_path / "compare.json").read_text())["variants"]
+    assert {name: len(row["turns"]) for name, row in written.items()} == {"a": 1, "b": 2}
+    assert interrupted_compare(tmp_path, monkeypatch, 9) == ["a"]
+    assert interrupted_compare(tmp_path, monkeypatch, 9) == []
+    definitions["b"]["overrides"]["x"] = "b2"
+    (tmp_path / "variants.yaml").write_text(json.dumps(definitions))
+    assert interrupted_compare(tmp_path, monkeypatch, 9) == ["b", "b"]
+    assert "turns of 'b' are dropped" in caplog.text
+    assert interrupted_compare(tmp_path, monkeypatch, 9, seconds=1.0) == ["a", "b", "b", "a"]
+    assert "begins anew: its seconds was 5.0, is 1.0" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["variants", "variants_gpu", "variants_gpu_short"])
 def test_the_shipped_variants_are_settings_of_fit(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,7 +151,10 @@ def test_what_a_variant_is_compared_with_runs_too() -> None:
 def test_nonsense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="steps_per_epoch=2 at least 3"):
         bench_compare(steps_per_epoch=2)
-    with pytest.raises(ValueError, match=r"nothing is no file and none of the shipped ones \(variants, variants_gpu\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"nothing is no file and none of the shipped ones \(variants, variants_gpu, variants_gpu_short\)",
+    ):
         find_variants("nothing")
     with pytest.raises(ValueError, match="unknown variants z: choose from a"):
         choose({"a": Variant()}, ["z"])

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from experiments.bench.scaling import Point, bench_scaling, measure, points
+from experiments.bench.scaling import Point, bench_scaling, default_processes, measure, points
 from lightning_modules.student import StudentConfig
 from tests.ddp.launch import environment
 from tests.helpers import save_teacher
@@ -61,3 +62,42 @@ def test_a_table_and_a_file(
     assert "| depth | 1 | 4 x 5 | 3 | 300 |" in said
     assert said.count("one CPU; teacher: one, precision 32 (set: auto), compile true; student: front end frozen") == 1
     assert len(json.loads((tmp_path / "scaling.json").read_text())["points"]) == 4
+
+
+def test_a_point_that_fails_loses_no_other_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, asked, broken = tmp_path / "scaling.json", [], [True]
+    teacher = {"model": "one", "precision": "auto", "precision_used": "32", "compile": False}
+    made = {"hardware": "one CPU", "student": asdict(StudentConfig()), "teacher": teacher, "intermediate_loss": "l2l"}
+
+    def measured(point: Point, common: list[str]) -> dict[str, Any]:
+        asked.append(point)
+        if point.batch_size == 8 and broken[0]:
+            raise RuntimeError("out of memory")
+        return {**made, "step_ms": 1.0, "spread_ms": 1.0, "audio_s_per_s": 2.0}
+
+    monkeypatch.setattr("experiments.bench.scaling.measure", measured)
+    sizes = ([1], [5.0], [12], [8, 2])
+    with pytest.raises(RuntimeError, match="1 of 3 points failed"):
+        bench_scaling(*sizes, output=str(path))
+    points_then = json.loads(path.read_text())["points"]
+    assert [point.get("error") for point in points_then] == [None, None, None, "out of memory", None]
+    assert "out of memory" in capsys.readouterr().out
+    asked.clear()
+    broken[0] = False
+    bench_scaling(*sizes, output=str(path))
+    assert asked == [Point(batch_size=8)]
+    assert all("error" not in point for point in json.loads(path.read_text())["points"])
+    bench_scaling(*sizes, rounds=2, output=str(path))  # other settings: nothing is kept
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accelerator", "tried"), [(0, "auto", [1, 2]), (1, "auto", [1]), (1, "cpu", [1, 2]), (4, "gpu", [1, 2])]
+)
+def test_two_processes_need_two_gpus(
+    gpus: int, accelerator: str, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert default_processes(accelerator) == tried

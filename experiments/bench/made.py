@@ -1,0 +1,55 @@
+"""How a benchmark was made, in every JSON of one, and whether an earlier file can be gone on with."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from callbacks.summary import hardware
+from experiments.runs import git_commit
+from lightning_modules.precision import CudaSettings, float32_mode
+
+log = logging.getLogger(__name__)
+
+
+def made(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Commit, hardware, threads, versions, and how float32 products are computed on ``device``, in plain values."""
+    return {
+        "commit": git_commit(),
+        "hardware": hardware(device, processes),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        # TF32 is a format of CUDA's units alone.
+        "float32": float32_mode() if device.type == "cuda" else "ieee",
+    }
+
+
+def training_device(accelerator: str, processes: int = 1) -> torch.device:
+    """Where a Trainer of this process computes; CUDA is set as by a run, so that ``made`` agrees before one."""
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        logger=False,
+        enable_checkpointing=False,
+    )
+    CudaSettings().apply(trainer.strategy.root_device)
+    return trainer.strategy.root_device
+
+
+def earlier(path: Path | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The JSON that ``path`` holds where all its ``settings`` are these; the log says which ones differ."""
+    if path is None or not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(settings))
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            log.warning("%s begins anew: its %s was %s, is %s", path, name, found.get(name), value)
+            return None
+    return found

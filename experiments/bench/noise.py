@@ -1,0 +1,57 @@
+"""Batches of noise: of one length, or of lengths like LibriSpeech's, batched and cropped as the data module does it."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.batching import CropRule, GlobalBatchSampler, plan_by_utterances
+from experiments.bench.random_teacher import SAMPLE_RATE
+
+UTTERANCES = 281_241  # of LibriSpeech's three training parts: the fewer, the more is lost by cropping
+MAX_SECONDS = 15.6
+
+
+class BenchBatch(NamedTuple):
+    """Noise in the form of a training batch without padding."""
+
+    waveforms: Tensor
+    num_samples: Tensor
+    global_num_samples: Tensor
+
+    def to(self, device: torch.device) -> "BenchBatch":
+        """Moved as the data module moves it: the step reads lengths on the host, and would wait for a device's."""
+        return self._replace(waveforms=self.waveforms.to(device, non_blocking=True))
+
+
+def like_librispeech(utterances: int = UTTERANCES) -> np.ndarray:
+    """Samples per utterance: three quarters near 14.5 s, the others anywhere from 2 to 14 s."""
+    generator = np.random.default_rng(0)
+    long, short = generator.normal(14.5, 1.2, utterances), generator.uniform(2, 14, utterances)
+    seconds = np.where(generator.random(utterances) < 0.75, long, short).clip(2)
+    return (seconds * SAMPLE_RATE).astype(np.int64)
+
+
+def cropped_widths(batch_size: int, steps: int, epoch: int, grid: int = 1) -> list[int]:
+    """Samples per utterance of each batch of an epoch: the same epoch has the same ones, another has others.
+
+    The grid changes widths only, not which utterances meet. A batch may have an utterance less than the others; that
+    is left out here.
+    """
+    lengths_N, most = like_librispeech(), round(MAX_SECONDS * SAMPLE_RATE)
+    plan = plan_by_utterances(np.minimum(lengths_N, most), batch_size)
+    rule = CropRule(lengths_N, most, "crop", seed=0, grid=grid)
+    sampler = GlobalBatchSampler(plan, rule, seed=0, steps_per_epoch=steps, epoch=epoch)
+    return [int(batch.num_samples[0]) for batch in sampler]
+
+
+def noise(batch_size: int, widths: list[int], pinned: bool) -> list[BenchBatch]:
+    """A batch for each width; all are views of one piece of noise, on the host, pinned there for a GPU."""
+    values = torch.randn(batch_size * max(widths), generator=torch.Generator().manual_seed(0))
+    values = values.pin_memory() if pinned else values
+    batches = []
+    for width in widths:
+        lengths_B = torch.full((batch_size,), width)
+        batches.append(BenchBatch(values[: batch_size * width].view(batch_size, width), lengths_B, lengths_B))
+    return batches

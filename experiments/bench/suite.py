@@ -1,0 +1,234 @@
+"""``interstack bench suite``: all that a GPU is to show, in one folder, most valuable first.
+
+Every part is a benchmark in a process of its own, with a time limit and a log. One that fails or runs out of time does
+not stop the others, and the same call again goes on: what is finished is not repeated.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.bench.compare import write_noise
+from experiments.bench.made import earlier, made, training_device
+from experiments.bench.random_teacher import save_random_teacher
+from experiments.bench.suite_table import table
+from experiments.runs import write_atomically
+from lightning_modules.student import StudentConfig
+
+WORKERS = (0, 4, 8, 12)
+GRACE_SECONDS = 15.0  # between asking a part to end and ending it
+TINY_STUDENT = json.dumps(asdict(StudentConfig(16, 32, 2)))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One benchmark: the words after ``interstack``, its file among the results, and seconds that it may take."""
+
+    name: str
+    words: tuple[str, ...]
+    output: str
+    limit: float
+
+    @property
+    def kind(self) -> str:
+        """The subcommand of ``bench``; empty for the step by depth."""
+        return "" if self.words[1].startswith("--") else self.words[1]
+
+
+def bench_suite(
+    output: str,
+    accelerator: Literal["gpu", "cpu"] = "gpu",
+    budget: float | None = None,
+    tiny: bool = False,
+    only: list[str] | None = None,
+) -> None:
+    """Profiles, the step by depth, whole runs, lengths, the loader, growth and scaling, one after another.
+
+    Args:
+        output: folder of the results: a JSON file of each benchmark, logs/, and all in table.md. Parts that are
+            finished there with the same commit, machine and command are kept.
+        accelerator: gpu or cpu; a CPU gets smaller steps and compiles nothing.
+        budget: seconds for all parts together; what is not reached is left for the next call. Default: no limit but
+            those of the parts.
+        tiny: tiny models and steps, to see that everything works.
+        only: names of the parts to run.
+
+    Raises:
+        ValueError: a part that does not exist, or a budget that is not positive.
+        RuntimeError: at the end, where a part failed or ran out of time.
+    """
+    if budget is not None and budget <= 0:
+        raise ValueError(f"budget={budget} must be positive")
+    folder, end = Path(output), time.monotonic() + (budget or float("inf"))
+    settings = {**made(training_device(accelerator)), "accelerator": accelerator, "tiny": tiny}
+    with inputs(tiny) as (corpus, teacher):
+        parts = choose(suite_parts(accelerator, corpus, teacher if tiny else None), only)
+        state = earlier(folder / "suite.json", settings) or {**settings, "parts": {}}
+        for part in parts:
+            words = [word.replace(str(corpus.parent), "INPUTS") for word in part.words]
+            old = state["parts"].get(part.name)
+            if old and old["status"] == "done" and old["command"] == words:
+                continue
+            if part.kind == "data" and not corpus.exists():
+                write_noise(corpus.parent, *((8, 1.0) if tiny else (200, 15.0)))
+            print(f"{part.name} ...", flush=True)
+            state["parts"][part.name] = run_part(part, folder, end) | {"command": words, "output": part.output}
+            write_atomically(folder / "suite.json", json.dumps(state, indent=1) + "\n")
+            write_atomically(folder / "table.md", table(folder, state))
+    print(table(folder, state))
+    left = [part.name for part in parts if state["parts"][part.name]["status"] != "done"]
+    if left:
+        raise RuntimeError(f"not finished: {', '.join(left)}; see {folder / 'logs'}, and call again to go on")
+
+
+@contextmanager
+def inputs(tiny: bool) -> Iterator[tuple[Path, Path]]:
+    """Where the corpus of the loader's part goes once it is needed, and a tiny teacher."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if tiny:
+            save_random_teacher(folder / "teacher", layers=12, width=64, channels=16)
+        yield folder / "LibriSpeech", folder / "teacher"
+
+
+def choose(parts: list[Part], only: list[str] | None) -> list[Part]:
+    """The named parts, all where none is named."""
+    names = [part.name for part in parts]
+    if unknown := sorted(set(only or ()) - set(names)):
+        raise ValueError(f"unknown part {unknown[0]!r}: choose from {', '.join(names)}")
+    return [part for part in parts if not only or part.name in only]
+
+
+def run_part(part: Part, folder: Path, end: float) -> dict[str, Any]:
+    """How a part ended: done, failed, out of time, or not reached before ``end`` (of ``time.monotonic``)."""
+    limit = min(part.limit, end - time.monotonic())
+    if limit <= 0:
+        return {"status": "not reached", "seconds": 0.0}
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "experiments.cli", *part.words, "--output", str(folder / part.output)]
+    start = time.monotonic()
+    with (logs / f"{part.name}.log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            status = "failed" if process.wait(limit) else "done"
+        except subprocess.TimeoutExpired:
+            status = "out of time"
+        finally:
+            stop(process)
+    return {"status": status, "seconds": round(time.monotonic() - start, 1)}
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it started: torch.distributed.run ends its own when it is asked to."""
+    for sent, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, sent)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> list[Part]:
+    """Every part, most valuable first. A tiny teacher makes all of it tiny."""
+    gpu, tiny = accelerator == "gpu", tiny_teacher is not None
+    where: tuple[str, ...] = ("--accelerator", accelerator)
+    model: tuple[str, ...] = ()
+    if tiny:
+        model = ("--teacher", str(tiny_teacher), "--student", TINY_STUDENT)
+    fast = json.dumps(gpu and not tiny)
+    seconds = "0.5" if tiny else "15" if gpu else "5"
+    rounds = "1" if tiny else "12" if gpu else "3"
+
+    def size(batch: int) -> tuple[str, ...]:
+        return ("--batch_size", str(batch if gpu and not tiny else max(1, batch // 16)), "--seconds", seconds)
+
+    def profile(name: str, batch: int, *more: str) -> Part:
+        words = ("bench", "profile", *where, *size(batch), "--rounds", rounds, *model, *more)
+        return Part(f"profile_{name}", words, "profile.json", 120)
+
+    def step(name: str, limit: float, *more: str) -> Part:
+        return Part(name, ("bench", *where, "--rounds", rounds, *model, *more), f"{name}.json", limit)
+
+    compiled = ("--teacher_compile", fast, "--student.compile", fast)
+    bf16 = ("--precision", "bf16-mixed", "--teacher_precision", "bf16")
+    librispeech = ("--lengths", "librispeech", "--batch_size", "32" if gpu and not tiny else "2", "--depths", "[12]")
+    # One epoch has the steps that make a median; the second variant needs the first.
+    runs = ("--steps_per_epoch", "3", "--rounds", "1", "--only", '["full, bf16"]', "--teacher", str(tiny_teacher))
+    runs = runs if tiny else ("--steps_per_epoch", "12" if gpu else "3", "--rounds", "2")
+    workers = sorted({min(number, len(os.sched_getaffinity(0))) for number in WORKERS})
+    data = ("--batch_seconds", "2", "--batches", "3") if tiny else ("--batch_seconds", "480", "--batches", "60")
+    data += ("--cache_dir", str(corpus.parent / "cache"))
+    growth = ("--student_size", "[12,16]", "--teacher_size", "[3,16]", "--seconds", "0.2") if tiny else ()
+    points = ("--processes", "[1]", "--seconds", "[5.0]", "--depths", "[12]", "--batch_sizes", "[4]") if tiny else ()
+    variants = "variants_gpu_short" if gpu or tiny else "variants"
+    return [
+        profile("eager", 16),
+        profile("compiled", 32, "--compile", fast),
+        step("step_compiled", 300, *size(32), *bf16, *compiled),
+        Part(
+            "compare",
+            (
+                "bench",
+                "compare",
+                "--variants",
+                variants,
+                *where,
+                *size(32),
+                "--num_workers",
+                str(workers[-1] // 2),
+                *runs,
+            ),
+            "compare.json",
+            580,
+        ),
+        step("lengths", 200, *librispeech, *bf16),
+        step("lengths_grid", 200, *librispeech, *bf16, "--length_grid", "1600"),
+        Part(
+            "data",
+            ("bench", "data", "--root", str(corpus), "--workers", json.dumps(workers), "--rounds", "1", *data),
+            "data.json",
+            120,
+        ),
+        step("step_eager", 200, *size(32), *bf16),
+        *([] if tiny else _more_profiles(profile, fast)),
+        Part("growth", ("bench", "growth", *where, *growth), "growth.json", 90),
+        Part(
+            "scaling",
+            (
+                "bench",
+                "scaling",
+                *where,
+                "--precision",
+                "bf16-mixed",
+                "--rounds",
+                "1" if tiny else "3",
+                *model,
+                *points,
+            ),
+            "scaling.json",
+            400,
+        ),
+    ]
+
+
+def _more_profiles(profile: Callable[..., Part], fast: str) -> list[Part]:
+    """Other sizes and switches of a step, on which less depends."""
+    return [
+        profile("small", 8),
+        profile("large", 64, "--compile", fast),
+        profile("shared", 32, "--compile", fast, "--front_end", "shared"),
+        profile("shallow", 32, "--compile", fast, "--depth", "3"),
+        profile("float32", 16, "--precision", "32-true"),
+    ]

@@ -1,0 +1,106 @@
+"""The one table of ``interstack bench suite``: what each finished part measured, by the words of its file."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.bench.profile import host_bound_below, name_in_words
+
+HEAD = ("part", "what", "ms per step", "audio s/s", "% of the matmul peak", "memory GB", "besides")
+Cells = tuple[str, float | None, float | None, float | None, float | None, str]
+
+
+def table(folder: Path, state: Mapping[str, Any]) -> str:
+    """Markdown: a row for each thing that was measured, then how every part ended.
+
+    Args:
+        folder: where the JSON files are.
+        state: what ``suite.json`` holds.
+    """
+    lines = [_row(HEAD), "|---" * len(HEAD) + "|"]
+    outputs = dict.fromkeys(part["output"] for part in state["parts"].values())
+    for output in outputs:
+        if (path := folder / output).is_file():
+            name = path.stem
+            found = json.loads(path.read_text(encoding="utf-8"))
+            read = READERS.get(name, _steps)
+            lines += [_row((name, *map(_text, cells))) for cells in read(found, state)]
+    lines += ["", "| part | ended | seconds |", "|---|---|---|"]
+    lines += [_row((name, part["status"], f"{part['seconds']:.0f}")) for name, part in state["parts"].items()]
+    how = f"{state['hardware']}; torch {state['torch']}, cuDNN {state['cudnn']}, float32 {state['float32']}"
+    return "\n".join([*lines, "", f"{how}; commit {state['commit']}", ""])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _text(value: str | float | None) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _profiles(found: list[dict[str, Any]], state: Mapping[str, Any]) -> Iterable[Cells]:
+    for row in found:
+        if row["commit"] == state["commit"]:
+            kinds = ", ".join(f"{kind} {sums['ms']:.1f}" for kind, sums in list(row["kinds"].items())[:4])
+            bound = "" if (below := host_bound_below(row)) is None else f"; host-bound below {below:.0f} audio s"
+            numbers = (row["step_ms"], row["audio_s_per_s"], 100 * row["mfu"], row["memory_gb"])
+            yield name_in_words(row), *numbers, f"{row['kernels']} kernels; ms: {kinds}{bound}"
+
+
+def _steps(found: dict[str, Any], state: Mapping[str, Any]) -> Iterable[Cells]:
+    setting, growth = found["setting"], found["growth"]
+    size = f"{setting['batch_size']} x {setting['seconds']:g} s"
+    if setting["lengths"] != "one":
+        size = f"{setting['batch_size']} x {setting['lengths']}, grid {setting['length_grid']}"
+    for row in found["depths"]:
+        numbers = (row["step_ms"], row["audio_s_per_s"], 100 * row["mfu"], row["memory_gb"])
+        yield f"{size}, {setting['precision']}, depth {row['depth']}", *numbers, f"{row['lengths']} lengths"
+    if growth:
+        yield "f", None, None, None, None, f"{growth['f']:.3f}; equal predicted {growth['equal']['predicted']:.2f}"
+
+
+def _runs(found: dict[str, Any], state: Mapping[str, Any]) -> Iterable[Cells]:
+    audio = found["batch_size"] * found["seconds"]
+    for name, row in found["variants"].items():
+        ratios = [f"{ratio['median']:.2f} x {other}" for other, ratio in row["ratios"].items()]
+        if row["growth"] and row["against_full"]:
+            predicted = row["growth"]["equal"]["predicted"]
+            ratios.append(f"growth predicted {predicted:.2f}, measured {row['against_full']['median']:.2f}")
+        yield name, row["step_ms"], audio / row["step_ms"] * 1000, None, None, "; ".join(ratios)
+
+
+def _reading(found: dict[str, Any], state: Mapping[str, Any]) -> Iterable[Cells]:
+    for row in found["variants"]:
+        yield row["variant"], None, row["audio_s_per_s"], None, None, f"{row['audio_s_per_cpu_s']:.0f} per core second"
+
+
+def _growths(found: dict[str, Any], state: Mapping[str, Any]) -> Iterable[Cells]:
+    for row in found["growths"]:
+        name = f"{row['depth_before']} to {row['depth']} layers"
+        yield name, None, None, None, None, f"{row['seconds']:.3f} s"
+
+
+def _points(found: dict[str, Any], state: Mapping[str, Any]) -> Iterable[Cells]:
+    for row in found["points"]:
+        size = f"{row['processes']} process, {row['batch_size']} x {row['seconds']:g} s, depth {row['depth']}"
+        yield (
+            size,
+            row.get("step_ms"),
+            row.get("audio_s_per_s"),
+            None,
+            None,
+            "failed" if "error" in row else row["axis"],
+        )
+
+
+READERS: dict[str, Callable[[Any, Mapping[str, Any]], Iterable[Cells]]] = {
+    "profile": _profiles,
+    "compare": _runs,
+    "data": _reading,
+    "growth": _growths,
+    "scaling": _points,
+}

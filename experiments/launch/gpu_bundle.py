@@ -1,0 +1,95 @@
+"""``make gpu-bundle``: what a machine with a GPU and no network lacks, and the commands to give it.
+
+The folder has wheels for that machine's Python and the commit of this tree, which the copy there cannot ask git for. It
+is ignored by git, so it has to be sent beside the working tree.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from experiments.launch.gpu_commands import commands
+from experiments.runs import git_commit, write_atomically
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+# Beyond torch, transformers, lightning, torchmetrics, matplotlib, pytest and xdist with all that they need.
+MISSING = (
+    *("jsonargparse", "typeshed_client", "docstring_parser"),  # every command
+    *("soundfile", "cffi", "pycparser", "soxr"),  # reading audio
+    *("librosa", "lazy-loader", "audioread", "pooch", "decorator", "platformdirs"),  # pictures of samples
+    "espeakng-loader",  # synthetic corpora
+    "pytest-timeout",
+)
+# pip takes a wheel for an older C library only where that one is named.
+PLATFORMS = (
+    *(f"manylinux_2_{minor}_x86_64" for minor in (1, 5, 12, 17, 24, 27, 28, 31, 34, 35)),
+    *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
+)
+
+
+def gpu_bundle(
+    output: str = ".bundle", python: str = "3.12", packages: list[str] | None = None, download: bool = True
+) -> None:
+    """Gather wheels, then print the commands in order with their time limits.
+
+    Args:
+        output: folder of the bundle; the commands expect .bundle in the working tree.
+        python: version of Python on the GPU machine.
+        packages: that are missing there; default: all but torch, transformers, lightning, pytest and what they need.
+            Their versions are those of constraints.txt.
+        download: whether to get the wheels; without, the commands are printed and nothing is written.
+    """
+    if download:
+        folder = Path(output)
+        wanted = pinned(list(packages or MISSING), (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"))
+        subprocess.run(pip_command(folder / "wheels", python, wanted), check=True)
+        write_atomically(folder / "commit", f"{git_commit()}\n")
+    print(in_words())
+
+
+def pinned(packages: list[str], constraints: str) -> list[str]:
+    """``NAME==VERSION`` of each package.
+
+    Raises:
+        ValueError: a package that is not in the constraints.
+    """
+    lines = [line.strip() for line in constraints.splitlines() if "==" in line]
+    versions = {_normal(line.split("==")[0]): line for line in lines}
+    if unknown := [name for name in packages if _normal(name) not in versions]:
+        raise ValueError(f"constraints.txt has no version of {', '.join(unknown)}")
+    return [versions[_normal(name)] for name in packages]
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pip_command(folder: Path, python: str, wanted: list[str]) -> list[str]:
+    """The words that get wheels for a 64-bit Linux with that Python, whatever this machine is."""
+    if not re.fullmatch(r"3\.\d+", python):
+        raise ValueError(f"python={python} must be a version such as 3.12")
+    tags = ["--python-version", python, "--implementation", "cp"]
+    for abi in (f"cp{python.replace('.', '')}", "abi3", "none"):
+        tags += ["--abi", abi]
+    for platform in PLATFORMS:
+        tags += ["--platform", platform]
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    return [*download, *tags, "--dest", str(folder), *wanted]
+
+
+def in_words() -> str:
+    """The commands as text."""
+    lines = [
+        "# In the root of the working tree on the GPU machine, with the ignored folder .bundle beside the files of git."
+    ]
+    for number, command in enumerate(commands(), 1):
+        again = "; give it again until it says that it is finished" if command.repeat else ""
+        lines += ["", f"# {number}. {command.title}: at most {command.limit} s, needs .bundle{again}", command.text]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    auto_cli(gpu_bundle, prog="python -m experiments.launch.gpu_bundle", as_positional=False)

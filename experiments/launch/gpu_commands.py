@@ -1,0 +1,97 @@
+"""Commands for a machine with one GPU and no network, most valuable first.
+
+Each fits a machine that takes commands of ten minutes and 2,000 characters. State stays in ``gpu_results`` of the
+working tree, so that a command that is given again goes on; what is to be brought home is packed into ``$OUT``.
+"""
+
+from typing import NamedTuple
+
+MOST_SECONDS, MOST_CHARACTERS = 600, 2000
+PREPARE = (
+    'S="${TMPDIR:-/tmp}/interstack"; [ -d "$S/site" ] || { python3 -m pip install -q --no-index --no-deps --no-compile '
+    '--no-cache-dir --target "$S/part" .bundle/wheels/*.whl && mv "$S/part" "$S/site"; } || exit 1; '
+    'export PYTHONPATH="$S/site:$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TORCHINDUCTOR_CACHE_DIR="$S/inductor" '
+    'INTERSTACK_COMMIT="$(cat .bundle/commit)"; OUT="${OUT:-gpu_results}"; mkdir -p gpu_results "$OUT"; '
+    "ulimit -n 65536 || true; set -o pipefail; "
+)
+SUITE = "python3 -m experiments.cli bench suite --accelerator gpu --output gpu_results/suite"
+OTHER_PROFILES = '["profile_small","profile_large","profile_shared","profile_shallow","profile_float32"]'
+# Tests that compare a run with itself, whatever the device.
+OWN_TESTS = (
+    "tests/test_switches.py tests/callbacks/test_guards.py tests/callbacks/test_ema.py tests/callbacks/test_resume.py "
+    "tests/callbacks/test_stacking.py tests/callbacks/test_checkpointing.py tests/lightning_modules"
+)
+NOISE = (
+    "from pathlib import Path; from experiments.bench.compare import write_noise; "
+    "from experiments.bench.random_teacher import save_random_teacher; folder = Path('gpu_results/ddp'); "
+    "(folder / 'LibriSpeech').exists() or (write_noise(folder, 80, 15.0), save_random_teacher(folder / 'teacher'))"
+)
+# Of a growing run; a shell variable in the commands, which have few characters.
+FIT = (
+    "--config interleave_equal --runs_dir gpu_results/ddp/runs --ckpt_path last "
+    "--data.root gpu_results/ddp/LibriSpeech --data.cache_dir gpu_results/ddp/cache "
+    "--data.train_splits [train-clean-100] --data.val_splits [] --data.batch_size 16 --data.batches_per_epoch 5 "
+    "--model.teacher.init_args.model gpu_results/ddp/teacher --growth.verify true --wandb.mode disabled "
+    "--log_samples false --trainer.enable_progress_bar false --trainer.limit_val_batches 0 "
+    "--trainer.max_epochs 4 --trainer.devices 1"
+)
+
+
+class Command(NamedTuple):
+    """One command: what it is for, its text without ``PREPARE``, and whether it may be given again to go on."""
+
+    title: str
+    body: str
+    repeat: bool = False
+    limit: int = MOST_SECONDS
+
+    @property
+    def text(self) -> str:
+        """What is given to the machine."""
+        return PREPARE + self.body
+
+
+def commands() -> list[Command]:
+    """All of them in order; each needs ``.bundle``."""
+    study = "timeout 570 python3 -m experiments.cli reproduce table1_gpu_short --output gpu_results/study"
+    pack = 'tar czf "$OUT/study.tgz" -C gpu_results --exclude=corpus --exclude="*.ckpt" --exclude="*.safetensors" study'
+    return [
+        Command(
+            "tests of the GPU",
+            "nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv; "
+            'timeout 560 python3 -m pytest -q tests/gpu --device cuda 2>&1 | tee "$OUT/tests_gpu.log" | tail -n 60',
+        ),
+        Command("the benchmarks' suite", _suite(f"{SUITE} --budget 540"), repeat=True),
+        Command("profiles of other steps", _suite(f"{SUITE} --budget 540 --only '{OTHER_PROFILES}'"), repeat=True),
+        Command("whole runs that decide", _suite(f"{SUITE} --budget 540 --only '[\"compare\"]'"), repeat=True),
+        Command("DDP: one process over NCCL, and the same again, which is resumed; two over gloo on one GPU", _ddp()),
+        Command(
+            "the repository's own tests, with runs on the GPU (what fails is to be read: not all of it is wrong)",
+            f"timeout 560 python3 -m pytest -p tests.on_gpu -q -n 6 -m 'not slow' {OWN_TESTS} 2>&1 "
+            '| tee "$OUT/tests_own.log" | tail -n 60',
+        ),
+        Command(
+            "a short study: corpus, teacher, three students",
+            f"{study} --only '[full_l2l,interleave_equal,midas_equal]' 2>&1 | tail -n 25; {pack}",
+            repeat=True,
+        ),
+    ]
+
+
+def _suite(call: str) -> str:
+    return f'timeout 580 {call} 2>&1 | tail -n 60; tar czf "$OUT/suite.tgz" -C gpu_results suite'
+
+
+def _ddp() -> str:
+    start, fit = "python3 -m torch.distributed.run --nproc_per_node 1", "-m experiments.cli fit $F"
+    one = f"timeout 120 {start} --standalone {fit} --name nccl --trainer.strategy ddp"
+    two = (
+        f'timeout 200 {start} --nnodes 2 --node_rank "$n" --rdzv_backend c10d --rdzv_endpoint localhost:29500 '
+        f"--rdzv_id two {fit} --name gloo --trainer.num_nodes 2 --trainer.strategy "
+        "lightning.pytorch.strategies.DDPStrategy --trainer.strategy.process_group_backend gloo"
+    )
+    return (
+        f'set -f; F="{FIT}"; python3 -c "{NOISE}"; for i in 1 2; do {one} 2>&1 | tail -n 5; done | '
+        f'tee "$OUT/nccl.log"; for n in 0 1; do {two} > "$OUT/gloo_$n.log" 2>&1 & done; wait; '
+        'tail -n 5 "$OUT/gloo_0.log" "$OUT/gloo_1.log"'
+    )

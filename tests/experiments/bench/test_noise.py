@@ -1,0 +1,46 @@
+"""Batches of noise have LibriSpeech-like lengths that are cropped as the data module crops."""
+
+import numpy as np
+import pytest
+
+from datamodules.batching import CropRule
+from experiments.bench.noise import MAX_SECONDS, cropped_widths, like_librispeech, noise
+
+
+def test_lengths_are_like_librispeech() -> None:
+    seconds = like_librispeech(20_000) / 16_000
+    assert seconds.min() >= 2
+    assert np.quantile(seconds, 0.5) == pytest.approx(14, abs=0.3)
+    assert seconds.mean() == pytest.approx(0.75 * 14.5 + 0.25 * 8, abs=0.1)
+    assert (seconds < 10).mean() == pytest.approx(0.25 * 8 / 12, abs=0.02)
+
+
+def test_widths_are_a_function_of_the_epoch_and_fit_the_longest() -> None:
+    widths = cropped_widths(32, 8, epoch=1)
+    assert widths == cropped_widths(32, 8, epoch=1)
+    assert widths != cropped_widths(32, 8, epoch=2)
+    assert len(set(widths)) > 4
+    assert max(widths) <= MAX_SECONDS * 16_000
+
+
+def test_a_grid_rounds_the_same_batches_down() -> None:
+    free, grid = (cropped_widths(32, 8, epoch=1, grid=grid) for grid in (1, 1600))
+    assert grid == [width // 1600 * 1600 for width in free]
+    assert grid != free
+
+
+@pytest.mark.parametrize(("length", "taken"), [("crop", [3200] * 3), ("pad", [3300, 4000, 5000])])
+def test_a_grid_is_for_cropped_batches(length: str, taken: list[int]) -> None:
+    rule = CropRule(np.array([3300, 4000, 9000]), 5000, length, seed=0, grid=1600)
+    batch = rule.resolve(np.arange(3), 0)
+    assert batch.num_samples.tolist() == taken
+    short = CropRule(np.array([700, 800]), 5000, "crop", seed=0, grid=1600).resolve(np.arange(2), 0)
+    assert short.num_samples.tolist() == [700, 700]
+
+
+def test_batches_are_views_of_one_piece_of_noise() -> None:
+    batches = noise(2, [3, 5, 5], pinned=False)
+    assert [tuple(batch.waveforms.shape) for batch in batches] == [(2, 3), (2, 5), (2, 5)]
+    assert len({batch.waveforms.untyped_storage().data_ptr() for batch in batches}) == 1
+    assert all(batch.waveforms.is_contiguous() for batch in batches)
+    assert batches[0].num_samples.tolist() == batches[0].global_num_samples.tolist() == [3, 3]
