@@ -31,6 +31,7 @@ COMMANDS = {
     "bench scaling": ("experiments.bench.scaling", "step time against processes, length, depth and batch"),
     "bench growth": ("experiments.bench.growth", "what a growth costs in seconds and memory"),
     "bench profile": ("experiments.bench.profile", "kernels of one step by kind, and whether the host keeps up"),
+    "bench kernels": ("experiments.bench.kernels", "ways to compute the front end and the positional convolution"),
     "bench suite": ("experiments.bench.suite", "all that a GPU is to show, in one folder, most valuable first"),
     "bench data": ("experiments.bench.data", "what reading, decoding and batching deliver"),
     "pack": ("experiments.pack", "corpus as 16-bit samples in a few large files, for slow or networked storage"),

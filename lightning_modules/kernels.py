@@ -36,7 +36,8 @@ def install(extractor: nn.Module, kernels: Kernels) -> None:
         if kernels == "auto":
             return
         raise ValueError(f"kernels=channels_last cannot compute this front end, which has {problem}: set kernels=plain")
-    extractor.__class__ = _with_channels_last(type(extractor))
+    base: Any = type(extractor)
+    extractor.__class__ = _with_channels_last(base)
     extractor.kernels = kernels  # type: ignore[assignment]
 
 
@@ -63,8 +64,9 @@ class _ChannelsLast(nn.Module):
         """Features (B, C, N) of waveforms (B, T), as the class that this one extends."""
         dtype = compute_dtype(input_values)
         if self.kernels == "auto" and not channels_last_pays(input_values.device.type, dtype):
-            return super().forward(input_values)  # type: ignore[misc]
-        first, *others = self.conv_layers  # type: ignore[misc]
+            return super().forward(input_values)
+        layers: Any = self.conv_layers
+        first, *others = layers
         hidden_BNC = _first_convolution(input_values.to(dtype), first.conv)
         hidden_BNC = first.activation(_normalised(hidden_BNC, first))
         for layer in others:
@@ -130,7 +132,7 @@ class HalvingConvolution(torch.autograd.Function):
         return output_BNO
 
     @staticmethod
-    def backward(ctx: Any, gradient_BNO: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_BNO: Tensor) -> tuple[Tensor | None, Tensor | None]:
         hidden_BTC, weight_OCK = ctx.saved_tensors
         frames, gradient_BNO = gradient_BNO.shape[1], gradient_BNO.contiguous()
         taps_KOC = weight_OCK.permute(2, 0, 1)

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m pytest -p tests.on_gpu tests/callbacks/test_guards.py
+    python -m pytest -p tests.on_gpu --device cuda tests/callbacks/test_guards.py
 
 Only trainers that name ``accelerator="cpu"`` are moved. A test that compares with a number of the CPU may then fail and
 be right.

@@ -28,7 +28,9 @@ from experiments.bench.noise import cropped_widths, noise
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
 from experiments.runs import write_atomically
 from lightning_modules.distillation import DistillationModule
+from lightning_modules.kernels import Kernels
 from lightning_modules.objective import ObjectiveConfig
+from lightning_modules.precision import CudaSettings
 from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 
@@ -70,6 +72,8 @@ def bench(
     teacher: str | None = None,
     teacher_precision: Literal["auto", "32", "bf16"] = "auto",
     teacher_compile: bool = False,
+    teacher_kernels: Kernels = "auto",
+    cuda: CudaSettings = CudaSettings(),  # noqa: B008 (frozen)
     steps: int | None = None,
     lengths: Literal["one", "librispeech"] = "one",
     length_grid: int = 1,
@@ -91,6 +95,8 @@ def bench(
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
         teacher_precision: as model.teacher.init_args.precision: auto is bf16 on a GPU that has it, 32 elsewhere.
         teacher_compile: compile the teacher too.
+        teacher_kernels: as model.teacher.init_args.kernels; the student's are student.kernels.
+        cuda: how a GPU computes, as model.cuda.
         steps: steps of a turn; default: 12 on a GPU, of which the first 3 are not counted, elsewhere 2, of which the
             first is not. Median and spread are over the counted steps of all rounds.
         lengths: one: every utterance has the given seconds; librispeech: lengths like those of its training parts, at
@@ -113,7 +119,8 @@ def bench(
     setting = Setting(batch_size, seconds, precision, accelerator, processes, steps or usual, lengths, length_grid)
     first_rank = int(os.environ.get("RANK", "0")) == 0
     teacher_args = {"model": teacher, "precision": teacher_precision, "compile": teacher_compile}
-    for result in measure(depths, setting, rounds, student or StudentConfig(), teacher_args):
+    teacher_args["kernels"] = teacher_kernels
+    for result in measure(depths, setting, rounds, student or StudentConfig(), teacher_args, cuda):
         if first_rank and output is not None:
             write_atomically(Path(output), json.dumps(result, indent=2) + "\n")
     if first_rank:
@@ -121,7 +128,12 @@ def bench(
 
 
 def measure(
-    depths: list[int], setting: Setting, rounds: int, student: StudentConfig, teacher: dict[str, Any]
+    depths: list[int],
+    setting: Setting,
+    rounds: int,
+    student: StudentConfig,
+    teacher: dict[str, Any],
+    cuda: CudaSettings = CudaSettings(),  # noqa: B008 (frozen)
 ) -> Iterator[dict[str, Any]]:
     """Everything that ``bench`` reports, in plain values, after each counted round.
 
@@ -132,7 +144,7 @@ def measure(
         encoder = HuggingFaceTeacher(**(teacher | {"model": model}))
     objective = objective_for(depths)
     modules = {
-        depth: DistillationModule(encoder, replace(student, num_layers=depth), objective, total_steps=1000)
+        depth: DistillationModule(encoder, replace(student, num_layers=depth), objective, total_steps=1000, cuda=cuda)
         for depth in depths
     }
     steps: dict[int, list[dict[str, float]]] = {depth: [] for depth in depths}
@@ -150,6 +162,7 @@ def measure(
         yield {
             **made(device, setting.processes),
             "setting": vars(setting),
+            "cuda": vars(cuda),
             "student": {**vars(student), "num_layers": depths},
             "teacher": {
                 **encoder.spec()["init_args"],

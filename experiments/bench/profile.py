@@ -135,7 +135,7 @@ class _Step:
         self.parameters = [weight for weight in self.module.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
         width = round(row.seconds * SAMPLE_RATE)
-        self.batch: BenchBatch = noise(row.batch_size, [width], pinned=False)[0].to(device)
+        self.batch: Any = noise(row.batch_size, [width], pinned=False)[0].to(device)
 
     def __call__(self) -> list[TimePoint]:
         points = [time_point(self.device)]

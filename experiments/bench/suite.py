@@ -162,13 +162,25 @@ def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> li
         return Part(name, ("bench", *where, "--rounds", rounds, *model, *more), f"{name}.json", limit)
 
     compiled = ("--teacher_compile", fast, "--student.compile", fast)
+    channels_last = ("--teacher_kernels", "channels_last", "--student.kernels", "channels_last")
     bf16 = ("--precision", "bf16-mixed", "--teacher_precision", "bf16")
     librispeech = ("--lengths", "librispeech", "--batch_size", "32" if gpu and not tiny else "2", "--depths", "[12]")
     # One epoch has the steps that make a median; the second variant needs the first.
-    runs = ("--steps_per_epoch", "3", "--rounds", "1", "--only", '["full, bf16"]', "--teacher", str(tiny_teacher))
+    runs: tuple[str, ...] = (
+        "--steps_per_epoch",
+        "3",
+        "--rounds",
+        "1",
+        "--only",
+        '["full, bf16"]',
+        "--teacher",
+        str(tiny_teacher),
+    )
     runs = runs if tiny else ("--steps_per_epoch", "12" if gpu else "3", "--rounds", "2")
     workers = sorted({min(number, len(os.sched_getaffinity(0))) for number in WORKERS})
-    data = ("--batch_seconds", "2", "--batches", "3") if tiny else ("--batch_seconds", "480", "--batches", "60")
+    data: tuple[str, ...] = (
+        ("--batch_seconds", "2", "--batches", "3") if tiny else ("--batch_seconds", "480", "--batches", "60")
+    )
     data += ("--cache_dir", str(corpus.parent / "cache"))
     growth = ("--student_size", "[12,16]", "--teacher_size", "[3,16]", "--seconds", "0.2") if tiny else ()
     points = ("--processes", "[1]", "--seconds", "[5.0]", "--depths", "[12]", "--batch_sizes", "[4]") if tiny else ()
@@ -195,6 +207,14 @@ def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> li
         ),
         step("lengths", 200, *librispeech, *bf16),
         step("lengths_grid", 200, *librispeech, *bf16, "--length_grid", "1600"),
+        step("lengths_cudnn", 200, *librispeech, *bf16, "--cuda.attention", "cudnn"),
+        step("step_channels_last", 200, *size(32), *bf16, *compiled, *channels_last),
+        Part(
+            "kernels",
+            ("bench", "kernels", *where, *size(16), "--precision", "bf16", "--compile", fast, "--rounds", rounds),
+            "kernels.json",
+            150,
+        ),
         Part(
             "data",
             ("bench", "data", "--root", str(corpus), "--workers", json.dumps(workers), "--rounds", "1", *data),

@@ -97,10 +97,17 @@ def _points(found: dict[str, Any], state: Mapping[str, Any]) -> Iterable[Cells]:
         )
 
 
+def _kernels(found: dict[str, Any], state: Mapping[str, Any]) -> Iterable[Cells]:
+    for row in found["rows"]:
+        ratios = f"forward {row['forward_ratio']:.2f}, both {row['both_ratio']:.2f}; error {row['error']:.1e}"
+        yield f"{row['part']}, {row['name']}", row["both_ms"], None, None, None, ratios
+
+
 READERS: dict[str, Callable[[Any, Mapping[str, Any]], Iterable[Cells]]] = {
     "profile": _profiles,
     "compare": _runs,
     "data": _reading,
     "growth": _growths,
+    "kernels": _kernels,
     "scaling": _points,
 }

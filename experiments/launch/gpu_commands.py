@@ -67,7 +67,7 @@ def commands() -> list[Command]:
         Command("DDP: one process over NCCL, and the same again, which is resumed; two over gloo on one GPU", _ddp()),
         Command(
             "the repository's own tests, with runs on the GPU (what fails is to be read: not all of it is wrong)",
-            f"timeout 560 python3 -m pytest -p tests.on_gpu -q -n 6 -m 'not slow' {OWN_TESTS} 2>&1 "
+            f"timeout 560 python3 -m pytest -p tests.on_gpu --device cuda -q -n 6 -m 'not slow' {OWN_TESTS} 2>&1 "
             '| tee "$OUT/tests_own.log" | tail -n 60',
         ),
         Command(
