@@ -17,9 +17,8 @@ from torch import Tensor, nn
 Kernels = Literal["auto", "plain", "channels_last"]
 
 
-def channels_last_pays(device_type: str, dtype: torch.dtype) -> bool:
-    """What ``auto`` takes: where ``interstack bench kernels`` found channels last faster. It was run on a CPU only."""
-    return False
+AUTO: Kernels = "plain"
+"""What ``auto`` means, on every device: on a CPU the plain path is faster, and a GPU has not been measured."""
 
 
 def install(extractor: nn.Module, kernels: Kernels) -> None:
@@ -30,15 +29,12 @@ def install(extractor: nn.Module, kernels: Kernels) -> None:
     Raises:
         ValueError: ``channels_last`` for convolutions that it does not know.
     """
-    if kernels == "plain" or isinstance(extractor, _ChannelsLast):
+    if (AUTO if kernels == "auto" else kernels) == "plain" or isinstance(extractor, _ChannelsLast):
         return
     if problem := _problem(extractor):
-        if kernels == "auto":
-            return
         raise ValueError(f"kernels=channels_last cannot compute this front end, which has {problem}: set kernels=plain")
     base: Any = type(extractor)
     extractor.__class__ = _with_channels_last(base)
-    extractor.kernels = kernels  # type: ignore[assignment]
 
 
 def _problem(extractor: nn.Module) -> str | None:
@@ -58,20 +54,16 @@ def _problem(extractor: nn.Module) -> str | None:
 class _ChannelsLast(nn.Module):
     """What :func:`install` adds to the class of a front end."""
 
-    kernels: Kernels
-
     def forward(self, input_values: Tensor) -> Tensor:
         """Features (B, C, N) of waveforms (B, T), as the class that this one extends."""
         dtype = compute_dtype(input_values)
-        if self.kernels == "auto" and not channels_last_pays(input_values.device.type, dtype):
-            return super().forward(input_values)
         layers: Any = self.conv_layers
         first, *others = layers
         hidden_BNC = _first_convolution(input_values.to(dtype), first.conv)
         hidden_BNC = first.activation(_normalised(hidden_BNC, first))
         for layer in others:
             weight_OCK = layer.conv.weight.to(dtype)
-            hidden_BNC = HalvingConvolution.apply(hidden_BNC.to(dtype), weight_OCK)
+            hidden_BNC = halving_convolution(hidden_BNC.to(dtype), weight_OCK)
             if layer.conv.bias is not None:
                 hidden_BNC = hidden_BNC + layer.conv.bias.to(dtype)
             hidden_BNC = layer.activation(_normalised(hidden_BNC, layer))
@@ -86,9 +78,9 @@ def _with_channels_last(base: type[nn.Module]) -> type[nn.Module]:
 def compute_dtype(values: Tensor) -> torch.dtype:
     """What matrix products of ``values`` are computed in: autocast's, where it is on."""
     device_type = values.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return values.dtype
+    # Dynamo cannot trace the question whether a device has autocast at all; `meta` has not.
+    on = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if on else values.dtype
 
 
 def _first_convolution(waveforms_BT: Tensor, conv: Any) -> Tensor:
@@ -114,43 +106,72 @@ def _normalised(hidden_BNC: Tensor, layer: Any) -> Tensor:
     return torch.addcmul(norm.bias - mean_B1C * scale_B1C, exact_BNC, scale_B1C)
 
 
-class HalvingConvolution(torch.autograd.Function):
-    """A convolution of stride 2 and kernel 2 or 3 without bias, as matrix products on views.
+# Operators of their own and no `autograd.Function`: dynamo (torch 2.11) traces into one and loses gradients.
+@torch.library.custom_op("interstack::halving_convolution", mutates_args=())
+def halving_convolution(hidden_BTC: Tensor, weight_OCK: Tensor) -> Tensor:
+    """A convolution (B, N, O) of stride 2 and kernel 2 or 3 without bias, as matrix products on views of (B, T, C).
 
-    Called with (B, T, C) and a weight (O, C, K), as a ``Conv1d`` holds it; gives (B, N, O). By hand, since automatic
+    The weight (O, C, K) is as a ``Conv1d`` holds it. The backward pass is written by hand, since automatic
     differentiation of the views would fill and add whole tensors of zeros.
     """
+    hidden_BTC = hidden_BTC.contiguous()
+    taps_KCO, frames = weight_OCK.permute(2, 1, 0), _output_frames(hidden_BTC, weight_OCK)
+    output_BNO = torch.bmm(_pairs(hidden_BTC, frames), _per_item(taps_KCO[:2].flatten(0, 1), hidden_BTC))
+    if len(taps_KCO) == 3:
+        output_BNO.baddbmm_(_third_taps(hidden_BTC, frames), _per_item(taps_KCO[2], hidden_BTC))
+    return output_BNO
 
-    @staticmethod
-    def forward(ctx: Any, hidden_BTC: Tensor, weight_OCK: Tensor) -> Tensor:
-        hidden_BTC = hidden_BTC.contiguous()
-        taps_KCO, frames = weight_OCK.permute(2, 1, 0), _output_frames(hidden_BTC, weight_OCK)
-        output_BNO = torch.bmm(_pairs(hidden_BTC, frames), _per_item(taps_KCO[:2].flatten(0, 1), hidden_BTC))
-        if len(taps_KCO) == 3:
-            output_BNO.baddbmm_(_third_taps(hidden_BTC, frames), _per_item(taps_KCO[2], hidden_BTC))
-        ctx.save_for_backward(hidden_BTC, weight_OCK)
-        return output_BNO
 
-    @staticmethod
-    def backward(ctx: Any, gradient_BNO: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        hidden_BTC, weight_OCK = ctx.saved_tensors
-        frames, gradient_BNO = gradient_BNO.shape[1], gradient_BNO.contiguous()
-        taps_KOC = weight_OCK.permute(2, 0, 1)
-        to_hidden_BTC = to_weight_OCK = None
-        if ctx.needs_input_grad[0]:
-            covered = hidden_BTC.shape[1] == 2 * frames
-            to_hidden_BTC = torch.empty_like(hidden_BTC) if covered else torch.zeros_like(hidden_BTC)
-            both_taps = torch.cat([taps_KOC[0], taps_KOC[1]], dim=1)
-            _pairs(to_hidden_BTC, frames).copy_(torch.bmm(gradient_BNO, _per_item(both_taps, hidden_BTC)))
-            if len(taps_KOC) == 3:
-                _third_taps(to_hidden_BTC, frames).add_(torch.bmm(gradient_BNO, _per_item(taps_KOC[2], hidden_BTC)))
-        if ctx.needs_input_grad[1]:
-            gradient_BON = gradient_BNO.transpose(1, 2)
-            taps = list(torch.bmm(gradient_BON, _pairs(hidden_BTC, frames)).sum(0).chunk(2, dim=1))
-            if len(taps_KOC) == 3:
-                taps.append(torch.bmm(gradient_BON, _third_taps(hidden_BTC, frames)).sum(0))
-            to_weight_OCK = torch.stack(taps, dim=2)
-        return to_hidden_BTC, to_weight_OCK
+@torch.library.custom_op("interstack::halving_convolution_backward", mutates_args=())
+def halving_convolution_backward(
+    gradient_BNO: Tensor, hidden_BTC: Tensor, weight_OCK: Tensor, to_hidden: bool, to_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the two inputs of :func:`halving_convolution`; an empty tensor where one is not asked for."""
+    hidden_BTC, gradient_BNO = hidden_BTC.contiguous(), gradient_BNO.contiguous()
+    frames, taps_KOC = gradient_BNO.shape[1], weight_OCK.permute(2, 0, 1)
+    to_hidden_BTC, to_weight_OCK = hidden_BTC.new_empty(0), weight_OCK.new_empty(0)
+    if to_hidden:
+        covered = hidden_BTC.shape[1] == 2 * frames
+        to_hidden_BTC = torch.empty_like(hidden_BTC) if covered else torch.zeros_like(hidden_BTC)
+        both_taps = torch.cat([taps_KOC[0], taps_KOC[1]], dim=1)
+        _pairs(to_hidden_BTC, frames).copy_(torch.bmm(gradient_BNO, _per_item(both_taps, hidden_BTC)))
+        if len(taps_KOC) == 3:
+            _third_taps(to_hidden_BTC, frames).add_(torch.bmm(gradient_BNO, _per_item(taps_KOC[2], hidden_BTC)))
+    if to_weight:
+        gradient_BON = gradient_BNO.transpose(1, 2)
+        taps = list(torch.bmm(gradient_BON, _pairs(hidden_BTC, frames)).sum(0).chunk(2, dim=1))
+        if len(taps_KOC) == 3:
+            taps.append(torch.bmm(gradient_BON, _third_taps(hidden_BTC, frames)).sum(0))
+        to_weight_OCK = torch.stack(taps, dim=2)
+    return to_hidden_BTC, to_weight_OCK
+
+
+@halving_convolution.register_fake
+def _shape(hidden_BTC: Tensor, weight_OCK: Tensor) -> Tensor:
+    return hidden_BTC.new_empty(len(hidden_BTC), _output_frames(hidden_BTC, weight_OCK), len(weight_OCK))
+
+
+@halving_convolution_backward.register_fake
+def _shapes(
+    gradient_BNO: Tensor, hidden_BTC: Tensor, weight_OCK: Tensor, to_hidden: bool, to_weight: bool
+) -> tuple[Tensor, Tensor]:
+    return (
+        hidden_BTC.new_empty(hidden_BTC.shape if to_hidden else 0),
+        weight_OCK.new_empty(weight_OCK.shape if to_weight else 0),
+    )
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, gradient_BNO: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    asked = ctx.needs_input_grad
+    found = halving_convolution_backward(gradient_BNO, *ctx.saved_tensors, *asked)
+    return found[0] if asked[0] else None, found[1] if asked[1] else None
+
+
+halving_convolution.register_autograd(_gradients, setup_context=_keep_inputs)
 
 
 def _output_frames(hidden_BTC: Tensor, weight_OCK: Tensor) -> int:

@@ -52,8 +52,8 @@ class StudentConfig:
             and after a growth.
         compile_backend: of ``torch.compile``.
         kernels: of the convolutions: ``plain`` are Hugging Face's; ``channels_last`` are matrix products with channels
-            after time, equal within rounding; ``auto`` takes those where they were measured to be faster, so far
-            nowhere (not measured on a GPU).
+            after time, equal within rounding, meant for a GPU and not measured there; ``auto`` is ``plain``, which is
+            faster on a CPU.
     """
 
     hidden_size: int = 384

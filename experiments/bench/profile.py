@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from experiments.bench.command import matmul_peak, objective_for, step_flops
 from experiments.bench.made import made, training_device
-from experiments.bench.noise import BenchBatch, noise
+from experiments.bench.noise import noise
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
 from experiments.runs import write_atomically
 from lightning_modules.distillation import DistillationModule

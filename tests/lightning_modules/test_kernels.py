@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from transformers import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 
-from lightning_modules.kernels import HalvingConvolution, channels_last_pays, install
+from lightning_modules.kernels import halving_convolution, install
 from lightning_modules.student import Student, StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import save_teacher
+from tests.lightning_modules.graphs import TORCH_WARNINGS, Graphs
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "group norm": {"feat_extract_norm": "group", "conv_bias": False},
@@ -70,17 +72,19 @@ def test_the_backward_that_was_written_by_hand(kernel: int, samples: int) -> Non
     hidden_BTC = torch.randn(2, samples, 3, dtype=torch.float64, requires_grad=True)
     weight_OCK = torch.randn(4, 3, kernel, dtype=torch.float64, requires_grad=True)
     expected_BON = nn.functional.conv1d(hidden_BTC.transpose(1, 2), weight_OCK, stride=2)
-    output_BNO = HalvingConvolution.apply(hidden_BTC, weight_OCK)
+    output_BNO = halving_convolution(hidden_BTC, weight_OCK)
     assert torch.allclose(output_BNO.transpose(1, 2), expected_BON)
-    assert torch.autograd.gradcheck(HalvingConvolution.apply, (hidden_BTC, weight_OCK))
-    frozen = HalvingConvolution.apply(hidden_BTC, weight_OCK.detach())
+    assert torch.autograd.gradcheck(halving_convolution, (hidden_BTC, weight_OCK))
+    frozen = halving_convolution(hidden_BTC, weight_OCK.detach())
     frozen.sum().backward()
     assert weight_OCK.grad is None
     assert hidden_BTC.grad is not None
 
 
 def test_nothing_of_a_model_changes_but_how_it_computes() -> None:
-    plain, fast = (Student(StudentConfig(16, 24, 2, 2, front_end_init="random", kernels=k)) for k in ("plain", "auto"))
+    plain, fast = (
+        Student(StudentConfig(16, 24, 2, 2, front_end_init="random", kernels=k)) for k in ("plain", "channels_last")
+    )
     assert list(plain.state_dict()) == list(fast.state_dict())
     assert isinstance(fast.hubert.feature_extractor, HubertFeatureEncoder)
     twin = copy.deepcopy(fast)
@@ -124,5 +128,22 @@ def test_other_convolutions_are_refused_or_left_alone(change: dict[str, Any], sa
         install(nn.Linear(2, 2), "channels_last")
 
 
-def test_auto_takes_what_was_measured() -> None:
-    assert not channels_last_pays("cuda", torch.bfloat16)  # where nothing was
+@pytest.mark.filterwarnings(*[mark.args[0] for mark in TORCH_WARNINGS])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_it_compiles_into_one_graph(bf16: bool, graphs: Graphs) -> None:
+    _, fast = front_ends(LAYOUTS["group norm"])
+    waveforms_BT = torch.randn(2, 8000)
+    eager = step(fast, waveforms_BT, bf16)
+    fast.compile(backend="counting", dynamic=True)
+    assert error(step(fast, waveforms_BT, bf16), eager) < (0.02 if bf16 else FLOAT32)
+    step(fast, torch.randn(2, 9001), bf16)
+    assert graphs.count == 1
+    assert not counters["graph_break"]
+
+
+def test_auto_is_plain_where_nothing_else_was_measured_to_be_faster() -> None:
+    extractor = HubertFeatureEncoder(HubertConfig(conv_dim=[8] * 7))
+    install(extractor, "auto")
+    assert type(extractor) is HubertFeatureEncoder
+    install(extractor, "channels_last")
+    assert type(extractor) is not HubertFeatureEncoder
