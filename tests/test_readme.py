@@ -88,7 +88,7 @@ def test_training_commands_parse_and_resolve(
     monkeypatch.chdir(tmp_path)
     keep_configs(line, capsys)
     printed = resolved(line, capsys)
-    assert any(setting in printed for setting in ("growth", "lexicon", "rounds", "steps_per_stage"))
+    assert any(setting in printed for setting in ("growth", "lexicon", "rounds", "steps_per_stage", "budget"))
 
 
 def resolved(line: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -19,9 +19,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 MISSING = (
     *("jsonargparse", "typeshed_client", "docstring_parser"),  # every command
     *("soundfile", "cffi", "pycparser", "soxr"),  # reading audio
-    *("librosa", "lazy-loader", "audioread", "pooch", "decorator", "platformdirs"),  # pictures of samples
+    *("librosa", "audioread", "pooch", "decorator", "platformdirs"),  # pictures of samples
     "espeakng-loader",  # synthetic corpora
-    "pytest-timeout",
 )
 # pip takes a wheel for an older C library only where that one is named.
 PLATFORMS = (
@@ -86,7 +85,7 @@ def in_words() -> str:
         "# In the root of the working tree on the GPU machine, with the ignored folder .bundle beside the files of git."
     ]
     for number, command in enumerate(commands(), 1):
-        again = "; give it again until it says that it is finished" if command.repeat else ""
+        again = "; give it again until nothing is left" if command.repeat else ""
         lines += ["", f"# {number}. {command.title}: at most {command.limit} s, needs .bundle{again}", command.text]
     return "\n".join(lines)
 
