@@ -25,7 +25,7 @@ def test_a_command_is_short_and_parses(command: Command) -> None:
 
 def test_control_a_command_that_does_not_parse_is_seen() -> None:
     with pytest.raises(subprocess.CalledProcessError):
-        subprocess.run(["bash", "-n", "-c", commands()[0].text + " do"], check=True, capture_output=True)
+        subprocess.run(["bash", "-n", "-c", commands()[0].text + "; do"], check=True, capture_output=True)
 
 
 def inner_limits(command: Command) -> list[int]:
