@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from experiments.bench.command import matmul_peak, objective_for, step_flops
 from experiments.bench.made import made, training_device
-from experiments.bench.noise import BenchBatch, noise
+from experiments.bench.noise import noise
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
 from experiments.runs import write_atomically
 from lightning_modules.distillation import DistillationModule
@@ -135,7 +135,7 @@ class _Step:
         self.parameters = [weight for weight in self.module.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
         width = round(row.seconds * SAMPLE_RATE)
-        self.batch: BenchBatch = noise(row.batch_size, [width], pinned=False)[0].to(device)
+        self.batch: Any = noise(row.batch_size, [width], pinned=False)[0].to(device)
 
     def __call__(self) -> list[TimePoint]:
         points = [time_point(self.device)]

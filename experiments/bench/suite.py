@@ -165,10 +165,21 @@ def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> li
     bf16 = ("--precision", "bf16-mixed", "--teacher_precision", "bf16")
     librispeech = ("--lengths", "librispeech", "--batch_size", "32" if gpu and not tiny else "2", "--depths", "[12]")
     # One epoch has the steps that make a median; the second variant needs the first.
-    runs = ("--steps_per_epoch", "3", "--rounds", "1", "--only", '["full, bf16"]', "--teacher", str(tiny_teacher))
+    runs: tuple[str, ...] = (
+        "--steps_per_epoch",
+        "3",
+        "--rounds",
+        "1",
+        "--only",
+        '["full, bf16"]',
+        "--teacher",
+        str(tiny_teacher),
+    )
     runs = runs if tiny else ("--steps_per_epoch", "12" if gpu else "3", "--rounds", "2")
     workers = sorted({min(number, len(os.sched_getaffinity(0))) for number in WORKERS})
-    data = ("--batch_seconds", "2", "--batches", "3") if tiny else ("--batch_seconds", "480", "--batches", "60")
+    data: tuple[str, ...] = (
+        ("--batch_seconds", "2", "--batches", "3") if tiny else ("--batch_seconds", "480", "--batches", "60")
+    )
     data += ("--cache_dir", str(corpus.parent / "cache"))
     growth = ("--student_size", "[12,16]", "--teacher_size", "[3,16]", "--seconds", "0.2") if tiny else ()
     points = ("--processes", "[1]", "--seconds", "[5.0]", "--depths", "[12]", "--batch_sizes", "[4]") if tiny else ()
