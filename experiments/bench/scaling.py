@@ -43,14 +43,15 @@ def bench_scaling(
 ) -> None:
     """Vary one size of a step at a time around 1 process x 4 utterances x 5 s at depth 12; print a table, write JSON.
 
-    Each point is an `interstack bench` of its own, with its processes started by torch.distributed.run.
+    On a GPU around 16 utterances x 15 s: it does smaller steps faster than the host can ask for them. Each point is an
+    `interstack bench` of its own, with its processes started by torch.distributed.run.
 
     Args:
         processes: to try; default: 1 and 2, on a machine with a single GPU 1. More processes mean a larger batch: each
             has batch_size utterances.
-        seconds: lengths of an utterance; default: 2.5, 5 and 10.
+        seconds: lengths of an utterance; default: 2.5, 5 and 10, on a GPU 5, 10 and 15.
         depths: of the student; default: 3, 6, 9 and 12.
-        batch_sizes: utterances per process; default: 1, 2, 4 and 8.
+        batch_sizes: utterances per process; default: 1, 2, 4 and 8, on a GPU 4, 8, 16 and 32.
         rounds: counted turns of every point.
         accelerator: cpu, gpu or auto.
         precision: of the trainer.
@@ -69,16 +70,18 @@ def bench_scaling(
     common += ["--teacher_precision", teacher_precision, "--teacher_compile", json.dumps(teacher_compile)]
     common += ["--teacher", teacher] if teacher else []
     settings = {"commit": git_commit(), "precision": precision, "options": common}
+    gpus = torch.cuda.device_count() if accelerator != "cpu" else 0
+    usual = Point(seconds=15.0, batch_size=16) if gpus else Point()
     axes: dict[str, list[Any]] = {
-        "processes": processes or default_processes(accelerator),
-        "seconds": seconds or [2.5, 5.0, 10.0],
+        "processes": processes or default_processes(gpus),
+        "seconds": seconds or ([5.0, 10.0, 15.0] if gpus else [2.5, 5.0, 10.0]),
         "depth": depths or [3, 6, 9, 12],
-        "batch_size": batch_sizes or [1, 2, 4, 8],
+        "batch_size": batch_sizes or ([4, 8, 16, 32] if gpus else [1, 2, 4, 8]),
     }
     path = None if output is None else Path(output)
     known = known_points(earlier(path, settings))
     result: dict[str, Any] = {**settings, "points": []}
-    for axis, point in points(axes):
+    for axis, point in points(axes, usual):
         if point not in known:
             known[point] = measure_or_error(point, common)
         result["points"].append({"axis": axis, **asdict(point), **known[point]})
@@ -89,9 +92,8 @@ def bench_scaling(
         raise RuntimeError(f"{failed} of {len(known)} points failed: see the table")
 
 
-def default_processes(accelerator: str) -> list[int]:
-    """One and two, where there are devices for two."""
-    gpus = torch.cuda.device_count() if accelerator != "cpu" else 0
+def default_processes(gpus: int) -> list[int]:
+    """One and two, where there are devices for two; a CPU is shared."""
     return [1] if gpus == 1 else [1, 2]
 
 
@@ -113,11 +115,11 @@ def measure_or_error(point: Point, common: list[str]) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def points(axes: Mapping[str, list[Any]]) -> Iterator[tuple[str, Point]]:
+def points(axes: Mapping[str, list[Any]], usual: Point) -> Iterator[tuple[str, Point]]:
     """(axis, point) for every value of every axis, the other sizes being the usual ones."""
     for axis, values in axes.items():
         for value in values:
-            yield axis, replace(Point(), **{axis: value})
+            yield axis, replace(usual, **{axis: value})
 
 
 def measure(point: Point, common: list[str]) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
+from experiments.bench import scaling
 from experiments.bench.scaling import Point, bench_scaling, default_processes, measure, points
 from lightning_modules.student import StudentConfig
 from tests.ddp.launch import environment
@@ -16,7 +17,7 @@ from tests.helpers import save_teacher
 
 def test_one_size_varies_at_a_time() -> None:
     axes = {"processes": [1, 2], "seconds": [2.5], "depth": [3, 12], "batch_size": [8]}
-    assert list(points(axes)) == [
+    assert list(points(axes, Point())) == [
         ("processes", Point(1, 5.0, 12, 4)),
         ("processes", Point(2, 5.0, 12, 4)),
         ("seconds", Point(1, 2.5, 12, 4)),
@@ -93,11 +94,19 @@ def test_a_point_that_fails_loses_no_other_and_is_tried_again(
     assert len(asked) == 4
 
 
-@pytest.mark.parametrize(
-    ("gpus", "accelerator", "tried"), [(0, "auto", [1, 2]), (1, "auto", [1]), (1, "cpu", [1, 2]), (4, "gpu", [1, 2])]
-)
-def test_two_processes_need_two_gpus(
-    gpus: int, accelerator: str, tried: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("gpus", "tried"), [(0, [1, 2]), (1, [1]), (4, [1, 2])])
+def test_two_processes_need_two_gpus(gpus: int, tried: list[int]) -> None:
+    assert default_processes(gpus) == tried
+
+
+@pytest.mark.parametrize(("accelerator", "usual"), [("cpu", Point()), ("gpu", Point(seconds=15.0, batch_size=16))])
+def test_a_gpu_has_larger_steps(
+    accelerator: Literal["cpu", "gpu"], usual: Point, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert default_processes(accelerator) == tried
+    asked: list[Point] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(scaling, "measure_or_error", lambda point, common: asked.append(point) or {"error": "none"})
+    with pytest.raises(RuntimeError, match="points failed"):
+        bench_scaling(depths=[12], accelerator=accelerator)
+    assert usual in asked
+    assert {point.processes for point in asked} == ({1} if accelerator == "gpu" else {1, 2})
