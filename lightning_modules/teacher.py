@@ -132,7 +132,10 @@ class Teacher(nn.Module, ABC):
 
     @torch.no_grad()
     def __call__(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
-        return super().__call__(waveforms_BT, num_samples_B)
+        # Encoders of transformers 5.17 draw a number for LayerDrop at every layer, in eval mode too. The student must
+        # draw the same numbers whether its teacher is asked, read from a cache, or asked once for several students.
+        with torch.random.fork_rng(devices=[]):
+            return super().__call__(waveforms_BT, num_samples_B)
 
 
 class HuggingFaceTeacher(Teacher):
