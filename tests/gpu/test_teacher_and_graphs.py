@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch._dynamo.utils import counters
 
-from experiments.bench.command import BenchBatch
+from experiments.bench.noise import BenchBatch
 from experiments.bench.random_teacher import save_random_teacher
 from lightning_modules import teacher as teacher_module
 from lightning_modules.distillation import DistillationModule
