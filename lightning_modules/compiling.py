@@ -15,6 +15,12 @@ RECOMPILE_LIMIT = 32
 mask and without, of one utterance and of several; beyond torch's limit of 8 all of them would run eagerly."""
 
 
+def compiled_parts(model: Any) -> list[nn.Module]:
+    """What is compiled of an encoder of the wav2vec 2.0 kind: convolutions, feature projection, and each layer."""
+    encoder = model.encoder
+    return [model.feature_extractor, model.feature_projection, encoder.pos_conv_embed, *encoder.layers]
+
+
 def compile_in_place(modules: Iterable[nn.Module], backend: str) -> None:
     """Compile the modules that are not: a deep copy drops it, so clones, fresh and loaded ones come without.
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from lightning_modules.compiling import compile_in_place
+from lightning_modules.compiling import compile_in_place, compiled_parts
 from lightning_modules.front_end import FrontEnd
 from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end
@@ -48,8 +48,8 @@ class StudentConfig:
         front_end: ``trained``, ``frozen`` (no gradient flows into the convolutions), or ``shared``: a frozen copy of
             the teacher's, whose features come from the teacher and are computed once for both.
         front_end_init: ``teacher`` copies the convolutions (and their layout), ``random`` draws HuBERT Base's.
-        compile: compile the convolutions, and each layer, with ``torch.compile``; one graph serves all layers, before
-            and after a growth.
+        compile: compile convolutions, feature projection and each layer with ``torch.compile``; one graph serves all
+            layers, before and after a growth.
         compile_backend: of ``torch.compile``.
         kernels: of the convolutions: ``plain`` are Hugging Face's; ``channels_last`` are matrix products with channels
             after time, equal within rounding, meant for a GPU and not measured there; ``auto`` is ``plain``, which is
@@ -209,7 +209,7 @@ class Student(nn.Module):
         """
         hubert, encoder = self.hubert, self.hubert.encoder
         if self.config.compile:
-            compile_in_place([hubert.feature_extractor, *encoder.layers], self.config.compile_backend)
+            compile_in_place(compiled_parts(hubert), self.config.compile_backend)
         if features_BFC is None:
             features_BFC = hubert.feature_extractor(waveforms_BT).transpose(1, 2)
         valid_BF = self._valid_frames(features_BFC, num_samples_B)

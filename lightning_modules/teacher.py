@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.compiling import Tap, compile_in_place
+from lightning_modules.compiling import Tap, compile_in_place, compiled_parts
 from lightning_modules.front_end import FrontEnd, copyable_front_end, noise
 from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end, is_padded
@@ -155,7 +155,8 @@ class HuggingFaceTeacher(Teacher):
         precision: ``32``, ``bf16`` or ``auto``: bf16 on a GPU that has it, float32 elsewhere. It is the teacher's own:
             the trainer's does not reach it. Targets are handed out in float32. bf16 begins with :meth:`prepare`, which
             checks it and returns to float32, with a warning, where targets would change by more than 2 %.
-        compile: compile the convolutions, and each layer, with ``torch.compile``; one graph serves all layers.
+        compile: compile convolutions, feature projection and each layer with ``torch.compile``; one graph serves all
+            layers.
         compile_backend: of ``torch.compile``.
         kernels: ``plain``, ``channels_last`` or ``auto``, as for the student's convolutions.
 
@@ -248,7 +249,7 @@ class HuggingFaceTeacher(Teacher):
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
         if self._backend is not None:
-            compile_in_place([self.model.feature_extractor, *self.model.encoder.layers], self._backend)
+            compile_in_place(compiled_parts(self.model), self._backend)
         return self._targets(waveforms_BT, valid_samples(waveforms_BT, num_samples_B), self.precision_used)
 
     def _targets(self, waveforms_BT: Tensor, mask_BT: Tensor | None, precision: Precision) -> TeacherTargets:

@@ -60,7 +60,8 @@ def test_growth_adds_no_recompilation(graphs: Graphs, front_end: FrontEnd) -> No
     student = build(front_end, dropout=0.1)
     student.start_at(1)
     train(student)
-    assert graphs.count == 2  # the front end's, and one that all layers of a depth share, and so do all depths
+    # Front end, projection, positional convolution, and one that all layers of a depth share, and so do all depths.
+    assert graphs.count == 4
     student.grow([0, 0])
     train(student)
     student.grow([0, 1, 1, 0], "zero_output")
@@ -69,16 +70,16 @@ def test_growth_adds_no_recompilation(graphs: Graphs, front_end: FrontEnd) -> No
     train(student)
     assert all(layer._compiled_call_impl is not None for layer in student.hubert.encoder.layers)
     assert student.hubert.feature_extractor._compiled_call_impl is not None
-    assert graphs.count == counters["stats"]["unique_graphs"] == 2
+    assert graphs.count == counters["stats"]["unique_graphs"] == 4
     assert not counters["graph_break"]
     for samples in (5000, 6000):
         train(student, samples)
-    assert graphs.count == 2
-    # Control: the count does move, once for evaluation (no dropout, no gradient), of the front end and of the layers.
+    assert graphs.count == 4
+    # Control: the count does move, once for evaluation (no dropout, no gradient), of each of the four.
     for samples in (5000, 6000, 4000):
         evaluate(student, samples)
         train(student, samples)
-    assert graphs.count == 4
+    assert graphs.count == 8
     assert not counters["graph_break"]
 
 
@@ -214,7 +215,7 @@ def test_a_deep_copy_compiles_again(graphs: Graphs, front_end: FrontEnd) -> None
     twin = copy.deepcopy(student)
     assert torch.equal(train(twin), train(student))
     assert all(layer._compiled_call_impl is not None for layer in twin.hubert.encoder.layers)
-    assert graphs.count == 2
+    assert graphs.count == 4
 
 
 @pytest.mark.parametrize(("validations", "kinds"), [(0, 1), (1, 2)])
@@ -245,5 +246,5 @@ def test_a_fit_that_grows_has_the_losses_of_an_eager_one(
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
     assert losses[True][-1] != losses[True][-2]
     assert list(counted) == [1, 2, 3, 4]
-    # Of front end and layers: for training, and for validation; none for growths, nor for the loss measured at them.
-    assert set(counted.values()) == {2 * kinds}
+    # Of each part: for training, and for validation; none for growths, nor for the loss measured at them.
+    assert set(counted.values()) == {4 * kinds}
