@@ -132,10 +132,7 @@ class Teacher(nn.Module, ABC):
 
     @torch.no_grad()
     def __call__(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
-        # Encoders of transformers 5.17 draw a number for LayerDrop at every layer, in eval mode too. The student must
-        # draw the same numbers whether its teacher is asked, read from a cache, or asked once for several students.
-        with torch.random.fork_rng(devices=[]):
-            return super().__call__(waveforms_BT, num_samples_B)
+        return super().__call__(waveforms_BT, num_samples_B)
 
 
 class HuggingFaceTeacher(Teacher):
@@ -276,7 +273,10 @@ class HuggingFaceTeacher(Teacher):
         encoder.layers = nn.ModuleList(taps.get(number, layer) for number, layer in enumerate(layers, start=1))
         self.model.feature_extractor = features
         try:
-            result = self.model(waveforms_BT, attention_mask=mask_BT, return_dict=True)
+            # Encoders of transformers 5.17 draw a number for LayerDrop at every layer, in eval mode too. A student must
+            # draw the same whether its teacher is asked, read from a cache, or asked once for several students.
+            with torch.random.fork_rng(devices=[]):
+                result = self.model(waveforms_BT, attention_mask=mask_BT, return_dict=True)
         finally:
             encoder.layers, self.model.feature_extractor = layers, extractor
         outputs = {number: tap.output for number, tap in taps.items()}
