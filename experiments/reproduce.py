@@ -13,7 +13,6 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -108,7 +107,7 @@ def reproduce(
     if find_spec("matplotlib") is None:
         raise ValueError("the report at the end needs matplotlib: pip install 'interstack[report]'")
     require_corpora(workspace, [job for job in plan.to_run if not is_done(folder, job.id)])
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with only_runner(folder):
         write_study(folder, plan, _facts())
         chosen: Executor = (
@@ -128,10 +127,6 @@ def reproduce(
     if runner.failed:
         names = ", ".join(job.label for job in runner.failed)
         raise ValueError(f"{len(runner.failed)} of {len(plan.to_run)} jobs failed or could not start: {names}")
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _facts() -> dict[str, Any]:

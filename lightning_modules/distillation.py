@@ -92,7 +92,9 @@ class DistillationModule(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.student = Student(student, teacher.front_end)
-            self.objective = Objective(objective, student.hidden_size, teacher.hidden_size, teacher.num_layers)
+            backend = student.compile_backend if student.compile else None
+            sizes = student.hidden_size, teacher.hidden_size, teacher.num_layers
+            self.objective = Objective(objective, *sizes, backend)
         teacher.select_layers(self.objective.layers, self.objective.output_layer)
         if student.front_end == "shared":
             teacher.share_front_end()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.compiling import compile_in_place
 from lightning_modules.teacher import TeacherTargets
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -37,15 +38,24 @@ def l1_cosine(prediction_BFD: Tensor, target_BFD: Tensor) -> Tensor:
 DISTANCES: dict[str, Distance] = {"mse": mse, "l1": l1, "l1_cosine": l1_cosine}
 
 
-def mean_over_frames(distance_BF: Tensor, valid_BF: Tensor | None, num_frames: Tensor | float) -> Tensor:
-    """Sum over valid frames / ``num_frames``, which counts the valid frames of the *global* batch.
+class ProjectedDistance(nn.Linear):
+    """A projection from student to teacher width, and the distance from there to a target, summed over valid frames.
 
-    Dividing by the global count, not by this rank's, makes the sum over ranks and accumulation steps exact also
-    where they hold different numbers of frames.
+    Both in one module, so that compilation can fuse the distance with the product that it is taken of.
     """
-    if valid_BF is not None:
-        distance_BF = distance_BF.masked_fill(~valid_BF, 0.0)
-    return distance_BF.sum() / num_frames
+
+    def __init__(self, student_width: int, teacher_width: int, distance: Distance) -> None:
+        super().__init__(student_width, teacher_width)
+        self.distance = distance
+
+    def forward(  # type: ignore[override]  # a Linear for its state dict and initialisation only
+        self, hidden_BFD: Tensor, target_BFD: Tensor, valid_BF: Tensor | None
+    ) -> Tensor:
+        """Sum over the valid frames, a scalar, of hidden states (B, F, student D) and a target (B, F, teacher D)."""
+        distance_BF = self.distance(super().forward(hidden_BFD), target_BFD)
+        if valid_BF is not None:
+            distance_BF = distance_BF.masked_fill(~valid_BF, 0.0)
+        return distance_BF.sum()
 
 
 @dataclass
@@ -150,17 +160,25 @@ class Objective(nn.Module):
         student_width: D of the student.
         teacher_width: D of the teacher.
         teacher_layers: depth of the teacher.
+        compile_backend: compiles projections and distances with it; ``None``: they stay eager.
     """
 
-    def __init__(self, config: ObjectiveConfig, student_width: int, teacher_width: int, teacher_layers: int) -> None:
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        student_width: int,
+        teacher_width: int,
+        teacher_layers: int,
+        compile_backend: str | None = None,
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.distance = DISTANCES[config.distance]
+        self.config, self.compile_backend = config, compile_backend
         self.output_layer = config.output_layer or teacher_layers
         self.layers = intermediate_layers(config, teacher_layers)
-        self.output_projection = nn.Linear(student_width, teacher_width)
+        widths_and_distance = student_width, teacher_width, DISTANCES[config.distance]
+        self.output_projection = ProjectedDistance(*widths_and_distance)
         own = self.layers if config.projection == "per_target" else []
-        self.projections = nn.ModuleDict({str(k): nn.Linear(student_width, teacher_width) for k in own})
+        self.projections = nn.ModuleDict({str(k): ProjectedDistance(*widths_and_distance) for k in own})
 
     def positions(self, depth: int, originals: Sequence[int]) -> dict[int, int]:
         """Student hidden state (from 1) that each intermediate target is compared with."""
@@ -183,7 +201,9 @@ class Objective(nn.Module):
             targets: of the teacher, on the same frames.
             originals: see :func:`l2l_positions`.
             valid_BF: true where a frame is not padding; ``None`` where nothing is padded.
-            num_frames: what the sums over frames are divided by.
+            num_frames: what the sums over frames are divided by: the valid frames of the *global* batch. Dividing by
+                them, not by this rank's, makes the sum over ranks and accumulation steps exact also where these hold
+                different numbers of frames.
 
         Raises:
             ValueError: teacher and student disagree on the number of frames.
@@ -193,17 +213,13 @@ class Objective(nn.Module):
                 f"the teacher gives {targets.output_BFD.shape[1]} frames where the student gives "
                 f"{hidden_states[-1].shape[1]}: their frame rates must be equal"
             )
-        output = self._term(self.output_projection(hidden_states[-1]), targets.output_BFD, valid_BF, num_frames)
+        if self.compile_backend is not None:
+            compile_in_place([self.output_projection, *self.projections.values()], self.compile_backend)
+        output = self.output_projection(hidden_states[-1], targets.output_BFD, valid_BF) / num_frames
         terms: dict[int, Tensor] = {}
         for layer, position in self.positions(len(hidden_states) - 1, originals).items():
             project = self.projections[str(layer)] if self.projections else self.output_projection
-            prediction_BFD = project(hidden_states[position])
-            terms[layer] = self._term(prediction_BFD, targets.hidden[layer], valid_BF, num_frames)
+            terms[layer] = project(hidden_states[position], targets.hidden[layer], valid_BF) / num_frames
         intermediate = torch.stack(list(terms.values())).sum() if terms else torch.zeros_like(output)
         total = output + self.config.weight * intermediate if terms else output
         return LossTerms(total, output, intermediate, terms)
-
-    def _term(
-        self, prediction_BFD: Tensor, target_BFD: Tensor, valid_BF: Tensor | None, num_frames: Tensor | float
-    ) -> Tensor:
-        return mean_over_frames(self.distance(prediction_BFD, target_BFD), valid_BF, num_frames)

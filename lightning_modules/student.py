@@ -48,8 +48,8 @@ class StudentConfig:
         front_end: ``trained``, ``frozen`` (no gradient flows into the convolutions), or ``shared``: a frozen copy of
             the teacher's, whose features come from the teacher and are computed once for both.
         front_end_init: ``teacher`` copies the convolutions (and their layout), ``random`` draws HuBERT Base's.
-        compile: compile convolutions, feature projection and each layer with ``torch.compile``; one graph serves all
-            layers, before and after a growth.
+        compile: compile convolutions, feature projection, each layer and each loss with ``torch.compile``; one graph
+            serves all layers, before and after a growth.
         compile_backend: of ``torch.compile``.
         kernels: of the convolutions: ``plain`` are Hugging Face's; ``channels_last`` are matrix products with channels
             after time, equal within rounding, meant for a GPU and not measured there; ``auto`` is ``plain``, which is

@@ -161,7 +161,7 @@ def measure(
         rows = [_row(modules[depth], steps[depth], peak, memory[depth], setting) for depth in depths]
         yield {
             **made(device, setting.processes),
-            "setting": vars(setting),
+            "setting": vars(setting) | ({} if setting.lengths == "one" else {"seconds": None}),
             "cuda": vars(cuda),
             "student": {**vars(student), "num_layers": depths},
             "teacher": {

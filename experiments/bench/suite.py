@@ -68,6 +68,7 @@ def bench_suite(
     """
     if budget is not None and budget <= 0:
         raise ValueError(f"budget={budget} must be positive")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the part that runs is ended too
     folder, end = Path(output), time.monotonic() + (budget or float("inf"))
     settings = {**made(training_device(accelerator)), "accelerator": accelerator, "tiny": tiny}
     with inputs(tiny) as (corpus, teacher):

@@ -53,9 +53,9 @@ def _profiles(found: list[dict[str, Any]], state: Mapping[str, Any]) -> Iterable
 
 def _steps(found: dict[str, Any], state: Mapping[str, Any]) -> Iterable[Cells]:
     setting, growth = found["setting"], found["growth"]
-    size = f"{setting['batch_size']} x {setting['seconds']:g} s"
-    if setting["lengths"] != "one":
-        size = f"{setting['batch_size']} x {setting['lengths']}, grid {setting['length_grid']}"
+    one = setting["lengths"] == "one"
+    length = f"{setting['seconds']:g} s" if one else f"{setting['lengths']}, grid {setting['length_grid']}"
+    size = f"{setting['batch_size']} x {length}"
     for row in found["depths"]:
         numbers = (row["step_ms"], row["audio_s_per_s"], 100 * row["mfu"], row["memory_gb"])
         yield f"{size}, {setting['precision']}, depth {row['depth']}", *numbers, f"{row['lengths']} lengths"

@@ -3,16 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lightning_modules.objective import (
     DISTANCES,
     Objective,
     ObjectiveConfig,
+    ProjectedDistance,
     intermediate_layers,
     l1,
     l1_cosine,
     l2l_positions,
-    mean_over_frames,
     mse,
 )
 from lightning_modules.teacher import TeacherTargets
@@ -32,6 +33,10 @@ def data(depth: int, layers: list[int], frames: int = 7) -> tuple[list[torch.Ten
     return hidden, targets
 
 
+def projection_of(module: nn.Linear, hidden_BFD: torch.Tensor) -> torch.Tensor:
+    return F.linear(hidden_BFD, module.weight, module.bias)
+
+
 def test_distances_equal_torch() -> None:
     a, b = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
     assert torch.allclose(mse(a, b).mean(), F.mse_loss(a, b))
@@ -41,13 +46,15 @@ def test_distances_equal_torch() -> None:
 
 
 def test_padding_does_not_count_and_shares_add_up() -> None:
-    distance, valid = torch.rand(4, 6), torch.rand(4, 6) > 0.4
-    whole = mean_over_frames(distance, valid, valid.sum())
-    assert torch.allclose(whole, distance[valid].mean())
-    shares = [mean_over_frames(distance[s], valid[s], valid.sum()) for s in (slice(0, 1), slice(1, 4))]
-    assert torch.allclose(sum(shares), whole)
+    hidden, target, valid = torch.randn(4, 6, D_STUDENT), torch.randn(4, 6, D_TEACHER), torch.rand(4, 6) > 0.4
+    projected = ProjectedDistance(D_STUDENT, D_TEACHER, mse)
+    whole = projected(hidden, target, valid) / valid.sum()
+    assert torch.allclose(whole, mse(projection_of(projected, hidden), target)[valid].mean())
+    assert torch.allclose(projected(hidden, target, None) / 24, mse(projection_of(projected, hidden), target).mean())
+    shares = [projected(hidden[s], target[s], valid[s]) for s in (slice(0, 1), slice(1, 4))]
+    assert torch.allclose(sum(shares) / valid.sum(), whole)
     # Control: dividing by each share's own count is another number.
-    own = [mean_over_frames(distance[s], valid[s], valid[s].sum()) for s in (slice(0, 1), slice(1, 4))]
+    own = [share / valid[s].sum() for share, s in zip(shares, (slice(0, 1), slice(1, 4)), strict=True)]
     assert not torch.allclose(sum(own) / 2, whole, atol=1e-4)
 
 
@@ -86,12 +93,12 @@ def test_total_is_output_plus_weighted_sum(intermediate: str, projection: str, d
     objective = make(intermediate=intermediate, projection=projection, distance=distance, weight=0.25)
     hidden, targets = data(6, [4, 8])
     terms = objective(hidden, targets, range(3), None, 14)
-    expected = DISTANCES[distance](objective.output_projection(hidden[-1]), targets.output_BFD).mean()
+    expected = DISTANCES[distance](projection_of(objective.output_projection, hidden[-1]), targets.output_BFD).mean()
     assert torch.allclose(terms.output, expected)
     positions = {4: 2, 8: 4} if intermediate == "l2l" else {4: 6, 8: 6}
     for layer, position in positions.items():
         project = objective.projections[str(layer)] if projection == "per_target" else objective.output_projection
-        expected = DISTANCES[distance](project(hidden[position]), targets.hidden[layer]).mean()
+        expected = DISTANCES[distance](projection_of(project, hidden[position]), targets.hidden[layer]).mean()
         assert torch.allclose(terms.layers[layer], expected)
     assert torch.allclose(terms.total, terms.output + 0.25 * (terms.layers[4] + terms.layers[8]))
     assert set(terms.named()) == {"loss", "output", "intermediate", "layer_4", "layer_8"}

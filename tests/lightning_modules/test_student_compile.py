@@ -247,4 +247,4 @@ def test_a_fit_that_grows_has_the_losses_of_an_eager_one(
     assert losses[True][-1] != losses[True][-2]
     assert list(counted) == [1, 2, 3, 4]
     # Of each part: for training, and for validation; none for growths, nor for the loss measured at them.
-    assert set(counted.values()) == {4 * kinds}
+    assert set(counted.values()) == {5 * kinds}

@@ -1,6 +1,8 @@
 """``interstack bench suite``: parts end by themselves or by their limit, and what is done is not done again."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,20 @@ def test_a_part_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest
     assert run_part(part_of("x"), tmp_path, time.monotonic() - 1) == {"status": "not reached", "seconds": 0.0}
 
 
+def test_a_suite_that_is_asked_to_end_ends_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "python").write_text(f"#!/bin/bash\necho $$ > {tmp_path}/pid\nkill -TERM $PPID\nexec sleep 1000\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(suite.sys, "executable", str(tmp_path / "python"))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            bench_suite(str(tmp_path / "out"), accelerator="cpu", tiny=True, only=["growth"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
 def test_what_is_done_is_not_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -91,7 +107,7 @@ def test_the_table_reads_every_file(tmp_path: Path) -> None:
     numbers = {"step_ms": 100.0, "audio_s_per_s": 2400.0, "mfu": 0.25, "memory_gb": 12.5}
     profile = {"batch_size": 16, "seconds": 15.0, "depth": 12, "front_end": "trained", "compile": False, "kernels": 9}
     profile |= {"precision": "bf16-mixed", "host_submit_ms": 50.0, "kernel_ms": 100.0, "kinds": {"conv": {"ms": 60.0}}}
-    setting = {"batch_size": 32, "seconds": 15.0, "lengths": "librispeech", "length_grid": 1600, "precision": "32-true"}
+    setting = {"batch_size": 32, "seconds": None, "lengths": "librispeech", "length_grid": 1600, "precision": "32-true"}
     against = {"median": 2.0}
     grown = {
         "step_ms": 50.0,
