@@ -4,8 +4,10 @@ The typed signatures of the classes are the configuration; YAML files hold only 
 """
 
 import pkgutil
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -104,6 +106,18 @@ def _utterances_that_fit(trainer: Trainer, config: Any) -> int | None:
     return utterances_that_fit(memory_gb, seconds, str(trainer.precision))
 
 
+def integer_first(hint: Any) -> Any:
+    """The type of an option with int before all other types, where it has int and float: ``1`` stays an integer.
+
+    ``limit_train_batches=1`` is one batch, and ``1.0`` is all of them. Lightning writes int first, but ``typing`` keeps
+    unions in a cache that ignores the order: on Python 3.13 Lightning gets one that was made with float first.
+    """
+    kinds = get_args(hint)
+    if int not in kinds or float not in kinds:
+        return hint
+    return reduce(or_, sorted(kinds, key=lambda kind: kind is not int))  # `|` makes unions that are in no cache
+
+
 class DistillationCLI(LightningCLI):
     """The command line of training; one instance parses, builds and runs.
 
@@ -172,6 +186,8 @@ class DistillationCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         for action in parser._actions:
             action.help = _HELP.get(action.dest, action.help)
+            if hasattr(action, "_typehint"):
+                action._typehint = integer_first(action._typehint)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

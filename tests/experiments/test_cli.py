@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from experiments import training
 from experiments.cli import COMMANDS, complete_switches, help_text, main, run
 from experiments.training import CONFIGS, DistillationCLI, default_name, resolve_configs
 from tests.patience import PATIENCE
@@ -160,6 +162,27 @@ def test_any_value_can_be_overridden(capsys: pytest.CaptureFixture[str]) -> None
     assert config["growth"]["policy"] == "midas"
     assert config["model"]["optimizer"]["lr"] == 1e-3
     assert config["seed_everything"] == 5
+
+
+LIMITS = [f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")]
+
+
+@pytest.mark.parametrize("name", [*LIMITS, "overfit_batches", "val_check_interval"])
+def test_one_batch_is_not_all_batches(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(value: str) -> object:
+        return print_config([f"--trainer.{name}", value], capsys)["trainer"][name]
+
+    def float_first(hint: Any) -> Any:
+        """The order that Lightning's types have on Python 3.13."""
+        return float | hint if float in get_args(hint) else hint
+
+    integer_first = training.integer_first
+    monkeypatch.setattr(training, "integer_first", lambda hint: integer_first(float_first(hint)))
+    assert [repr(read(value)) for value in ("1", "1.0", "0.5")] == ["1", "1.0", "0.5"]
+    monkeypatch.setattr(training, "integer_first", float_first)  # control
+    assert repr(read("1")) == "1.0"
 
 
 def test_importing_needs_no_optional_package() -> None:
