@@ -2,7 +2,7 @@
 
 In one process call :func:`hop_problems`. For two, ``tests/callbacks/test_resume.py`` starts::
 
-    python -m torch.distributed.run --standalone --nproc_per_node=2 tests/resuming.py FOLDER INPUTS SPECS.json
+    python -m torch.distributed.run --standalone --nproc_per_node=2 -m tests.resuming FOLDER INPUTS SPECS.json
 
 where each rank writes what went wrong to ``FOLDER/problems_RANK.json``.
 """

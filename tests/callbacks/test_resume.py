@@ -83,7 +83,7 @@ def in_two_processes(scenarios: list[Scenario], second_hops: int | None, folder:
     specs = {named(s): {"scenario": asdict(s), "second_hops": second_hops} for s in scenarios}
     (folder / "specs.json").write_text(json.dumps(specs))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(REPOSITORY / "tests" / "resuming.py"), str(folder), str(inputs), str(folder / "specs.json")]
+    command += ["-m", "tests.resuming", str(folder), str(inputs), str(folder / "specs.json")]
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment(), start_new_session=True, stdout=output, stderr=output

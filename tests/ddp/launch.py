@@ -37,7 +37,7 @@ def launch(scenarios: list[Scenario], folder: Path, processes: int = 2) -> dict[
     specs, results = folder / "specs.json", folder / "results.json"
     specs.write_text(dump(scenarios))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(Path(__file__).with_name("scenarios.py")), str(specs), str(results)]
+    command += ["-m", "tests.ddp.scenarios", str(specs), str(results)]
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,

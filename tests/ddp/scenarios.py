@@ -2,7 +2,7 @@
 
 In one process call :func:`run_alone`. For several, ``tests.ddp.launch`` starts::
 
-    python -m torch.distributed.run --standalone --nproc_per_node=2 tests/ddp/scenarios.py SPECS.json RESULTS.json
+    python -m torch.distributed.run --standalone --nproc_per_node=2 -m tests.ddp.scenarios SPECS.json RESULTS.json
 
 which runs the scenarios one after another in the same processes; rank 0 writes what all ranks recorded.
 """
