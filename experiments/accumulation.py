@@ -47,9 +47,7 @@ def accumulation_steps(
             f"max_batch_per_device={max_batch_per_device} derives trainer.accumulate_grad_batches, which is also "
             f"given ({given}): leave one of them out"
         )
-    # Where typing has put float before int (seen on Python 3.13), jsonargparse reads 3 as 3.0. The number 1.0 means all
-    # of an epoch, 1 a single batch.
-    if limit is not None and (isinstance(limit, int) or limit != 1):
+    if isinstance(limit, int) or (limit is not None and limit < 1):
         raise ValueError(
             f"trainer.limit_train_batches={limit} counts micro-batches, and how many make an optimizer step depends "
             f"on the number of devices by max_batch_per_device={max_batch_per_device}: set data.batches_per_epoch, "
