@@ -61,7 +61,9 @@ def test_a_part_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_suite_that_is_asked_to_end_ends_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "python").write_text(f"#!/bin/bash\necho $$ > {tmp_path}/pid\nkill -TERM $PPID\nexec sleep 1000\n")
+    (tmp_path / "python").write_text(
+        f"#!/bin/bash\necho $$ > {tmp_path}/pid\nsleep 1\nkill -TERM $PPID\nexec sleep 1000\n"
+    )
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(suite.sys, "executable", str(tmp_path / "python"))
     before = signal.getsignal(signal.SIGTERM)
