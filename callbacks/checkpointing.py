@@ -15,15 +15,14 @@ training stops after any micro-batch; SLURM's saves in the middle of an accumula
 step even. Here signals are noted, and acted upon between optimizer steps.
 """
 
-import contextlib
 import io
 import logging
 import os
-import re
+import pickle
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,17 +36,26 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from callbacks.ddp import require_lightning
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
+from datamodules.files import replacing
+from lightning_modules.checkpoint_files import global_step
 
 log = logging.getLogger(__name__)
 
 EXIT_SIGTERM = 128 + signal.SIGTERM  # 143, what shells call a program that SIGTERM has ended
-TERMINATE, REQUEUE = 1, 2
+SHOULD_STOP, TERMINATE, REQUEUE = 1, 2, 3
+REASONS = {
+    SHOULD_STOP: "by trainer.max_time (which counts the time of all attempts) or by a callback",
+    TERMINATE: "by a signal",
+    REQUEUE: "by SLURM's signal",
+}
 
 
 class StopSignals:
-    """SIGTERM and SLURM's requeue signal, noted when they arrive, agreed on by all ranks when asked.
+    """What asks a run to stop, noted when it comes, agreed on by all ranks when asked.
 
-    In place of Lightning's handlers until ``fit`` ends; then Lightning puts back what was there before both.
+    SIGTERM and SLURM's requeue signal, in place of Lightning's handlers until ``fit`` ends; then Lightning puts back
+    what was there before both. And ``trainer.should_stop``, which ``max_time`` and callbacks set: Lightning would end
+    the epoch there and then, after any micro-batch, as if it were complete.
     """
 
     def __init__(self) -> None:
@@ -65,6 +73,12 @@ class StopSignals:
             self._requeue = signal.getsignal(environment.requeue_signal)
             signal.signal(environment.requeue_signal, self._note_requeue)
         signal.signal(signal.SIGTERM, self._note_sigterm)
+
+    def take_over(self, trainer: L.Trainer) -> None:
+        """Note ``trainer.should_stop``, and take it back; before ``min_epochs`` or ``min_steps`` it is left to wait."""
+        if trainer.should_stop and trainer.fit_loop._can_stop_early:
+            trainer.should_stop = False
+            self.received = max(self.received, SHOULD_STOP)
 
     def _note_sigterm(self, signum: int, frame: FrameType | None) -> None:
         self.received = max(self.received, TERMINATE)
@@ -95,17 +109,20 @@ class StopSignals:
 
 
 class RunCheckpoint(Checkpoint):
-    """Save every N optimizer steps, at every epoch's end (before a growth), once per stage, and on SIGTERM.
+    """Save every N optimizer steps, at every epoch's end (before a growth), once per stage, and at a stop.
 
-    Files in ``RUN/checkpoints``: ``step=000001234.ckpt`` (the newest ``keep``), ``last.ckpt`` (the newest of
-    them), ``stage_3.ckpt`` (the end of each stage, kept). A file is written under a temporary name and
-    renamed, so a kill or a full disk at any moment leaves a ``last.ckpt`` that loads, and at most one
-    temporary file, which the next checkpoint overwrites.
+    Files in ``RUN/checkpoints``: ``step=000001234.ckpt`` (the newest ``keep`` of this attempt), ``last.ckpt`` (the
+    newest of them), ``stage_3.ckpt`` (the end of each stage, kept). A file is written under a temporary name and
+    renamed, so a kill or a full disk at any moment leaves a ``last.ckpt`` that loads, and at most one temporary file,
+    which the next attempt removes.
 
-    Stops: after SIGTERM to any rank, with a checkpoint at the next optimizer step that is not an epoch's
-    last, else at the epoch's end (after its validation), and exit status 143 of each node's first process
-    (the others say 0: Lightning's launcher would take another status for a crash and kill the first). The
-    same command with ``--ckpt_path last`` goes on from there.
+    Removes only what this attempt has written. An attempt that begins at an older checkpoint moves the later ones to
+    ``checkpoints/abandoned_TIME`` before it writes its first.
+
+    Stops: after SIGTERM to any rank, after ``trainer.max_time``, or when a callback sets ``trainer.should_stop``; with
+    a checkpoint at the next optimizer step that is not an epoch's last, else at the epoch's end (after its
+    validation), and exit status 143 of each node's first process (the others say 0: Lightning's launcher would take
+    another status for a crash and kill the first). The same command with ``--ckpt_path last`` goes on from there.
 
     SLURM: requeues as Lightning does it. ``SLURMEnvironment`` is chosen by Lightning under ``srun`` (one task
     per device, job not named bash or interactive); ``sbatch --requeue --signal=SIGUSR1@120`` sends the signal
@@ -121,6 +138,7 @@ class RunCheckpoint(Checkpoint):
 
     Raises:
         OSError: a checkpoint cannot be written; all ranks raise it. It names the folder.
+        ValueError: the run is asked to stop before its first step.
     """
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_stages: bool = True) -> None:
@@ -131,17 +149,32 @@ class RunCheckpoint(Checkpoint):
         require_lightning()
         self.every_n_steps, self.keep, self.keep_stages = every_n_steps, keep, keep_stages
         self.signals = StopSignals()
+        self._began_at, self._written = 0, list[Path]()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit" and "loops" in checkpoint:
             rescale_progress(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.should_stop and trainer.fit_loop._can_stop_early:
+            raise ValueError(
+                "the run is asked to stop before its first step: trainer.max_time counts the time of all attempts, so "
+                "raise it to go on (or a callback has set trainer.should_stop)"
+            )
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.listen(trainer)
+        self._began_at, self._written = trainer.global_step, []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals.take_over(trainer)
+
+    on_validation_end = on_train_epoch_start
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.signals.take_over(trainer)
         window_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not window_done or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
@@ -152,6 +185,7 @@ class RunCheckpoint(Checkpoint):
             self._stop(trainer, stop, path)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals.take_over(trainer)
         path = self._save(trainer, *self._stage_name(trainer))
         stop = self.signals.agreed(trainer)
         if stop and trainer.current_epoch + 1 != trainer.max_epochs:
@@ -167,14 +201,13 @@ class RunCheckpoint(Checkpoint):
         ends = epoch == last or stacking.depth_at(epoch + 1) != depth
         return [f"stage_{depth}.ckpt"] if ends else []
 
-    def _stop(self, trainer: L.Trainer, signal_: int, path: Path) -> None:
-        if signal_ == REQUEUE:
+    def _stop(self, trainer: L.Trainer, reason: int, path: Path) -> None:
+        if reason == REQUEUE:
             self.signals.requeue(trainer)
         if trainer.is_global_zero:
             log.warning(
-                "stopped by a signal after step %d; %s holds all of it: continue with the same command and "
-                "--ckpt_path last",
-                *(trainer.global_step, path),
+                "stopped %s after step %d; %s holds all of it: continue with the same command and --ckpt_path last",
+                *(REASONS[reason], trainer.global_step, path),
             )
         raise SIGTERMException(EXIT_SIGTERM if trainer.local_rank == 0 else 0)
 
@@ -191,10 +224,12 @@ class RunCheckpoint(Checkpoint):
         problem = None
         if trainer.is_global_zero:
             try:
+                if not self._written:
+                    _clear(folder, self._began_at)
                 _write(checkpoint, path)
                 for name in (*more_names, "last.ckpt"):
                     _link(path, folder / name)
-                _prune(folder, self.keep, newest=path)
+                self._prune(path)
             except OSError as error:
                 problem = _describe(error, folder)
         # The others wait here; they learn of a failure and stop too, rather than in the next collective.
@@ -202,6 +237,13 @@ class RunCheckpoint(Checkpoint):
         if problem:
             raise OSError(problem)
         return path
+
+    def _prune(self, newest: Path) -> None:
+        """Leave ``keep`` of the step files that this attempt has written."""
+        self._written = [path for path in self._written if path != newest] + [newest]
+        for path in self._written[: -self.keep]:
+            path.unlink(missing_ok=True)
+        self._written = self._written[-self.keep :]
 
 
 def rescale_progress(fit_loop: dict[str, Any], accumulate: int) -> None:
@@ -237,42 +279,42 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
     """Serialise in memory, write under a temporary name of its own folder, rename."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    with _temporary(path.with_name("unfinished.tmp")) as temporary:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())  # some file systems say only here that the disk is full
-        os.replace(temporary, path)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())  # some file systems say only here that the disk is full
 
 
 def _link(source: Path, target: Path) -> None:
     """Give ``source`` a second name, atomically and without a second copy where the file system allows it."""
-    with _temporary(target.with_suffix(".tmp")) as temporary:
+    with replacing(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
 
 
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A name that holds nothing before and, whatever happens, nothing after."""
-    with contextlib.suppress(OSError):
-        path.unlink()
-    try:
-        yield path
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
+def _clear(folder: Path, step: int) -> None:
+    """Before the first checkpoint of an attempt that began at ``step``: nothing that lies here may be overwritten.
 
-
-def _prune(folder: Path, keep: int, newest: Path) -> None:
-    """Leave ``keep`` step files: ``newest`` and those before it.
-
-    Steps beyond ``newest`` are of a branch that a resume from an older checkpoint has abandoned, and go first.
+    Temporary files are of a process that was killed: no other works here now. Later checkpoints are of a branch that
+    this attempt has left.
     """
-    steps = [path for path in folder.iterdir() if re.fullmatch(r"step=\d+\.ckpt", path.name)]
-    for path in sorted(steps, key=lambda path: (path.name <= newest.name, path.name))[:-keep]:
+    for path in folder.glob("*.tmp"):
         path.unlink()
+    later = [path for path in folder.glob("*.ckpt") if _is_later(path, step)]
+    if not later:
+        return
+    aside = folder / f"abandoned_{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    for path in later:
+        _link(path, aside / path.name)
+        if path.name != "last.ckpt":  # there is one at any time
+            path.unlink()
+    log.warning("this attempt began at step %d: %d later checkpoints are now in %s", step, len(later), aside)
+
+
+def _is_later(path: Path, step: int) -> bool:
+    try:
+        return global_step(path) > step
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
+        return True  # damaged: it is kept too

@@ -1,7 +1,9 @@
 """ResumeGuard: a checkpoint continues only in the run that it belongs to."""
 
 import hashlib
+from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,10 +13,16 @@ from callbacks.ema import StudentEMA
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 from lightning_modules.distillation import DistillationModule
+from lightning_modules.export import STUDENT_PREFIX
+from lightning_modules.student import state_dict_depth
 from lightning_modules.teacher import Teacher
 
 HOW_NOT_WHAT = frozenset({"compile", "compile_backend", "kernels"})
-"""Settings of the student that change how it is computed but not what is learnt."""
+"""Settings of student and teacher that change how they are computed but not what is learnt."""
+TOLD_OTHERWISE = frozenset({"model", "revision", "normalize", "attn_implementation"})
+"""Settings of a teacher that its weights and waveforms tell, and its attention's implementation."""
+TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "overfit_batches")
+"""Settings of the trainer that change what is learnt; the length of the run is told by its stages and steps."""
 
 
 def teacher_digest(teacher: Teacher) -> str:
@@ -36,6 +44,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _plain(value: Any) -> Any:
+    """Lightning's enumerations as the texts that they stand for."""
+    return str(value.value) if isinstance(value, Enum) else value
+
+
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """One phrase for each setting that differs, by name."""
     old, new = flatten(saved), flatten(current)
@@ -52,10 +65,12 @@ class ResumeGuard(Callback):
     Acts: when a checkpoint is saved, and in ``fit`` before the weights of one are loaded.
 
     Compared are the growth settings and stage lengths, the steps of the learning-rate schedule, student, objective,
-    optimizer, average of the weights, seed, the teacher's weights and what it hears, and the corpus; not the number of
-    devices, accumulation steps, precision, compilation and kernels (of trainer, student or teacher), folders or
-    loggers, which may change. A run that starts or stops averaging is another run too. What an older checkpoint does
-    not record is not compared.
+    optimizer, clipping, precision (of trainer and teacher), average of the weights, seed, the teacher's weights,
+    settings and what it hears, and the corpus; not the number of devices, accumulation steps, compilation and kernels,
+    validation, folders or loggers, which may change. A run that starts or stops averaging is another run too. What an
+    older checkpoint does not record is not compared.
+
+    Refuses too: a finished run's checkpoint in another run's folder, where nothing would be left to train.
 
     Args:
         allow_config_change: resume all the same; what differs is then this run's choice.
@@ -81,6 +96,13 @@ class ResumeGuard(Callback):
             "teacher": teacher_digest(module.teacher),
             "data": datamodule.fingerprint() if datamodule is not None and hasattr(datamodule, "fingerprint") else {},
             "waveforms": {"normalize": module.teacher.normalize, "sample_rate": module.teacher.sample_rate},
+            "trainer": {name: _plain(getattr(trainer, name)) for name in TRAINER},
+            "cuda": {"float32": module.cuda_settings.float32},
+            "teacher_settings": {
+                key: value
+                for key, value in module.teacher.init_args.items()
+                if key not in HOW_NOT_WHAT | TOLD_OTHERWISE
+            },
             "steps": {
                 "per_epoch": module.steps_per_epoch() if hasattr(datamodule, "steps_per_epoch") else None,
                 "total": module.total_steps,
@@ -100,14 +122,22 @@ class ResumeGuard(Callback):
         """Refuse ``checkpoint`` where it belongs to another run; one without a fingerprint passes.
 
         Raises:
-            ValueError: names each setting that differs, with both values.
+            ValueError: names each setting that differs, with both values, and how a new run starts from the weights.
         """
+        path, depth = Path(trainer.ckpt_path or ""), state_dict_depth(checkpoint["state_dict"], STUDENT_PREFIX)
+        anew = (
+            f"A new run, with a schedule of its own, starts from these weights by --model.init_from {path} and another "
+            f"--name (--growth.policy none, or a policy whose first stage has {depth} layers)"
+        )
         saved = checkpoint.get("interstack", {}).get("fingerprint")
-        if self.allow_config_change or saved is None:
-            return
-        current = {part: value for part, value in self.fingerprint(trainer, pl_module).items() if part in saved}
-        if changed := differences(saved, current):
-            raise ValueError(
-                f"this checkpoint belongs to another run: {'; '.join(changed)}. Resume with the settings that made "
-                "it, or pass --allow-config-change"
-            )
+        if not self.allow_config_change and saved is not None:
+            current = {part: value for part, value in self.fingerprint(trainer, pl_module).items() if part in saved}
+            if changed := differences(saved, current):
+                raise ValueError(
+                    f"this checkpoint belongs to another run: {'; '.join(changed)}. Resume with the settings that made "
+                    f"it, or pass --allow-config-change. {anew}"
+                )
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        own = Path(trainer.default_root_dir).resolve() in path.resolve().parents
+        if done >= (trainer.max_epochs or 0) and not own:
+            raise ValueError(f"{path} is of a finished run of {done} epochs: nothing is left to train. {anew}")

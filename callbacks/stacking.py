@@ -151,7 +151,8 @@ class StackingCallback(Callback):
         if module.student.depth > wanted or module.student.depth not in self.stages:
             raise ValueError(
                 f"the student has {module.student.depth} layers, but the schedule has {wanted} in epoch "
-                f"{trainer.current_epoch}: this checkpoint was made with other stages or another schedule"
+                f"{trainer.current_epoch}: this checkpoint was made with other stages or another schedule; a new run "
+                "starts from its weights with --model.init_from and --growth.policy none"
             )
         while module.student.depth < wanted:
             position = list(self.stages).index(module.student.depth)

@@ -1,16 +1,21 @@
 """Text and JSON files: one way to read them, one way to write them.
 
 Writing goes to a temporary name of this process and is renamed, so that a kill or a full disk leaves the old file.
+A folder that one command fills over a long time is locked against a second.
 """
 
 import contextlib
+import fcntl
 import json
+import logging
 import math
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
@@ -34,8 +39,12 @@ def read_text(path: str | Path) -> str:
         ) from error
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, remedy: str = "restore the file") -> Any:
     """Value of a JSON file.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is damaged.
 
     Raises:
         ValueError: the file is not UTF-8 or not JSON. It names the file and the line.
@@ -45,7 +54,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: this is not JSON ({error.msg}); restore the file") from error
+        raise ValueError(f"{path}, line {error.lineno}: this is not JSON ({error.msg}); {remedy}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -74,9 +83,59 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        temporary.unlink()  # of a killed process that had the same number
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+class FolderLock:
+    """A folder taken for this process, until it is released or the process ends, however that ends.
+
+    The lock is the kernel's (POSIX, over NFS as well), so that no dead process holds it, and processes that this one
+    forks do not have it. The file stays behind, and means nothing by itself.
+
+    Args:
+        folder: made where it is missing.
+        name: of the lock's file.
+        remedy: what to do where another process has it.
+
+    Raises:
+        ValueError: another process has it; the message names that process and its machine.
+        OSError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: str | Path, name: str, remedy: str) -> None:
+        self._handle = -1
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX leaves the choice to the system
+            holder = os.read(self._handle, 1000).decode().strip() or "just started"
+            self.release()
+            raise ValueError(f"{folder} is in use by another command ({holder}): {remedy}") from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): let no second command write there", folder, error.strerror)
+            return
+        os.ftruncate(self._handle, 0)
+        os.write(self._handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def release(self) -> None:
+        """Let others have the folder; a second call does nothing."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    __del__ = release
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()

@@ -1,15 +1,18 @@
 """A run is one folder: its configs, metrics, growth log, checkpoints and summary; a resumed run stays in it."""
 
-import json
 import logging
 import os
+import re
 import subprocess
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.utilities import rank_zero_only
+
+from datamodules.files import FolderLock, read_json, write_json, write_text
+from lightning_modules.checkpoint_files import damage, global_step, newest_sound, require_sound
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +48,14 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.record: dict[str, Any] = {"name": path.name, "attempts": [], "wandb_id": None}
-        if self._record_path.is_file():
-            self.record = json.loads(self._record_path.read_text(encoding="utf-8"))
+        self._lock: FolderLock | None = None
+        self.record = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        if not self._record_path.is_file():
+            return {"name": self.path.name, "attempts": [], "wandb_id": None}
+        remedy = "restore it, or move it away: the run goes on without it, as a new one on W&B"
+        return cast(dict[str, Any], read_json(self._record_path, remedy))
 
     @property
     def _record_path(self) -> Path:
@@ -58,13 +66,30 @@ class RunFolder:
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def checkpoints(self) -> list[Path]:
+        """All that a run can go on from, Lightning's own of a requeued job among them."""
+        return [*(self.path / "checkpoints").glob("*.ckpt"), *self.path.glob("hpc_ckpt_*.ckpt")]
+
+    @property
     def used(self) -> bool:
-        """Whether a run left something here: metrics or a checkpoint. An attempt that failed in its set-up did not.
+        """Whether a run left something here: metrics, a checkpoint or a summary.
+
+        An attempt that failed in its set-up left none of them.
 
         Only rank zero can tell: it records this run while others start.
         """
-        left = (self.path / "metrics.csv").is_file() or any((self.path / "checkpoints").glob("*.ckpt"))
-        return bool(self.record["attempts"]) and left and getattr(rank_zero_only, "rank", 0) == 0
+        left = any((self.path / name).is_file() for name in ("metrics.csv", "summary.json")) or self.checkpoints
+        return bool(left) and _is_rank_zero()
+
+    def hold(self) -> None:
+        """Lock the folder for this process, on rank zero.
+
+        Raises:
+            ValueError: another command works here.
+        """
+        if _is_rank_zero():
+            self._lock = FolderLock(self.path, "run.lock", "wait for it, or choose another --name")
+            self.record = self._read()
 
     @property
     def wandb_id(self) -> str:
@@ -93,45 +118,69 @@ class RunFolder:
         command on its first start.
 
         Raises:
-            ValueError: a new run, or another run's checkpoint, in a folder that is in use; a file that is not there.
+            ValueError: a new run, or another run's checkpoint, in a folder that is in use; a file that is not there or
+                is damaged.
         """
         if ckpt_path == "last":
-            if self.last_checkpoint.is_file():
-                return str(self.last_checkpoint)
-            log.warning("no checkpoint in %s yet: starting from the beginning", self.path)
-            return None
+            return self._last()
         if ckpt_path is None:
             if self.used:
                 raise ValueError(
                     f"{self.path} already holds a run: continue it with --ckpt_path last, or choose another --name"
                 )
             return None
-        if not Path(ckpt_path).is_file():
+        path = Path(ckpt_path)
+        if not path.is_file():
             raise ValueError(f"--ckpt_path {ckpt_path} is not a file: give a checkpoint, or `last`")
-        own = Path(ckpt_path).resolve().parent == self.last_checkpoint.resolve().parent
+        own = path.resolve() in [checkpoint.resolve() for checkpoint in self.checkpoints]
         if self.used and not own:
             raise ValueError(
                 f"{self.path} already holds another run than {ckpt_path} belongs to: choose another --name"
             )
+        if problem := damage(path):
+            raise ValueError(f"{path} is damaged ({problem}): {self._way_on() if own else 'copy it again'}")
         return ckpt_path
+
+    def _last(self) -> str | None:
+        last = self.last_checkpoint
+        if last.is_file():
+            if problem := damage(last):
+                raise ValueError(f"{last} is damaged ({problem}): {self._way_on()}")
+            return str(last)
+        if not self.checkpoints:
+            log.warning("no checkpoint in %s yet: starting from the beginning", self.path)
+            return None
+        if (found := newest_sound(self.checkpoints)) is None:
+            raise ValueError(f"{last} is missing: {self._way_on()}")
+        log.warning("%s is missing: going on from %s, the newest that is whole", last, found)
+        return str(found)
+
+    def _way_on(self) -> str:
+        """What to do where a checkpoint of this run is lost."""
+        if (found := newest_sound(self.checkpoints)) is None:
+            return f"no other checkpoint of {self.path} is whole; choose another --name to start anew"
+        return f"go on from the newest that is whole (step {global_step(found)}) with --ckpt_path {found}"
 
     def trained_checkpoint(self, ckpt_path: str | None) -> str:
         """What ``--ckpt_path`` means where a trained student is needed.
 
         Raises:
-            ValueError: it is not given, ``last`` where there is none yet, or not a file.
+            ValueError: it is not given, ``last`` where there is none yet, not a file, or damaged.
         """
         path = self.last_checkpoint if ckpt_path == "last" else Path(ckpt_path or "")
         if not path.is_file():
             missing = {None: "no --ckpt_path is given", "last": f"there is no checkpoint in {self.path} yet"}
             problem = missing.get(ckpt_path, f"--ckpt_path {ckpt_path} is not a file")
             raise ValueError(f"{problem}: give a trained student's checkpoint, or `last` with the --name of its run")
+        require_sound(path, self._way_on() if path in self.checkpoints else "")
         return str(path)
 
     def start_attempt(self, config: str, resumed_from: str | None) -> None:
         """Record one more attempt and keep its resolved configuration as ``config_N.yaml``."""
-        name = f"config_{len(self.record['attempts']) + 1}.yaml"
-        write_atomically(self.path / name, config)
+        kept = [re.fullmatch(r"config_(\d+)\.yaml", path.name) for path in self.path.glob("config_*.yaml")]
+        numbers = [int(match[1]) for match in kept if match]  # of more than the record has where that was lost
+        name = f"config_{max(numbers, default=0) + 1}.yaml"
+        write_text(self.path / name, config)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         commit = git_commit()
         for attempt in self.record["attempts"]:  # one from before attempts had a commit keeps the record's
@@ -140,4 +189,8 @@ class RunFolder:
             {"started": started, "config": name, "resumed_from": resumed_from, "git_commit": commit}
         )
         self.record |= {"git_commit": commit, "wandb_id": self.wandb_id}
-        write_atomically(self._record_path, json.dumps(self.record, indent=1) + "\n")
+        write_json(self._record_path, self.record)
+
+
+def _is_rank_zero() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0

@@ -201,6 +201,7 @@ class DistillationCLI(LightningCLI):
         _refuse_half_precision_on_cpu(config.trainer)
         self.run_folder = RunFolder(Path(config.runs_dir) / config.name)
         if self.subcommand == "fit":
+            self.run_folder.hold()
             config.ckpt_path = self.run_folder.resolve_checkpoint(config.ckpt_path)
         elif self.subcommand == "validate":
             config.ckpt_path = self.run_folder.trained_checkpoint(config.ckpt_path)
@@ -251,8 +252,10 @@ class DistillationCLI(LightningCLI):
 
     @rank_zero_only
     def _start_attempt(self) -> None:
-        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
-        self.run_folder.start_attempt(text, self.config[self.subcommand].ckpt_path)
+        config = self.config[self.subcommand].clone()
+        # What is kept starts the same run anew, whatever attempt it is from; run.json says what this one resumed.
+        resumed_from, config.ckpt_path, config.allow_config_change = config.ckpt_path, None, False
+        self.run_folder.start_attempt(self._parser(self.subcommand).dump(config, skip_none=False), resumed_from)
 
 
 _DESCRIPTIONS = {

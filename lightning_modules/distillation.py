@@ -3,8 +3,10 @@
 Shapes: B batch, T samples, F frames, D width.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import lightning as L
@@ -15,7 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_modules.export import CHECKPOINT_FORMAT
+from lightning_modules.export import CHECKPOINT_FORMAT, STUDENT_PREFIX, read_checkpoint
 from lightning_modules.identity import teacher_settings
 from lightning_modules.lengths import before_the_end, is_padded
 from lightning_modules.objective import LossTerms, Objective, ObjectiveConfig
@@ -28,8 +30,10 @@ from lightning_modules.optimisation import (
 )
 from lightning_modules.precision import CudaSettings
 from lightning_modules.stopwatch import StepStopwatch
-from lightning_modules.student import Student, StudentConfig
+from lightning_modules.student import Student, StudentConfig, state_dict_depth
 from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
+
+log = logging.getLogger(__name__)
 
 
 class Batch(Protocol):
@@ -55,10 +59,13 @@ class DistillationModule(L.LightningModule):
         student: sizes and settings of the student; like the other settings, a plain dict of its fields does as well.
         objective: the losses.
         optimizer: optimizer and learning-rate schedule.
-        seed: of dropout, masking and fresh layers. Randomness is a function of (seed, epoch, batch, rank), so a
-            resumed run draws what the uninterrupted one would have drawn, and no generator state is saved.
+        seed: of dropout, masking and fresh layers. Randomness is a function of (seed, epoch, step, slice of the global
+            batch), so a resumed run draws what the uninterrupted one would have drawn, N processes draw what N
+            accumulation steps of one draw, and no generator state is saved.
         total_steps: length of the learning-rate schedule in optimizer steps; default: epochs x the data module's
             steps per epoch (the loader is never touched for it: that would break resuming).
+        init_from: checkpoint whose student and projections a new run starts from, with a schedule of its own: for a
+            longer run of a finished one. A resumed run does not read it.
         cuda: how a GPU computes, in the whole process.
 
     Attributes:
@@ -73,6 +80,7 @@ class DistillationModule(L.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         seed: int = 0,
         total_steps: int | None = None,
+        init_from: str | None = None,
         cuda: CudaSettings = CudaSettings(),  # noqa: B008
     ) -> None:
         super().__init__()
@@ -86,7 +94,9 @@ class DistillationModule(L.LightningModule):
         # Plain values only: a checkpoint with a dataclass in it cannot be loaded with weights_only=True.
         settings: dict[str, Any] = {"student": student, "objective": objective, "optimizer": optimizer, "cuda": cuda}
         plain = {name: _plain(asdict(setting)) for name, setting in settings.items()}
-        self.save_hyperparameters({"teacher": teacher.spec(), **plain, "seed": seed, "total_steps": total_steps})
+        others = {"seed": seed, "total_steps": total_steps, "init_from": init_from}
+        self.save_hyperparameters({"teacher": teacher.spec(), **plain, **others})
+        self.init_from = init_from
         self._hidden_teacher = [teacher]  # in a list, or nn.Module would register it
         self.seed, self.total_steps, self.optimizer_config, self.cuda_settings = seed, total_steps, optimizer, cuda
         with torch.random.fork_rng(devices=[]):
@@ -168,9 +178,10 @@ class DistillationModule(L.LightningModule):
         return self.losses(batch, scale, None if share is None else share(lambda: self.targets(batch)))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        words = np.random.SeedSequence(
-            [self.seed, self.trainer.current_epoch, batch_idx, self.global_rank]
-        ).generate_state(2)
+        # The slice's number is that of ``GlobalBatchSampler``: which process computes it changes nothing.
+        step, part = divmod(batch_idx, self.trainer.accumulate_grad_batches)
+        place = part * self.trainer.world_size + self.global_rank
+        words = np.random.SeedSequence([self.seed, self.trainer.current_epoch, step, place]).generate_state(2)
         torch.manual_seed(int(words[0]))
         if self.student.config.mask_time_prob > 0:
             np.random.seed(int(words[1]))  # noqa: NPY002 (Hugging Face's SpecAugment draws from numpy's global state)
@@ -241,8 +252,29 @@ class DistillationModule(L.LightningModule):
                 f"data.sample_rate={rate} Hz, but the teacher was trained on {self.teacher.sample_rate} Hz: set "
                 f"data.sample_rate={self.teacher.sample_rate} and data.resample=true"
             )
+        if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
+            self._load_initial_weights(Path(self.init_from))
         if stage == "fit" and datamodule is not None and getattr(datamodule, "targets", None) is not None:
             datamodule.use_targets(teacher_settings(self.teacher), self.teacher.hidden_layers)
+
+    def _load_initial_weights(self, path: Path) -> None:
+        """Take the student, and the projections of equal losses; the student already has the run's first depth."""
+        other = read_checkpoint(path)["state_dict"]
+        if (depth := state_dict_depth(other, STUDENT_PREFIX)) != self.student.depth:
+            raise ValueError(
+                f"model.init_from={path} has {depth} layers, but this run begins with {self.student.depth}: add "
+                "--growth.policy none for a run without growth, or give a checkpoint of that depth (stage_N.ckpt)"
+            )
+        for name, part in (("student", self.student), ("objective", self.objective)):
+            prefix = f"{name}."
+            weights = {key.removeprefix(prefix): other[key] for key in other if key.startswith(prefix)}
+            try:
+                part.load_state_dict(weights)
+            except RuntimeError as error:
+                detail = " ".join(str(error).split())[:300]
+                if part is self.student:
+                    raise ValueError(f"model.init_from={path} has a student of other sizes: {detail}") from error
+                log.warning("the projections of %s are of other losses, these start anew: %s", path, detail)
 
     def on_fit_start(self) -> None:
         self.cuda_settings.apply(self.device)

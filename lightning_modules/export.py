@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from lightning_modules.checkpoint_files import require_sound
+
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
@@ -49,7 +51,7 @@ def load_student(path: str | Path) -> StudentCheckpoint:
     path = Path(path)
     if path.is_dir():
         return _load_folder(path)
-    checkpoint = _read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     meta = _checked(checkpoint["interstack"], path)
     model = HubertModel(HubertConfig.from_dict(meta["student_config"]))
     weights = {
@@ -65,14 +67,20 @@ def load_student(path: str | Path) -> StudentCheckpoint:
     return StudentCheckpoint(model.eval(), meta)
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Contents of a training checkpoint, on the CPU.
+
+    Raises:
+        ValueError: if ``path`` is none, or is damaged.
+    """
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {str(path)!r}: give a .ckpt file or an exported folder")
+    require_sound(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{str(path)!r} is no interstack checkpoint, or is damaged: {reason}") from error
+        raise ValueError(f"{str(path)!r} is no interstack checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "interstack" not in checkpoint:
         raise ValueError(f"{str(path)!r} is no interstack checkpoint: it has no 'interstack' entry")
     return checkpoint

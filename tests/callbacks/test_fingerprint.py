@@ -87,6 +87,25 @@ OTHER_SETTINGS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda _: ["--model.teacher.init_args.normalize", "true"],
         r"waveforms.normalize was False, is True",
     ),
+    "clipping": (
+        lambda _: ["--trainer.gradient_clip_val", "0.5", "--trainer.gradient_clip_algorithm", "value"],
+        r"trainer.gradient_clip_algorithm was None, is value; trainer.gradient_clip_val was 5.0, is 0.5",
+    ),
+    "precision": (
+        lambda _: ["--trainer.precision", "bf16-mixed"],
+        r"trainer.precision was 32-true, is bf16-mixed",
+    ),
+    "precision by a plugin": (
+        lambda _: [
+            "--trainer.plugins",
+            '{"class_path": "MixedPrecision", "init_args": {"precision": "bf16-mixed", "device": "cpu"}}',
+        ],
+        r"trainer.precision was 32-true, is bf16-mixed",
+    ),
+    "teacher's precision": (
+        lambda _: ["--model.teacher.init_args.precision", "bf16"],
+        r"teacher_settings.precision was auto, is bf16",
+    ),
 }
 
 
@@ -131,12 +150,6 @@ def test_last_is_guarded_like_a_path(inputs: Path, tmp_path: Path) -> None:
         ["--trainer.accumulate_grad_batches", "2"],
         ["--data.num_workers", "1"],
         ["--name", "renamed"],
-        ["--trainer.precision", "bf16-mixed"],
-        [
-            "--trainer.plugins",
-            '{"class_path": "MixedPrecision", "init_args": {"precision": "bf16-mixed", "device": "cpu"}}',
-        ],
-        ["--model.teacher.init_args.precision", "bf16"],
         ["--model.teacher.init_args.compile", "true", "--model.teacher.init_args.compile_backend", "eager"],
         ["--max_batch_per_device", "1"],
         ["--model.student.compile", "true", "--model.student.compile_backend", "eager"],

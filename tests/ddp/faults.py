@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.amp import GradScaler
@@ -110,10 +111,16 @@ def sabotage(fault: str | None) -> tuple[contextlib.AbstractContextManager[None]
         # As a loss does that takes the mean over the frames that it sees.
         return real_losses(module, batch._replace(global_num_samples=batch.num_samples), 1.0, targets)
 
+    def by_micro_batch(module: DistillationModule, batch: Any, batch_idx: int) -> None:
+        words = np.random.SeedSequence([module.seed, module.trainer.current_epoch, batch_idx, module.global_rank])
+        torch.manual_seed(int(words.generate_state(1)[0]))
+        np.random.seed(int(words.generate_state(2)[1]))  # noqa: NPY002
+
     patches: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
         "no_rewrap": lambda: replaced(ddp, rewrap=nothing),
         "same_wrapper": lambda: replaced(ddp, unwrap=nothing, rewrap=nothing),
         "own_frames": lambda: replaced(DistillationModule, losses=own_mean),
+        "masks_by_micro_batch": lambda: replaced(DistillationModule, on_train_batch_start=by_micro_batch),
     }
     callbacks: dict[str, Callback] = {
         "perturb_weight": Perturb("weight"),

@@ -65,6 +65,7 @@ class Scenario:
     init_scale: float = 2.0**8  # of the gradient scaler, which doubles every other step
     objective: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
+    dropout: float = 0.0
     averaged: bool = False  # keep an average of the weights
     cached: bool = False  # the teacher's targets from ``home/targets``
     every_n_steps: int | None = None  # write checkpoints
@@ -147,7 +148,7 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
     trainer = _trainer(scenario, world_size, callbacks)
     home = Path(scenario.home)
     optimizer = OPTIMIZERS[scenario.optimizer]
-    settings = {"dropout": 0.0, "optimizer": optimizer, "objective": scenario.objective}
+    settings = {"dropout": scenario.dropout, "optimizer": optimizer, "objective": scenario.objective}
     module = make_module(home / "teacher", **settings, **scenario.student)
     cached: dict[str, Any] = {"crop": "fixed", "targets": str(home / "targets")} if scenario.cached else {}
     data = make_data(home / "corpus", home / "cache", batch_size=BATCH_SIZE, length=scenario.length, **cached)

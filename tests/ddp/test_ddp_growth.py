@@ -118,6 +118,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "none": {"objective": {"intermediate": "none"}, "policy": "identity"},
 }
 STUDENTS: dict[str, dict[str, Any]] = {"shared front end": {"student": {"front_end": "shared"}, "length": "pad"}}
+RANDOM: dict[str, dict[str, Any]] = {
+    "dropout": {"dropout": 0.1},
+    "dropout, accumulation": {"dropout": 0.1, "accumulate": 2, "length": "pad"},
+    "masks": {"dropout": 0.1, "student": {"mask_time_prob": 0.5, "mask_time_length": 2}},
+}
 TARGETS: dict[str, dict[str, Any]] = {"cached targets": {"cached": True}}
 HALF = {"bf16-mixed": "adamw-fused", "16-mixed": "adamw-foreach"}
 FAULTS: dict[str, dict[str, Any]] = {
@@ -125,6 +130,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "same_wrapper": {"verify": False, "optimizer": "sgd"},
     "own_frames": {"length": "pad"},
     "new_scaler": {"precision": "16-mixed"},
+    "masks_by_micro_batch": RANDOM["dropout"],
     "hold": {},
     "perturb_weight": {"expect_error": True},
     "perturb_state": {"expect_error": True},
@@ -134,7 +140,10 @@ FAULTS: dict[str, dict[str, Any]] = {
 def mechanism_scenarios(home: Path) -> dict[str, Scenario]:
     common = {"accumulate": 2, "clip": 0.3, "length": "pad"}
     scenarios = [
-        *(Scenario(name, str(home), **settings) for name, settings in (OBJECTIVES | STUDENTS | TARGETS).items()),
+        *(
+            Scenario(name, str(home), **settings)
+            for name, settings in (OBJECTIVES | STUDENTS | RANDOM | TARGETS).items()
+        ),
         Scenario("averaged", str(home), averaged=True),
         *(Scenario(p, str(home), optimizer=o, precision=p, **common) for p, o in HALF.items()),
         Scenario("overflow", str(home), precision="16-mixed", init_scale=2.0**14),
@@ -159,6 +168,21 @@ def test_every_objective_trains_all_parameters_at_every_depth(
     scenario = mechanism_scenarios(home)[name]
     stages = scenario.stages or POLICY_STAGES[scenario.policy]
     assert_equal_runs(run_alone(alone(scenario, by="batch")), mechanisms[name], stages)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_dropout_and_masks_are_those_of_the_same_slices_in_one_process(
+    name: str, home: Path, mechanisms: dict[str, Record]
+) -> None:
+    scenario, two = mechanism_scenarios(home)[name], mechanisms[name]
+    assert_equal_runs(run_alone(alone(scenario)), two, POLICY_STAGES[scenario.policy])
+    # Control: slices of another size are another random run.
+    assert largest_difference(run_alone(alone(scenario, by="batch")), two) > MARGIN
+
+
+def test_control_masks_by_micro_batch_are_others(home: Path, mechanisms: dict[str, Record]) -> None:
+    one = run_alone(alone(mechanism_scenarios(home)["dropout"]))
+    assert largest_difference(one, mechanisms["masks_by_micro_batch"]) > MARGIN
 
 
 def test_the_average_of_the_weights_is_that_of_one_process(home: Path, mechanisms: dict[str, Record]) -> None:
