@@ -252,8 +252,6 @@ class DistillationModule(L.LightningModule):
                 f"data.sample_rate={rate} Hz, but the teacher was trained on {self.teacher.sample_rate} Hz: set "
                 f"data.sample_rate={self.teacher.sample_rate} and data.resample=true"
             )
-        if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
-            self._load_initial_weights(Path(self.init_from))
         if stage == "fit" and datamodule is not None and getattr(datamodule, "targets", None) is not None:
             datamodule.use_targets(teacher_settings(self.teacher), self.teacher.hidden_layers)
 
@@ -277,12 +275,15 @@ class DistillationModule(L.LightningModule):
                 log.warning("the projections of %s are of other losses, these start anew: %s", path, detail)
 
     def on_fit_start(self) -> None:
+        if self.init_from is not None and self.trainer.ckpt_path is None:  # which Lightning tells from here on only
+            self._load_initial_weights(Path(self.init_from))
+        self.on_validation_start()
+
+    def on_validation_start(self) -> None:
         self.cuda_settings.apply(self.device)
         self.teacher.prepare(self.device)
         if self.student.config.front_end == "shared":
             _check_shared_convolutions(self.teacher, self.student)
-
-    on_validation_start = on_fit_start
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let callbacks refuse a checkpoint before its weights are loaded; their own hooks come after."""

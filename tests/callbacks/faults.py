@@ -35,6 +35,19 @@ class SendSignal(Callback):
             os.kill(os.getpid(), self.signal)
 
 
+class AskToStop(Callback):
+    """Set ``trainer.should_stop`` once, in a hook of an epoch; of batches, at the one of that number."""
+
+    def __init__(self, epoch: int, hook: str, batch: int = 0, rank: int = 0) -> None:
+        self.place = (epoch, rank, batch)
+        setattr(self, hook, self._ask)
+
+    def _ask(self, trainer: L.Trainer, *arguments: Any) -> None:
+        batch = arguments[-1] if isinstance(arguments[-1], int) else self.place[2]
+        if (trainer.current_epoch, trainer.global_rank, batch) == self.place:
+            trainer.should_stop = True
+
+
 class PoisonLoss(Callback):
     """Make the loss of some micro-batches (counted over the run) NaN, or infinite with finite gradients."""
 

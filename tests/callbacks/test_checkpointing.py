@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,12 +15,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import EXIT_SIGTERM, RunCheckpoint, StopSignals
-from tests.callbacks.faults import SendSignal
+from tests.callbacks.faults import AskToStop, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
 from tests.patience import PATIENCE
 
@@ -39,14 +40,26 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Fit = Callable[..., dict[str, Any]]
 
 
+@pytest.fixture(scope="module")
+def whole(teacher: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The last checkpoint of a run that nothing stops."""
+    return fits_below(tmp_path_factory.mktemp("whole"), teacher, corpus)("whole")
+
+
 @pytest.fixture
 def fit(teacher: Path, corpus: Path, tmp_path: Path) -> Fit:
+    return fits_below(tmp_path, teacher, corpus)
+
+
+def fits_below(tmp_path: Path, teacher: Path, corpus: Path) -> Fit:
     """Train four epochs of 3 steps, 2 micro-batches each, growing; returns the last checkpoint."""
 
-    def run(name: str, *callbacks: Callback, every_n_steps: int = 0, ckpt_path: Path | None = None) -> Any:
+    def run(
+        name: str, *callbacks: Callback, every_n_steps: int = 0, ckpt_path: Path | None = None, **settings: Any
+    ) -> Any:
         own = (make_stacking(), RunCheckpoint(every_n_steps=every_n_steps), *callbacks)
         folder = tmp_path / name
-        trainer = make_trainer(folder, *own, enable_checkpointing=True, accumulate_grad_batches=2)
+        trainer = make_trainer(folder, *own, enable_checkpointing=True, accumulate_grad_batches=2, **settings)
         data = make_data(corpus, tmp_path / "cache")
         trainer.fit(make_module(teacher), datamodule=data, ckpt_path=ckpt_path and str(ckpt_path))
         return load(folder)
@@ -81,10 +94,9 @@ def _same(one: Any, other: Any) -> bool:
     ids=["first half of a window", "second half", "last window of an epoch", "validation"],
 )
 def test_sigterm_stops_with_a_checkpoint_that_resumes_exactly(
-    epoch: int, batch: Any, step: int, tmp_path: Path, fit: Fit
+    epoch: int, batch: Any, step: int, tmp_path: Path, fit: Fit, whole: dict[str, Any]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    whole = fit("whole")
     with pytest.raises(SIGTERMException) as stop:
         fit("stopped", SendSignal(epoch, batch))
     assert stop.value.code == EXIT_SIGTERM == 143
@@ -97,8 +109,76 @@ def test_sigterm_stops_with_a_checkpoint_that_resumes_exactly(
     assert equal(whole, resumed)
 
 
-def test_in_the_last_epochs_end_there_is_nothing_to_stop(fit: Fit) -> None:
-    assert equal(fit("whole"), fit("signalled", SendSignal(3, 4)))
+STOPS: dict[str, tuple[Any, int]] = {
+    "batch start": (lambda: AskToStop(1, "on_train_batch_start", 2), 5),
+    "first half of a window": (lambda: AskToStop(1, "on_train_batch_end", 0), 4),
+    "second half": (lambda: AskToStop(1, "on_train_batch_end", 1), 4),
+    "last half of an epoch": (lambda: AskToStop(1, "on_train_batch_end", 5), 6),
+    "epoch start": (lambda: AskToStop(1, "on_train_epoch_start"), 4),
+    "epoch end": (lambda: AskToStop(0, "on_train_epoch_end"), 3),
+    "validation": (lambda: AskToStop(1, "on_validation_end"), 6),
+    "early stopping": (lambda: EarlyStopping("val/loss", patience=1, min_delta=100.0), 6),
+    "max_time": (lambda: OutOfTime(5), 5),
+}
+
+
+class OutOfTime(Timer):
+    """Lightning's ``max_time``, with a clock that counts optimizer steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__({"seconds": steps})
+        self.steps = 0
+
+    def time_elapsed(self, stage: Any = None) -> float:
+        return self.steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        self.steps = trainer.global_step
+        super().on_train_batch_end(trainer, *args, **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided")
+@pytest.mark.parametrize("name", STOPS)
+def test_a_stop_that_is_no_signal_resumes_exactly_too(
+    name: str, tmp_path: Path, fit: Fit, whole: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if it were complete Lightning would end the epoch, and the student grow."""
+    make, step = STOPS[name]
+    with pytest.raises(SIGTERMException) as stop:
+        fit("stopped", make())
+    assert stop.value.code == EXIT_SIGTERM
+    assert "stopped by trainer.max_time (which counts the time of all attempts) or by a callback" in caplog.text
+    assert load(tmp_path / "stopped")["global_step"] == step
+    ends = {f"stage_{depth}.ckpt" for depth in range(1, 1 + step // 3)}
+    assert {path.name for path in (tmp_path / "stopped" / "checkpoints").glob("stage_*")} == ends
+    resumed = fit("stopped", ckpt_path=tmp_path / "stopped" / "checkpoints" / "last.ckpt")
+    assert equal(whole, resumed)
+
+
+def test_control_lightning_ends_the_epoch_at_such_a_stop(
+    tmp_path: Path, fit: Fit, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StopSignals, "take_over", lambda self, trainer: None)
+    fit("stopped", AskToStop(1, "on_train_batch_end", 1))
+    assert load(tmp_path / "stopped")["global_step"] == 4
+    assert (tmp_path / "stopped" / "checkpoints" / "stage_2.ckpt").is_file()
+    assert not equal(whole, fit("stopped", ckpt_path=tmp_path / "stopped" / "checkpoints" / "last.ckpt"))
+
+
+def test_a_stop_waits_for_the_least_number_of_epochs(tmp_path: Path, fit: Fit) -> None:
+    with pytest.raises(SIGTERMException):
+        fit("stopped", AskToStop(0, "on_train_batch_end", 1), min_epochs=2)
+    assert load(tmp_path / "stopped")["global_step"] == 6
+
+
+def test_a_run_that_is_out_of_time_says_so_before_its_first_step(tmp_path: Path, fit: Fit) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.max_time counts the time of all attempts, so raise it to go on"):
+        fit("run", OutOfTime(0))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_in_the_last_epochs_end_there_is_nothing_to_stop(fit: Fit, whole: dict[str, Any]) -> None:
+    assert equal(whole, fit("signalled", SendSignal(3, 4)))
 
 
 def test_control_lightnings_own_handlers_lose_the_step(
@@ -128,7 +208,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return record
 
 
-def test_slurms_signal_requeues_between_optimizer_steps(slurm: Path, tmp_path: Path, fit: Fit) -> None:
+def test_slurms_signal_requeues_between_optimizer_steps(
+    slurm: Path, tmp_path: Path, fit: Fit, whole: dict[str, Any]
+) -> None:
     folder = tmp_path / "run"
     ckpt_path = None
     for attempt, (batch, step) in enumerate([(0, 4), (2, 5), (4, 6)], start=1):
@@ -141,7 +223,7 @@ def test_slurms_signal_requeues_between_optimizer_steps(slurm: Path, tmp_path: P
         assert equal(torch.load(own, weights_only=True), load(folder))
         assert load(folder)["global_step"] == step
         ckpt_path = folder / "checkpoints" / "last.ckpt"
-    assert equal(fit("whole"), fit("run", ckpt_path=own))
+    assert equal(whole, fit("run", ckpt_path=own))
 
 
 def test_lightning_still_has_what_is_taken_from_it() -> None:
@@ -174,8 +256,8 @@ class NoRoom(Callback):
         resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, fit: Fit) -> None:
-    whole, folder = fit("whole"), tmp_path / "run" / "checkpoints"
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, fit: Fit, whole: dict[str, Any]) -> None:
+    folder = tmp_path / "run" / "checkpoints"
     with pytest.raises(OSError, match=r"cannot write a checkpoint to .*/run/checkpoints \(File too large\)") as error:
         fit("run", NoRoom(epoch=1))
     assert f"{folder / 'last.ckpt'} is untouched" in str(error.value)
@@ -216,7 +298,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, fit: Fit) -> None:
 def test_what_a_kill_left_behind_is_cleared(tmp_path: Path, fit: Fit) -> None:
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
-    for name in ("unfinished.tmp", "last.tmp"):
+    for name in ("step=000000001.ckpt.elsewhere-7.tmp", "last.ckpt.elsewhere-7.tmp"):
         (folder / name).write_text("half a checkpoint")
     fit("run")
     assert not list(folder.glob("*.tmp"))
@@ -230,13 +312,32 @@ def test_resuming_from_an_older_checkpoint_keeps_what_it_writes(tmp_path: Path, 
         return sorted(int(path.stem.removeprefix("step=")) for path in folder.glob("step=*.ckpt"))
 
     assert kept() == [11, 12]
-    for batch, step, expected in ((0, 4, [4, 12]), (2, 5, [4, 5])):
+    before = {path.name: path.read_bytes() for path in folder.glob("*.ckpt")}
+    for batch, step, expected in ((0, 4, [4]), (2, 5, [4, 5])):
         with pytest.raises(SIGTERMException):
             fit("run", SendSignal(1, batch), every_n_steps=1, ckpt_path=folder / "stage_1.ckpt")
         assert kept() == expected
         assert load(tmp_path / "run")["global_step"] == step
+        time.sleep(1.1)  # folders are named by the second
     assert fit("run", every_n_steps=1, ckpt_path=folder / "last.ckpt")["global_step"] == 12
-    assert kept() == [11, 12]
+    assert kept() == [4, 5, 11, 12]
+    first, second = sorted(folder.glob("abandoned_*"))
+    later = {name: content for name, content in before.items() if name != "stage_1.ckpt"}
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == later
+    assert {path.name for path in second.iterdir()} == {"step=000000004.ckpt", "last.ckpt"}
+
+
+def test_only_what_an_attempt_has_written_is_removed_by_it(tmp_path: Path, fit: Fit) -> None:
+    """Those before it, a user's own, and a damaged one, whatever their steps."""
+    folder = tmp_path / "run" / "checkpoints"
+    with pytest.raises(SIGTERMException):
+        fit("run", SendSignal(1, 2), every_n_steps=1)
+    shutil.copy(folder / "step=000000004.ckpt", folder / "best so far.ckpt")
+    (folder / "step=000000001.ckpt").write_bytes(b"")
+    before = {path.name: path.read_bytes() for path in folder.glob("*.ckpt") if path.name != "last.ckpt"}
+    fit("run", every_n_steps=1, ckpt_path=folder / "step=000000005.ckpt")
+    after = {path.name: path.read_bytes() for path in folder.rglob("*.ckpt")}
+    assert {name: after.get(name) for name in before} == before
 
 
 # -- the program

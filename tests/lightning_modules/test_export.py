@@ -286,7 +286,7 @@ class TestErrors:
 
     def test_not_a_checkpoint(self, tmp_path: Path) -> None:
         (tmp_path / "text.ckpt").write_text("not a checkpoint")
-        with pytest.raises(ValueError, match=r"text\.ckpt' is no interstack checkpoint, or is damaged"):
+        with pytest.raises(ValueError, match=r"text.ckpt is damaged"):
             load_student(tmp_path / "text.ckpt")
         for foreign in ({"state_dict": {}}, [1, 2]):
             with pytest.raises(ValueError, match="has no 'interstack' entry"):
