@@ -123,8 +123,8 @@ REFUSED = {
     "finished, elsewhere": (
         ["--ckpt_path", "LAST"],
         r"last.ckpt is of a finished run of 4 epochs: nothing is left to train. "
-        r"A new run, with a schedule of its own, starts from these weights by --model.init_from .*last.ckpt and another "
-        r"--name \(--growth.policy none, or a policy whose first stage has 4 layers\)",
+        r"A new run, with a schedule of its own, starts from these weights by --model.init_from .*last.ckpt and "
+        r"another --name \(--growth.policy none, or a policy whose first stage has 4 layers\)",
     ),
 }
 
