@@ -111,6 +111,12 @@ def test_other_bit_depths_are_refused(corpus: Path) -> None:
         packed(corpus)
 
 
+def test_a_number_that_would_become_silence_is_refused(corpus: Path) -> None:
+    soundfile.write(utterance(corpus, 2), noise(4000) * float("nan"), 16_000, format="WAV", subtype="FLOAT")
+    with pytest.raises(BadAudioError, match=r"0002\.flac: holds NaN at 0\.0000 s"):
+        packed(corpus)
+
+
 def test_an_interrupted_call_goes_on_where_it_stopped(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
     write = packing._write_shard
