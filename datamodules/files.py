@@ -48,15 +48,21 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}, line {error.lineno}: this is not JSON ({error.msg}); restore the file") from error
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text with newlines as they are; the folder is made where it is missing."""
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file whole or not at all; the folder is made where it is missing. Returns the path, as the others do."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_bytes(content)
+    return Path(path)
 
 
-def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
+def write_text(path: str | Path, text: str) -> Path:
+    """Write UTF-8 text with newlines as they are."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
     """Write a value as JSON that every program reads: numbers that are not finite become ``null``."""
-    write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datamodules.files import read_json
 from datamodules.shards import first_damage
 
 MARKER = "packed.json"
@@ -73,8 +74,7 @@ def is_packed(folder: str) -> bool:
 
 def packed_digest(folder: str) -> str:
     """A hash of all that was packed, from the checksums that were written with it; nothing is read again."""
-    with open(os.path.join(folder, MARKER), encoding="utf-8") as file:  # it may have been packed anew since
-        parts = json.load(file)["parts"]
+    parts = read_json(os.path.join(folder, MARKER))["parts"]  # it may have been packed anew since
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -126,8 +126,7 @@ def _status(shard: str) -> tuple[str, int, int]:
 
 @cache
 def _marker(folder: str) -> dict[str, Any]:
-    with open(os.path.join(folder, MARKER), encoding="utf-8") as file:
-        return json.load(file)
+    return read_json(os.path.join(folder, MARKER))
 
 
 @cache

@@ -1,6 +1,5 @@
 """A run is one folder: its configs, metrics, growth log, checkpoints and summary; a resumed run stays in it."""
 
-import json
 import logging
 import os
 import subprocess
@@ -11,15 +10,9 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from datamodules.files import read_json, write_json, write_text
+
 log = logging.getLogger(__name__)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to a temporary name in the same folder, then rename it over ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def git_commit() -> str | None:
@@ -47,7 +40,7 @@ class RunFolder:
         self.path = path
         self.record: dict[str, Any] = {"name": path.name, "attempts": [], "wandb_id": None}
         if self._record_path.is_file():
-            self.record = json.loads(self._record_path.read_text(encoding="utf-8"))
+            self.record = read_json(self._record_path)
 
     @property
     def _record_path(self) -> Path:
@@ -131,7 +124,7 @@ class RunFolder:
     def start_attempt(self, config: str, resumed_from: str | None) -> None:
         """Record one more attempt and keep its resolved configuration as ``config_N.yaml``."""
         name = f"config_{len(self.record['attempts']) + 1}.yaml"
-        write_atomically(self.path / name, config)
+        write_text(self.path / name, config)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         commit = git_commit()
         for attempt in self.record["attempts"]:  # one from before attempts had a commit keeps the record's
@@ -140,4 +133,4 @@ class RunFolder:
             {"started": started, "config": name, "resumed_from": resumed_from, "git_commit": commit}
         )
         self.record |= {"git_commit": commit, "wandb_id": self.wandb_id}
-        write_atomically(self._record_path, json.dumps(self.record, indent=1) + "\n")
+        write_json(self._record_path, self.record)
