@@ -89,6 +89,7 @@ def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[st
         "val_loss": validation["loss"],
         # Comparable between systems whose intermediate losses differ, which val_loss is not.
         "val_output": validation["output"],
+        "without_transcript": getattr(trainer.datamodule, "without_transcript", None),  # type: ignore[attr-defined]
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),
         "teacher_precision": module.teacher.precision_used,

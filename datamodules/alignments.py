@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.audio import AUDIO_SUFFIXES
-from datamodules.files import read_text, write_text
+from datamodules.corpus import refuse_twins
+from datamodules.files import read_lines, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def read_alignment(path: str | Path) -> dict[str, list[Segment]]:
         ValueError: a wrong header, a line that is not four fields, a time that is no number, phones that
             overlap or run backwards, or an utterance whose lines are not together. File and line are named.
     """
-    lines = read_text(path).splitlines()
+    lines = read_lines(path)
     if not lines or tuple(lines[0].split("\t")) != HEADER:
         raise ValueError(f"{path}: the first line must be the tab-separated names {' '.join(HEADER)}")
     rows = [(f"{path}, line {number}", *_row(path, number, line)) for number, line in enumerate(lines[1:], 2)]
@@ -154,10 +155,12 @@ def find_audio(root: str | Path, split: str, utterances: Iterable[str]) -> dict[
     """The audio file of each utterance, in the order given.
 
     Raises:
-        ValueError: an utterance has none; the first is named. (Audio without an alignment is only warned of.)
+        ValueError: an utterance has none or two; the first is named. (Audio without an alignment is only warned of.)
     """
     folder = corpus_folder(root) / split
-    found = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES}
+    audio = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES]
+    refuse_twins(map(str, audio))
+    found = {path.stem: path for path in audio}
     paths = {utterance: found[utterance] for utterance in utterances if utterance in found}
     if missing := [utterance for utterance in utterances if utterance not in paths]:
         raise ValueError(

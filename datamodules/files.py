@@ -4,6 +4,7 @@ Writing goes to a temporary name of this process and is renamed, so that a kill 
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -32,6 +33,12 @@ def read_text(path: str | Path) -> str:
             f"{path}, line {line}: this is not UTF-8 text, it looks like {guess}; convert it with "
             f"`iconv -f {guess} -t UTF-8`"
         ) from error
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a UTF-8 file, without their ends; errors as :func:`read_text`'s."""
+    # str.splitlines would also cut at a line separator inside of a sentence.
+    return [line.rstrip("\n") for line in io.StringIO(read_text(path), newline=None)]
 
 
 def read_json(path: str | Path) -> Any:

@@ -89,6 +89,11 @@ class Manifest:
     def utterance_id(self, row: int) -> str:
         return utterance_id_of(self._paths[row])
 
+    @property
+    def without_transcript(self) -> int | None:
+        """Utterances without text; ``None`` where none has any."""
+        return int((~self._has_transcript).sum()) if self._has_transcript.any() else None
+
     def transcript(self, row: int) -> str | None:
         return self._transcripts[row] if self._has_transcript[row] else None
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datamodules.files import read_json
+from datamodules.files import read_json, read_lines
 from datamodules.shards import first_damage
 
 MARKER = "packed.json"
@@ -84,13 +84,12 @@ def list_packed(folder: str) -> Iterator[tuple[str, int, int]]:
     Size and time are those of its shard, so that a changed shard tells in all of its utterances.
     """
     shards: dict[int, tuple[str, int, int]] = {}
-    with open(os.path.join(folder, INDEX), encoding="utf-8") as file:
-        for line in file:
-            number, first, num_samples, relative = json.loads(line)
-            if number not in shards:
-                shards[number] = _status(os.path.join(folder, shard_name(number)))
-            shard, size, mtime_ns = shards[number]
-            yield f"{shard}/{first}-{num_samples}/{relative}", size, mtime_ns
+    for line in read_lines(os.path.join(folder, INDEX)):
+        number, first, num_samples, relative = json.loads(line)
+        if number not in shards:
+            shards[number] = _status(os.path.join(folder, shard_name(number)))
+        shard, size, mtime_ns = shards[number]
+        yield f"{shard}/{first}-{num_samples}/{relative}", size, mtime_ns
 
 
 def shard_name(number: int) -> str:

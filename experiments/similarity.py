@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import HubertModel
 
 from datamodules.audio import AUDIO_SUFFIXES, read_audio, usable_samples
-from datamodules.corpus import audio_below
+from datamodules.corpus import audio_below, refuse_twins
 from datamodules.files import write_bytes, write_json
 from datamodules.packed import unpacked_path
 from experiments.analysis import layer_similarity
@@ -134,6 +134,7 @@ def read_waveforms(root: Path, utterances: int, max_seconds: float) -> list[Tens
     if utterances < 1 or max_seconds <= 0:
         raise ValueError(f"utterances={utterances} and max_seconds={max_seconds} must be positive")
     files = sorted(audio_below(str(root)), key=lambda path: Path(unpacked_path(path)))[:utterances]
+    refuse_twins(files)
     if not files:
         raise ValueError(f"root {root} holds no audio ({', '.join(AUDIO_SUFFIXES)}): give a folder with some below it")
     longest = int(max_seconds * SAMPLE_RATE)

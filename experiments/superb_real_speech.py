@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from datamodules.files import read_json, write_json, write_text
+from datamodules.files import read_json, read_lines, write_json, write_text
 from datamodules.superb.speech_commands import split_of
 from experiments import cli
 from experiments.superb.options import task_folder
@@ -68,8 +68,7 @@ def superb_real_speech(data: str, models: str, output: str, seed: int = 0) -> No
 
 def write_tables(root: Path, folder: Path) -> None:
     """The corpora as tables of :mod:`datamodules.superb.table`; paths are absolute."""
-    with (root / "manifest.tsv").open(encoding="utf-8", newline="") as file:
-        files = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    files = list(csv.DictReader(read_lines(root / "manifest.tsv"), delimiter="\t", quoting=csv.QUOTE_NONE))
     parts = {name: [line for line in files if line["set"] == name] for name in {line["set"] for line in files}}
     other = parts["LibriSpeech/test-other"]
     clean = parts["LibriSpeech_mp3/dev-clean"]

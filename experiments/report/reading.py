@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.files import read_json
+from datamodules.files import read_json, read_lines
 
 TRAIN_SECONDS = "perf/train_seconds"
 
@@ -151,15 +151,14 @@ def read_metrics(path: Path) -> dict[str, Series]:
     if not path.is_file():
         return {}
     columns: dict[str, dict[int, float]] = {}
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames is not None and "step" not in reader.fieldnames:
-            raise ValueError(f"{path}: no column 'step' among {', '.join(reader.fieldnames)}")
-        for row in reader:
-            try:
-                _merge_row(columns, row)
-            except (TypeError, ValueError):
-                raise ValueError(f"{path}: line {reader.line_num} holds a value that is not a number") from None
+    reader = csv.DictReader(read_lines(path))
+    if reader.fieldnames is not None and "step" not in reader.fieldnames:
+        raise ValueError(f"{path}: no column 'step' among {', '.join(reader.fieldnames)}")
+    for row in reader:
+        try:
+            _merge_row(columns, row)
+        except (TypeError, ValueError):
+            raise ValueError(f"{path}: line {reader.line_num} holds a value that is not a number") from None
     return {name: _series(values) for name, values in columns.items()}
 
 

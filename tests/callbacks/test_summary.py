@@ -54,6 +54,7 @@ def test_losses_of_a_run_without_validation_are_null(tmp_path: Path, inputs: Pat
     summary = fit(tmp_path, inputs, val_splits=[])
     assert (summary["val_loss"], summary["val_output"]) == (None, None)
     assert summary["train_loss"] > 0
+    assert summary["without_transcript"] == 0
     assert "NaN" not in (tmp_path / "summary.json").read_text()
 
 
