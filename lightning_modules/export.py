@@ -21,6 +21,7 @@ import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from datamodules.files import read_json, write_json, write_text
+from lightning_modules.damage import damage_of, naming_damage
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = damage_of(path) or str(error).strip().split("\n")[0]
         raise ValueError(f"{str(path)!r} is no interstack checkpoint, or is damaged: {reason}") from error
     if not isinstance(checkpoint, dict) or "interstack" not in checkpoint:
         raise ValueError(f"{str(path)!r} is no interstack checkpoint: it has no 'interstack' entry")
@@ -83,8 +84,9 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 def _load_folder(folder: Path) -> StudentCheckpoint:
     if not (folder / META_FILE).is_file():
         raise ValueError(f"{str(folder)!r} holds no {META_FILE}: give a .ckpt file, or what `interstack export` wrote")
-    meta = _checked(read_json(folder / META_FILE), folder / META_FILE)
-    return StudentCheckpoint(HubertModel.from_pretrained(folder).eval(), meta)
+    with naming_damage(folder):
+        meta = _checked(read_json(folder / META_FILE), folder / META_FILE)
+        return StudentCheckpoint(HubertModel.from_pretrained(folder).eval(), meta)
 
 
 def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
