@@ -1,6 +1,7 @@
 """NonFiniteGuard: one bad batch costs one step, not the run."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class NonFiniteGuard(Callback):
     With a gradient scaler (``16-mixed``) nothing is touched: the scaler skips by itself and lowers its scale;
     the guard counts.
 
-    Logs: ``train/skipped_steps``, the total so far, at each skipped step.
+    Logs: ``train/skipped_steps``, the total so far, at each skipped step. Warns of a validation whose metrics are not
+    finite.
 
     Resumes: both counts are in the checkpoint.
 
@@ -44,7 +46,7 @@ class NonFiniteGuard(Callback):
 
     Raises:
         DivergedError: ``max_skipped_steps`` in a row. It names the step and the last checkpoint, a good one:
-            no skipped step has touched the model.
+            no skipped step has touched the model. Also at the end of a run that has skipped all of its steps.
     """
 
     def __init__(self, max_skipped_steps: int = 10) -> None:
@@ -86,6 +88,27 @@ class NonFiniteGuard(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._settle()
         self._stop_if_overdue(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if bad := [f"{name} is {value}" for name, value in sorted(values.items()) if not math.isfinite(value)]:
+            _warn("validation after step %d: %s; look at the data, or lower the learning rate", trainer, bad)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.learned_nothing(trainer):
+            raise DivergedError(
+                f"loss or gradient norm was not finite in any of {trainer.global_step} optimizer steps, so that "
+                "nothing was learned: look at the data, or lower the learning rate (16-mixed skips its first steps to "
+                "find the scale of the gradients: train for more)"
+            )
+
+    def learned_nothing(self, trainer: L.Trainer) -> bool:
+        """Whether the run, with all that it was resumed from, has skipped every one of its steps."""
+        if trainer.fast_dev_run and _has_scaler(trainer):  # type: ignore[attr-defined]
+            return False  # the scaler is still looking for its scale
+        return 0 < trainer.global_step <= self.skipped_steps
 
     def _settle(self) -> None:
         """Count the step that was looked at last."""
@@ -132,6 +155,11 @@ class NonFiniteGuard(Callback):
             state_dict["skipped_steps"],
             state_dict["skipped_in_a_row"],
         )
+
+
+@rank_zero_only
+def _warn(text: str, trainer: L.Trainer, bad: list[str]) -> None:
+    log.warning(text, trainer.global_step, ", ".join(bad))
 
 
 class _Verdict:

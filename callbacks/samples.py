@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
+
+from datamodules.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,5 @@ def draw(spectrogram_MF: NDArray[np.float32], title: str, path: Path) -> None:
     image = axes.imshow(spectrogram_MF, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
     axes.set(title=title, xlabel="seconds", ylabel="mel band")
     figure.colorbar(image, label="dB")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=100)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)

@@ -5,9 +5,7 @@ grows exactly where an uninterrupted one would. It looks twice, in ``on_train_st
 ``on_train_epoch_start``, because Lightning skips the latter for the first epoch of some resumed runs.
 """
 
-import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -26,6 +24,7 @@ from callbacks.lookup import find_callback
 from callbacks.policies import default_stages, get_policy, make_plan
 from callbacks.schedules import depth_at, growth_epochs, stage_lengths
 from callbacks.throughput import ThroughputCallback
+from datamodules.files import write_json
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.optimisation import OptimizerState, carry_state, rebind
 
@@ -264,11 +263,7 @@ class StackingCallback(Callback):
             *(event[k] for k in ("epoch", "step", "depth_before", "depth", "policy", "plan", "seconds")),
             "" if event["loss_before"] is None else f", loss {event['loss_before']:.4g} -> {event['loss_after']:.4g}",
         )
-        path = Path(trainer.default_root_dir) / "growth.json"
-        temporary = path.with_suffix(".json.tmp")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(self.events, indent=1) + "\n")
-        os.replace(temporary, path)
+        write_json(Path(trainer.default_root_dir) / "growth.json", self.events)
         numbers = {f"growth/{k}": event[k] for k in ("depth", "parameters", "seconds", "loss_before", "loss_after")}
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in numbers.items() if v is not None}, step=event["step"])

@@ -1,6 +1,5 @@
 """RunSummary: what a finished run comes to, as ``RUN/summary.json`` and in the W&B summary."""
 
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from callbacks.guards import NonFiniteGuard
 from callbacks.lookup import find_callback
 from callbacks.metrics import TrainingMetrics
 from callbacks.schedules import mean_depth
 from callbacks.stacking import StackingCallback
 from callbacks.throughput import ThroughputCallback
+from datamodules.files import finite, write_json
 from lightning_modules.distillation import DistillationModule
 
 
@@ -50,13 +51,11 @@ class RunSummary(Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch < (trainer.max_epochs or 0):
+        guard = find_callback(trainer, NonFiniteGuard)
+        if trainer.current_epoch < (trainer.max_epochs or 0) or (guard and guard.learned_nothing(trainer)):
             return
-        summary = summarise(trainer, pl_module, {**self._saved_metrics, **trainer.callback_metrics})
-        path = Path(trainer.default_root_dir) / "summary.json"
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(summary, indent=1) + "\n")
-        os.replace(temporary, path)
+        summary = finite(summarise(trainer, pl_module, {**self._saved_metrics, **trainer.callback_metrics}))
+        write_json(Path(trainer.default_root_dir) / "summary.json", summary)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update(summary)
@@ -90,6 +89,7 @@ def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[st
         "val_loss": validation["loss"],
         # Comparable between systems whose intermediate losses differ, which val_loss is not.
         "val_output": validation["output"],
+        "without_transcript": getattr(trainer.datamodule, "without_transcript", None),  # type: ignore[attr-defined]
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),
         "teacher_precision": module.teacher.precision_used,

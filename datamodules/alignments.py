@@ -17,7 +17,6 @@ import hashlib
 import itertools
 import logging
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.audio import AUDIO_SUFFIXES
+from datamodules.corpus import refuse_twins
+from datamodules.files import read_lines, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +71,7 @@ def write_alignment(path: str | Path, alignment: Alignment) -> None:
     lines = ["\t".join(HEADER)]
     for utterance, segments in alignment.items():
         lines += [f"{utterance}\t{s.phone}\t{s.start_seconds:.4f}\t{s.end_seconds:.4f}" for s in segments]
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def read_alignment(path: str | Path) -> dict[str, list[Segment]]:
@@ -82,7 +81,7 @@ def read_alignment(path: str | Path) -> dict[str, list[Segment]]:
         ValueError: a wrong header, a line that is not four fields, a time that is no number, phones that
             overlap or run backwards, or an utterance whose lines are not together. File and line are named.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = read_lines(path)
     if not lines or tuple(lines[0].split("\t")) != HEADER:
         raise ValueError(f"{path}: the first line must be the tab-separated names {' '.join(HEADER)}")
     rows = [(f"{path}, line {number}", *_row(path, number, line)) for number, line in enumerate(lines[1:], 2)]
@@ -156,10 +155,12 @@ def find_audio(root: str | Path, split: str, utterances: Iterable[str]) -> dict[
     """The audio file of each utterance, in the order given.
 
     Raises:
-        ValueError: an utterance has none; the first is named. (Audio without an alignment is only warned of.)
+        ValueError: an utterance has none or two; the first is named. (Audio without an alignment is only warned of.)
     """
     folder = corpus_folder(root) / split
-    found = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES}
+    audio = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES]
+    refuse_twins(map(str, audio))
+    found = {path.stem: path for path in audio}
     paths = {utterance: found[utterance] for utterance in utterances if utterance in found}
     if missing := [utterance for utterance in utterances if utterance not in paths]:
         raise ValueError(

@@ -5,6 +5,7 @@ would be right``, so that a data module can either stop with it or list the file
 """
 
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,16 @@ from datamodules.packed import piece_of
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3")
 MOST_SAMPLES = 2**40  # libsndfile reports 2**63 - 1 where a FLAC header leaves the length open
+# Decoders, filters and mixes overshoot 1.0 by a few dB. 24 dB over full scale is no such thing, and in a file in 16-bit
+# scale the noise of a quiet room exceeds it.
+LOUDEST = 16.0
+# Where a block of the file stands for samples of its own. Other codecs (MP3, Vorbis, ADPCM) carry a state from block to
+# block, and seeking in them is approximate.
+EXACT_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+# The log of libsndfile, which shortens a truncated file in silence. Truncated FLAC and MP3 files keep the promised
+# length and are found when they are decoded.
+_SHORTER = re.compile(r"^\s*(?:data|ssnd|riff size)\b.*?(?P<promised>\d+) \(should be", re.MULTILINE | re.IGNORECASE)
+_SIZE_OF_ZERO = re.compile(r"^data : 0\n(?:\*\*\*|Have)", re.MULTILINE)  # what follows is no chunk: it is the samples
 
 
 class BadAudioError(ValueError):
@@ -31,6 +42,7 @@ class AudioInfo(NamedTuple):
     num_samples: int  # per channel, at the file's own rate
     sample_rate: int  # Hz
     channels: int
+    seeks_exactly: bool = True
 
 
 def audio_info(path: str) -> AudioInfo:
@@ -38,18 +50,19 @@ def audio_info(path: str) -> AudioInfo:
 
     Raises:
         BadAudioError: the file is missing, empty or no audio, or a WAV file that is shorter than its header
-            says.
+            says or leaves its length open. A WAV file from a pipe, whose header promises all that fits, is as long as
+            it is.
     """
     if (piece := piece_of(path)) is not None:
         return AudioInfo(piece.num_samples, piece.sample_rate, channels=1)
     _require_content(path)
     try:
         with soundfile.SoundFile(path) as file:
-            # libsndfile shortens a truncated WAV file in silence; only its log tells. Truncated FLAC and MP3
-            # files keep the promised length and are found when they are decoded.
-            if file.format.startswith("WAV") and "(should be" in _data_chunk_line(file.extra_info):
+            if (shorter := _SHORTER.search(file.extra_info)) and not _made_by_a_pipe(int(shorter["promised"])):
                 raise BadAudioError.of(path, "is shorter than its header says (truncated); copy it again")
-            return AudioInfo(file.frames, file.samplerate, file.channels)
+            if _SIZE_OF_ZERO.search(file.extra_info):
+                raise BadAudioError.of(path, "does not state its length (made by a pipe); write it again to a file")
+            return AudioInfo(file.frames, file.samplerate, file.channels, file.subtype.startswith(EXACT_SUBTYPES))
     except (soundfile.SoundFileError, OSError) as error:
         problem = f"cannot be read as audio ({_reason(error)}); copy it again or convert it to FLAC"
         raise BadAudioError.of(path, problem) from error
@@ -90,7 +103,8 @@ def read_audio(
         float32 array (T,) with T = stop - start exactly; a slice equals the same slice of the whole file.
 
     Raises:
-        BadAudioError: the file is unreadable, of another rate, not mono, or has fewer samples than asked for.
+        BadAudioError: the file is unreadable, of another rate, not mono, has fewer samples than asked for, or one of
+            them is not finite or far beyond full scale.
     """
     info = audio_info(path)
     _require_usable(path, info, sample_rate, resample)
@@ -102,8 +116,7 @@ def read_audio(
         # The filter looks to both sides, so that a slice is cut after conversion.
         whole = _decode(path, 0, info.num_samples)
         return _resample(whole, info.sample_rate, sample_rate, total)[start:stop]
-    if path.lower().endswith(".mp3"):
-        # Seeking in MP3 is approximate with some encoders' headers.
+    if not info.seeks_exactly:
         return _decode(path, 0, stop)[start:]
     return _decode(path, start, stop)
 
@@ -133,7 +146,7 @@ def _decode(path: str, start: int, stop: int) -> np.ndarray:
     if (piece := piece_of(path)) is not None:
         return piece.read(start, stop)
     try:
-        waveform_T, _ = soundfile.read(path, start=start, stop=stop, dtype="float32")
+        waveform_T, rate = soundfile.read(path, start=start, stop=stop, dtype="float32")
     except (soundfile.SoundFileError, OSError) as error:
         problem = f"cannot be decoded ({_reason(error)}), truncated or damaged; copy it again"
         raise BadAudioError.of(path, problem) from error
@@ -141,7 +154,24 @@ def _decode(path: str, start: int, stop: int) -> np.ndarray:
         end = start + len(waveform_T)
         problem = f"ends after {end} samples, its header promises more (truncated); copy it again"
         raise BadAudioError.of(path, problem)
+    _require_sound(path, waveform_T, start, rate)
     return waveform_T if waveform_T.ndim == 1 else waveform_T.mean(axis=1)
+
+
+def _require_sound(path: str, samples: np.ndarray, start: int, rate: int) -> None:
+    """Refuse what no microphone gives; ``samples`` are (T,) or (T, C)."""
+    # Both comparisons are false with NaN. 1 % of the time of decoding FLAC.
+    if not samples.size or (samples.min() >= -LOUDEST and samples.max() <= LOUDEST):
+        return
+    bad_T = ~np.isfinite(samples.reshape(len(samples), -1)).all(axis=1)
+    if bad_T.any():
+        first = int(bad_T.argmax())
+        value = "NaN" if np.isnan(samples[first]).any() else "infinity"
+        problem = f"holds {value} at {(start + first) / rate:.4f} s (sample {start + first}); make it again"
+        raise BadAudioError.of(path, problem)
+    peak = float(np.abs(samples).max())
+    problem = f"has a peak of {peak:.4g} where full scale is 1: divide it by 32768 or convert it to 16-bit integers"
+    raise BadAudioError.of(path, problem)
 
 
 def _resample(waveform_T: np.ndarray, from_rate: int, to_rate: int, num_samples: int) -> np.ndarray:
@@ -150,8 +180,9 @@ def _resample(waveform_T: np.ndarray, from_rate: int, to_rate: int, num_samples:
     return np.pad(resampled_T, (0, num_samples - len(resampled_T)))
 
 
-def _data_chunk_line(log: str) -> str:
-    return next((line for line in log.splitlines() if line.startswith("data")), "")
+def _made_by_a_pipe(promised_bytes: int) -> bool:
+    """Whether a size stands for "unknown", as ffmpeg (2**32 - 1), SoX (just below 2**31) and arecord (2**31) write."""
+    return 2**31 - 2**16 <= promised_bytes <= 2**31 or promised_bytes >= 2**32 - 2**16
 
 
 def _reason(error: Exception) -> str:

@@ -9,12 +9,13 @@ The audio of a split may be packed instead (:mod:`datamodules.packed`).
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from datamodules.audio import AUDIO_SUFFIXES
+from datamodules.files import read_lines
 from datamodules.packed import is_packed, list_packed, unpacked_path
 
 TRANSCRIPT_SUFFIX = ".trans.txt"
@@ -100,7 +101,7 @@ def list_files(folders: Sequence[tuple[str, str]]) -> list[CorpusFile]:
     """All audio and transcript files of the splits, in order of split, root and path.
 
     Raises:
-        ValueError: a split has no audio file.
+        ValueError: a split has no audio file, or an utterance has two.
     """
     files: list[CorpusFile] = []
     with ThreadPoolExecutor(max_workers=8) as pool:  # network file systems answer in parallel
@@ -111,6 +112,7 @@ def list_files(folders: Sequence[tuple[str, str]]) -> list[CorpusFile]:
             if is_packed(folder):
                 files += [CorpusFile(split, folder, *entry) for entry in list_packed(folder)]
     _require_audio(folders, files)
+    refuse_twins(file.path for file in files if file.is_audio)
     return files
 
 
@@ -123,17 +125,26 @@ def audio_below(root: str) -> Iterator[str]:
 
 
 def read_transcripts(path: str) -> dict[str, str]:
-    """Utterance id -> text of one transcript file.
+    """Utterance id -> text of one transcript file; blanks or a tab stand between them.
 
     Raises:
         ValueError: the file is not UTF-8 text.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip().partition(" ") for line in file if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; lines of 'UTTERANCE_ID TEXT' are expected") from error
-    return {utterance_id: text.strip() for utterance_id, _, text in lines}
+    lines = [line.split(maxsplit=1) for line in read_lines(path)]
+    return {line[0]: line[1].strip() if len(line) == 2 else "" for line in lines if line}
+
+
+def refuse_twins(paths: Iterable[str]) -> None:
+    """Refuse two files of one name but for the suffix, as a corpus that was converted in place has.
+
+    Raises:
+        ValueError: naming the first two.
+    """
+    seen: dict[str, str] = {}
+    for path in paths:
+        name = unpacked_path(path).rpartition(".")[0]
+        if (other := seen.setdefault(name, path)) != path:
+            raise ValueError(f"{other} and {path} are one utterance twice: remove one of them")
 
 
 def utterance_id(path: str) -> str:

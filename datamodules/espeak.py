@@ -12,7 +12,6 @@ Needs numpy and the standard library only, so that it starts in 0.2 s. Interface
 """
 
 import ctypes
-import json
 import os
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from datamodules.files import read_json
 
 SAMPLE_RATE = 22_050
 _SYNCHRONOUS, _PHONEME_EVENTS, _PHONEME_IPA, _DONT_EXIT = 2, 1, 2, 0x8000
@@ -156,7 +157,7 @@ def main(request_path: str, result_path: str) -> None:
     (samples from the start of its utterance); ``text`` (index into the texts), ``num_samples`` and
     ``num_phones``.
     """
-    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    request = read_json(request_path)
     settings = request["synthesizer"]
     with short_path(settings.pop("data")) as data:
         kept = _speak_until(Synthesizer(data=data, **settings), request)

@@ -6,6 +6,7 @@ A folder that one command fills over a long time is locked against a second.
 
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import math
@@ -39,6 +40,12 @@ def read_text(path: str | Path) -> str:
         ) from error
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a UTF-8 file, without their ends; errors as :func:`read_text`'s."""
+    # str.splitlines would also cut at a line separator inside of a sentence.
+    return [line.rstrip("\n") for line in io.StringIO(read_text(path), newline=None)]
+
+
 def read_json(path: str | Path, remedy: str = "restore the file") -> Any:
     """Value of a JSON file.
 
@@ -57,15 +64,21 @@ def read_json(path: str | Path, remedy: str = "restore the file") -> Any:
         raise ValueError(f"{path}, line {error.lineno}: this is not JSON ({error.msg}); {remedy}") from error
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text with newlines as they are; the folder is made where it is missing."""
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file whole or not at all; the folder is made where it is missing. Returns the path, as the others do."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_bytes(content)
+    return Path(path)
 
 
-def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
+def write_text(path: str | Path, text: str) -> Path:
+    """Write UTF-8 text with newlines as they are."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
     """Write a value as JSON that every program reads: numbers that are not finite become ``null``."""
-    write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:

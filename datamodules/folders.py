@@ -1,12 +1,13 @@
 """Folders that are complete or absent: made under a temporary name, known by the settings stored in them."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from datamodules.files import read_json, write_json
 
 
 def is_finished(folder: Path, marker: str, settings: Mapping[str, Any], overwrite: bool) -> bool:
@@ -26,7 +27,7 @@ def is_finished(folder: Path, marker: str, settings: Mapping[str, Any], overwrit
         return False
     if not (folder / marker).is_file():
         raise ValueError(f"{folder} exists and was not made by this command: choose another output folder")
-    found = json.loads((folder / marker).read_text(encoding="utf-8"))["settings"]
+    found = read_json(folder / marker)["settings"]
     if found == settings:
         return True
     if not overwrite:
@@ -38,8 +39,7 @@ def is_finished(folder: Path, marker: str, settings: Mapping[str, Any], overwrit
 
 def write_marker(folder: Path, marker: str, settings: Mapping[str, Any], **more: Any) -> None:
     """Store the settings and what else is worth knowing, as readable JSON."""
-    text = json.dumps({"settings": settings, **more}, indent=2, ensure_ascii=False)
-    (folder / marker).write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_json(folder / marker, {"settings": settings, **more}, indent=2)
 
 
 @contextmanager

@@ -162,6 +162,13 @@ class LibriSpeechDataModule(L.LightningDataModule):
         """Optimizer steps per epoch, the same for any number of processes; known after ``setup``."""
         return self.batches_per_epoch or self._require("train", self._plans).num_batches
 
+    @property
+    def without_transcript(self) -> int | None:
+        """Utterances without text, in splits that have some; ``None`` where no split has. Distillation needs none."""
+        counts = [manifest.without_transcript for manifest in self._manifests.values()]
+        known = [count for count in counts if count is not None]
+        return sum(known) if known else None
+
     def use_targets(self, teacher: Mapping[str, Any], layers: Sequence[int]) -> None:
         """Let training batches bring the cached targets of these hidden layers; the module calls it in its ``setup``.
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from datamodules.corpus import CorpusFile, CorpusSettings, list_files, split_folders
 from datamodules.corpus import utterance_id as utterance_id_of
+from datamodules.files import read_json, read_text, write_json, write_text
 from datamodules.packed import is_packed, verify_packed
 from datamodules.scanning import Problem, Row, scan
 
@@ -64,8 +65,7 @@ class Manifest:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        with open(os.path.join(folder, "meta.json"), encoding="utf-8") as file:
-            meta: dict[str, Any] = json.load(file)
+        meta: dict[str, Any] = read_json(os.path.join(folder, "meta.json"))
         self.row_hash: str = meta["row_hash"]
         self.skipped = [Problem(*entry) for entry in meta["skipped"]]
         self.num_samples: np.ndarray = np.load(os.path.join(folder, "num_samples.npy"), mmap_mode="r")
@@ -88,6 +88,11 @@ class Manifest:
 
     def utterance_id(self, row: int) -> str:
         return utterance_id_of(self._paths[row])
+
+    @property
+    def without_transcript(self) -> int | None:
+        """Utterances without text; ``None`` where none has any."""
+        return int((~self._has_transcript).sum()) if self._has_transcript.any() else None
 
     def transcript(self, row: int) -> str | None:
         return self._transcripts[row] if self._has_transcript[row] else None
@@ -126,8 +131,7 @@ def load_manifest(settings: CorpusSettings, cache_dir: str | None = None) -> Man
     pointer = os.path.join(cache, "current")
     if not os.path.isfile(pointer):
         raise ValueError(f"there is no manifest of {', '.join(settings.splits)} in {cache}; call prepare_data first")
-    with open(pointer, encoding="utf-8") as file:
-        return Manifest(os.path.join(cache, file.read()))
+    return Manifest(os.path.join(cache, read_text(pointer)))
 
 
 def write_manifest(folder: str, rows: Sequence[Row], problems: Sequence[Problem] = ()) -> None:
@@ -138,8 +142,7 @@ def write_manifest(folder: str, rows: Sequence[Row], problems: Sequence[Problem]
     try:
         _write_columns(unfinished, rows)
         meta = {"format": FORMAT, "row_hash": _row_hash(rows), "skipped": list(problems)}
-        with open(os.path.join(unfinished, "meta.json"), "w", encoding="utf-8") as file:
-            json.dump(meta, file)
+        write_json(os.path.join(unfinished, "meta.json"), meta)
         os.chmod(unfinished, 0o755)  # mkdtemp's folder is for its owner alone; a cache may be shared
         os.replace(unfinished, folder)
     except OSError:
@@ -173,11 +176,7 @@ def _write_columns(folder: str, rows: Sequence[Row]) -> None:
 
 
 def _point_to(cache: str, signature: str) -> None:
-    handle, unfinished = tempfile.mkstemp(prefix="unfinished-", dir=cache)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(signature)
-    os.chmod(unfinished, 0o644)
-    os.replace(unfinished, os.path.join(cache, "current"))
+    write_text(os.path.join(cache, "current"), signature)
 
 
 def _row_hash(rows: Sequence[Row]) -> str:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datamodules.files import read_json, read_lines
 from datamodules.shards import first_damage
 
 MARKER = "packed.json"
@@ -73,8 +74,7 @@ def is_packed(folder: str) -> bool:
 
 def packed_digest(folder: str) -> str:
     """A hash of all that was packed, from the checksums that were written with it; nothing is read again."""
-    with open(os.path.join(folder, MARKER), encoding="utf-8") as file:  # it may have been packed anew since
-        parts = json.load(file)["parts"]
+    parts = read_json(os.path.join(folder, MARKER))["parts"]  # it may have been packed anew since
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -84,13 +84,12 @@ def list_packed(folder: str) -> Iterator[tuple[str, int, int]]:
     Size and time are those of its shard, so that a changed shard tells in all of its utterances.
     """
     shards: dict[int, tuple[str, int, int]] = {}
-    with open(os.path.join(folder, INDEX), encoding="utf-8") as file:
-        for line in file:
-            number, first, num_samples, relative = json.loads(line)
-            if number not in shards:
-                shards[number] = _status(os.path.join(folder, shard_name(number)))
-            shard, size, mtime_ns = shards[number]
-            yield f"{shard}/{first}-{num_samples}/{relative}", size, mtime_ns
+    for line in read_lines(os.path.join(folder, INDEX)):
+        number, first, num_samples, relative = json.loads(line)
+        if number not in shards:
+            shards[number] = _status(os.path.join(folder, shard_name(number)))
+        shard, size, mtime_ns = shards[number]
+        yield f"{shard}/{first}-{num_samples}/{relative}", size, mtime_ns
 
 
 def shard_name(number: int) -> str:
@@ -126,8 +125,7 @@ def _status(shard: str) -> tuple[str, int, int]:
 
 @cache
 def _marker(folder: str) -> dict[str, Any]:
-    with open(os.path.join(folder, MARKER), encoding="utf-8") as file:
-        return json.load(file)
+    return read_json(os.path.join(folder, MARKER))
 
 
 @cache

@@ -16,6 +16,7 @@ import numpy as np
 
 from datamodules.audio import BadAudioError, read_audio
 from datamodules.corpus import TRANSCRIPT_SUFFIX, CorpusSettings, split_folders
+from datamodules.files import write_text
 from datamodules.folders import is_finished
 from datamodules.manifest import Manifest, prepare_manifest
 from datamodules.packed import (
@@ -34,7 +35,6 @@ from datamodules.shards import (
     kept_part,
     part_of,
     record_part,
-    replace_text,
     unfinished_folder,
     write_part,
 )
@@ -154,7 +154,7 @@ def _write_index(folder: Path, manifest: Manifest, shards: list[range], relative
             num_samples = int(manifest.num_samples[row])
             lines.append(json.dumps([number, first, num_samples, relative[row]], ensure_ascii=False))
             first += num_samples
-    replace_text(folder / INDEX, "\n".join(lines) + "\n")
+    write_text(folder / INDEX, "\n".join(lines) + "\n")
     return part_of(folder / INDEX)
 
 
@@ -166,4 +166,4 @@ def _write_transcripts(folder: Path, manifest: Manifest, relative: list[str]) ->
     for chapter, lines in texts.items():
         target = folder / chapter / (chapter.replace("/", "-") + TRANSCRIPT_SUFFIX)
         target.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(target, "".join(f"{name} {text}\n" for name, text in lines.items()))
+        write_text(target, "".join(f"{name} {text}\n" for name, text in lines.items()))

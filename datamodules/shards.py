@@ -7,7 +7,6 @@ all (:mod:`datamodules.folders`).
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from datamodules.files import read_json, write_json
 from datamodules.folders import write_marker
 
 Part = dict[str, Any]
@@ -49,7 +49,7 @@ def kept_part(folder: Path, name: str, made_with: Mapping[str, Any]) -> Part | N
     record_path = _record_path(folder, name)
     if not record_path.is_file():
         return None
-    record = json.loads(record_path.read_text(encoding="utf-8"))
+    record = read_json(record_path)
     if record["settings"] != made_with or checksum(str(folder / name)) != record["part"]["sha256"]:
         return None
     return record["part"]
@@ -71,18 +71,12 @@ def write_part(path: Path, chunks: Iterable[bytes]) -> Part:
 
 def record_part(folder: Path, name: str, made_with: Mapping[str, Any], part: Part) -> None:
     """Remember a finished file for a later call."""
-    replace_text(_record_path(folder, name), json.dumps({"settings": made_with, "part": part}))
+    write_json(_record_path(folder, name), {"settings": made_with, "part": part}, indent=None)
 
 
 def part_of(path: Path) -> Part:
     """What is known of a small file that was written otherwise."""
     return {"bytes": path.stat().st_size, "sha256": checksum(str(path))}
-
-
-def replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
 
 
 def free_bytes(folder: Path, shards: str) -> int:

@@ -14,7 +14,6 @@ with it is not covered by its licence.
 """
 
 import importlib
-import json
 import logging
 import math
 import os
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 
 from datamodules import espeak
 from datamodules.alignments import ALIGNMENTS, SILENCE, Segment, write_alignment
+from datamodules.files import write_json, write_text
 from datamodules.folders import is_finished, making, write_marker
 from datamodules.sentences import sentences, transcript
 from datamodules.voices import MOST_VOICES, Voice, choose_voices
@@ -111,7 +111,7 @@ def _speak(speaker: Speaker, library: dict[str, str]) -> Iterator[Recording]:
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="interstack-") as folder:
         request_path, result_path = Path(folder) / "request.json", Path(folder) / "result.npz"
-        request_path.write_text(json.dumps(request), encoding="utf-8")
+        write_json(request_path, request)
         # -P: the script's folder must not hide installed modules behind its neighbours' names.
         command = [sys.executable, "-P", espeak.__file__, str(request_path), str(result_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -174,7 +174,7 @@ def _write_chapter(root: Path, speaker: Speaker, chapter: int, recordings: Seque
     for utterance, recording in utterances.items():
         soundfile.write(folder / f"{utterance}.flac", recording.samples_T, SAMPLE_RATE, subtype="PCM_16")
     lines = [f"{utterance} {recording.text}\n" for utterance, recording in utterances.items()]
-    (folder / f"{name}.trans.txt").write_text("".join(lines), encoding="utf-8", newline="\n")
+    write_text(folder / f"{name}.trans.txt", "".join(lines))
     alignments = root / ALIGNMENTS / speaker.split
     alignments.mkdir(parents=True, exist_ok=True)
     aligned = {utterance: recording.segments for utterance, recording in utterances.items()}
@@ -192,8 +192,8 @@ def _write_tables(root: Path, chapters: dict[Speaker, list[tuple[int, float]]]) 
             f"{chapter} | {speaker.number} | {seconds / 60:.2f} | {speaker.split:16} | 0 | 0 | - | Synthetic"
             for chapter, seconds in spoken
         ]
-    (root / "SPEAKERS.TXT").write_text("\n".join(speakers) + "\n", encoding="utf-8", newline="\n")
-    (root / "CHAPTERS.TXT").write_text("\n".join(rows) + "\n", encoding="utf-8", newline="\n")
+    write_text(root / "SPEAKERS.TXT", "\n".join(speakers) + "\n")
+    write_text(root / "CHAPTERS.TXT", "\n".join(rows) + "\n")
 
 
 def synthesize_corpus(

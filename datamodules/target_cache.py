@@ -13,7 +13,6 @@ of its weights), the corpus and the segments; :meth:`TargetCache.require` refuse
 Shapes: S targets (the output and each hidden layer), B batch, F frames, D width of the teacher, N rows.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.files import read_json
 from datamodules.shards import first_damage
 
 MARKER = "targets.json"
@@ -157,8 +157,7 @@ def _damaged(path: str, problem: str) -> ValueError:
 
 @cache
 def _marker(folder: str) -> dict[str, Any]:
-    with open(os.path.join(folder, MARKER), encoding="utf-8") as file:
-        return json.load(file)
+    return read_json(os.path.join(folder, MARKER))
 
 
 @cache

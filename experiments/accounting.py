@@ -7,7 +7,6 @@ teacher's, where targets are computed as the student trains. Seconds are those o
 ``callbacks.throughput``: validation, checkpoints and the start of the process are not in them.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,6 +17,7 @@ import numpy as np
 
 from callbacks.policies import default_stages
 from callbacks.schedules import mean_depth, stage_lengths
+from datamodules.files import read_json
 from experiments.report.reading import RunLog, read_run
 from lightning_modules.front_end import FrontEnd
 from lightning_modules.objective import ObjectiveConfig, intermediate_layers
@@ -138,7 +138,7 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
     """
     if not (run / "summary.json").is_file():
         raise ValueError(f"{run} has no summary.json: the run is not finished")
-    log, summary = read_run(run), json.loads((run / "summary.json").read_text())
+    log, summary = read_run(run), read_json(run / "summary.json")
     model = settings.get("model", {})
     student, objective = StudentConfig(**model.get("student", {})), ObjectiveConfig(**model.get("objective", {}))
     depths, audio = _audio_by_stage(log, summary)
@@ -157,7 +157,7 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
         "steps": summary["steps"],
         "peak_memory_bytes": round(max(log.series("perf/memory_gb").values, default=0.0) * 1e9),
         "final_loss": summary["train_loss"],
-        "val_output": summary["val_output"],
+        **({} if log.val_output is None else {"val_output": log.val_output}),  # no validation is no failure
         "mean_depth": growth.mean_depth,
         "parameters": summary["parameters"],
         "hardware": summary["hardware"],

@@ -21,6 +21,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from datamodules.files import write_text
+
 log = logging.getLogger(__name__)
 
 
@@ -62,11 +64,8 @@ class MetricsFile:
             with self.path.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.reader(file))[1:]
         self.columns = [*self.columns, *names]
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            for row in [self.columns, *rows]:
-                file.write(_line([*row, *[""] * (len(self.columns) - len(row))]))
-        os.replace(temporary, self.path)
+        filled = ([*row, *[""] * (len(self.columns) - len(row))] for row in [self.columns, *rows])
+        write_text(self.path, "".join(map(_line, filled)))
 
 
 def _line(values: list[Any]) -> str:

@@ -1,6 +1,5 @@
 """``interstack pretrain-teacher``: a small teacher from a corpus with phone alignments."""
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
 from datamodules.alignments import alignment_digest, phone_inventory, read_split
+from datamodules.files import write_json
 from datamodules.folders import is_finished, making, write_marker
 from datamodules.phones import SAMPLE_RATE, FrameLabelDataset, stack_crops
 from datamodules.placement import trains_on_cuda, workers_for
@@ -140,5 +140,4 @@ def write_model(folder: Path, hubert: HubertModel, phones: Sequence[str]) -> Non
     hubert.save_pretrained(folder)
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True)
     extractor.save_pretrained(folder)
-    text = json.dumps(list(phones), ensure_ascii=False) + "\n"
-    (folder / "phones.json").write_text(text, encoding="utf-8", newline="\n")
+    write_json(folder / "phones.json", list(phones), indent=None)

@@ -4,7 +4,6 @@ For people without a corpus, weights or a GPU. Every part is kept once it is fin
 and started again. Students are trained by the very code path of ``interstack fit``.
 """
 
-import json
 import logging
 import sys
 import time
@@ -21,10 +20,11 @@ from transformers import HubertModel
 
 from callbacks.summary import hardware
 from datamodules.audio import read_audio
+from datamodules.files import read_json, write_json
 from experiments.analysis import layer_similarity
 from experiments.report.build import build_report
 from experiments.report.document import ReferenceRow, ReportNotes, ReportRun
-from experiments.runs import RunFolder, git_commit, write_atomically
+from experiments.runs import RunFolder, git_commit
 from experiments.superb.command import superb_probe
 from experiments.superb.options import TaskData
 from experiments.training import DistillationCLI
@@ -91,12 +91,12 @@ def quickstart(output: str = "runs/quickstart", fast: bool = False, seed: int = 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """One folder holds one quick start: parts of different settings must not end up in one table."""
     path = folder / "quickstart.json"
-    if path.is_file() and json.loads(path.read_text()) != settings:
+    if path.is_file() and read_json(path) != settings:
         raise ValueError(
-            f"{folder} holds a quick start with {json.loads(path.read_text())}, not {settings}: choose another "
+            f"{folder} holds a quick start with {read_json(path)}, not {settings}: choose another "
             "--output, or delete it"
         )
-    write_atomically(path, json.dumps(settings) + "\n")
+    write_json(path, settings)
 
 
 def _print_budget(console: Console, size: Size, folder: Path) -> None:

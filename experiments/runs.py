@@ -17,14 +17,6 @@ from lightning_modules.checkpoint_files import damage, global_step, newest_sound
 log = logging.getLogger(__name__)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to a temporary name in the same folder, then rename it over ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def git_commit() -> str | None:
     """Commit of the source tree, with ``-dirty`` where it has changes.
 

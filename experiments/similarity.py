@@ -9,7 +9,6 @@ projection to the teacher's width) the change of the output loss when a layer is
 Tensor names carry shape suffixes: T samples, L layers, F frames, D features.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -23,12 +22,12 @@ from torch import Tensor, nn
 from transformers import HubertModel
 
 from datamodules.audio import AUDIO_SUFFIXES, read_audio, usable_samples
-from datamodules.corpus import audio_below
+from datamodules.corpus import audio_below, refuse_twins
+from datamodules.files import write_bytes, write_json
 from datamodules.packed import unpacked_path
 from experiments.analysis import layer_similarity
 from experiments.depth_use import depth_use
 from experiments.report.stage_figures import copies_picture, depth_use_picture, stages_picture
-from experiments.runs import write_atomically
 from lightning_modules.export import load_student
 from lightning_modules.objective import DISTANCES
 from lightning_modules.superb.upstream import EncoderUpstream
@@ -100,7 +99,7 @@ def similarity(
     last = runs[-1]["stages"][-1]
     head = {"row": row, "seed": seed} if row is not None else {}
     result = head | {key: last[key] for key in ("cka", "cosine", "cka_teacher")} | {"runs": runs}
-    write_atomically(Path(output) / "result.json", json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
+    write_json(Path(output) / "result.json", result)
     _draw(runs, Path(output))
     for run in runs:
         for stage in run["stages"]:
@@ -135,6 +134,7 @@ def read_waveforms(root: Path, utterances: int, max_seconds: float) -> list[Tens
     if utterances < 1 or max_seconds <= 0:
         raise ValueError(f"utterances={utterances} and max_seconds={max_seconds} must be positive")
     files = sorted(audio_below(str(root)), key=lambda path: Path(unpacked_path(path)))[:utterances]
+    refuse_twins(files)
     if not files:
         raise ValueError(f"root {root} holds no audio ({', '.join(AUDIO_SUFFIXES)}): give a folder with some below it")
     longest = int(max_seconds * SAMPLE_RATE)
@@ -253,8 +253,6 @@ def _output_loss(path: Path, distance: str, outputs: Sequence[Tensor]) -> Callab
 
 def _draw(runs: list[dict[str, Any]], output: Path) -> None:
     """Pictures, where matplotlib is installed: the numbers do not need it."""
-    from experiments.report.files import write_atomic
-
     try:
         pictures = [stages_picture(runs), copies_picture(runs), depth_use_picture(runs)]
     except ModuleNotFoundError as error:
@@ -262,7 +260,7 @@ def _draw(runs: list[dict[str, Any]], output: Path) -> None:
         return
     for picture in pictures:
         if picture is not None:
-            write_atomic(output / f"{picture.name}.png", picture.png())
+            write_bytes(output / f"{picture.name}.png", picture.png())
 
 
 def _line(name: str, stage: dict[str, Any]) -> str:
@@ -274,12 +272,3 @@ def _line(name: str, stage: dict[str, Any]) -> str:
         parts.append(f"output loss {use['loss']:.4f}")
         parts.append(f"least used layer {min(range(stage['depth']), key=lambda at: use['skipped'][at]) + 1}")
     return "; ".join(parts)
-
-
-def _finite(value: Any) -> Any:
-    """None for NaN, which JSON does not have: the similarity of a layer without variance."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value

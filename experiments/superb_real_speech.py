@@ -6,7 +6,6 @@ number is one of ``interstack superb --preset probe``; finished ones are kept.
 """
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from datamodules.files import read_json, read_lines, write_json, write_text
 from datamodules.superb.speech_commands import split_of
 from experiments import cli
-from experiments.runs import write_atomically
 from experiments.superb.options import task_folder
 
 UPSTREAMS = ("teacher", "untrained", "fbank")
@@ -63,14 +62,13 @@ def superb_real_speech(data: str, models: str, output: str, seed: int = 0) -> No
             cli.run(_arguments(probe, upstream, root, Path(models), folder, seed))
     results = {(u, p.name): _result(folder, u, p) for u in UPSTREAMS for p in PROBES}
     table = markdown(results)
-    write_atomically(folder / "table.md", table)
+    write_text(folder / "table.md", table)
     Console().print(table, markup=False)
 
 
 def write_tables(root: Path, folder: Path) -> None:
     """The corpora as tables of :mod:`datamodules.superb.table`; paths are absolute."""
-    with (root / "manifest.tsv").open(encoding="utf-8", newline="") as file:
-        files = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    files = list(csv.DictReader(read_lines(root / "manifest.tsv"), delimiter="\t", quoting=csv.QUOTE_NONE))
     parts = {name: [line for line in files if line["set"] == name] for name in {line["set"] for line in files}}
     other = parts["LibriSpeech/test-other"]
     clean = parts["LibriSpeech_mp3/dev-clean"]
@@ -114,7 +112,7 @@ def _write(path: Path, root: Path, rows: Iterable[tuple[str, dict[str, str], str
             key = "-".join(Path(line["path"]).with_suffix("").parts[-2:])
             values = (str(root / line["path"]), key, split, line["speaker"], label, line["text"] or "-")
             lines.append("\t".join(values))
-    write_atomically(path, "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _arguments(probe: Probe, upstream: str, root: Path, models: Path, folder: Path, seed: int) -> list[str]:
@@ -144,9 +142,9 @@ def _runs(folder: Path, upstream: str, probe: Probe) -> Path:
 
 def _result(folder: Path, upstream: str, probe: Probe) -> dict[str, Any]:
     (path,) = (_runs(folder, upstream, probe) / task_folder(probe.task, "probe")).glob("*/result.json")
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = read_json(path)
     kept = {name: value for name, value in result.items() if name not in ("config", "upstream")}
-    write_atomically(folder / f"{probe.task}_{probe.table}_{upstream}.json", json.dumps(kept, indent=1) + "\n")
+    write_json(folder / f"{probe.task}_{probe.table}_{upstream}.json", kept)
     return kept
 
 

@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 from callbacks.summary import hardware
+from datamodules.files import write_text
 from datamodules.superb.datamodule import SuperbDataModule
 from datamodules.superb.recipes import RECIPES
 from experiments.runs import git_commit
@@ -52,9 +53,9 @@ def write_corpus(folder: Path, seconds: float) -> Path:
         soundfile.write(folder / f"{number}.wav", noise_T, 16_000)
         text, tags = " ".join(["HELLO"] * 6), " ".join(["O"] * 5 + ["artist"])
         lines.append(f"{number}.wav\t{split}\t{text}\t{tags}\tone\tone\tone\tone")
-    (folder / "lexicon.txt").write_text("HELLO HH AH0 L OW1\n")
+    write_text(folder / "lexicon.txt", "HELLO HH AH0 L OW1\n")
     path = folder / "table.tsv"
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from datamodules.files import read_json, write_json, write_text
 from lightning_modules.checkpoint_files import require_sound
+from lightning_modules.damage import naming_damage
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +91,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _load_folder(folder: Path) -> StudentCheckpoint:
     if not (folder / META_FILE).is_file():
         raise ValueError(f"{str(folder)!r} holds no {META_FILE}: give a .ckpt file, or what `interstack export` wrote")
-    meta = _checked(json.loads((folder / META_FILE).read_text()), folder / META_FILE)
-    return StudentCheckpoint(HubertModel.from_pretrained(folder).eval(), meta)
+    with naming_damage(folder):
+        meta = _checked(read_json(folder / META_FILE), folder / META_FILE)
+        return StudentCheckpoint(HubertModel.from_pretrained(folder).eval(), meta)
 
 
 def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -141,8 +144,8 @@ def export_student(checkpoint: str | Path, output: str | Path, overwrite: bool =
             return_attention_mask=True,  # as in training, where padded items carried a mask
             sampling_rate=student.meta["sample_rate"],
         ).save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(student, output.name), encoding="utf-8")
-        (folder / META_FILE).write_text(json.dumps(student.meta, indent=2) + "\n")
+        write_text(folder / "README.md", model_card(student, output.name))
+        write_json(folder / META_FILE, student.meta, indent=2)
     return student
 
 

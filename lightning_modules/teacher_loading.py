@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
+from lightning_modules.damage import damage_of, naming_damage
 from lightning_modules.front_end import CONV_FIELDS, feat_extract_norm
 
 logger = logging.getLogger(__name__)
@@ -24,10 +25,11 @@ EXTRACTOR_FILES = (EXTRACTOR_FILE, "processor_config.json")  # either may hold t
 
 def load_config(model: str, revision: str | None) -> Any:
     """The model's configuration, known to have convolutions."""
-    try:
-        config = AutoConfig.from_pretrained(model, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(_not_found(model, error)) from error
+    with naming_damage(model):
+        try:
+            config = AutoConfig.from_pretrained(model, revision=revision)
+        except (OSError, ValueError) as error:
+            raise ValueError(_not_found(model, error)) from error
     if not all(hasattr(config, name) for name in CONV_FIELDS):
         raise ValueError(f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}")
     return config
@@ -46,13 +48,14 @@ def _not_found(model: str, error: Exception) -> str:
 def load_model(model: str, revision: str | None, attn_implementation: str | None) -> Any:
     """The bare encoder in float32, every weight of it read from the checkpoint."""
     kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        with torch.random.fork_rng(devices=[]):  # loading draws numbers; a student's must not depend on them
+    # Loading draws numbers; a student's must not depend on them.
+    with naming_damage(model), torch.random.fork_rng(devices=[]):
+        try:
             encoder, info = AutoModel.from_pretrained(
                 model, revision=revision, dtype=torch.float32, output_loading_info=True, **kwargs
             )
-    except OSError as error:
-        raise ValueError(_not_found(model, error)) from error
+        except OSError as error:
+            raise ValueError(_not_found(model, error)) from error
     # Hugging Face draws missing weights at random and only logs it; such a teacher teaches noise.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
     if missing:
@@ -85,7 +88,8 @@ def load_extractor(model: str, revision: str | None, required: bool = True) -> A
     except (OSError, ValueError) as error:
         if _has_no_extractor(model, revision):
             return None
-        reason = str(error).strip().split("\n")[0]
+        damage = next(filter(None, (damage_of(Path(model) / name) for name in EXTRACTOR_FILES)), None)
+        reason = damage or str(error).strip().split("\n")[0]
         if not required:
             logger.warning("teacher %s: feature extractor not read, 16 kHz assumed (%s)", model, reason)
             return None

@@ -1,7 +1,11 @@
 """The one error for a corpus that is not there: what to get from where, and what the folder must look like."""
 
+import codecs
 import os
 from dataclasses import dataclass
+from pathlib import Path
+
+from datamodules.files import read_text
 
 
 @dataclass(frozen=True)
@@ -13,17 +17,26 @@ class Published:
     layout: str  # a drawing of the folder
 
     def require(self, *paths: str) -> None:
-        """Raise unless all the paths exist.
+        """Raise unless all the paths exist, and those of texts can be read.
 
         Raises:
-            ValueError: one does not.
+            ValueError: one does not, or is not UTF-8 text without a byte order mark.
         """
         for path in paths:
             if not os.path.exists(path):
                 raise ValueError(self.missing(f"{path} does not exist"))
+            if path.endswith((".txt", ".csv")):
+                _require_plain_text(path)
 
     def missing(self, problem: str) -> str:
         return (
             f"{self.name} is not there: {problem}. Get it from {self.source}; the folder must look like\n"
             f"{self.layout}\nAny other corpus: give a .tsv file as the root (docs/superb.md)."
         )
+
+
+def _require_plain_text(path: str) -> None:
+    """torchaudio reads these files; it would take a mark for a part of the first name."""
+    read_text(path)
+    if Path(path).read_bytes().startswith(codecs.BOM_UTF8):
+        raise ValueError(f"{path} begins with a byte order mark: save it as UTF-8 without one")

@@ -2,6 +2,7 @@
 
 import os
 
+from datamodules.files import read_lines
 from datamodules.superb.missing import Published
 from datamodules.superb.rows import Reading, Row, SuperbCorpus, measured_corpus
 
@@ -53,8 +54,7 @@ def require_snips(root: str) -> str:
 
 def read_slots(path: str) -> list[str]:
     """The slot types of ``slots.txt``, in its order, without the first line ``O``."""
-    with open(path, encoding="utf-8") as file:
-        lines = [line.strip() for line in file if line.strip()]
+    lines = [line.strip() for line in read_lines(path) if line.strip()]
     if not lines or lines[0] != NO_SLOT:
         raise ValueError(f"{path} must begin with a line {NO_SLOT!r}, then list one slot type a line")
     return lines[1:]

@@ -10,6 +10,7 @@ import csv
 import os
 from collections.abc import Iterable
 
+from datamodules.files import read_lines
 from datamodules.superb.rows import Reading, Row, SuperbCorpus, measured_corpus
 from datamodules.superb.snips import NO_SLOT, require_slots
 
@@ -63,13 +64,12 @@ def _splits(path: str, task: str) -> dict[str, list[Row]]:
     if not os.path.isfile(path):
         raise ValueError(f"the table {path} does not exist")
     splits: dict[str, list[Row]] = {"train": [], "dev": []}
-    with open(path, encoding="utf-8", newline="") as file:
-        # No quoting: a quotation mark in a transcript is a character like others.
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        _require_columns(path, task, reader.fieldnames or ())
-        for number, line in enumerate(reader, start=2):
-            split, row = _row(path, number, line, COLUMNS[task])
-            splits.setdefault(split, []).append(row)
+    # No quoting: a quotation mark in a transcript is a character like others.
+    reader = csv.DictReader(read_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
+    _require_columns(path, task, reader.fieldnames or ())
+    for line in reader:
+        split, row = _row(path, reader.line_num, line, COLUMNS[task])
+        splits.setdefault(split, []).append(row)
     if missing := [name for name in ("train", "dev") if not splits[name]]:
         raise ValueError(f"{path} has no row of split {missing[0]!r}")
     if len(splits) == 2:

@@ -4,7 +4,6 @@ Every number comes from ``Trainer.fit`` on the ``DistillationModule``. The depth
 of the machine hits all of them. The weights are random: time does not depend on them.
 """
 
-import json
 import os
 import tempfile
 import time
@@ -20,13 +19,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from callbacks.schedules import mean_depth, stage_lengths
+from datamodules.files import write_json
 from experiments.accounting import step_cost
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.made import made, training_device
 from experiments.bench.memory import resident_megabytes, start_memory_peak
 from experiments.bench.noise import cropped_widths, noise
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
-from experiments.runs import write_atomically
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.kernels import Kernels
 from lightning_modules.objective import ObjectiveConfig
@@ -122,7 +121,7 @@ def bench(
     teacher_args["kernels"] = teacher_kernels
     for result in measure(depths, setting, rounds, student or StudentConfig(), teacher_args, cuda):
         if first_rank and output is not None:
-            write_atomically(Path(output), json.dumps(result, indent=2) + "\n")
+            write_json(output, result, indent=2)
     if first_rank:
         print(table(result))
 

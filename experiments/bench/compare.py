@@ -21,12 +21,12 @@ import torch
 import yaml
 
 from callbacks.lookup import find_callback
+from datamodules.files import read_text, write_json
 from experiments.bench.command import SCHEDULES, growth_speedup
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.made import earlier, made, training_device
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
 from experiments.cache_targets import TargetsCLI
-from experiments.runs import write_atomically
 from experiments.training import DistillationCLI
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def bench_compare(
                     continue
                 turns[label].append(run(place, missing[label]))
                 if path is not None:
-                    write_atomically(path, json.dumps(summarise(known, turns, place), indent=1) + "\n")
+                    write_json(path, summarise(known, turns, place))
         print(table(summarise(known, turns, place)))
 
 
@@ -208,7 +208,7 @@ def load_variants(path: Path) -> dict[str, Variant]:
         ValueError: an unknown key, or a variant to compare with that is not there.
     """
     loaded = {}
-    for name, values in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+    for name, values in yaml.safe_load(read_text(path)).items():
         try:
             loaded[name] = Variant(**(values or {}))
         except TypeError as error:

@@ -9,11 +9,9 @@ that a slow minute of the machine hits all of them. A corpus that fits the page 
 first turn, which is not counted: this measures the processor, not the disk.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -21,10 +19,10 @@ import numpy as np
 import soundfile
 import torch
 
+from datamodules.files import write_json
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.target_cache import TargetCache
 from experiments.bench.made import made
-from experiments.runs import write_atomically
 
 FLOATS_PER_PAGE = 1024
 
@@ -77,7 +75,7 @@ def bench_data(
         targets,
     )
     if output is not None:
-        write_atomically(Path(output), json.dumps(result, indent=1) + "\n")
+        write_json(output, result)
     print(table(result))
 
 

@@ -10,7 +10,6 @@ steps, so that gradients, optimizer state and DDP's buckets exist at each growth
 ``/proc``.
 """
 
-import json
 import os
 import tempfile
 from dataclasses import asdict, dataclass
@@ -22,11 +21,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from callbacks.stacking import StackingCallback
+from datamodules.files import write_json
 from experiments.bench.made import made
 from experiments.bench.memory import resident_megabytes, start_memory_peak
 from experiments.bench.noise import BenchBatch
 from experiments.bench.random_teacher import save_random_teacher
-from experiments.runs import write_atomically
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
@@ -140,4 +139,4 @@ def bench_growth(
         "seconds": seconds,
         "growths": [asdict(cost) for cost in stacking.costs],
     }
-    write_atomically(Path(output), json.dumps(result, indent=1) + "\n")
+    write_json(output, result)

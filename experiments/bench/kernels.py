@@ -5,11 +5,9 @@ compared with float32. Sizes are HuBERT Base's; weights and audio are random.
 """
 
 import copy
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -18,9 +16,9 @@ from torch import Tensor, nn
 from transformers import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder, HubertPositionalConvEmbedding
 
+from datamodules.files import write_json
 from experiments.bench.made import made, training_device
 from experiments.bench.random_teacher import SAMPLE_RATE
-from experiments.runs import write_atomically
 from lightning_modules.kernels import compute_dtype, install
 from lightning_modules.precision import computing_in
 
@@ -96,7 +94,7 @@ def bench_kernels(
         if turn and output is not None:
             result = summarise(candidates, times, errors)
             settings = {"batch_size": batch_size, "seconds": seconds, "precision": precision, "compile": compile}
-            write_atomically(Path(output), json.dumps({**made(device), **settings, "rows": result}, indent=1) + "\n")
+            write_json(output, {**made(device), **settings, "rows": result})
     print(table(summarise(candidates, times, errors)))
     print(f"{made(device)['hardware']}; {batch_size} x {seconds} s; precision {precision}; compile {compile}")
 

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 
 from callbacks.summary import hardware
+from datamodules.files import read_json
 from experiments.runs import git_commit
 from lightning_modules.precision import CudaSettings, float32_mode
 
@@ -46,7 +47,7 @@ def earlier(path: Path | None, settings: Mapping[str, Any]) -> dict[str, Any] | 
     """The JSON that ``path`` holds where all its ``settings`` are these; the log says which ones differ."""
     if path is None or not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(path)
     wanted = json.loads(json.dumps(settings))
     for name, value in wanted.items():
         if found.get(name) != value:

@@ -19,11 +19,11 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from datamodules.files import read_json, write_json, write_text
 from experiments.bench.command import matmul_peak, objective_for, step_flops
 from experiments.bench.made import made, training_device
 from experiments.bench.noise import noise
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
-from experiments.runs import write_atomically
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.precision import computing_in
 from lightning_modules.stopwatch import TimePoint, milliseconds, time_point
@@ -101,15 +101,15 @@ def bench_profile(
     sizes = asdict(student or StudentConfig()) | {"num_layers": depth, "compile": compile, "front_end": front_end}
     row = Row(accelerator, batch_size, seconds, depth, precision, compile, front_end, rounds, teacher, sizes)
     device, path = training_device(accelerator), None if output is None else Path(output)
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path is not None and path.is_file() else []
+    rows: list[dict[str, Any]] = read_json(path) if path is not None and path.is_file() else []
     wanted = json.loads(json.dumps(made(device) | asdict(row)))
     found = next((old for old in rows if all(old.get(name) == value for name, value in wanted.items())), None)
     if found is None:
         result, kernels = measure(row, device)
         found = wanted | result
         if path is not None:
-            write_atomically(path.with_name(f"{path.stem}_{name_of(row)}.txt"), top(kernels))
-            write_atomically(path, json.dumps([*rows, found], indent=1) + "\n")
+            write_text(path.with_name(f"{path.stem}_{name_of(row)}.txt"), top(kernels))
+            write_json(path, [*rows, found])
     print(text(found))
 
 

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import torch
 
+from datamodules.files import read_json, write_json
 from experiments.bench.command import switches
 from experiments.bench.made import earlier
-from experiments.runs import git_commit, write_atomically
+from experiments.runs import git_commit
 from lightning_modules.student import StudentConfig
 
 
@@ -86,7 +87,7 @@ def bench_scaling(
             known[point] = measure_or_error(point, common)
         result["points"].append({"axis": axis, **asdict(point), **known[point]})
         if path is not None:
-            write_atomically(path, json.dumps(result, indent=1) + "\n")
+            write_json(path, result)
     print(table(result))
     if failed := sum("error" in measured for measured in known.values()):
         raise RuntimeError(f"{failed} of {len(known)} points failed: see the table")
@@ -139,7 +140,7 @@ def measure(point: Point, common: list[str]) -> dict[str, Any]:
             lines = done.stderr.splitlines()
             said = [line for line in lines if line.startswith("interstack:")] or lines[-10:]
             raise RuntimeError(f"the benchmark of {point} failed: " + "\n".join(said))
-        result = json.loads(path.read_text())
+        result = read_json(path)
     (row,) = result["depths"]
     rest = ("setting", "depths", "growth", "commit")
     return {key: value for key, value in result.items() if key not in rest} | {

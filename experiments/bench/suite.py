@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.files import write_json, write_text
 from experiments.bench.compare import write_noise
 from experiments.bench.made import earlier, made, training_device
 from experiments.bench.random_teacher import save_random_teacher
 from experiments.bench.suite_table import table
-from experiments.runs import write_atomically
 from lightning_modules.student import StudentConfig
 
 WORKERS = (0, 4, 8, 12)
@@ -83,8 +83,8 @@ def bench_suite(
                 write_noise(corpus.parent, *((8, 1.0) if tiny else (200, 15.0)))
             print(f"{part.name} ...", flush=True)
             state["parts"][part.name] = run_part(part, folder, end) | {"command": words, "output": part.output}
-            write_atomically(folder / "suite.json", json.dumps(state, indent=1) + "\n")
-            write_atomically(folder / "table.md", table(folder, state))
+            write_json(folder / "suite.json", state)
+            write_text(folder / "table.md", table(folder, state))
     print(table(folder, state))
     left = [part.name for part in parts if state["parts"][part.name]["status"] != "done"]
     if left:

@@ -1,10 +1,10 @@
 """The one table of ``interstack bench suite``: what each finished part measured, by the words of its file."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from datamodules.files import read_json
 from experiments.bench.profile import host_bound_below, name_in_words
 
 HEAD = ("part", "what", "ms per step", "audio s/s", "% of the matmul peak", "memory GB", "besides")
@@ -23,7 +23,7 @@ def table(folder: Path, state: Mapping[str, Any]) -> str:
     for output in outputs:
         if (path := folder / output).is_file():
             name = path.stem
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             read = READERS.get(name, _steps)
             lines += [_row((name, *map(_text, cells))) for cells in read(found, state)]
     lines += ["", "| part | ended | seconds |", "|---|---|---|"]

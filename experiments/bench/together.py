@@ -5,7 +5,6 @@ students have random weights and the corpus is noise; time depends on neither.
 """
 
 import gc
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,10 @@ import numpy as np
 
 from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
+from datamodules.files import write_json
 from experiments.bench.compare import Place, Variant, write_noise
 from experiments.bench.laps import StepLaps
 from experiments.bench.random_teacher import save_random_teacher
-from experiments.runs import write_atomically
 from experiments.together import StudentCLI, Together, share_teacher
 
 EPOCHS = 4  # one for each stage
@@ -71,7 +70,7 @@ def bench_together(
                 turns.append(measured)
                 result = summarise(names, turns, place)
                 if output is not None:
-                    write_atomically(Path(output), json.dumps(result, indent=1) + "\n")
+                    write_json(output, result)
     print(line(result))
 
 

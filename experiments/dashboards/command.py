@@ -1,13 +1,12 @@
 """``interstack dashboard STUDY``: the W&B workspace view and report of a study."""
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 
+from datamodules.files import write_json
 from experiments.dashboards.specification import study_specification
 from experiments.loggers import has_key
-from experiments.runs import write_atomically
 
 
 def dashboard(study: str, entity: str | None = None, project: str = "interstack", output: str = "dashboards") -> None:
@@ -21,7 +20,7 @@ def dashboard(study: str, entity: str | None = None, project: str = "interstack"
     """
     spec = study_specification(study)
     path = Path(output) / f"{spec['study']}.json"
-    write_atomically(path, json.dumps(spec, indent=1) + "\n")
+    write_json(path, spec)
     console = Console()
     console.print(f"specification: {path}")
     missing = "an --entity" if entity is None else None if has_key() else "a key (`wandb login`)"

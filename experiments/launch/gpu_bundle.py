@@ -11,8 +11,9 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from datamodules.files import write_text
 from experiments.launch.gpu_commands import commands
-from experiments.runs import git_commit, write_atomically
+from experiments.runs import git_commit
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # Beyond torch, transformers, lightning, torchmetrics, matplotlib, pytest and xdist with all that they need.
@@ -45,7 +46,7 @@ def gpu_bundle(
         folder = Path(output)
         wanted = pinned(list(packages or MISSING), (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"))
         subprocess.run(pip_command(folder / "wheels", python, wanted), check=True)
-        write_atomically(folder / "commit", f"{git_commit()}\n")
+        write_text(folder / "commit", f"{git_commit()}\n")
     print(in_words())
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from datamodules.files import write_bytes, write_text
 from experiments.report.document import (
     ReferenceRow,
     Report,
@@ -14,7 +15,6 @@ from experiments.report.document import (
     assemble,
     read_runs,
 )
-from experiments.report.files import write_atomic
 from experiments.report.markdown import markdown
 from experiments.report.page import page
 from experiments.report.plots import draw_all
@@ -47,12 +47,12 @@ def build_report(
     pairs = read_runs(runs)
     report = assemble(pairs, references, notes)
     pictures = draw_all(pairs, references)
-    plots = {picture.name: write_atomic(output / f"{picture.name}.png", picture.png()) for picture in pictures}
+    plots = {picture.name: write_bytes(output / f"{picture.name}.png", picture.png()) for picture in pictures}
     shown = [(plots[picture.name].name, picture.heading, picture.caption) for picture in pictures]
     return ReportPaths(
-        markdown=write_atomic(output / "report.md", markdown(report, shown)),
-        json=write_atomic(output / "report.json", report.to_json()),
-        html=write_atomic(output / "report.html", page(report, pictures)),
+        markdown=write_text(output / "report.md", markdown(report, shown)),
+        json=write_text(output / "report.json", report.to_json()),
+        html=write_text(output / "report.html", page(report, pictures)),
         plots=plots,
         table=terminal_table(report),
     )

@@ -1,11 +1,11 @@
 """``interstack report``: tables, plots and one page from a study, a quick start, or folders of single runs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from datamodules.files import read_json, read_text
 from experiments.report.build import build_report
 from experiments.report.document import ReferenceRow, Report, ReportNotes, ReportRun
 from experiments.report.reading import read_run
@@ -44,7 +44,7 @@ def _quick_start(folder: Path) -> tuple[list[ReportRun], list[ReferenceRow], Rep
     """What the quick start handed to its report, from that report."""
     if not (folder / "report.json").is_file():
         raise ValueError(f"{folder} holds an unfinished quick start: run `interstack quickstart` again first")
-    written = Report.from_json((folder / "report.json").read_text(encoding="utf-8"))
+    written = Report.from_json(read_text(folder / "report.json"))
     rows = {row.system: row for row in written.rows}
     runs = []
     for details in written.runs:
@@ -59,7 +59,7 @@ def _quick_start(folder: Path) -> tuple[list[ReportRun], list[ReferenceRow], Rep
 
 def _notes(folders: list[str], output: str) -> ReportNotes:
     records = [path for path in (Path(folder) / "run.json" for folder in folders) if path.is_file()]
-    commits = {str(json.loads(path.read_text(encoding="utf-8")).get("git_commit")) for path in records}
+    commits = {str(read_json(path).get("git_commit")) for path in records}
     hardware = {str(log.hardware) for log in (read_run(Path(folder)) for folder in folders) if log.hardware}
     return ReportNotes(
         title="Comparison of runs",

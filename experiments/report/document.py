@@ -5,12 +5,12 @@ can be made again from its ``report.json`` alone.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from datamodules.files import finite
 from experiments.report.reading import RunLog, read_run
 from experiments.report.tables import (
     DASH,
@@ -148,9 +148,9 @@ def assemble(pairs: Sequence[Pair], references: Sequence[ReferenceRow], notes: R
     footnotes = _footnotes(pairs, [*measured, *listed], full)
     return Report(
         notes=notes,
-        rows=tuple(ResultRow(**_finite(asdict(row))) for row in [*measured, *listed]),
+        rows=tuple(ResultRow(**finite(asdict(row))) for row in [*measured, *listed]),
         footnotes=tuple(footnotes),
-        runs=tuple(_finite(_details(run, log)) for run, log in pairs),
+        runs=tuple(finite(_details(run, log)) for run, log in pairs),
     )
 
 
@@ -174,14 +174,14 @@ def _measured_row(run: ReportRun, log: RunLog, full: RunLog | None) -> ResultRow
 def _footnotes(pairs: Sequence[Pair], rows: Sequence[ResultRow], full: RunLog | None) -> list[str]:
     notes = [f"{run.label}: the run has not finished, its row is incomplete." for run, log in pairs if not log.finished]
     for row in rows:
-        broken = [name for name, value in asdict(row).items() if value is not None and _finite(value) is None]
+        broken = [name for name, value in asdict(row).items() if value is not None and finite(value) is None]
         if broken:
             notes.append(f"{row.system}: {', '.join(broken)} came out as NaN or infinite; the run diverged.")
     if pairs and (full is None or not full.train_seconds):
         notes.append("No speed-up is given, as this report has no finished Full row (policy none).")
     if len({json.dumps(log.hardware, sort_keys=True) for _, log in pairs if log.finished}) > 1:
         notes.append("The runs were made on different hardware, so seconds and speed-ups do not compare.")
-    if any(value is None for row in rows for value in _finite(asdict(row)).values()):
+    if any(value is None for row in rows for value in finite(asdict(row)).values()):
         notes.append(
             f"A dash ({DASH}) means that there is no such value: the system does not grow, was not trained "
             "or not probed here, or a line above says why."
@@ -200,15 +200,6 @@ def _details(run: ReportRun, log: RunLog) -> dict[str, Any]:
         "layer_weights": run.layer_weights,
         "similarity": run.similarity,
     }
-
-
-def _finite(value: Any) -> Any:
-    """The same plain structure with None for NaN and infinity, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def provenance(notes: ReportNotes) -> list[tuple[str, str]]:

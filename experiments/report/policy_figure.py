@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from callbacks.policies import compose_ancestry, default_stages, kept_positions, make_plan
-from experiments.report.files import write_atomic
+from datamodules.files import write_text
 from experiments.report.theme import ANCESTORS, INK, MUTED, PAPER
 
 PANELS = {
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str]) -> None:
     """Write the picture to the one path given."""
     if len(arguments) != 1:
         raise SystemExit("usage: python -m experiments.report.policy_figure OUTPUT.svg")
-    write_atomic(Path(arguments[0]), draw_policies())
+    write_text(Path(arguments[0]), draw_policies())
 
 
 if __name__ == "__main__":

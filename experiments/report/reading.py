@@ -5,7 +5,7 @@ report. A file that is there but cannot be read is an error that names it.
 """
 
 import csv
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from datamodules.files import read_json, read_lines
 
 TRAIN_SECONDS = "perf/train_seconds"
 
@@ -123,11 +125,17 @@ def read_run(folder: Path) -> RunLog:
         parameters=summary.get("parameters"),
         train_seconds=summary.get("train_seconds"),
         train_loss=summary.get("train_loss"),
-        val_output=summary.get("val_output"),
+        val_output=_val_output(summary, metrics),
         hardware=summary.get("hardware"),
         growth=growth,
         metrics=metrics,
     )
+
+
+def _val_output(summary: dict[str, Any], metrics: dict[str, Series]) -> float | None:
+    """NaN where validation gave no finite number, which the summary says as ``null``, as it does of no validation."""
+    value = summary.get("val_output")
+    return math.nan if summary and value is None and "val/output" in metrics else value
 
 
 def read_metrics(path: Path) -> dict[str, Series]:
@@ -143,15 +151,14 @@ def read_metrics(path: Path) -> dict[str, Series]:
     if not path.is_file():
         return {}
     columns: dict[str, dict[int, float]] = {}
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames is not None and "step" not in reader.fieldnames:
-            raise ValueError(f"{path}: no column 'step' among {', '.join(reader.fieldnames)}")
-        for row in reader:
-            try:
-                _merge_row(columns, row)
-            except (TypeError, ValueError):
-                raise ValueError(f"{path}: line {reader.line_num} holds a value that is not a number") from None
+    reader = csv.DictReader(read_lines(path))
+    if reader.fieldnames is not None and "step" not in reader.fieldnames:
+        raise ValueError(f"{path}: no column 'step' among {', '.join(reader.fieldnames)}")
+    for row in reader:
+        try:
+            _merge_row(columns, row)
+        except (TypeError, ValueError):
+            raise ValueError(f"{path}: line {reader.line_num} holds a value that is not a number") from None
     return {name: _series(values) for name, values in columns.items()}
 
 
@@ -186,9 +193,4 @@ def _growth_mark(folder: Path, event: dict[str, Any]) -> GrowthMark:
 
 def _read_json(path: Path, missing: Any) -> Any:
     """Parsed file, or ``missing`` where there is none."""
-    if not path.is_file():
-        return missing
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    return read_json(path) if path.is_file() else missing

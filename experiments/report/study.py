@@ -6,7 +6,6 @@ alone. What has failed or has not run yet is a gap, so a report can be made at a
 
 import csv
 import io
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from typing import Any
 
 from rich.table import Table
 
+from datamodules.files import write_bytes, write_json, write_text
 from experiments.report.document import ReportNotes, provenance
 from experiments.report.figures import Picture
-from experiments.report.files import write_atomic
 from experiments.report.grids import html_grid, latex_grid, markdown_grid, rich_grid
 from experiments.report.page import bullets, document, figures, made
 from experiments.report.study_plots import SvgDrawing, ancestry_drawing, study_pairs, study_pictures
@@ -87,18 +86,18 @@ def build_study_report(folder: Path) -> StudyPaths:
     report = study_values(study)
     pictures = study_pictures(study, report)
     ancestry = ancestry_drawing(study_pairs(study))
-    files = [write_atomic(folder / f"{picture.name}.png", picture.png()) for picture in pictures]
+    files = [write_bytes(folder / f"{picture.name}.png", picture.png()) for picture in pictures]
     if ancestry is not None:
-        files.append(write_atomic(folder / f"{ancestry.name}.svg", ancestry.text))
+        files.append(write_text(folder / f"{ancestry.name}.svg", ancestry.text))
     drawings: list[Picture | SvgDrawing] = [*pictures, *([ancestry] if ancestry else [])]
     shown = [(file.name, each.heading, each.caption) for file, each in zip(files, drawings, strict=True)]
     texts = study_texts(report)
     return StudyPaths(
-        markdown=write_atomic(folder / "report.md", texts["md"] + _markdown_pictures(shown) + _markdown_made(report)),
-        latex=write_atomic(folder / "report.tex", texts["tex"]),
-        csv=write_atomic(folder / "report.csv", texts["csv"]),
-        json=write_atomic(folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"),
-        html=write_atomic(folder / "report.html", study_page(report, drawings)),
+        markdown=write_text(folder / "report.md", texts["md"] + _markdown_pictures(shown) + _markdown_made(report)),
+        latex=write_text(folder / "report.tex", texts["tex"]),
+        csv=write_text(folder / "report.csv", texts["csv"]),
+        json=write_json(folder / "report.json", report),
+        html=write_text(folder / "report.html", study_page(report, drawings)),
         pictures=files,
         table=rich_grid(result_grid(report), report["title"], "\n".join(report["caveats"] + report["failures"])),
     )

@@ -1,12 +1,13 @@
 """Read the folder of a study: ``study.json``, and ``jobs/ID/job.json`` with ``result.json`` of those that are done."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from datamodules.files import read_json
 
 RATIOS = {"speed_up": "train_seconds", "student_speed_up": "student_seconds", "flops_ratio": "flops"}
 MATCHED = {"train_seconds": "training seconds", "flops": "FLOPs"}
@@ -50,15 +51,15 @@ def read_study(path: Path) -> StudyFolder:
     """
     if not (path / "study.json").is_file():
         raise ValueError(f"{path} holds no study.json: give the --output folder of `interstack reproduce`")
-    study = _json(path / "study.json")
+    study = read_json(path / "study.json")
     folders = [path / "jobs" / name for name in study.get("jobs") or []] or sorted((path / "jobs").glob("*"))
     return StudyFolder(path, study, tuple(_job(folder) for folder in folders if (folder / "job.json").is_file()))
 
 
 def _job(folder: Path) -> StudyJob:
-    record = _json(folder / "job.json")
+    record = read_json(folder / "job.json")
     done = record.get("status") == "done" and (folder / "result.json").is_file()
-    result = _json(folder / "result.json") if done else {}
+    result = read_json(folder / "result.json") if done else {}
     return StudyJob(
         kind=record["kind"],
         row=record.get("row") or "",
@@ -68,13 +69,6 @@ def _job(folder: Path) -> StudyJob:
         log=record.get("log") or f"jobs/{folder.name}/log.txt",
         result=result,
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
 
 
 Values = dict[str, dict[str, dict[str, float | str]]]  # row -> column -> seed -> number, "failed" or "missing"
@@ -96,14 +90,13 @@ def _value(folder: StudyFolder, row: str, column: str, seed: int) -> float | str
     task, _, metric = column.partition("/")
     kind = "evaluate" if metric else "distil"
     jobs = [job for job in folder.of(kind, row) if job.seed == seed and (not metric or job.task == task)]
-    number = None
-    if jobs:
-        number = jobs[0].result.get("metrics", {}).get(metric) if metric else jobs[0].result.get(column)
+    result = (jobs[0].result.get("metrics", {}) if metric else jobs[0].result) if jobs else {}
+    number = result.get(metric or column)
     if isinstance(number, int | float) and math.isfinite(number):
         return float(number)
     upstream = [job for job in folder.jobs if job.row == row and job.seed == seed and job.kind in ("distil", "export")]
     broken = any(job.status == "failed" for job in [*jobs, *upstream])
-    return FAILED if broken or (jobs and jobs[0].status == "done" and number is not None) else MISSING
+    return FAILED if broken or (metric or column) in result else MISSING
 
 
 def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str:

@@ -21,9 +21,10 @@ from typing import Any
 import yaml
 from transformers import AutoConfig
 
+from datamodules.files import read_json, read_text, write_json, write_text
 from experiments.accounting import measured
 from experiments.runner.plan import Job
-from experiments.runs import RunFolder, git_commit, write_atomically
+from experiments.runs import RunFolder, git_commit
 
 # Of a scheduler or launcher around us; Lightning would take a job's process for one of its ranks.
 LAUNCHER_PREFIXES = ("SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "SUBMITIT_", "PMI_")
@@ -37,7 +38,7 @@ def now() -> str:
 def read_record(output: Path, job_id: str) -> dict[str, Any]:
     """``job.json`` of a job; empty where there is none."""
     path = output / "jobs" / job_id / "job.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def is_done(output: Path, job_id: str) -> bool:
@@ -47,7 +48,7 @@ def is_done(output: Path, job_id: str) -> bool:
 
 def read_result(output: Path, job_id: str) -> dict[str, Any]:
     """``result.json`` of a finished job."""
-    return json.loads((output / "jobs" / job_id / "result.json").read_text(encoding="utf-8"))
+    return read_json(output / "jobs" / job_id / "result.json")
 
 
 class Workspace:
@@ -145,7 +146,7 @@ class Workspace:
             settings = matched(settings, self._ratio(job.match))
         settings["wandb"] = self._wandb_of(job)
         config = self.path(job) / "config.yaml"
-        write_atomically(config, yaml.safe_dump(settings, sort_keys=False))
+        write_text(config, yaml.safe_dump(settings, sort_keys=False))
         return str(config)
 
     def _training_options(self, job: Job) -> list[str]:
@@ -191,10 +192,10 @@ class Workspace:
         """The result of a job whose command has ended well."""
         result: dict[str, Any] = {"row": job.row, "seed": job.seed, "commit": git_commit()}
         if job.kind == "distil":
-            config = yaml.safe_load((self.path(job) / "config.yaml").read_text(encoding="utf-8"))
+            config = yaml.safe_load(read_text(self.path(job) / "config.yaml"))
             teacher = AutoConfig.from_pretrained(self.teacher_of(job))
             growth = self.output / job.run / "growth.json"
-            events = json.loads(growth.read_text()) if growth.is_file() else []
+            events = read_json(growth) if growth.is_file() else []
             run = RunFolder(self.output / job.run)  # its code may be older than what runs now
             result |= {"commit": run.commit or result["commit"], "attempts": len(run.attempts)}
             result |= {"run": str(job.run), "growth": events}
@@ -205,7 +206,7 @@ class Workspace:
                 path = superb_result(self.path(job), job)
             if not path.is_file():
                 raise ValueError(f"{path} is missing: the command ended well, but left no result")
-            result |= json.loads(path.read_text(encoding="utf-8"))
+            result |= read_json(path)
             if "test" in result:
                 result["metrics"] = result["test"]
             return result | ({"task": job.task} if job.task else {}) | {"row": job.row, "seed": job.seed}
@@ -216,7 +217,7 @@ def superb_result(folder: Path, job: Job) -> Path:
     """``result.json`` of the one run below ``folder``: of the learning rate that was given, or that a sweep chose."""
     folder = folder / job.task
     chosen = folder / f"chosen_seed{job.seed}.json"
-    rate = f"{json.loads(chosen.read_text())['chosen_lr']:g}" if chosen.is_file() else "*"
+    rate = f"{read_json(chosen)['chosen_lr']:g}" if chosen.is_file() else "*"
     found = sorted(folder.glob(f"lr{rate}_seed{job.seed}/result.json"))
     return found[0] if len(found) == 1 else folder / f"lr{rate}_seed{job.seed}" / "result.json"
 
@@ -336,8 +337,3 @@ def _run(arguments: list[str], log: Path, variables: dict[str, str], lock: int, 
                 if stop.is_set():
                     process.terminate()
                     return process.wait()
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Atomically, indented by one."""
-    write_atomically(path, json.dumps(values, indent=1) + "\n")

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from datamodules.files import read_json, write_json
 from experiments.runner.executors import Executor, Handle
-from experiments.runner.job import Workspace, is_done, read_record, write_json
+from experiments.runner.job import Workspace, is_done, read_record
 from experiments.runner.plan import Job, Plan
 
 STATES = ("done", "running", "waiting", "failed", "blocked")
@@ -140,7 +141,7 @@ class Runner:
 def planned_seeds(output: Path) -> list[int]:
     """Seeds in ``study.json``; none where there is no study yet."""
     path = output / "study.json"
-    return json.loads(path.read_text(encoding="utf-8"))["seeds"] if path.is_file() else []
+    return read_json(path)["seeds"] if path.is_file() else []
 
 
 def write_study(output: Path, plan: Plan, facts: Mapping[str, object]) -> None:

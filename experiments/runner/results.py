@@ -1,9 +1,9 @@
 """All results of a study in one file."""
 
-import json
 from pathlib import Path
 
-from experiments.runner.job import is_done, read_record, read_result, write_json
+from datamodules.files import read_json, write_json
+from experiments.runner.job import is_done, read_record, read_result
 from experiments.runner.plan import Plan
 
 
@@ -15,4 +15,4 @@ def write_results(output: Path, plan: Plan) -> None:
         result = read_result(output, job.id) if is_done(output, job.id) else None
         jobs.append({key: record.get(key) for key in ("id", "kind", "row", "seed", "task", "status", "seconds")})
         jobs[-1]["result"] = result
-    write_json(output / "results.json", {"study": json.loads((output / "study.json").read_text()), "jobs": jobs})
+    write_json(output / "results.json", {"study": read_json(output / "study.json"), "jobs": jobs})

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from callbacks.policies import default_stages
+from datamodules.files import read_text
 from experiments.training import CONFIGS
 from lightning_modules.student import StudentConfig
 from lightning_modules.superb.recipes import TASK_RECIPES
@@ -157,7 +158,7 @@ def load_study(name: str) -> Study:
 
 def _merged(path: Path) -> dict[str, Any]:
     try:
-        own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        own = yaml.safe_load(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(own, dict):
@@ -237,7 +238,7 @@ def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
         path = CONFIGS / f"{name}.yaml"
         if not path.is_file():
             raise ValueError(f"{study.name}: row {row.name} names the config {name!r}, which is not shipped")
-        settings = merge(settings, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        settings = merge(settings, yaml.safe_load(read_text(path)) or {})
     for key, value in {**study.overrides, **row.overrides}.items():
         for part in reversed(key.split(".")):
             value = {part: value}

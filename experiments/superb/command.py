@@ -1,6 +1,5 @@
 """``interstack superb``: train and score heads on a frozen encoder, as SUPERB does, or as a quick probe."""
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from callbacks.guards import DivergedError
+from datamodules.files import write_json
 from experiments.loggers import WandbSettings
-from experiments.runs import write_atomically
 from experiments.superb.options import (
     LR_GRID,
     PROBE_UPDATES,
@@ -110,7 +109,7 @@ def superb(
         for settings, corpus in zip(tasks, corpora, strict=True)
     ]
     if len(results) == 1:  # for programs that call this one
-        _write(folder / "result.json", json.dumps(results[0] | {"metrics": results[0]["test"]}, indent=1) + "\n")
+        _write(folder / "result.json", results[0] | {"metrics": results[0]["test"]})
     _show(results)
 
 
@@ -201,7 +200,7 @@ def sweep(
     best = results[(max if recipe.higher_is_better else min)(dev, key=lambda lr: dev[lr])]
     shown = {str(lr): dev.get(lr) for lr in grid}
     choice = {"chosen_lr": best["lr"], "monitor": recipe.monitor, "dev": shown}
-    _write(Path(settings.output) / f"chosen_seed{settings.seed}.json", json.dumps(choice, indent=1) + "\n")
+    _write(Path(settings.output) / f"chosen_seed{settings.seed}.json", choice)
     return best | {"lr_sweep": choice}
 
 
@@ -210,9 +209,7 @@ def _folder_name(upstream: str) -> str:
     return path.parent.parent.name if path.suffix == ".ckpt" and path.parent.name == "checkpoints" else path.stem
 
 
-@rank_zero_only
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, text)
+_write = rank_zero_only(write_json)
 
 
 @rank_zero_only

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from callbacks.guards import NonFiniteGuard
 from datamodules.batching import MicroBatch
+from datamodules.files import read_json, read_text, write_json, write_text
 from datamodules.superb.datamodule import SuperbDataModule
 from experiments.loggers import build_loggers
-from experiments.runs import write_atomically
 from experiments.superb.checkpoint import LAST, TaskCheckpoint, load_best
 from experiments.superb.options import PROBE_AUDIO_BYTES, RunSettings
 from experiments.superb.preparation import Prepared, prepare
@@ -56,14 +56,14 @@ def run_task(settings: RunSettings, upstream: Upstream, prepared: Prepared | Non
     _require_same(folder, config)
     if is_finished(settings):
         log.info("kept the finished run in %s", folder)
-        return json.loads((folder / RESULT).read_text())
+        return read_json(folder / RESULT)
     if tail := settings.updates % settings.eval_every:
         log.warning(
             "the last %d of %d updates are not scored on dev, which is every %d (as in s3prl)",
             *(tail, settings.updates, settings.eval_every),
         )
     prepared = prepared or prepare(settings)
-    _write(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+    _write_json(folder / CONFIG, config)
     module = build_module(settings, upstream, prepared)
     data = SuperbDataModule(
         settings.task,
@@ -95,7 +95,7 @@ def run_task(settings: RunSettings, upstream: Upstream, prepared: Prepared | Non
         for file, text in module.task.hypothesis_files(name, module.test_predictions[index]).items():
             _write(folder / file, text)
     log_samples(trainer, module, result)
-    _write(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    _write_json(folder / RESULT, result)
     return result
 
 
@@ -144,7 +144,7 @@ def _wandb_id(folder: Path) -> str:
     """Made once and kept in the folder, for training, testing and every resume; only rank zero's is used."""
     path = folder / WANDB_ID
     if path.is_file():
-        return path.read_text()
+        return read_text(path)
     made = uuid.uuid4().hex[:12]
     _write(path, made)
     return made
@@ -181,7 +181,7 @@ def _require_same(folder: Path, config: dict[str, Any]) -> None:
     path = folder / CONFIG
     if not path.is_file():
         return
-    old, new = _decisive(json.loads(path.read_text())), _decisive(json.loads(json.dumps(config)))
+    old, new = _decisive(read_json(path)), _decisive(json.loads(json.dumps(config)))
     different = [key for key in new if old.get(key) != new[key]]
     if different:
         shown = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in different)
@@ -204,6 +204,4 @@ def _plain(settings: RunSettings) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(settings)))
 
 
-@rank_zero_only
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, text)
+_write, _write_json = rank_zero_only(write_text), rank_zero_only(write_json)

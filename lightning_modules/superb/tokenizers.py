@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from datamodules.files import read_lines
+
 VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
 CONSONANTS = (
     *("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N"),
@@ -173,16 +175,15 @@ def read_lexicon(paths: Sequence[str | Path], phones: Sequence[str] = ARPABET) -
     for path in paths:
         if not Path(path).is_file():
             raise ValueError(f"the lexicon {path} does not exist: give files of lines 'WORD PHONE PHONE ...'")
-        with Path(path).open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                word, *spoken = line.split() or [""]
-                if word and not spoken:
-                    raise ValueError(f"{path}, line {number}: {word!r} has no phones")
-                if unknown := set(spoken) - known:
-                    raise ValueError(
-                        f"{path}, line {number}: {min(unknown)!r} is not among the {len(known)} phones; vowels carry "
-                        "their stress, as in AH0"
-                    )
-                if word:
-                    lexicon.setdefault(word.upper(), spoken)
+        for number, line in enumerate(read_lines(path), 1):
+            word, *spoken = line.split() or [""]
+            if word and not spoken:
+                raise ValueError(f"{path}, line {number}: {word!r} has no phones")
+            if unknown := set(spoken) - known:
+                raise ValueError(
+                    f"{path}, line {number}: {min(unknown)!r} is not among the {len(known)} phones; vowels carry "
+                    "their stress, as in AH0"
+                )
+            if word:
+                lexicon.setdefault(word.upper(), spoken)
     return lexicon

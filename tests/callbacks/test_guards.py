@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from callbacks.checkpointing import RunCheckpoint
-from callbacks.guards import NonFiniteGuard
+from callbacks.guards import DivergedError, NonFiniteGuard
+from callbacks.summary import RunSummary
 from experiments.loggers import AppendingCSVLogger
 from tests.callbacks.faults import PoisonLoss
 from tests.helpers import make_data, make_module, make_trainer, save_corpus, save_teacher
@@ -147,6 +148,40 @@ def test_too_many_in_a_row_stop_the_run_also_over_a_resume(tmp_path: Path, teach
 def test_without_a_checkpoint_the_error_says_so(tmp_path: Path, teacher: Path, corpus: Path) -> None:
     with pytest.raises(RuntimeError, match="there is no checkpoint yet"):
         fit(tmp_path, teacher, corpus, PoisonLoss({0}), NonFiniteGuard(1))
+
+
+def test_a_run_of_skipped_steps_alone_does_not_end_as_if_it_had_worked(
+    tmp_path: Path, teacher: Path, corpus: Path
+) -> None:
+    def train(folder: Path, bad: set[int], step: int | None = None) -> Path:
+        callbacks = (RunSummary(), RunCheckpoint(every_n_steps=1, keep=100), PoisonLoss(bad), NonFiniteGuard())
+        start = None if step is None else str(folder / "checkpoints" / f"step={step:09d}.ckpt")
+        fit(folder, teacher, corpus, *callbacks, enable_checkpointing=True, ckpt_path=start)
+        return folder / "summary.json"
+
+    # From the start; from its middle, also by a resume with nothing left to train.
+    for step in (None, 5, 6):
+        with pytest.raises(DivergedError, match="not finite in any of 6 optimizer steps, so that nothing was learned"):
+            train(tmp_path, set(range(6)), step)
+        assert not (tmp_path / "summary.json").exists()
+    assert train(tmp_path, set(), step=5).is_file()  # controls: one good step, at the end or at the beginning
+    assert train(tmp_path / "first", set(range(1, 6))).is_file()
+    assert train(tmp_path / "first", {0}, step=5).is_file()
+
+
+@pytest.mark.parametrize(("value", "words"), [(float("nan"), "val/loss is nan"), (float("inf"), "val/loss is inf")])
+def test_a_validation_that_is_not_finite_is_warned_of(
+    value: float, words: str, tmp_path: Path, teacher: Path, corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class PoisonValidation(Callback):
+        def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                pl_module.log("val/loss", value)
+
+    fit(tmp_path, teacher, corpus, NonFiniteGuard(), PoisonValidation())
+    assert [record.getMessage() for record in caplog.records if "validation" in record.getMessage()] == [
+        f"validation after step 6: {words}; look at the data, or lower the learning rate"
+    ]
 
 
 def test_zero_steps_are_refused() -> None:

@@ -27,12 +27,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fit(folder: Path, inputs: Path, *callbacks: Callback, step: int | None = None) -> dict[str, Any]:
+def fit(
+    folder: Path, inputs: Path, *callbacks: Callback, step: int | None = None, **settings: object
+) -> dict[str, Any]:
     """Train 4 epochs of 3 steps, growing, from the checkpoint of ``step`` on; returns the summary."""
     own = (make_stacking(), TrainingMetrics(), ThroughputCallback(), RunSummary())
     trainer = make_trainer(folder, *own, RunCheckpoint(1, keep=100), *callbacks, enable_checkpointing=True)
     start = None if step is None else str(folder / "checkpoints" / f"step={step:09d}.ckpt")
-    data = make_data(inputs / "corpus", inputs / "cache")
+    data = make_data(inputs / "corpus", inputs / "cache", **settings)
     trainer.fit(make_module(inputs / "teacher"), datamodule=data, ckpt_path=start)
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     assert summary.pop("train_seconds") > 0
@@ -45,6 +47,15 @@ def test_a_run_that_was_killed_before_its_summary_gets_it_when_it_is_continued(t
     assert whole["train_loss"] > 0
     (tmp_path / "summary.json").unlink()
     assert fit(tmp_path, inputs, step=12) == whole
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+def test_losses_of_a_run_without_validation_are_null(tmp_path: Path, inputs: Path) -> None:
+    summary = fit(tmp_path, inputs, val_splits=[])
+    assert (summary["val_loss"], summary["val_output"]) == (None, None)
+    assert summary["train_loss"] > 0
+    assert summary["without_transcript"] == 0
+    assert "NaN" not in (tmp_path / "summary.json").read_text()
 
 
 def test_an_interrupted_run_has_none(tmp_path: Path, inputs: Path) -> None:

@@ -21,11 +21,21 @@ from tests.datamodules.corpora import noise, truncate, write_audio
 def test_a_slice_equals_the_slice_of_the_whole(tmp_path: Path, suffix: str) -> None:
     path = str(write_audio(tmp_path / f"a.{suffix}", 20000))
     whole_T = read_audio(path)
-    assert audio_info(path) == AudioInfo(len(whole_T), 16000, 1)
+    assert audio_info(path) == AudioInfo(len(whole_T), 16000, 1, seeks_exactly=suffix != "mp3")
     assert whole_T.dtype == np.float32
     slice_T = read_audio(path, start=5000, stop=9001)
     np.testing.assert_array_equal(slice_T, whole_T[5000:9001])
     assert not np.array_equal(slice_T, whole_T[5001:9002])
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_the_content_says_how_a_file_is_cut_whatever_its_name(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"really_mp3.{suffix}"
+    soundfile.write(path, noise(20000), 16000, format="MP3")
+    whole_T = read_audio(str(path))
+    np.testing.assert_array_equal(read_audio(str(path), start=5000, stop=9001), whole_T[5000:9001])
+    seeking_T = soundfile.read(path, start=5000, stop=9001, dtype="float32")[0]
+    assert np.abs(seeking_T - whole_T[5000:9001]).max() > 0  # so a cut by seeking would not pass
 
 
 def test_flac_samples_are_those_written(tmp_path: Path) -> None:
@@ -103,10 +113,75 @@ def test_a_truncated_file_is_found_when_it_is_decoded(
     capfd.readouterr()  # the MP3 decoder complains on its own
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize(("value", "name"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_number_that_is_no_sample_is_named_with_its_time(
+    tmp_path: Path, suffix: str, value: float, name: str, channels: int
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    samples = noise(16000, channels=channels)
+    samples.reshape(-1)[4000 * channels] = value
+    soundfile.write(path, samples, 16000, format="WAV", subtype="FLOAT")
+    with pytest.raises(BadAudioError, match=rf"^{path}: holds {name} at 0\.2500 s \(sample 4000\); make it again"):
+        read_audio(str(path), start=1000, resample=True)
+    assert len(read_audio(str(path), stop=4000, resample=True)) == 4000  # what is before it is sound
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_floats_in_sixteen_bit_scale_are_refused_and_overshoots_are_not(tmp_path: Path, subtype: str) -> None:
+    path, samples_T = tmp_path / "a.wav", noise(8000) / np.abs(noise(8000)).max()
+    soundfile.write(path, 9700 * samples_T, 16000, subtype=subtype)
+    with pytest.raises(BadAudioError, match=r"a\.wav: has a peak of 9700 where full scale is 1: divide it by 32768"):
+        read_audio(str(path))
+    soundfile.write(path, 4 * samples_T, 16000, subtype=subtype)  # 12 dB over full scale: a mix without a limiter
+    assert np.abs(read_audio(str(path))).max() == pytest.approx(4)
+
+
+PIPES = {"ffmpeg": 0xFFFFFFFF, "sox": 0x7FFFF000, "arecord": 0x80000000, "int": 0x7FFFFFFF}
+
+
+@pytest.mark.parametrize("promised", [*PIPES.values()], ids=[*PIPES])
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_a_wav_file_from_a_pipe_is_as_long_as_it_is(tmp_path: Path, promised: int, subtype: str) -> None:
+    path, samples_T = tmp_path / "pipe.wav", noise(8000)
+    soundfile.write(path, samples_T, 16000, subtype=subtype)
+    promise(path, promised)
+    assert usable_samples(str(path)) == 8000
+    np.testing.assert_allclose(read_audio(str(path), start=1000, stop=8000), samples_T[1000:], atol=2**-15)
+
+
+@pytest.mark.parametrize("content", [noise(8000), np.zeros(8000)], ids=["noise", "silence"])
+def test_a_wav_file_whose_pipe_left_no_length_says_so(tmp_path: Path, content: np.ndarray) -> None:
+    path = tmp_path / "pipe.wav"
+    soundfile.write(path, content, 16000)
+    promise(path, 0)
+    with pytest.raises(BadAudioError, match=r"does not state its length \(made by a pipe\); write it again to a file"):
+        usable_samples(str(path))
+
+
+@pytest.mark.parametrize("made", ["WAV", "WAVEX", "RF64", "AIFF"])
+def test_a_truncated_file_of_wavs_family_is_refused(tmp_path: Path, made: str) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise(8000), 16000, format=made, subtype="PCM_16")
+    assert usable_samples(str(path)) == 8000
+    truncate(path)
+    with pytest.raises(BadAudioError, match="shorter than its header says"):
+        usable_samples(str(path))
+
+
 def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
     path = str(write_audio(tmp_path / "a.flac", 1000))
     with pytest.raises(BadAudioError, match="has 1000 samples at 16000 Hz, not 1001"):
         read_audio(path, start=500, stop=1001)
+
+
+def promise(path: Path, num_bytes: int) -> None:
+    """Put another size into the header of a WAV file, as a program does that cannot go back to its beginning."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"data") + 4
+    content[4:8] = content[place : place + 4] = num_bytes.to_bytes(4, "little")
+    path.write_bytes(content)
 
 
 def make_bad(folder: Path, kind: str) -> Path:

@@ -63,10 +63,30 @@ def test_files_are_audio_and_transcripts_in_a_fixed_order(tmp_path: Path) -> Non
     assert files[0].size == utterance(tmp_path, 0).stat().st_size
 
 
+@pytest.mark.parametrize("twin", ["wav", "mp3", "FLAC", "WAV"])
+def test_an_utterance_in_two_formats_is_refused(tmp_path: Path, twin: str) -> None:
+    write_corpus(tmp_path, {"train": [500, 600]})
+    write_audio(utterance(tmp_path, 10, suffix=twin.lower()), 500)  # control: another utterance
+    assert len(list_files(split_folders(settings(tmp_path)))) == 4
+    path = utterance(tmp_path, 1, suffix="flac")
+    path.with_suffix(f".{twin}").write_bytes(path.read_bytes())
+    both = rf"0001\.\w+ and {tmp_path}.*0001\.\w+ are one utterance twice: remove one of them"
+    with pytest.raises(ValueError, match=both):
+        list_files(split_folders(settings(tmp_path)))
+
+
 def test_transcripts_are_utf8_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.trans.txt"
     path.write_text("19-198-0000 TWO  WORDS \n\n19-198-0001\n", encoding="utf-8")
     assert read_transcripts(str(path)) == {"19-198-0000": "TWO  WORDS", "19-198-0001": ""}
-    path.write_bytes(b"19-198-0000 \xff\xfe\n")
-    with pytest.raises(ValueError, match=r"a\.trans\.txt is not UTF-8 text"):
+    path.write_bytes(b"19-198-0000 A\n19-198-0001 \xff\xfe\n")
+    with pytest.raises(ValueError, match=r"a\.trans\.txt, line 2: this is not UTF-8 text"):
         read_transcripts(str(path))
+
+
+@pytest.mark.parametrize("gap", ["\t", "  ", " \t "])
+@pytest.mark.parametrize(("mark", "end"), [("", "\n"), ("\ufeff", "\r\n")])
+def test_transcripts_of_other_editors_are_read(tmp_path: Path, gap: str, mark: str, end: str) -> None:
+    path = tmp_path / "a.trans.txt"
+    path.write_bytes(f"{mark}19-198-0000{gap}ONE TWO{end}19-198-0001{gap}THREE\u2028FOUR{end}".encode())
+    assert read_transcripts(str(path)) == {"19-198-0000": "ONE TWO", "19-198-0001": "THREE\u2028FOUR"}

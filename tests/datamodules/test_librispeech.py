@@ -13,7 +13,7 @@ import torch
 from datamodules.audio import BadAudioError
 from datamodules.librispeech import AudioBatch, LibriSpeechDataModule
 from datamodules.loading import SKIPPED_FILE
-from tests.datamodules.corpora import truncate, utterance, write_audio, write_corpus
+from tests.datamodules.corpora import truncate, utterance, write_audio, write_corpus, write_transcripts
 
 LENGTHS = [4000 + 300 * number for number in range(30)]
 
@@ -39,6 +39,17 @@ def data_of(corpus: Path, **settings: Any) -> LibriSpeechDataModule:
     data.prepare_data()
     data.setup()
     return data
+
+
+def test_utterances_without_text_are_counted_where_others_have_some(corpus: Path) -> None:
+    assert data_of(corpus).without_transcript == 0
+    write_transcripts(corpus, [0, 1, 2])
+    assert data_of(corpus).without_transcript == 27
+    write_transcripts(corpus, [0], "dev")
+    assert data_of(corpus).without_transcript == 27 + 6
+    for split in ("train", "dev"):
+        write_transcripts(corpus, [], split)
+    assert data_of(corpus).without_transcript is None
 
 
 class Recorder(L.LightningModule):

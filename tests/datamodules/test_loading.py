@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 from torch.utils.data._utils.pin_memory import pin_memory
@@ -106,6 +107,21 @@ def test_an_undecodable_file_is_replaced_by_the_next_longer_one(corpus: Path, tm
     np.testing.assert_array_equal(batch.waveforms[0, : LENGTHS[5]].numpy(), expected_T)
     lines = (tmp_path / "run" / SKIPPED_FILE).read_text(encoding="utf-8").splitlines()
     assert [line.split("\t")[0] for line in lines] == [manifest.path(5), manifest.path(6)]
+
+
+@pytest.mark.parametrize("value", [np.nan, 9700.0])
+def test_a_file_of_numbers_that_are_no_samples_is_bad_audio_like_any_other(
+    corpus: Path, tmp_path: Path, value: float
+) -> None:
+    samples_T = np.zeros(LENGTHS[5])
+    samples_T[100] = value
+    soundfile.write(utterance(corpus, 5), samples_T, 16_000, format="WAV", subtype="FLOAT")
+    manifest, run_dir = manifest_of(corpus), str(tmp_path / "run")
+    wanted = micro_batch([5], [0], [LENGTHS[5]])
+    with pytest.raises(BadAudioError, match=r"0005\.flac: h"):
+        AudioDataset(manifest, 16000)[wanted]
+    assert AudioDataset(manifest, 16000, skip_bad_audio=True, run_dir=run_dir)[wanted].index.tolist() == [6]
+    assert "0005.flac\th" in (tmp_path / "run" / SKIPPED_FILE).read_text(encoding="utf-8")
 
 
 def test_the_longest_file_is_replaced_by_the_one_below_that_is_long_enough(corpus: Path) -> None:

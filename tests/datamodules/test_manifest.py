@@ -68,6 +68,7 @@ def test_an_empty_transcript_is_not_a_missing_one(corpus: Path, cache: str) -> N
     utterance(corpus, 0).with_name("19-198.trans.txt").write_text("19-198-0000\n19-198-0001 A\n")
     manifest = prepare_manifest(settings(corpus), cache)
     assert [manifest.transcript(row) for row in range(3)] == ["", "A", None]
+    assert manifest.without_transcript == len(manifest) - 2
 
 
 def test_an_unchanged_corpus_is_not_read_again(corpus: Path, cache: str, builds: list[int]) -> None:

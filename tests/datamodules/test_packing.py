@@ -1,6 +1,7 @@
 """A packed split gives the batches of the files that it was made from; whatever is wrong with it is one clear error."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from datamodules import packing
 from datamodules.audio import BadAudioError, read_audio
-from datamodules.corpus import CorpusSettings
+from datamodules.corpus import CorpusSettings, list_files
 from datamodules.librispeech import AudioBatch, LibriSpeechDataModule
 from datamodules.manifest import prepare_manifest
 from datamodules.packed import INDEX, MARKER
@@ -108,6 +109,12 @@ def test_extreme_samples_are_exact(tmp_path: Path) -> None:
 def test_other_bit_depths_are_refused(corpus: Path) -> None:
     soundfile.write(utterance(corpus, 2), noise(4000), 16_000, subtype="PCM_24")
     with pytest.raises(BadAudioError, match=r"0002\.flac: has more than 16 bits"):
+        packed(corpus)
+
+
+def test_a_number_that_would_become_silence_is_refused(corpus: Path) -> None:
+    soundfile.write(utterance(corpus, 2), noise(4000) * float("nan"), 16_000, format="WAV", subtype="FLOAT")
+    with pytest.raises(BadAudioError, match=r"0002\.flac: holds NaN at 0\.0000 s"):
         packed(corpus)
 
 
@@ -239,6 +246,15 @@ def test_skipped_files_are_left_out_of_the_pack(corpus: Path) -> None:
     totals = packed(corpus, on_bad_audio="skip")
     assert (totals.utterances, totals.skipped) == (20, 1)
     assert same(batches(corpus, on_bad_audio="skip"), batches(corpus.parent / "packed"))
+
+
+def test_a_pack_beside_the_files_that_it_was_made_of_is_refused(corpus: Path) -> None:
+    packed(corpus)
+    chapter = utterance(corpus.parent / "packed", 0).parent
+    assert len(list_files([("train", str(corpus.parent / "packed" / "train"))])) > 20  # sound before
+    shutil.copy(utterance(corpus, 3), chapter)
+    with pytest.raises(ValueError, match=r"0003\.flac and .*0003\.flac are one utterance twice"):
+        list_files([("train", str(corpus.parent / "packed" / "train"))])
 
 
 def test_the_corpus_is_never_its_own_output(corpus: Path) -> None:

@@ -52,6 +52,19 @@ def test_a_diverged_run_is_a_dash_and_is_explained(tmp_path: Path) -> None:
     assert "Bad: per, val_output came out as NaN or infinite; the run diverged." in report.footnotes
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_loss_that_the_summary_says_as_null_diverged_only_where_there_was_a_validation(
+    validated: bool, tmp_path: Path
+) -> None:
+    run = ReportRun(write_run(tmp_path / "run", val_output=None), "Bad")
+    if validated:
+        path = run.folder / "metrics.csv"
+        path.write_text(path.read_text().replace("val/loss", "val/output"))
+    report = report_of([run])
+    assert report.rows[0].val_output is None
+    assert any("val_output came out as NaN" in note for note in report.footnotes) == validated
+
+
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
     runs = two_runs(tmp_path)
     (runs[1].folder / "summary.json").unlink()

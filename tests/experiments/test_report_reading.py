@@ -80,5 +80,5 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"growth\.json: a growth event lacks the key 'step'"):
         read_run(folder)
     (folder / "growth.json").write_text("[")
-    with pytest.raises(ValueError, match=r"growth\.json: not valid JSON"):
+    with pytest.raises(ValueError, match=r"growth\.json, line 1: this is not JSON"):
         read_run(folder)

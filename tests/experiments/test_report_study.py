@@ -15,7 +15,7 @@ from experiments.report.document import Pair
 from experiments.report.plots import loss_curves
 from experiments.report.study import build_study_report, study_texts, study_values
 from experiments.report.study_plots import other_seeds, stage_runs, study_pairs
-from experiments.report.study_reading import StudyFolder, read_study
+from experiments.report.study_reading import FAILED, MISSING, StudyFolder, cell_values, read_study
 from experiments.report.study_tables import column, difference_grid, paired_difference, result_grid
 from tests.experiments.report_runs import NOTES, REFERENCES, two_runs, write_run
 from tests.experiments.study_folder import ROWS, write_job, write_study
@@ -257,6 +257,20 @@ def test_a_study_without_any_result_has_a_report(tmp_path: Path) -> None:
     paths = build_study_report(folder)
     assert paths.pictures == []
     assert "jobs have not been done" in paths.markdown.read_text()
+
+
+def test_a_null_is_a_failure_and_what_is_not_there_is_missing(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=3, rows=("full_l2l",))
+    for seed, change in enumerate(({}, {"val_output": None})):
+        path = folder / "jobs" / f"distil-full_l2l-{seed}" / "result.json"
+        result = json.loads(path.read_text())
+        del result["val_output"]
+        path.write_text(json.dumps(result | change))
+    path = folder / "jobs" / "evaluate-full_l2l-0" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"per": None}}))
+    values = cell_values(read_study(folder), ["full_l2l"], ["val_output", "pr/per"])["full_l2l"]
+    assert [values["val_output"]["0"], values["val_output"]["1"], values["pr/per"]["0"]] == [MISSING, FAILED, FAILED]
+    assert isinstance(values["val_output"]["2"], float)
 
 
 @pytest.mark.parametrize("status", ["planned", "failed"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runs import RunFolder, git_commit, write_atomically
+from experiments.runs import RunFolder, git_commit
 from tests.lightning_modules.test_checkpoint_files import DAMAGES, save
 
 
@@ -187,19 +187,6 @@ def test_a_wandb_id_that_is_asked_for_after_the_attempt_began_stays_too(tmp_path
     first = RunFolder(tmp_path / "a")
     first.start_attempt("", None)
     assert first.wandb_id == RunFolder(tmp_path / "a").wandb_id
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    write_atomically(path, "old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
 
 
 def test_commit_is_a_hash_or_nothing() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from torch import nn
 
@@ -148,3 +149,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         read_waveforms(tmp_path, 1, 1.0)
     with pytest.raises(ValueError, match="must be positive"):
         read_waveforms(tmp_path, 0, 1.0)
+    for name in ("a.wav", "a.flac"):
+        soundfile.write(tmp_path / name, torch.zeros(800).numpy(), 16_000)
+    with pytest.raises(ValueError, match=r"a\.flac and .*a\.wav are one utterance twice"):
+        read_waveforms(tmp_path, 2, 1.0)
+    assert len(read_waveforms(tmp_path, 1, 1.0)) == 1

@@ -72,7 +72,7 @@ def test_the_peak_is_that_of_the_device_that_trained_and_every_round_is_written(
     # As after a run on a GPU: the module is back on the CPU, the trainer's device is another.
     monkeypatch.setattr(command, "_fit", lambda module, setting, widths: ([lap], 0.1, torch.device("meta")))
     monkeypatch.setattr(command, "matmul_peak", peak)
-    monkeypatch.setattr(command, "write_atomically", lambda path, text: written.append(json.loads(text)))
+    monkeypatch.setattr(command, "write_json", lambda path, value, indent: written.append(value))
     teacher = save_teacher(tmp_path / "teacher", layers=3)
     bench([3], 1, 0.3, 2, student=StudentConfig(16, 24, 2), teacher=str(teacher), output="bench.json")
     assert asked == [("meta", "32-true")] * 3

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.files import write_json
 from experiments.reproduce import reproduce
 from experiments.runner.corpora import require_corpora
-from experiments.runner.job import Workspace, write_json
+from experiments.runner.job import Workspace
 from experiments.runner.plan import Job, Plan
 from experiments.runner.study import load_study
 from tests.datamodules.superb import corpora

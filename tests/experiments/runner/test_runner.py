@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from datamodules.files import write_json
 from experiments.report.study import study_texts, study_values
 from experiments.report.study_reading import read_study
 from experiments.runner.executors import LocalExecutor, SlurmExecutor, SlurmSettings
-from experiments.runner.job import Workspace, is_done, read_record, read_result, write_json
+from experiments.runner.job import Workspace, is_done, read_record, read_result
 from experiments.runner.loop import Runner, only_runner, planned_seeds, write_study
 from experiments.runner.plan import Job, Plan
 from experiments.runner.results import write_results
