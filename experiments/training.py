@@ -33,6 +33,7 @@ from experiments.accumulation import accumulation_steps, utterances_that_fit
 from experiments.command_line import OneLineErrors, common_options
 from experiments.loggers import WandbSettings, build_loggers
 from experiments.runs import RunFolder
+from experiments.settings_yaml import load_settings
 from experiments.shipped import find_shipped, shipped_names
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.precision import trainer_precision
@@ -64,7 +65,7 @@ def resolve_configs(args: list[str]) -> list[str]:
             return value
         path = find_shipped(value, CONFIGS, "--config")
         try:
-            yaml.safe_load(read_text(path))
+            load_settings(read_text(path))
         except yaml.YAMLError as error:
             raise ValueError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from None
         return str(path)

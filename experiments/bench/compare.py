@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-import yaml
 
 from callbacks.lookup import find_callback
 from datamodules.files import read_text
@@ -28,6 +27,7 @@ from experiments.bench.made import earlier, made, training_device
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
 from experiments.cache_targets import TargetsCLI
 from experiments.runs import write_atomically
+from experiments.settings_yaml import load_settings
 from experiments.shipped import find_shipped
 from experiments.training import DistillationCLI
 
@@ -206,7 +206,7 @@ def load_variants(path: Path) -> dict[str, Variant]:
         ValueError: an unknown key, or a variant to compare with that is not there.
     """
     loaded = {}
-    for name, values in yaml.safe_load(read_text(path)).items():
+    for name, values in load_settings(read_text(path)).items():
         try:
             loaded[name] = Variant(**(values or {}))
         except TypeError as error:

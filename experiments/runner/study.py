@@ -16,6 +16,7 @@ import yaml
 
 from callbacks.policies import default_stages
 from datamodules.files import read_text
+from experiments.settings_yaml import load_settings
 from experiments.shipped import find_shipped, shipped_names
 from experiments.training import CONFIGS
 from lightning_modules.student import StudentConfig
@@ -156,7 +157,7 @@ def load_study(name: str) -> Study:
 
 def _merged(path: Path) -> dict[str, Any]:
     try:
-        own = yaml.safe_load(read_text(path)) or {}
+        own = load_settings(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(own, dict):
@@ -235,7 +236,7 @@ def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
     for name in [*row.configs, *study.configs]:
         if name not in shipped_names(CONFIGS):
             raise ValueError(f"{study.name}: row {row.name} names the config {name!r}, which is not shipped")
-        settings = merge(settings, yaml.safe_load(read_text(CONFIGS / f"{name}.yaml")) or {})
+        settings = merge(settings, load_settings(read_text(CONFIGS / f"{name}.yaml")) or {})
     for key, value in {**study.overrides, **row.overrides}.items():
         for part in reversed(key.split(".")):
             value = {part: value}
