@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 
+from experiments.command_line import Parser, nearest
+
 COMMANDS = {
     "quickstart": ("experiments.quickstart", "corpus, teacher, four students and a report, on a CPU in minutes"),
     "fit": ("experiments.training", "distil a student that grows while it trains"),
@@ -98,8 +100,11 @@ def run(args: list[str]) -> None:
     """
     words = 2 if " ".join(args[:2]) in COMMANDS else 1
     name, rest = " ".join(args[:words]), args[words:]
+    known = [other for other in COMMANDS if other.startswith(f"{name} ")]
+    if known and rest and not rest[0].startswith("-"):  # a second word that is no command
+        name = f"{name} {rest[0]}"
     if name not in COMMANDS:
-        raise ValueError(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
+        raise ValueError(f"unknown command {name!r}{nearest(name, COMMANDS)} (`interstack --help` lists all)")
     module = importlib.import_module(COMMANDS[name][0])
     if transformers := sys.modules.get("transformers"):
         transformers.utils.logging.disable_progress_bar()  # of reading and writing files: a flash each
@@ -112,18 +117,18 @@ def run(args: list[str]) -> None:
     if name == "cache-targets":
         module.TargetsCLI(["cache_targets", *rest])
         return
-    from jsonargparse import ArgumentParser, auto_cli
+    from jsonargparse import auto_cli
 
     command: Callable[..., None] = getattr(module, name.replace("-", "_").replace(" ", "_"))
     parameters = inspect.signature(command).parameters
     switches = {key for key, parameter in parameters.items() if parameter.annotation is bool}
     rest = complete_switches(rest, switches)
     if name not in POSITIONAL:
-        auto_cli(command, args=rest, prog=f"interstack {name}", as_positional=False)
+        auto_cli(command, args=rest, prog=f"interstack {name}", as_positional=False, parser_class=Parser)
         return
     word = POSITIONAL[name]
     several = parameters[word].annotation is not str
-    parser = ArgumentParser(prog=f"interstack {name}", description=(inspect.getdoc(command) or "").split("\n\n")[0])
+    parser = Parser(prog=f"interstack {name}", description=(inspect.getdoc(command) or "").split("\n\n")[0])
     parser.add_argument(word, type=str, nargs="+" if several else None)
     parser.add_function_arguments(command, skip={word}, as_group=False)
     command(**parser.instantiate(parser.parse_args(rest)))

@@ -27,6 +27,7 @@ from callbacks.checkpointing import EXIT_SIGTERM, TERMINATE, RunCheckpoint
 from callbacks.fingerprint import flatten
 from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
+from experiments.command_line import PlainParser
 from experiments.lockstep import Lockstep, Shared, Stopped, Turns
 from experiments.training import DistillationCLI
 from lightning_modules.distillation import DistillationModule
@@ -94,12 +95,11 @@ def fit_together(args: list[str]) -> None:
 def _parse(args: list[str]) -> tuple[dict[str, str], list[str]]:
     """Configuration of each student by its name, and the arguments of all."""
     description, details = str(__doc__).split("\n\n", 1)
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="interstack fit-together",
         description=description,
         epilog=f"{details}\nAll other options are those of `interstack fit` and hold for every student.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--configs",

@@ -4,12 +4,14 @@ The typed signatures of the classes are the configuration; YAML files hold only 
 """
 
 import pkgutil
+from argparse import HelpFormatter
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,10 +27,14 @@ from callbacks.samples import SampleSpectrograms
 from callbacks.stacking import StackingCallback
 from callbacks.summary import RunSummary
 from callbacks.throughput import ThroughputCallback
+from datamodules.files import read_text
 from datamodules.librispeech import LibriSpeechDataModule
 from experiments.accumulation import accumulation_steps, utterances_that_fit
+from experiments.command_line import OneLineErrors, common_options
 from experiments.loggers import WandbSettings, build_loggers
 from experiments.runs import RunFolder
+from experiments.settings_yaml import load_settings
+from experiments.shipped import find_shipped, shipped_names
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.precision import trainer_precision
 
@@ -48,13 +54,21 @@ TRAINER_DEFAULTS = {
 
 
 def resolve_configs(args: list[str]) -> list[str]:
-    """Let ``--config NAME`` name a shipped file of ``experiments/configs`` where no such file is at hand."""
+    """Let ``--config NAME`` name a shipped file of ``experiments/configs`` where no such file is at hand.
+
+    Raises:
+        ValueError: there is no such file, or it is no YAML; it is named.
+    """
 
     def resolve(value: str) -> str:
-        shipped = CONFIGS / f"{Path(value).stem}.yaml"
-        if Path(value).is_file() or not shipped.is_file():
+        if ":" in value:  # settings themselves, which jsonargparse takes as well
             return value
-        return str(shipped)
+        path = find_shipped(value, CONFIGS, "--config")
+        try:
+            load_settings(read_text(path))
+        except yaml.YAMLError as error:
+            raise ValueError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        return str(path)
 
     resolved = list(args)
     for position, argument in enumerate(args):
@@ -118,6 +132,19 @@ def integer_first(hint: Any) -> Any:
     return reduce(or_, sorted(kinds, key=lambda kind: kind is not int))  # `|` makes unions that are in no cache
 
 
+class TrainingParser(OneLineErrors, LightningArgumentParser):
+    """The parser of the commands that train or validate; its help begins with the options that most runs set."""
+
+    def format_usage(self) -> str:
+        return f"usage: {self.prog} [--config NAME_OR_FILE] [options]\n"
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        full = super().format_help(formatter)
+        start = full.index("\n\n") + 2  # after the usage, which names every option
+        description, options = full[start:].split("\n\n", 1)
+        return f"{self.format_usage()}\n{description}\n\n{common_options(self)}\nall {options}"
+
+
 class DistillationCLI(LightningCLI):
     """The command line of training; one instance parses, builds and runs.
 
@@ -143,6 +170,7 @@ class DistillationCLI(LightningCLI):
             auto_configure_optimizers=False,  # its --optimizer would replace what a growth relies on
             load_from_checkpoint_support=False,  # DistillationModule saves plain hyper-parameters itself
             args=self._arguments,
+            parser_class=TrainingParser,
             parser_kwargs={name: {"description": _DESCRIPTIONS[name]} for name in self.subcommands()},
         )
 
@@ -259,7 +287,7 @@ class DistillationCLI(LightningCLI):
 
 
 _DESCRIPTIONS = {
-    "fit": "Distil a student. Shipped configs: " + ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml"))),
+    "fit": "Distil a student. Shipped configs: " + ", ".join(shipped_names(CONFIGS)),
     "validate": "Measure the distillation losses of a checkpoint (--ckpt_path FILE or last).",
     "cache_targets": "Store what the teacher of a run says about its fixed segments; then `fit --data.targets OUTPUT`.",
 }

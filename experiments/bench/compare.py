@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-import yaml
 
 from callbacks.lookup import find_callback
 from datamodules.files import read_text, write_json
@@ -27,6 +26,8 @@ from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.made import earlier, made, training_device
 from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
 from experiments.cache_targets import TargetsCLI
+from experiments.settings_yaml import load_settings
+from experiments.shipped import find_shipped
 from experiments.training import DistillationCLI
 
 log = logging.getLogger(__name__)
@@ -194,11 +195,7 @@ def find_variants(name: str) -> Path:
     Raises:
         ValueError: there is neither.
     """
-    shipped = SHIPPED / f"{name}.yaml"
-    if not Path(name).is_file() and not shipped.is_file():
-        names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
-        raise ValueError(f"--variants {name} is no file and none of the shipped ones ({names})")
-    return Path(name) if Path(name).is_file() else shipped
+    return find_shipped(name, SHIPPED, "--variants")
 
 
 def load_variants(path: Path) -> dict[str, Variant]:
@@ -208,7 +205,7 @@ def load_variants(path: Path) -> dict[str, Variant]:
         ValueError: an unknown key, or a variant to compare with that is not there.
     """
     loaded = {}
-    for name, values in yaml.safe_load(read_text(path)).items():
+    for name, values in load_settings(read_text(path)).items():
         try:
             loaded[name] = Variant(**(values or {}))
         except TypeError as error:

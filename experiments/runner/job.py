@@ -18,13 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import AutoConfig
 
 from datamodules.files import read_json, read_text, write_json, write_text
 from experiments.accounting import measured
 from experiments.runner.plan import Job
 from experiments.runs import RunFolder, git_commit
+from experiments.settings_yaml import dump_settings, load_settings
 
 # Of a scheduler or launcher around us; Lightning would take a job's process for one of its ranks.
 LAUNCHER_PREFIXES = ("SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "SUBMITIT_", "PMI_")
@@ -146,7 +146,7 @@ class Workspace:
             settings = matched(settings, self._ratio(job.match))
         settings["wandb"] = self._wandb_of(job)
         config = self.path(job) / "config.yaml"
-        write_text(config, yaml.safe_dump(settings, sort_keys=False))
+        write_text(config, dump_settings(settings))
         return str(config)
 
     def _training_options(self, job: Job) -> list[str]:
@@ -192,7 +192,7 @@ class Workspace:
         """The result of a job whose command has ended well."""
         result: dict[str, Any] = {"row": job.row, "seed": job.seed, "commit": git_commit()}
         if job.kind == "distil":
-            config = yaml.safe_load(read_text(self.path(job) / "config.yaml"))
+            config = load_settings(read_text(self.path(job) / "config.yaml"))
             teacher = AutoConfig.from_pretrained(self.teacher_of(job))
             growth = self.output / job.run / "growth.json"
             events = read_json(growth) if growth.is_file() else []

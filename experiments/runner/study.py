@@ -16,6 +16,8 @@ import yaml
 
 from callbacks.policies import default_stages
 from datamodules.files import read_text
+from experiments.settings_yaml import load_settings
+from experiments.shipped import find_shipped, shipped_names
 from experiments.training import CONFIGS
 from lightning_modules.student import StudentConfig
 from lightning_modules.superb.recipes import TASK_RECIPES
@@ -122,15 +124,12 @@ def find_study(name: str) -> Path:
     Raises:
         ValueError: neither exists.
     """
-    for path in (Path(name), STUDIES / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    raise ValueError(f"there is no study {name!r}: give a YAML file, or one of {', '.join(shipped_studies())}")
+    return find_shipped(name, STUDIES, "study")
 
 
 def shipped_studies() -> list[str]:
     """Names of the studies that come with the package."""
-    return sorted(path.stem for path in STUDIES.glob("*.yaml") if not path.stem.startswith("_"))
+    return shipped_names(STUDIES)
 
 
 def load_study(name: str) -> Study:
@@ -158,7 +157,7 @@ def load_study(name: str) -> Study:
 
 def _merged(path: Path) -> dict[str, Any]:
     try:
-        own = yaml.safe_load(read_text(path)) or {}
+        own = load_settings(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(own, dict):
@@ -235,10 +234,9 @@ def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
     """What ``interstack fit`` gets for a row, as one nested mapping: configs, then overrides."""
     settings: dict[str, Any] = {}
     for name in [*row.configs, *study.configs]:
-        path = CONFIGS / f"{name}.yaml"
-        if not path.is_file():
+        if name not in shipped_names(CONFIGS):
             raise ValueError(f"{study.name}: row {row.name} names the config {name!r}, which is not shipped")
-        settings = merge(settings, yaml.safe_load(read_text(path)) or {})
+        settings = merge(settings, load_settings(read_text(CONFIGS / f"{name}.yaml")) or {})
     for key, value in {**study.overrides, **row.overrides}.items():
         for part in reversed(key.split(".")):
             value = {part: value}

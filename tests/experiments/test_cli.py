@@ -106,7 +106,7 @@ def test_a_bare_switch_means_true() -> None:
 
 def test_unknown_commands_and_bad_values_are_one_line() -> None:
     for arguments, message in (
-        (["fitt"], "unknown command 'fitt': choose one of"),
+        (["fitt"], "unknown command 'fitt': did you mean fit?"),
         (["export", "--checkpoint", "none.ckpt", "--output", "x"], "none.ckpt"),
     ):
         command = [sys.executable, "-m", "experiments.cli", *arguments]
@@ -124,6 +124,7 @@ def test_shipped_configs_are_found_by_name(tmp_path: Path) -> None:
     own.write_text("{}")
     assert resolve_configs(["--config", str(own)]) == ["--config", str(own)]
     assert resolve_configs(["--name", "full"]) == ["--name", "full"]
+    assert resolve_configs(["--config", "{name: a}"]) == ["--config", "{name: a}"]  # settings themselves
 
 
 def test_runs_are_named_after_their_last_config() -> None:
