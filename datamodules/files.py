@@ -5,6 +5,7 @@ A folder that one command fills over a long time is locked against a second.
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -81,6 +82,15 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
     return write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def what_to_do(error: OSError) -> str:
+    """How to go on where a file could not be written, for the end of a message; nothing for other errors."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "; make room there and give the same command again, what is finished is kept"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "; make it writable, or choose another folder"
+    return ""
+
+
 def finite(value: Any) -> Any:
     """The same containers, with ``None`` for every NaN and infinity: JSON has no such numbers."""
     if isinstance(value, dict):
@@ -101,6 +111,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk shows at a write, which knows no name
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -33,6 +33,7 @@ from datamodules.shards import (
     finish_folder,
     free_bytes,
     kept_part,
+    only_writer,
     part_of,
     record_part,
     unfinished_folder,
@@ -81,18 +82,19 @@ def pack_split(
     if is_finished(folder, MARKER, made_with, overwrite):
         verify_packed(str(folder))
         return totals
-    unfinished.mkdir(parents=True, exist_ok=True)
-    _require_space(unfinished, totals.num_bytes)
-    parts: dict[str, Part] = {}
-    for number, rows in enumerate(shards):
-        name = shard_name(number)
-        kept = kept_part(unfinished, name, made_with)
-        parts[name] = kept or _write_shard(unfinished, number, rows, manifest, made_with)
-        logger.info("%s: shard %d, %d of %d utterances", split, number, rows.stop, len(manifest))
-    relative = _relative_paths(manifest, [source for _, source in split_folders(settings)])
-    parts[INDEX] = _write_index(unfinished, manifest, shards, relative)
-    _write_transcripts(unfinished, manifest, relative)
-    finish_folder(folder, "*.pcm", MARKER, made_with, parts, sample_rate=settings.sample_rate)
+    with only_writer(folder):
+        unfinished.mkdir(parents=True, exist_ok=True)
+        _require_space(unfinished, totals.num_bytes)
+        parts: dict[str, Part] = {}
+        for number, rows in enumerate(shards):
+            name = shard_name(number)
+            kept = kept_part(unfinished, name, made_with)
+            parts[name] = kept or _write_shard(unfinished, number, rows, manifest, made_with)
+            logger.info("%s: shard %d, %d of %d utterances", split, number, rows.stop, len(manifest))
+        relative = _relative_paths(manifest, [source for _, source in split_folders(settings)])
+        parts[INDEX] = _write_index(unfinished, manifest, shards, relative)
+        _write_transcripts(unfinished, manifest, relative)
+        finish_folder(folder, "*.pcm", MARKER, made_with, parts, sample_rate=settings.sample_rate)
     return totals
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import read_json, write_json
+from datamodules.files import FolderLock, read_json, replacing, write_json
 from datamodules.folders import write_marker
 
 Part = dict[str, Any]
@@ -24,6 +24,15 @@ Part = dict[str, Any]
 def unfinished_folder(folder: Path) -> Path:
     """Where ``folder`` grows."""
     return folder.with_name(f".unfinished-{folder.name}")
+
+
+def only_writer(folder: Path) -> FolderLock:
+    """The right to make ``folder``: a second call at the same time is refused.
+
+    Raises:
+        ValueError: another process makes it.
+    """
+    return FolderLock(folder.parent, f".{folder.name}.lock", "wait for it, or choose another output folder")
 
 
 def checksum(path: str) -> str | None:
@@ -57,15 +66,14 @@ def kept_part(folder: Path, name: str, made_with: Mapping[str, Any]) -> Part | N
 
 def write_part(path: Path, chunks: Iterable[bytes]) -> Part:
     """Write a file under a temporary name, bring it to the disk and rename it."""
-    temporary, digest, size = path.with_name(f"{path.name}.tmp"), hashlib.sha256(), 0
-    with temporary.open("wb") as file:
+    digest, size = hashlib.sha256(), 0
+    with replacing(path) as temporary, temporary.open("wb") as file:
         for data in chunks:
             file.write(data)
             digest.update(data)
             size += len(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 

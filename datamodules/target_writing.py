@@ -25,6 +25,7 @@ from datamodules.shards import (
     finish_folder,
     free_bytes,
     kept_part,
+    only_writer,
     part_of,
     record_part,
     unfinished_folder,
@@ -142,24 +143,25 @@ def write_targets(
     Raises:
         ValueError: the source gives other shapes than the plan has, or targets that are not finite.
     """
-    unfinished = unfinished_folder(folder)
-    unfinished.mkdir(parents=True, exist_ok=True)
-    progress = _Progress(plan)
-    parts: dict[str, Part] = {}
-    for number, shard in enumerate(plan.shards):
-        name = shard_name(number)
-        if (part := kept_part(unfinished, name, made_with)) is None:
-            writer = _ShardWriter(plan, made_with, source, progress)
-            part = writer.write(unfinished / name, plan.batches(number, batch_samples))
-            record_part(unfinished, name, made_with, part)
-        else:
-            progress.skip(plan.rows[shard.start : shard.stop])
-        parts[name] = part
-        progress.tell(f"shard {number + 1} of {len(plan.shards)}")
-    errors = _relative_errors(list(parts.values()), made_with["layers"])
-    np.save(unfinished / PLACES, _places(plan))
-    parts[PLACES] = part_of(unfinished / PLACES)
-    finish_folder(folder, SHARDS, MARKER, made_with, parts, relative_l2_error=errors)
+    with only_writer(folder):
+        unfinished = unfinished_folder(folder)
+        unfinished.mkdir(parents=True, exist_ok=True)
+        progress = _Progress(plan)
+        parts: dict[str, Part] = {}
+        for number, shard in enumerate(plan.shards):
+            name = shard_name(number)
+            if (part := kept_part(unfinished, name, made_with)) is None:
+                writer = _ShardWriter(plan, made_with, source, progress)
+                part = writer.write(unfinished / name, plan.batches(number, batch_samples))
+                record_part(unfinished, name, made_with, part)
+            else:
+                progress.skip(plan.rows[shard.start : shard.stop])
+            parts[name] = part
+            progress.tell(f"shard {number + 1} of {len(plan.shards)}")
+        errors = _relative_errors(list(parts.values()), made_with["layers"])
+        np.save(unfinished / PLACES, _places(plan))
+        parts[PLACES] = part_of(unfinished / PLACES)
+        finish_folder(folder, SHARDS, MARKER, made_with, parts, relative_l2_error=errors)
     return errors
 
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 
+from datamodules.files import what_to_do
 from experiments.command_line import Parser, nearest
 
 COMMANDS = {
@@ -163,7 +164,8 @@ def main() -> int:
     except Exception as error:
         if os.environ.get("INTERSTACK_TRACEBACK") or not _is_for_the_user(error):
             raise
-        print(f"interstack: {type(error).__name__}: {error}", file=sys.stderr)
+        advice = what_to_do(error) if isinstance(error, OSError) else ""
+        print(f"interstack: {type(error).__name__}: {error}{advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interstack: interrupted", file=sys.stderr)

@@ -1,19 +1,15 @@
 """Run a plan: what is ready goes to the executor, what is done is not repeated, what fails is told and left behind."""
 
-import fcntl
 import json
-import os
-import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from datamodules.files import read_json, write_json
+from datamodules.files import FolderLock, read_json, write_json
 from experiments.runner.executors import Executor, Handle
 from experiments.runner.job import Workspace, is_done, read_record
 from experiments.runner.plan import Job, Plan
@@ -21,27 +17,13 @@ from experiments.runner.plan import Job, Plan
 STATES = ("done", "running", "waiting", "failed", "blocked")
 
 
-@contextmanager
-def only_runner(output: Path) -> Iterator[None]:
-    """Hold the folder: a second runner is refused. The lock ends with the process, however that ends.
+def only_runner(output: Path) -> FolderLock:
+    """Hold the folder: a second runner is refused.
 
     Raises:
         ValueError: another runner works here; the message names its process and host.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / "runner.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{output} is in use by another runner ({file.read().strip() or 'just started'}): wait for it, or "
-                "choose another --output"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+    return FolderLock(output, "runner.lock", "wait for it, or choose another --output")
 
 
 class Runner:

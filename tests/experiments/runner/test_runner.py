@@ -269,7 +269,10 @@ def test_a_second_runner_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Pa
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
-    with pytest.raises(ValueError, match=f"in use by another runner .process {process.pid} on "), only_runner(tmp_path):
+    with (
+        pytest.raises(ValueError, match=f"in use by another command .process {process.pid} on "),
+        only_runner(tmp_path),
+    ):
         pass
     process.kill()
     process.wait()
