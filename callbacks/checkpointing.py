@@ -15,7 +15,6 @@ training stops after any micro-batch; SLURM's saves in the middle of an accumula
 step even. Here signals are noted, and acted upon between optimizer steps.
 """
 
-import io
 import logging
 import os
 import pickle
@@ -37,7 +36,7 @@ from callbacks.ddp import require_lightning
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 from datamodules.files import replacing
-from lightning_modules.checkpoint_files import global_step
+from lightning_modules.checkpoint_files import global_step, serialised
 
 log = logging.getLogger(__name__)
 
@@ -277,10 +276,9 @@ def _describe(error: OSError, folder: Path) -> str:
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
     """Serialise in memory, write under a temporary name of its own folder, rename."""
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
+    content = serialised(checkpoint)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(buffer.getbuffer())
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())  # some file systems say only here that the disk is full
 

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,7 @@ def read_json(path: str | Path, remedy: str = "restore the file") -> Any:
         raise ValueError(f"{path}, line {error.lineno}: this is not JSON ({error.msg}); {remedy}") from error
 
 
-def write_bytes(path: str | Path, content: bytes) -> Path:
+def write_bytes(path: str | Path, content: bytes | memoryview) -> Path:
     """Write a file whole or not at all; the folder is made where it is missing. Returns the path, as the others do."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
@@ -80,6 +81,25 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
     """Write a value as JSON that every program reads: numbers that are not finite become ``null``."""
     return write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name what was being written in an error of the disk: it shows at a write, which knows no name.
+
+    Raises:
+        OSError: of the path, in place of the error of another kind in which safetensors wraps it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if match := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
+        raise
 
 
 def what_to_do(error: OSError) -> str:
@@ -109,12 +129,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         temporary.unlink()  # of a killed process that had the same number
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a full disk shows at a write, which knows no name
-        raise
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

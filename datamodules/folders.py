@@ -1,13 +1,15 @@
 """Folders that are complete or absent: made under a temporary name, known by the settings stored in them."""
 
+import glob
 import os
-import tempfile
+import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import read_json, write_json
+from datamodules.files import naming, read_json, write_json
 
 
 def is_finished(folder: Path, marker: str, settings: Mapping[str, Any], overwrite: bool) -> bool:
@@ -44,12 +46,39 @@ def write_marker(folder: Path, marker: str, settings: Mapping[str, Any], **more:
 
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of ``folder`` when the block ends without an exception."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as temporary:
-        new = Path(temporary) / "new"
-        new.mkdir()
-        yield new
+    """Yield an empty folder that takes the place of ``folder`` when the block ends without an exception.
+
+    What a killed call of this machine has left is removed; a folder that it had just moved away is put back.
+    """
+    folder = folder.absolute()
+    prefix = f".unfinished-{folder.name}-{socket.gethostname()}-"
+    for left in folder.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _is_alive(left.name.removeprefix(prefix)):
+            _put_back(left / "old", folder)
+            shutil.rmtree(left, ignore_errors=True)
+    home = folder.parent / f"{prefix}{os.getpid()}"
+    (home / "new").mkdir(parents=True)
+    try:
+        with naming(folder):
+            yield home / "new"
         if folder.exists():
-            os.replace(folder, Path(temporary) / "old")
-        os.replace(new, folder)
+            os.replace(folder, home / "old")
+        os.replace(home / "new", folder)
+    finally:
+        _put_back(home / "old", folder)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -9,11 +9,8 @@ The folder holds ``config.json`` and ``model.safetensors`` (``HubertModel.from_p
 
 import json
 import logging
-import os
 import pickle
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +18,7 @@ import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from datamodules.files import read_json, write_json, write_text
+from datamodules.folders import making
 from lightning_modules.checkpoint_files import require_sound
 from lightning_modules.damage import naming_damage
 
@@ -137,7 +135,7 @@ def export_student(checkpoint: str | Path, output: str | Path, overwrite: bool =
     output = Path(output)
     _refuse_used(output, overwrite)
     student = load_student(checkpoint)
-    with _replacing(output) as folder:
+    with making(output) as folder:
         student.model.save_pretrained(folder)
         Wav2Vec2FeatureExtractor(
             do_normalize=student.meta["normalize"],
@@ -158,27 +156,6 @@ def _refuse_used(output: Path, overwrite: bool) -> None:
         raise ValueError(f"output folder {str(output)!r} is not empty: give another one, or set overwrite=true")
     if not (output / META_FILE).is_file():  # someone's files, which a slip must not delete
         raise ValueError(f"output folder {str(output)!r} is no earlier export, so it stays: give another one")
-
-
-@contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """A folder beside ``output`` that takes its place at the end; after an error nothing has changed."""
-    output = output.absolute()
-    fresh = output.with_name(f".{output.name}.new-{os.getpid()}")
-    old = output.with_name(f".{output.name}.old-{os.getpid()}")
-    fresh.mkdir(parents=True)
-    try:
-        yield fresh
-        if output.exists():
-            os.replace(output, old)
-        os.replace(fresh, output)
-    except BaseException:
-        if old.exists() and not output.exists():
-            os.replace(old, output)
-        raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def model_card(student: StudentCheckpoint, name: str) -> str:

@@ -1,6 +1,5 @@
 """TaskCheckpoint: the best head by strict improvement on dev, and a place to resume from."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from callbacks.guards import DivergedError
+from datamodules.files import replacing, write_bytes
+from lightning_modules.checkpoint_files import require_sound, serialised
 from lightning_modules.superb.task_module import TaskModule
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -69,10 +70,11 @@ class TaskCheckpoint(Callback):
     def _save(self, trainer: L.Trainer) -> None:
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-        temporary = self.folder / f"{LAST}.tmp"
-        trainer.save_checkpoint(temporary)  # on all ranks; it waits for the first
         if trainer.is_global_zero:
-            os.replace(temporary, self.folder / LAST)
+            with replacing(self.folder / LAST) as temporary:
+                trainer.save_checkpoint(temporary)
+        else:
+            trainer.save_checkpoint(self.folder / LAST)  # which writes nothing, and waits for the first
         trainer.strategy.barrier()
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,9 +92,7 @@ def _evaluates(trainer: L.Trainer) -> bool:
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    write_bytes(path, serialised(state))
 
 
 def load_best(folder: Path, module: TaskModule) -> None:
@@ -104,5 +104,6 @@ def load_best(folder: Path, module: TaskModule) -> None:
     path = folder / BEST
     if not path.is_file():
         raise DivergedError(f"no evaluation on dev gave a number, so {folder} holds no {BEST}: lower --lr")
+    require_sound(path, f"delete {folder} to run it again")
     state = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(state["state_dict"], strict=False)

@@ -4,6 +4,7 @@ import json
 import logging
 import uuid
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from callbacks.guards import NonFiniteGuard
 from datamodules.batching import MicroBatch
-from datamodules.files import read_json, read_text, write_json, write_text
+from datamodules.files import FolderLock, read_json, read_text, write_json, write_text
 from datamodules.superb.datamodule import SuperbDataModule
 from experiments.loggers import build_loggers
 from experiments.superb.checkpoint import LAST, TaskCheckpoint, load_best
 from experiments.superb.options import PROBE_AUDIO_BYTES, RunSettings
 from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import log_samples, result_of
+from lightning_modules.checkpoint_files import require_sound
 from lightning_modules.superb.feature_cache import FeatureCache
 from lightning_modules.superb.recipes import TASK_RECIPES
 from lightning_modules.superb.task_module import TaskModule, TaskOptimisation, deterministic_cudnn
@@ -57,6 +59,18 @@ def run_task(settings: RunSettings, upstream: Upstream, prepared: Prepared | Non
     if is_finished(settings):
         log.info("kept the finished run in %s", folder)
         return read_json(folder / RESULT)
+    with FolderLock(folder, "run.lock", "wait for it, or choose another --output") if _is_first() else nullcontext():
+        return _run(settings, config, upstream, prepared)
+
+
+def _is_first() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _run(
+    settings: RunSettings, config: dict[str, Any], upstream: Upstream, prepared: Prepared | None
+) -> dict[str, Any]:
+    folder = Path(settings.output)
     if tail := settings.updates % settings.eval_every:
         log.warning(
             "the last %d of %d updates are not scored on dev, which is every %d (as in s3prl)",
@@ -81,6 +95,8 @@ def run_task(settings: RunSettings, upstream: Upstream, prepared: Prepared | Non
     if settings.is_probe:
         _standardise(module, data, trainer)
     last = folder / LAST
+    if last.is_file():
+        require_sound(last, "delete it to begin this run again")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # the upstream always is
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)

@@ -6,12 +6,13 @@ with HuBERT Base. Numbers that are to be compared with s3prl's are made without.
 """
 
 import hashlib
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from datamodules.files import write_bytes
+from lightning_modules.checkpoint_files import damage, serialised
 from lightning_modules.superb.upstream import Upstream
 
 
@@ -54,14 +55,12 @@ class FeatureCache:
         if self.folder is None:
             return self._memory.get(name)
         path = self._path(name)
-        return torch.load(path, weights_only=True) if path.is_file() else None
+        if not path.is_file() or damage(path) is not None:  # then it is computed anew
+            return None
+        return torch.load(path, weights_only=True)
 
     def _write(self, name: str, states_LFD: Tensor) -> None:
         if self.folder is None:
             self._memory[name] = states_LFD
             return
-        path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        torch.save(states_LFD, temporary)
-        os.replace(temporary, path)
+        write_bytes(self._path(name), serialised(states_LFD))

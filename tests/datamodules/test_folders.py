@@ -1,3 +1,8 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +40,43 @@ def test_something_else_is_never_replaced(tmp_path: Path, overwrite: bool) -> No
     (tmp_path / "result").mkdir()
     with pytest.raises(ValueError, match="was not made by this command"):
         is_finished(tmp_path / "result", "made.json", {}, overwrite)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from datamodules.folders import making
+replace, calls = os.replace, []
+def until(*names):
+    replace(*names)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.replace = until
+with making(Path(sys.argv[1])) as new:
+    (new / "data").write_text("two")
+    if sys.argv[2] == "writing":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", ["writing", "between the renames"])
+def test_a_kill_loses_nothing_and_the_next_call_clears_it_up(tmp_path: Path, moment: str) -> None:
+    folder = tmp_path / "result"
+    make(folder, "one", a=1)
+    assert subprocess.run([sys.executable, "-c", KILLED, folder, moment], check=False).returncode == -signal.SIGKILL
+    assert folder.exists() == (moment == "writing")
+    (kept,) = tmp_path.glob("result" if moment == "writing" else ".unfinished-result-*/old")
+    assert (kept / "data").read_text() == "one"
+    with pytest.raises(FileNotFoundError), making(folder) as new:
+        (new / "missing" / "data").write_text("half")
+    assert (folder / "data").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_what_another_process_is_making_stays(tmp_path: Path) -> None:
+    mine = tmp_path / f".unfinished-result-{socket.gethostname()}-{os.getppid()}"
+    mine.mkdir()
+    make(tmp_path / "result", "one", a=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, "result"]
 
 
 def test_interruption_leaves_the_old_folder(tmp_path: Path) -> None:

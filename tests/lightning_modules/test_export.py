@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from lightning_modules import export as export_module
 from lightning_modules.export import CHECKPOINT_FORMAT, export, export_student, load_student, model_card
 
 FILES = {"README.md", "config.json", "interstack.json", "model.safetensors", "preprocessor_config.json"}
@@ -241,14 +241,14 @@ class TestOutput:
         self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         export_student(path, tmp_path / "student")
-        replace = export_module.os.replace
+        replace = os.replace
 
         def second_fails(source: Path, target: Path) -> None:
-            if ".new-" in Path(source).name:
+            if Path(source).name == "new":
                 raise OSError("disk is gone")
             replace(source, target)
 
-        monkeypatch.setattr(export_module.os, "replace", second_fails)
+        monkeypatch.setattr("os.replace", second_fails)
         with pytest.raises(OSError, match="disk is gone"):
             export_student(path, tmp_path / "student", overwrite=True)
         assert {file.name for file in (tmp_path / "student").iterdir()} == FILES

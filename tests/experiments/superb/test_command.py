@@ -200,6 +200,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeyp
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         superb("asr", teacher, root, tmp_path / "killed", *more)
     assert saved == [3]
+    (last,) = (tmp_path / "killed").glob("asr/*/last.ckpt")
+    content = last.read_bytes()
+    last.write_bytes(content[:1000])
+    with pytest.raises(ValueError, match=r"last.ckpt is damaged \(.*\): delete it to begin this run again"):
+        superb("asr", teacher, root, tmp_path / "killed", *more)
+    last.write_bytes(content)
     resumed = superb("asr", teacher, root, tmp_path / "killed", *more)
     assert saved == [3, 4, 6]
     one, two = (

@@ -12,6 +12,7 @@ from lightning_modules.superb.feature_cache import FeatureCache
 from lightning_modules.superb.upstream import EncoderUpstream, load_upstream
 from lightning_modules.teacher import normalize_waveforms
 from tests.helpers import save_teacher
+from tests.lightning_modules.test_checkpoint_files import DAMAGES
 from tests.lightning_modules.test_export import checkpoint_of, save, tiny_hubert
 
 
@@ -85,6 +86,12 @@ def test_a_cache_belongs_to_the_weights(tmp_path: Path) -> None:
     foreign = FeatureCache(other, tmp_path / "cache")
     assert not torch.equal(foreign.states(wave_T)[-1], states[-1])
     assert foreign.misses == 1
+    for kind, (spoil, _) in DAMAGES.items():
+        (entry,) = (first.folder or tmp_path).glob("*/*.pt")
+        spoil(entry)
+        fresh = FeatureCache(upstream, tmp_path / "cache")
+        assert all(torch.equal(one, two) for one, two in zip(states, fresh.states(wave_T), strict=True)), kind
+        assert (fresh.hits, fresh.misses) == (0, 1)
     again.states(0.5 * wave_T)  # another gain is another waveform
     again.states(torch.randn(4000), keep=False)
     assert again.misses == 2
