@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-from datamodules.files import read_json, write_json, write_text
+from datamodules.files import finite, read_json, write_json, write_text
 from lightning_modules.damage import damage_of, naming_damage
 
 logger = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ def _table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _json_block(values: dict[str, Any]) -> str:
-    return f"```json\n{json.dumps(values, indent=2)}\n```"
+    return f"```json\n{json.dumps(finite(values), indent=2)}\n```"
 
 
 _BLOCKS = {"Recipe": "recipe", "Data": "data", "Versions": "versions"}
