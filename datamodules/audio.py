@@ -167,8 +167,8 @@ def _require_sound(path: str, samples: np.ndarray, start: int, rate: int) -> Non
     if bad_T.any():
         first = int(bad_T.argmax())
         value = "NaN" if np.isnan(samples[first]).any() else "infinity"
-        problem = f"holds {value} at {(start + first) / rate:.4f} s (sample {start + first}); make it again"
-        raise BadAudioError.of(path, problem)
+        place = f"{(start + first) / rate:.4f} s (sample {start + first})"
+        raise BadAudioError.of(path, f"holds {value} at {place}; make it again or remove it")
     peak = float(np.abs(samples).max())
     problem = f"has a peak of {peak:.4g} where full scale is 1: divide it by 32768 or convert it to 16-bit integers"
     raise BadAudioError.of(path, problem)

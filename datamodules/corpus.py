@@ -5,7 +5,7 @@
     ROOT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac      (or .wav, .mp3)
     ROOT/SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt        lines of "UTTERANCE_ID TEXT"; may be missing
 
-The audio of a split may be packed instead (:mod:`datamodules.packed`).
+The audio of a split may be packed instead (:mod:`datamodules.packed`). An utterance has one audio file.
 """
 
 import os

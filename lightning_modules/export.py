@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-from datamodules.files import read_json, write_json, write_text
+from datamodules.files import finite, read_json, write_json, write_text
 from datamodules.folders import making
 from lightning_modules.checkpoint_files import require_sound
 from lightning_modules.damage import naming_damage
@@ -237,7 +237,7 @@ def _table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _json_block(values: dict[str, Any]) -> str:
-    return f"```json\n{json.dumps(values, indent=2)}\n```"
+    return f"```json\n{json.dumps(finite(values), indent=2)}\n```"
 
 
 _BLOCKS = {"Recipe": "recipe", "Data": "data", "Versions": "versions"}
