@@ -36,6 +36,8 @@ AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 class StackingCallback(Callback):
     """Grow the student at epoch boundaries.
 
+    A ``fast_dev_run`` has one epoch, so it trains at the depth of the first stage; the plans of all are checked.
+
     Acts: at the start of the first epoch of each stage, before its first batch. The checkpoint written at the end of
     the epoch before still holds the shallower model, the one that its metrics belong to.
 
@@ -99,19 +101,23 @@ class StackingCallback(Callback):
             self.stages, self.lengths = (full_depth,), (epochs,)
         else:
             self._refuse(trainer)
-            self._divide(pl_module, full_depth, epochs)
+            self._divide(pl_module, full_depth, None if trainer.fast_dev_run else epochs)  # type: ignore[attr-defined]
         for depth in self.stages:  # every loss must exist before the first step
             pl_module.objective.positions(depth, range(self.stages[0]))
 
-    def _divide(self, module: DistillationModule, full_depth: int, epochs: int) -> None:
-        """Stages and their plans; the student begins with the first."""
+    def _divide(self, module: DistillationModule, full_depth: int, epochs: int | None) -> None:
+        """Stages and their plans; the student begins with the first. Without ``epochs`` they last one each."""
         self.stages = tuple(self.requested_stages or default_stages(self.policy, full_depth, self.layers_per_stage))
         if self.stages[-1] != full_depth:
             raise ValueError(
                 f"growth.stages={list(self.stages)} end at {self.stages[-1]} layers, but student.num_layers="
                 f"{full_depth}: make them equal"
             )
-        self.lengths = stage_lengths(self.schedule, len(self.stages), epochs)
+        if epochs is None:
+            self.lengths = (1,) * len(self.stages)
+            log.warning("fast_dev_run: %d of %d layers, as in the first stage; no growth", self.stages[0], full_depth)
+        else:
+            self.lengths = stage_lengths(self.schedule, len(self.stages), epochs)
         for depth, target in zip(self.stages, self.stages[1:], strict=False):
             make_plan(self.policy, depth, target, self.offset)  # every plan must exist before the first step
         module.student.start_at(self.stages[0])

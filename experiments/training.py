@@ -3,7 +3,9 @@
 The typed signatures of the classes are the configuration; YAML files hold only what differs from their defaults.
 """
 
-import pkgutil
+import shutil
+import tempfile
+import weakref
 from argparse import HelpFormatter
 from functools import reduce
 from operator import or_
@@ -35,6 +37,7 @@ from experiments.loggers import WandbSettings, build_loggers
 from experiments.runs import RunFolder
 from experiments.settings_yaml import load_settings
 from experiments.shipped import find_shipped, shipped_names
+from experiments.trainer_flags import plugin_classes, refuse_flags
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.precision import trainer_precision
 
@@ -102,9 +105,7 @@ def default_precision(trainer: Any) -> str | None:
 
     ``None`` where a plugin brings the precision: Lightning refuses to be told twice.
     """
-    plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
-    classes = [pkgutil.resolve_name(plugin.class_path) for plugin in plugins if hasattr(plugin, "class_path")]
-    if any(issubclass(plugin, Precision) for plugin in classes):
+    if any(issubclass(plugin, Precision) for plugin in plugin_classes(trainer.plugins)):
         return None
     return trainer_precision(trainer.accelerator)
 
@@ -226,9 +227,12 @@ class DistillationCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        refuse_flags(config.trainer)
         _refuse_half_precision_on_cpu(config.trainer)
         self.run_folder = RunFolder(Path(config.runs_dir) / config.name)
         if self.subcommand == "fit":
+            if config.trainer.fast_dev_run:
+                self.run_folder = self._scratch_folder(config)
             self.run_folder.hold()
             config.ckpt_path = self.run_folder.resolve_checkpoint(config.ckpt_path)
         elif self.subcommand == "validate":
@@ -238,6 +242,18 @@ class DistillationCLI(LightningCLI):
         if config.trainer.precision is None:
             config.trainer.precision = default_precision(config.trainer)
 
+    def _scratch_folder(self, config: Any) -> RunFolder:
+        """For a fast_dev_run, which is no run: it begins anew, and leaves nothing in the folder of that name."""
+        if config.ckpt_path not in (None, "last"):
+            raise ValueError(
+                f"--trainer.fast_dev_run {config.trainer.fast_dev_run} begins anew, so it cannot go on from "
+                f"{config.ckpt_path}: leave out --ckpt_path"
+            )
+        config.ckpt_path = None
+        scratch = tempfile.mkdtemp(prefix="interstack-")
+        weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+        return RunFolder(Path(scratch) / config.name)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand]
         fitting = self.subcommand == "fit"
@@ -245,6 +261,7 @@ class DistillationCLI(LightningCLI):
             self._dump_config()  # on every rank: the loggers are built from it
             self._start_attempt()
         if config.trainer.logger is None:
+            logged = fitting and not config.trainer.fast_dev_run
             kwargs["logger"] = (
                 build_loggers(
                     self.run_folder.path,
@@ -253,7 +270,7 @@ class DistillationCLI(LightningCLI):
                     run_id=self.run_folder.wandb_id,
                     config=self.config_dump,
                 )
-                if fitting
+                if logged
                 else False
             )
         callbacks: list[Any] = [TrainingMetrics(), ThroughputCallback(), RunSummary()]
