@@ -21,7 +21,7 @@ HOW_NOT_WHAT = frozenset({"compile", "compile_backend", "kernels"})
 """Settings of student and teacher that change how they are computed but not what is learnt."""
 TOLD_OTHERWISE = frozenset({"model", "revision", "normalize", "attn_implementation"})
 """Settings of a teacher that its weights and waveforms tell, and its attention's implementation."""
-TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "overfit_batches")
+TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 """Settings of the trainer that change what is learnt; the length of the run is told by its stages and steps."""
 
 

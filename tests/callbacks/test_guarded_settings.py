@@ -92,9 +92,9 @@ ELSEWHERE = {
     "model.teacher.class_path": "its weights and settings",
     "model.teacher.init_args.revision": "the weights",
     "trainer.max_steps": "is refused",
-    "trainer.overfit_batches": "see the table of trainer flags",
+    "trainer.overfit_batches": "is refused",
     "trainer.fast_dev_run": "keeps no checkpoint",
-    "trainer.use_distributed_sampler": "see the table of trainer flags",
+    "trainer.use_distributed_sampler": "is refused",
 }
 # What cannot change the result, and a value to show it where there is one.
 CANNOT: dict[str, dict[str, Any]] = {
@@ -125,8 +125,8 @@ CANNOT: dict[str, dict[str, Any]] = {
         "data.val_splits": "[more]",
         "data.val_batch_size": 2,
         "trainer.limit_val_batches": 1,
-        "trainer.limit_test_batches": 1,
-        "trainer.limit_predict_batches": 1,
+        "trainer.limit_test_batches": None,
+        "trainer.limit_predict_batches": None,
         "trainer.val_check_interval": 2,
         "trainer.check_val_every_n_epoch": 2,
         "trainer.num_sanity_val_steps": 1,

@@ -44,5 +44,8 @@ def test_both_ranks_skip_stop_and_fail_together(tmp_path: Path) -> None:
     assert first["step"] == 4
     assert first["resumed"] == second["resumed"] == first["whole"]
 
+    assert (first["asked"], second["asked"]) == ([EXIT_SIGTERM, 4], [0, 4])
+    assert first["asked_resumed"] == second["asked_resumed"] == first["whole"]
+
     assert first["error"] == second["error"]
     assert "(No space left on device); there is none from before" in first["error"]

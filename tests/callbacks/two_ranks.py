@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.guards import NonFiniteGuard
 from lightning_modules.distillation import DistillationModule
-from tests.callbacks.faults import PoisonLoss, SendSignal
+from tests.callbacks.faults import AskToStop, PoisonLoss, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
 
 
@@ -65,6 +65,12 @@ def main(folder: Path) -> None:
     result["step"] = torch.load(last, weights_only=True)["global_step"]
     module, _ = fit(folder / "stop", ckpt_path=str(last))
     result["resumed"] = checksum(module)
+
+    _, stop = fit(folder / "asked", AskToStop(1, "on_train_batch_end", 1, rank=1))
+    last = folder / "asked" / "checkpoints" / "last.ckpt"
+    result["asked"] = [stop.code, torch.load(last, weights_only=True)["global_step"]]
+    module, _ = fit(folder / "asked", ckpt_path=str(last))
+    result["asked_resumed"] = checksum(module)
 
     full = OSError(errno.ENOSPC, "No space left on device")
     with mock.patch("callbacks.checkpointing.os.fsync", side_effect=full):
