@@ -100,6 +100,19 @@ def waves(one: SuperbBatch, two: SuperbBatch) -> list[tuple[Tensor, Tensor]]:
     return list(zip(one.waveforms, two.waveforms, strict=True))
 
 
+@pytest.mark.parametrize(("change", "message"), [(np.nan, "holds NaN at "), (9700.0, "has a peak of 9700 where")])
+def test_numbers_that_are_no_samples_stop_a_task(change: float, message: str, tmp_path: Path) -> None:
+    root = corpora.voxceleb1(tmp_path)
+    module = SuperbDataModule("sid", SuperbData(str(root), num_workers=0))
+    module.setup()
+    path = next(iter(module.val_dataloader())).rows[0].path  # sound before
+    samples_T, rate = soundfile.read(path, dtype="float32")
+    samples_T[100] = change
+    soundfile.write(path, samples_T, rate, subtype="FLOAT")
+    with pytest.raises(BadAudioError, match=rf"^{path}: {message}"):
+        next(iter(module.val_dataloader()))
+
+
 def test_stereo_is_bad_audio_unless_it_may_be_converted(tmp_path: Path) -> None:
     root = corpora.voxceleb1(tmp_path)
     path = root / "wav" / "id10001" / "video2" / "00001.wav"
