@@ -14,8 +14,6 @@ from tests.helpers import save_corpus, save_teacher
 
 # One frame per 320 samples, as HuBERT's convolutions count them; no front end to copy.
 OWN_TEACHER = """
-import torch
-from lightning_modules.lengths import *
 from lightning_modules.teacher import Teacher, TeacherTargets
 
 
