@@ -76,9 +76,10 @@ def get_policy(name: str) -> Policy:
     module, _, function = name.rpartition(".")
     try:
         return Policy(name, getattr(importlib.import_module(module), function))
-    except (ValueError, ImportError, AttributeError):
+    except (ValueError, ImportError, AttributeError) as error:
+        reason = f" ({error})" if module else ""
         raise ValueError(
-            f"unknown policy {name!r}: choose one of {', '.join(sorted(POLICIES))}, or give the path of a plan "
+            f"unknown policy {name!r}{reason}: choose one of {', '.join(sorted(POLICIES))}, or give the path of a plan "
             "function, my_module.my_plan"
         ) from None
 
@@ -104,10 +105,10 @@ def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> 
             f"must be above its depth, {max(depth, 1) + 1} or more"
         )
     if offset not in ("last", "first"):
-        raise ValueError(f"offset is {offset!r}: it must be 'last' or 'first'")
+        raise ValueError(f"growth.offset is {offset!r}: it must be 'last' or 'first'")
     if offset != "last" and not chosen.has_offset:
         strided = ", ".join(sorted(p.name for p in POLICIES.values() if p.has_offset))
-        raise ValueError(f"{policy} has no offset: remove offset={offset} (only {strided} can have it)")
+        raise ValueError(f"{policy} has no offset: remove growth.offset={offset} (only {strided} can have it)")
     plan = chosen.plan(depth, target, offset) if chosen.has_offset else chosen.plan(depth, target)
     if len(plan) != target:
         raise ValueError(f"{policy} made {len(plan)} layers of {depth} where {target} were asked for")
@@ -151,8 +152,8 @@ def default_stages(policy: str, num_layers: int = 12, layers_per_stage: int = 3)
     get_policy(policy)
     if not 1 <= layers_per_stage < num_layers:
         raise ValueError(
-            f"layers_per_stage={layers_per_stage} leaves nothing to grow: it must be from 1 to "
-            f"{num_layers - 1}, below num_layers={num_layers}"
+            f"growth.layers_per_stage={layers_per_stage} leaves nothing to grow: it must be from 1 to "
+            f"{num_layers - 1}, below model.student.num_layers={num_layers}"
         )
     if policy.startswith("one_shot_"):
         return (layers_per_stage, num_layers)
@@ -165,8 +166,9 @@ def default_stages(policy: str, num_layers: int = 12, layers_per_stage: int = 3)
     if stages[-1] != num_layers:
         fitting = [str(depth) for depth in stages[-2:] if depth > layers_per_stage]
         raise ValueError(
-            f"{policy} with layers_per_stage={layers_per_stage} goes through the depths "
-            f"{', '.join(map(str, stages))}, not num_layers={num_layers}: {' or '.join(fitting)} would fit"
+            f"{policy} with growth.layers_per_stage={layers_per_stage} goes through the depths "
+            f"{', '.join(map(str, stages))}, not model.student.num_layers={num_layers}: "
+            f"{' or '.join(fitting)} would fit"
         )
     return tuple(stages)
 

@@ -28,7 +28,7 @@ def stage_lengths(schedule: str | Sequence[int], num_stages: int, max_epochs: in
     """
     if max_epochs < num_stages:
         raise ValueError(
-            f"max_epochs={max_epochs} is too few for {num_stages} stages of at least one epoch each: train "
+            f"trainer.max_epochs={max_epochs} is too few for {num_stages} stages of at least one epoch each: train "
             f"for {num_stages} epochs or more, or use fewer stages"
         )
     if not isinstance(schedule, str):

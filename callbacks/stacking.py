@@ -110,7 +110,7 @@ class StackingCallback(Callback):
         self.stages = tuple(self.requested_stages or default_stages(self.policy, full_depth, self.layers_per_stage))
         if self.stages[-1] != full_depth:
             raise ValueError(
-                f"growth.stages={list(self.stages)} end at {self.stages[-1]} layers, but student.num_layers="
+                f"growth.stages={list(self.stages)} end at {self.stages[-1]} layers, but model.student.num_layers="
                 f"{full_depth}: make them equal"
             )
         if epochs is None:
@@ -289,7 +289,7 @@ def _epochs(trainer: L.Trainer) -> int:
     if epochs < 1 or (trainer.max_steps != -1 and not trainer.fast_dev_run):  # type: ignore[attr-defined]
         raise ValueError(
             f"a run is measured in epochs: trainer.max_steps={trainer.max_steps}, trainer.max_epochs="
-            f"{trainer.max_epochs}; set max_epochs, leave max_steps at -1, and shape the epochs with "
+            f"{trainer.max_epochs}; set trainer.max_epochs, leave trainer.max_steps at -1, and shape the epochs with "
             "data.batches_per_epoch"
         )
     return epochs

@@ -152,8 +152,8 @@ def plan_by_samples(lengths_N: np.ndarray, batch_samples: int) -> BatchPlan:
     sorted_N = lengths_N[order]
     if sorted_N[-1] > batch_samples:
         raise ValueError(
-            f"batch_seconds holds {batch_samples} samples, but the longest utterance (after max_samples) has "
-            f"{sorted_N[-1]}; raise batch_seconds or lower max_samples"
+            f"data.batch_seconds holds {batch_samples} samples, but the longest utterance (after data.max_samples) has "
+            f"{sorted_N[-1]}; raise data.batch_seconds or lower data.max_samples"
         )
     # From the longest down, buckets of whole batches: equal parts of the corpus, each rounded up to whole
     # batches, made 40 % more batches than the audio needs on a corpus of 3 hours (now 3 %).

@@ -270,7 +270,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
     def _check_settings(self) -> None:
         if (self.batch_size is None) == (self.batch_seconds is None):
             raise ValueError(
-                f"batch_size={self.batch_size} and batch_seconds={self.batch_seconds}: set exactly one, "
+                f"data.batch_size={self.batch_size} and data.batch_seconds={self.batch_seconds}: set exactly one, "
                 f"the other to null"
             )
         for name, known in (
@@ -279,19 +279,21 @@ class LibriSpeechDataModule(L.LightningDataModule):
             ("on_bad_audio", ("error", "skip")),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it may be {' or '.join(known)}")
+                raise ValueError(f"data.{name} is {getattr(self, name)!r}; it may be {' or '.join(known)}")
         positive = ("batch_size", "batch_seconds", "val_batch_size", "batches_per_epoch", "min_samples", "length_grid")
         for name in positive:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be positive")
         if self.max_samples < self.min_samples:
-            raise ValueError(f"max_samples ({self.max_samples}) is below min_samples ({self.min_samples})")
+            raise ValueError(f"data.max_samples ({self.max_samples}) is below data.min_samples ({self.min_samples})")
         if self.length_grid > 1 and self.length == "pad":
-            raise ValueError(f"length_grid={self.length_grid} needs length=crop: length=pad crops nothing")
+            raise ValueError(
+                f"data.length_grid={self.length_grid} needs data.length=crop: data.length=pad crops nothing"
+            )
         if self.targets is not None:
             self._require_fixed()
         if not self.train_splits:
-            raise ValueError("train_splits is empty; name at least one folder to train on")
+            raise ValueError("data.train_splits is empty; name at least one folder to train on")
 
     def _require_fixed(self) -> None:
         if (self.crop, self.length) != ("fixed", "crop"):

@@ -231,7 +231,7 @@ class ResumableLoader(DataLoader[AudioBatch]):
             return
         if start and (state["length"], state["accumulate"]) != (len(sampler), sampler.accumulate):
             raise ValueError(
-                f"the checkpoint was written in mid-epoch with accumulate_grad_batches={state['accumulate']} "
+                f"the checkpoint was written in mid-epoch with trainer.accumulate_grad_batches={state['accumulate']} "
                 f"and {state['length']} batches per epoch, not {sampler.accumulate} and {len(sampler)}: "
                 f"resume with the same settings, or from a checkpoint of an epoch's end"
             )

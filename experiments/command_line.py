@@ -4,6 +4,8 @@ Argparse prints the usage first, which for ``interstack fit`` is 116 lines. Impo
 """
 
 import argparse
+import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -85,9 +87,9 @@ def option_names(parser: argparse.ArgumentParser) -> list[str]:
     names = [option[2:] for action in parser._actions for option in action.option_strings if option[:2] == "--"]
     for action in parser._actions:
         default: Any = action.default
-        if isinstance(default, dict) or hasattr(default, "as_dict"):
-            init_args = (default if isinstance(default, dict) else default.as_dict()).get("init_args") or {}
-            names += [f"{action.dest}.init_args.{name}" for name in init_args]
+        if hasattr(default, "class_path"):
+            arguments = inspect.signature(pkgutil.resolve_name(default.class_path)).parameters
+            names += [f"{action.dest}.init_args.{name}" for name in arguments]
     return [name for name in names if not name.endswith((".help", "+"))]
 
 

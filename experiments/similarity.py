@@ -29,7 +29,7 @@ from experiments.analysis import layer_similarity
 from experiments.depth_use import depth_use
 from experiments.report.stage_figures import copies_picture, depth_use_picture, stages_picture
 from lightning_modules.export import load_student
-from lightning_modules.objective import DISTANCES
+from lightning_modules.objective import get_distance
 from lightning_modules.superb.upstream import EncoderUpstream
 from lightning_modules.teacher import Teacher, build_teacher, normalize_waveforms
 
@@ -246,7 +246,7 @@ def _output_loss(path: Path, distance: str, outputs: Sequence[Tensor]) -> Callab
 
     def loss(output_FD: Tensor, number: int) -> Tensor:
         projected_FD = nn.functional.linear(output_FD, weight, bias)
-        return DISTANCES[distance](projected_FD[None], outputs[number][None]).sum()
+        return get_distance(distance)(projected_FD[None], outputs[number][None]).sum()
 
     return loss
 

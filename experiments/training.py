@@ -313,7 +313,8 @@ _DESCRIPTIONS = {
 _HELP = {
     "config": "A YAML file, or the name of a shipped one; may be given several times, later ones win.",
     "ckpt_path": "A checkpoint, or `last`: the newest of this run (`fit` starts anew where there is none yet).",
-    "trainer.default_root_dir": "Ignored: the run's folder is RUNS_DIR/NAME, see --runs_dir and --name.",
+    "trainer.default_root_dir": "Leave it out: the run's folder is RUNS_DIR/NAME, see --runs_dir and --name.",
+    "trainer.fast_dev_run": "Try so many batches of training and validation (`true`: one); no growth, no run folder.",
     "trainer.precision": "Default: bf16-mixed on GPUs that have bfloat16, else 32-true.",
     "trainer.logger": "Default: metrics.csv in the run's folder, and Weights & Biases by the --wandb settings.",
     "trainer.use_distributed_sampler": "Leave it off: the data module cuts global batches by rank itself.",

@@ -332,8 +332,8 @@ def _check_shared_convolutions(teacher: Teacher, student: Student) -> None:
     for name, value in teacher.front_end.state_dict.items():
         if not torch.equal(own[name].cpu(), value):
             raise ValueError(
-                f"student.front_end=shared, but {name} of the student's front end is not the teacher's: these weights "
-                "come from another run; set student.front_end=frozen to keep them"
+                f"model.student.front_end=shared, but {name} of the student's front end is not the teacher's: these "
+                "weights come from another run; set model.student.front_end=frozen to keep them"
             )
 
 
@@ -345,5 +345,5 @@ def _check_frame_rates(teacher: Teacher, student: Student) -> None:
         raise ValueError(
             f"for {num_samples[-1]} samples the teacher gives {int(teacher_frames[-1])} frames and the student "
             f"{int(student_frames[-1])}: a teacher must have the student's frame rate (one frame per 320 samples); "
-            "copy its front end (student.front_end_init=teacher) or choose another teacher"
+            "copy its front end (model.student.front_end_init=teacher) or choose another teacher"
         )

@@ -32,7 +32,10 @@ def install(extractor: nn.Module, kernels: Kernels) -> None:
     if (AUTO if kernels == "auto" else kernels) == "plain" or isinstance(extractor, _ChannelsLast):
         return
     if problem := _problem(extractor):
-        raise ValueError(f"kernels=channels_last cannot compute this front end, which has {problem}: set kernels=plain")
+        raise ValueError(
+            f"model.student.kernels=channels_last cannot compute this front end, which has {problem}: set "
+            "model.student.kernels=plain"
+        )
     base: Any = type(extractor)
     extractor.__class__ = _with_channels_last(base)
 

@@ -5,9 +5,10 @@ Shapes: B batch, F frames, D width of the student or teacher. Teacher layers are
 hidden states (0 is the input of the first layer).
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,25 @@ def l1_cosine(prediction_BFD: Tensor, target_BFD: Tensor) -> Tensor:
 DISTANCES: dict[str, Distance] = {"mse": mse, "l1": l1, "l1_cosine": l1_cosine}
 
 
+def get_distance(name: str) -> Distance:
+    """The distance of that name, or the function of that dotted path (``my_module.my_distance``).
+
+    Raises:
+        ValueError: there is none; the message lists those that there are.
+    """
+    if name in DISTANCES:
+        return DISTANCES[name]
+    module, _, function = name.rpartition(".")
+    try:
+        return cast(Distance, getattr(importlib.import_module(module), function))
+    except (ValueError, ImportError, AttributeError) as error:
+        reason = f" ({error})" if module else ""
+        raise ValueError(
+            f"unknown model.objective.distance {name!r}{reason}: choose one of {', '.join(DISTANCES)}, or give the "
+            "path of a function of two (B, F, D) tensors, my_module.my_distance"
+        ) from None
+
+
 class ProjectedDistance(nn.Linear):
     """A projection from student to teacher width, and the distance from there to a target, summed over valid frames.
 
@@ -63,7 +83,8 @@ class ObjectiveConfig:
     """What the student learns from; the defaults are the paper's L2L objective.
 
     Args:
-        distance: ``mse``, ``l1`` or ``l1_cosine``, for the output and the intermediate loss alike.
+        distance: ``mse``, ``l1``, ``l1_cosine``, or the path of your own, ``my_module.my_distance``; for the output and
+            the intermediate loss alike.
         intermediate: ``l2l`` (student layers against teacher layers), ``prediction`` (heads on the last student layer
             predict the teacher layers) or ``none``.
         weight: of the intermediate loss; at 0 it is not computed at all.
@@ -76,7 +97,7 @@ class ObjectiveConfig:
             ``shared``, the output loss's projection for all.
     """
 
-    distance: Literal["mse", "l1", "l1_cosine"] = "mse"
+    distance: str = "mse"
     intermediate: Literal["l2l", "prediction", "none"] = "l2l"
     weight: float = 0.5
     layers: list[int] | None = None
@@ -85,8 +106,11 @@ class ObjectiveConfig:
     projection: Literal["per_target", "shared"] = "per_target"
 
     def __post_init__(self) -> None:
+        get_distance(self.distance)
         if self.weight < 0:
-            raise ValueError(f"objective.weight={self.weight} is negative: use 0 to switch the intermediate loss off")
+            raise ValueError(
+                f"model.objective.weight={self.weight} is negative: use 0 to switch the intermediate loss off"
+            )
 
 
 def intermediate_layers(config: ObjectiveConfig, num_layers: int) -> list[int]:
@@ -97,11 +121,11 @@ def intermediate_layers(config: ObjectiveConfig, num_layers: int) -> list[int]:
     if config.layers is None:
         return sorted({round(output * part / 3) for part in (1, 2)} - {0, output})
     if bad := [layer for layer in config.layers if not 1 <= layer <= num_layers]:
-        raise ValueError(f"objective.layers={config.layers}: the teacher has layers 1 to {num_layers}, not {bad}")
+        raise ValueError(f"model.objective.layers={config.layers}: the teacher has layers 1 to {num_layers}, not {bad}")
     if config.intermediate == "l2l" and (bad := [layer for layer in config.layers if layer > output]):
         raise ValueError(
-            f"objective.layers={config.layers}: {bad} would stand above the student's last layer, which learns teacher "
-            f"layer {output}; choose layers from 1 to {output}, or another objective.output_layer"
+            f"model.objective.layers={config.layers}: {bad} would stand above the student's last layer, which learns "
+            f"teacher layer {output}; choose layers from 1 to {output}, or another model.objective.output_layer"
         )
     return sorted(set(config.layers))
 
@@ -128,7 +152,7 @@ def l2l_positions(
         if (layer * reference) % output_layer:
             raise ValueError(
                 f"teacher layer {layer} of {output_layer} falls between the layers of a student of depth {reference}: "
-                f"choose objective.layers that are multiples of {output_layer} / {reference}, or other depths"
+                f"choose model.objective.layers that are multiples of {output_layer} / {reference}, or other depths"
             )
         position = layer * reference // output_layer
         positions[layer] = position if attach == "block_end" else originals[position - 1] + 1
@@ -175,7 +199,7 @@ class Objective(nn.Module):
         self.config, self.compile_backend = config, compile_backend
         self.output_layer = config.output_layer or teacher_layers
         self.layers = intermediate_layers(config, teacher_layers)
-        widths_and_distance = student_width, teacher_width, DISTANCES[config.distance]
+        widths_and_distance = student_width, teacher_width, get_distance(config.distance)
         self.output_projection = ProjectedDistance(*widths_and_distance)
         own = self.layers if config.projection == "per_target" else []
         self.projections = nn.ModuleDict({str(k): ProjectedDistance(*widths_and_distance) for k in own})

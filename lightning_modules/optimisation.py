@@ -44,7 +44,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_fraction <= 1 or not 0 <= self.decay_fraction <= 1:
             raise ValueError(
-                f"optimizer.warmup_fraction={self.warmup_fraction} and optimizer.decay_fraction="
+                f"model.optimizer.warmup_fraction={self.warmup_fraction} and model.optimizer.decay_fraction="
                 f"{self.decay_fraction} must lie between 0 and 1"
             )
 

@@ -54,15 +54,15 @@ class PretrainingConfig:
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads or self.hidden_size % 16:
             raise ValueError(
-                f"hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads} and of 16 "
-                "(the groups of the positional convolution)"
+                f"recipe.hidden_size={self.hidden_size} must be a multiple of recipe.num_heads={self.num_heads} and "
+                "of 16 (the groups of the positional convolution)"
             )
         if self.num_layers % 3:
-            raise ValueError(f"num_layers={self.num_layers} must be a multiple of 3: the losses stand at its thirds")
+            raise ValueError(f"recipe.num_layers={self.num_layers} must be a multiple of 3, for losses at its thirds")
         if self.crop_seconds < 0.025 or self.batch_size < 1:
             raise ValueError(
-                f"batch_size={self.batch_size} must be at least 1, "
-                f"crop_seconds={self.crop_seconds} at least 0.025 (one frame)"
+                f"recipe.batch_size={self.batch_size} must be at least 1, "
+                f"recipe.crop_seconds={self.crop_seconds} at least 0.025 (one frame)"
             )
 
     @property

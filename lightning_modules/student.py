@@ -74,8 +74,8 @@ def hubert_config(config: StudentConfig, front_end: FrontEnd | None) -> HubertCo
     """The Hugging Face configuration of a student, with the convolutions laid out like the teacher's."""
     if config.hidden_size % config.num_heads:
         raise ValueError(
-            f"student.hidden_size={config.hidden_size} is not a multiple of student.num_heads={config.num_heads}: "
-            "choose heads that divide the width"
+            f"model.student.hidden_size={config.hidden_size} is not a multiple of model.student.num_heads="
+            f"{config.num_heads}: choose heads that divide the width"
         )
     layout: dict[str, Any] = front_end.config if front_end is not None else {}
     return HubertConfig(
@@ -163,13 +163,13 @@ class Student(nn.Module):
         self.config = config
         if config.front_end == "shared" and config.front_end_init != "teacher":
             raise ValueError(
-                f"student.front_end=shared, but student.front_end_init={config.front_end_init}: what is shared is a "
-                "copy of the teacher's, so set student.front_end_init=teacher"
+                f"model.student.front_end=shared, but model.student.front_end_init={config.front_end_init}: what is "
+                "shared is a copy of the teacher's, so set model.student.front_end_init=teacher"
             )
         if config.front_end_init == "teacher" and front_end is None:
             raise ValueError(
-                "student.front_end_init=teacher, but this teacher has no convolutional front end that a HuBERT "
-                "student can copy: set student.front_end_init=random"
+                "model.student.front_end_init=teacher, but this teacher has no convolutional front end that a HuBERT "
+                "student can copy: set model.student.front_end_init=random"
             )
         front_end = front_end if config.front_end_init == "teacher" else None
         self.hubert = HubertModel(hubert_config(config, front_end))

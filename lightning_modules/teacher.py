@@ -111,8 +111,8 @@ class Teacher(nn.Module, ABC):
             ValueError: this teacher cannot.
         """
         raise ValueError(
-            f"student.front_end=shared, but {type(self).__name__} does not hand out the features of its convolutions: "
-            "set student.front_end=frozen"
+            f"model.student.front_end=shared, but {type(self).__name__} does not hand out the features of its "
+            "convolutions: set model.student.front_end=frozen"
         )
 
     def prepare(self, device: torch.device) -> None:
@@ -174,7 +174,7 @@ class HuggingFaceTeacher(Teacher):
     ) -> None:
         super().__init__()
         if precision not in ("auto", "32", "bf16"):
-            raise ValueError(f"teacher precision={precision!r}: choose auto, 32 or bf16")
+            raise ValueError(f"model.teacher.init_args.precision={precision!r}: choose auto, 32 or bf16")
         self.init_args = dict(
             model=model,
             normalize=normalize,

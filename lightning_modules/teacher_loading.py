@@ -41,7 +41,7 @@ def _not_found(model: str, error: Exception) -> str:
         return f"teacher folder {model!r} holds no Hugging Face model with config.json and weights: {reason}"
     return (
         f"teacher model {model!r} is neither a local folder nor downloadable (offline, or no such name): set "
-        f"`model` to a folder that holds its config.json and model.safetensors ({reason})"
+        f"model.teacher.init_args.model to a folder that holds its config.json and model.safetensors ({reason})"
     )
 
 

@@ -179,7 +179,7 @@ def test_weights_of_another_front_end_are_refused(home: Path, tmp_path: Path) ->
 
 
 def test_what_cannot_be_shared_is_refused(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"front_end=shared, but student.front_end_init=random"):
+    with pytest.raises(ValueError, match=r"front_end=shared, but model.student.front_end_init=random"):
         make_module(home / "teacher", front_end="shared", front_end_init="random")
     with pytest.raises(ValueError, match="this teacher has no convolutional front end"):
         DistillationModule(Filterbank(), student("shared"))
