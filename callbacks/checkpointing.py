@@ -97,14 +97,17 @@ class StopSignals:
         own = torch.tensor(self.received, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(own, reduce_op="max"))
 
-    def requeue(self, trainer: L.Trainer) -> None:
-        """On all ranks, run Lightning's handler: ``hpc_ckpt_N.ckpt``, then ``scontrol requeue``."""
+    def requeue(self, trainer: L.Trainer, path: Path) -> None:
+        """On all ranks, run Lightning's handler: ``hpc_ckpt_N.ckpt``, then ``scontrol requeue``.
+
+        Its checkpoint, of which one per requeue stays for good, becomes another name of ``path``, with the same state.
+        """
         if callable(self._requeue):
             self._requeue(signal.SIGUSR1, None)
         if trainer.is_global_zero:
-            found = Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")
-            for path in sorted(found, key=lambda path: int(path.stem.removeprefix("hpc_ckpt_")))[:-1]:
-                path.unlink()  # Lightning keeps one per requeue for good
+            found = list(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
+            if found:
+                _link(path, max(found, key=lambda path: int(path.stem.removeprefix("hpc_ckpt_"))))
 
 
 class RunCheckpoint(Checkpoint):
@@ -202,7 +205,7 @@ class RunCheckpoint(Checkpoint):
 
     def _stop(self, trainer: L.Trainer, reason: int, path: Path) -> None:
         if reason == REQUEUE:
-            self.signals.requeue(trainer)
+            self.signals.requeue(trainer, path)
         if trainer.is_global_zero:
             log.warning(
                 "stopped %s after step %d; %s holds all of it: continue with the same command and --ckpt_path last",

@@ -73,7 +73,8 @@ commands:
 `interstack COMMAND --help` lists the options of a command.
 Errors are one line; set INTERSTACK_TRACEBACK=1 to see where they come from.
 Exit status: 0; 2 after an error; 130 after an interrupt (1 within `fit`);
-143 where SIGTERM stopped `fit` with a checkpoint for `--ckpt_path last`.
+143 where SIGTERM, max_time or a callback stopped `fit` before its end, with
+a checkpoint for `--ckpt_path last`.
 """
 
 

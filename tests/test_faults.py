@@ -6,6 +6,7 @@ Each is let happen to a real command; then the same command is given again, and 
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -145,6 +146,16 @@ def test_a_folder_that_cannot_be_written_to_is_named(name: str, home: Path, caps
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("interstack: ")]
     assert "'/sys/interstack" in line
     assert "make it writable, or choose another folder" in line
+
+
+def test_the_table_of_faults_names_tests_that_are_there() -> None:
+    table = (REPOSITORY / "docs" / "faults.md").read_text()
+    named = re.findall(r"`((?:[a-z_]+/)*test_[a-z_]+\.py)(?:::(test_\w+))?`|`(test_\w+)`", table)
+    assert len(named) > 50
+    all_tests = "\n".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    for file, test, alone in named:
+        text = (REPOSITORY / "tests" / file).read_text() if file else all_tests
+        assert not (test or alone) or f"def {test or alone}(" in text, (file, test or alone)
 
 
 # -- kills ------------------------------------------------------------------------------------------------------------

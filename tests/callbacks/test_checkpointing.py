@@ -218,8 +218,10 @@ def test_slurms_signal_requeues_between_optimizer_steps(
             fit("run", SendSignal(1, batch, "SIGUSR1"), ckpt_path=ckpt_path)
         assert stop.value.code == EXIT_SIGTERM
         assert slurm.read_text() == "requeue 123\n" * attempt
-        (own,) = folder.glob("hpc_ckpt_*.ckpt")
-        assert own.name == f"hpc_ckpt_{attempt}.ckpt"
+        names = {f"hpc_ckpt_{number}.ckpt" for number in range(1, attempt + 1)}
+        assert {path.name for path in folder.glob("hpc_ckpt_*.ckpt")} == names
+        own = folder / f"hpc_ckpt_{attempt}.ckpt"
+        assert own.samefile(folder / "checkpoints" / f"step={step:09d}.ckpt")  # which costs no room
         assert equal(torch.load(own, weights_only=True), load(folder))
         assert load(folder)["global_step"] == step
         ckpt_path = folder / "checkpoints" / "last.ckpt"
