@@ -102,7 +102,8 @@ def describe(message: str, parser: argparse.ArgumentParser) -> str:
         within = re.match(r'Parser key "(.*?)"', message)
         group = re.match(r"Group '(.*?)'", message)
         prefix = f"{within[1]}.init_args." if within else f"{group[1]}." if group else ""
-        return _unknown(f"--{prefix}{match[1] or match[2]}", known) + more
+        where = "" if within else " (in a configuration)"  # on the command line it would be unrecognized
+        return _unknown(f"--{prefix}{match[1] or match[2]}", known) + where + more
     if match := re.match(r"the following arguments are required: (.*)", message):
         subcommand = f"{getattr(parser, 'subcommand', '')}."
         names = [name.lstrip("-").removeprefix(subcommand) for name in match[1].split(", ")]

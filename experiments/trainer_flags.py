@@ -39,7 +39,7 @@ def _no_devices(devices: Any) -> bool:
 
 
 def _no_run(folder: Any) -> bool:
-    """The configuration that a run keeps names the run's own folder."""
+    """A configuration that an earlier version kept names the run's own folder, which is no fault of the user's."""
     return folder is not None and not (Path(folder) / "run.json").is_file()
 
 
@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[Refused, str]] = {
     ),
     "default_root_dir": (
         _no_run,
-        "the run's folder is RUNS_DIR/NAME; give --runs_dir and --name",
+        "the run's folder is RUNS_DIR/NAME; leave this out, also of a configuration, and give --runs_dir and --name",
     ),
     "model_registry": (
         lambda value: value is not None,

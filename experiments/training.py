@@ -300,6 +300,7 @@ class DistillationCLI(LightningCLI):
         config = self.config[self.subcommand].clone()
         # What is kept starts the same run anew, whatever attempt it is from; run.json says what this one resumed.
         resumed_from, config.ckpt_path, config.allow_config_change = config.ckpt_path, None, False
+        config.trainer.default_root_dir = None  # which follows from --runs_dir and --name
         self.run_folder.start_attempt(self._parser(self.subcommand).dump(config, skip_none=False), resumed_from)
 
 

@@ -246,11 +246,11 @@ def test_default_stages_can_be_planned() -> None:
 
 
 def test_stages_that_miss_the_depth_are_refused() -> None:
-    with pytest.raises(ValueError, match="depths 5, 10, 15, not num_layers=12: 10 or 15 would fit"):
+    with pytest.raises(ValueError, match=r"depths 5, 10, 15, not model\.student\.num_layers=12: 10 or 15 would fit"):
         default_stages("interleaved", 12, 5)
-    with pytest.raises(ValueError, match="depths 2, 4, 8, 16, not num_layers=12: 8 or 16 would fit"):
+    with pytest.raises(ValueError, match=r"depths 2, 4, 8, 16, not model\.student\.num_layers=12: 8 or 16 would fit"):
         default_stages("stackbert", 12, 2)
-    with pytest.raises(ValueError, match="depths 3, 6, not num_layers=4: 6 would fit"):
+    with pytest.raises(ValueError, match=r"depths 3, 6, not model\.student\.num_layers=4: 6 would fit"):
         default_stages("interleaved", 4, 3)
     for layers_per_stage in (0, 12, 13):
         with pytest.raises(ValueError, match=f"layers_per_stage={layers_per_stage} leaves nothing to grow"):

@@ -177,9 +177,13 @@ def test_a_fast_dev_run_has_a_schedule_of_its_own_length(tmp_path: Path, teacher
     [
         ({}, {"max_epochs": 3}, "max_epochs=3 is too few for 4 stages"),
         ({}, {"max_steps": 5}, "max_steps=5"),
-        ({"policy": "none", "stages": None}, {"max_steps": 5}, "max_steps=5, trainer.max_epochs=4; set max_epochs"),
+        (
+            {"policy": "none", "stages": None},
+            {"max_steps": 5},
+            "max_epochs=4; set trainer.max_epochs",
+        ),
         ({"policy": "none", "stages": None}, {"max_steps": 5, "max_epochs": -1}, "max_steps=5, trainer.max_epochs=-1"),
-        ({"stages": [1, 2]}, {}, r"end at 2 layers, but student.num_layers=4"),
+        ({"stages": [1, 2]}, {}, r"end at 2 layers, but model.student.num_layers=4"),
         ({"stages": [3, 4], "policy": "stackbert"}, {}, "stackbert"),
     ],
 )

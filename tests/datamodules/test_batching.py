@@ -114,7 +114,7 @@ def test_seconds_batches_are_well_filled() -> None:
 
 
 def test_an_utterance_longer_than_a_seconds_batch_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"160000 samples, but the longest .* has 250000; raise batch_seconds"):
+    with pytest.raises(ValueError, match=r"160000 samples, but the longest .* has 250000; raise data.batch_seconds"):
         plan_by_samples(np.array([100, MAX_SAMPLES]), 160_000)
 
 

@@ -239,13 +239,13 @@ def test_validation_may_be_absent(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_seconds": 10.0}, "batch_size=8 and batch_seconds=10.0: set exactly one"),
+        ({"batch_seconds": 10.0}, "batch_size=8 and data.batch_seconds=10.0: set exactly one"),
         ({"batch_size": None}, "set exactly one"),
         ({"length": "stretch"}, "length is 'stretch'; it may be crop or pad"),
         ({"crop": "none"}, "crop is 'none'; it may be random or fixed"),
         ({"on_bad_audio": "ignore"}, "on_bad_audio is 'ignore'"),
         ({"batch_size": 0}, "batch_size is 0; it must be positive"),
-        ({"max_samples": 300}, r"max_samples \(300\) is below min_samples \(400\)"),
+        ({"max_samples": 300}, r"max_samples \(300\) is below data.min_samples \(400\)"),
         ({"train_splits": []}, "train_splits is empty"),
     ],
 )

@@ -21,7 +21,7 @@ MISTAKES = [
         "fit --data.root x --model.teacher.init_args.modle x",
         "there is no option --model.teacher.init_args.modle: did you mean --model.teacher.init_args.model?",
     ),
-    ("fit --config {growht:1}", "there is no option --growht: did you mean --growth?"),
+    ("fit --config {growht:1}", "there is no option --growht: did you mean --growth? (in a configuration)"),
     ("fit full", "'full' belongs to no option"),
     ("fit ", "'' belongs to no option"),
     ("fit", "missing: --data.root"),

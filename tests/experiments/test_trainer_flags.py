@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from experiments.settings_yaml import load_settings
 from experiments.trainer_flags import HONOURED, REFUSED
 from experiments.training import DistillationCLI
 from tests.callbacks.test_fingerprint import TINY
@@ -66,7 +67,16 @@ def test_what_would_not_do_what_it_says_is_refused_by_name(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_folder_that_a_run_has_kept_is_taken(tmp_path: Path) -> None:
+def test_a_run_does_not_keep_its_folder_in_its_configuration(inputs: Path, tmp_path: Path) -> None:
+    fit(inputs, "--runs_dir", str(tmp_path), "--name", "first", "--trainer.max_epochs", "4")
+    kept = tmp_path / "first" / "config_1.yaml"
+    assert load_settings(kept.read_text())["trainer"]["default_root_dir"] is None
+    (tmp_path / "first" / "run.json").unlink()  # as where the configuration is copied elsewhere
+    again = DistillationCLI(["fit", "--config", str(kept), "--name", "again"])
+    assert Path(again.trainer.default_root_dir) == tmp_path / "again"
+
+
+def test_the_folder_that_an_earlier_version_has_kept_is_taken(tmp_path: Path) -> None:
     refused, _ = REFUSED["default_root_dir"]
     assert refused(str(tmp_path))
     (tmp_path / "run.json").write_text("{}")

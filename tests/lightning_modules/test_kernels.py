@@ -119,7 +119,7 @@ def test_teachers_say_the_same(samples: int, tmp_path: Any) -> None:
 )
 def test_other_convolutions_are_refused_or_left_alone(change: dict[str, Any], said: str) -> None:
     extractor = HubertFeatureEncoder(HubertConfig(conv_dim=[8] * 7, **change))
-    with pytest.raises(ValueError, match=f"{said}: set kernels=plain"):
+    with pytest.raises(ValueError, match=f"{said}: set model.student.kernels=plain"):
         install(extractor, "channels_last")
     for kernels in ("auto", "plain"):
         install(extractor, kernels)

@@ -144,5 +144,5 @@ def test_loads_a_state_dict_of_any_depth(front_end: FrontEnd, saved: int, built:
 
 
 def test_bad_sizes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"hidden_size=30 is not a multiple of student\.num_heads=4"):
+    with pytest.raises(ValueError, match=r"hidden_size=30 is not a multiple of model\.student\.num_heads=4"):
         Student(StudentConfig(hidden_size=30, num_heads=4, front_end_init="random"))

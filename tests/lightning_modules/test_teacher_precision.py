@@ -110,7 +110,7 @@ def test_the_trainers_autocast_does_not_reach_it(folder: Path) -> None:
 
 
 def test_an_unknown_precision_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="teacher precision='16': choose auto, 32 or bf16"):
+    with pytest.raises(ValueError, match=r"model\.teacher\.init_args\.precision='16': choose auto, 32 or bf16"):
         HuggingFaceTeacher(str(folder), precision="16")  # type: ignore[arg-type]
 
 
