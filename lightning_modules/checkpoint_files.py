@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from lightning_modules.damage import POINTER
+
 
 def serialised(state: Any) -> memoryview:
     """The bytes of a checkpoint file: torch's own writing to a path does not tell why it failed."""
@@ -29,6 +31,9 @@ def damage(path: Path) -> str | None:
     size = path.stat().st_size
     if size == 0:
         return "it is empty"
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            return "it is a pointer of git-lfs, not the file itself: run `git lfs pull`"
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
