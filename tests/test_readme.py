@@ -219,6 +219,7 @@ def test_the_example_policy_runs(tmp_path: Path) -> None:
     assert event["plan"] == [0, 1, 1, 0]
 
 
+@pytest.mark.slow  # CI runs `make quickstart` itself
 def test_quickstart_makes_its_report_and_keeps_finished_parts(tmp_path: Path) -> None:
     """``make quickstart ARGS=--fast``, then again: the second call repeats nothing."""
     first = call(["quickstart", *SMALL["quickstart"]], tmp_path)

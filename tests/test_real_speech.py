@@ -39,7 +39,7 @@ def fit(real_data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.Monk
     return tmp_path / "run"
 
 
-QUICK = [("interleaved", "last"), ("midas", "last")]  # tiny students are grown by every policy in other tests
+QUICK = [("interleaved", "last")]  # tiny students are grown by every policy in other tests
 SLOW = sorted({*((policy, "last") for policy in POLICIES), ("interleaved", "first")} - set(QUICK))
 
 

@@ -150,9 +150,14 @@ def test_last_is_guarded_like_a_path(inputs: Path, tmp_path: Path) -> None:
         ["--trainer.accumulate_grad_batches", "2"],
         ["--data.num_workers", "1"],
         ["--name", "renamed"],
-        ["--model.teacher.init_args.compile", "true", "--model.teacher.init_args.compile_backend", "eager"],
+        pytest.param(
+            ["--model.teacher.init_args.compile", "true", "--model.teacher.init_args.compile_backend", "eager"],
+            marks=pytest.mark.slow,
+        ),
         ["--max_batch_per_device", "1"],
-        ["--model.student.compile", "true", "--model.student.compile_backend", "eager"],
+        pytest.param(
+            ["--model.student.compile", "true", "--model.student.compile_backend", "eager"], marks=pytest.mark.slow
+        ),
         ["--trainer.log_every_n_steps", "1", "--growth.measure_loss", "false", "--checkpoint.every_n_steps", "2"],
     ],
 )

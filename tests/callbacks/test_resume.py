@@ -28,7 +28,7 @@ from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
 from tests.resuming import Recorder, Scenario, checkpoints, differences, file_differences, fit, hop_problems
 
-# Each pair of values of two settings is in one of these, with one process or with two.
+# Each pair of values of two settings is in one of these, with one process or with two. The last two of each are slow.
 PAIRS = [
     Scenario(0, 1, "none", None, "32-true"),
     Scenario(2, 2, "epoch", 2, "bf16-mixed"),
@@ -60,7 +60,9 @@ def named(scenario: Scenario) -> str:
     return "-".join(map(str, values))
 
 
-@pytest.mark.parametrize("scenario", PAIRS, ids=named)
+@pytest.mark.parametrize(
+    "scenario", [*PAIRS[:2], *(pytest.param(s, marks=pytest.mark.slow) for s in PAIRS[2:])], ids=named
+)
 def test_every_checkpoint_resumes_bit_for_bit(scenario: Scenario, tmp_path: Path, inputs: Path) -> None:
     assert hop_problems(tmp_path, inputs, scenario, second_hops=3) == []
 
@@ -100,6 +102,7 @@ def in_two_processes(scenarios: list[Scenario], second_hops: int | None, folder:
     return [text for problems in found for texts in problems.values() for text in texts]
 
 
+@pytest.mark.slow
 def test_every_checkpoint_of_two_processes_resumes_bit_for_bit(tmp_path: Path, inputs: Path) -> None:
     assert in_two_processes(PAIRS_OF_TWO_PROCESSES, 2, tmp_path, inputs) == []
 

@@ -239,6 +239,7 @@ def test_a_worker_that_is_killed_names_its_file(signal_: signal.Signals, tmp_pat
         from tests.helpers import make_data, make_module, make_trainer, save_corpus, save_teacher
 
         folder = Path({str(tmp_path)!r})
+        loading.SECONDS_AFTER_SIGTERM = 1  # the other worker's last seconds
         read = loading.read_audio
         def deadly(path, *rest):
             if path.endswith("0003.flac"):

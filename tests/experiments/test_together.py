@@ -179,7 +179,9 @@ def test_sigterm_saves_all_and_they_go_on_from_different_places(
     assert problems(apart, tmp_path, "full") == problems(apart, tmp_path, "interleave_equal") == []
 
 
-@pytest.mark.parametrize(("signal_name", "status"), [("SIGKILL", -signal.SIGKILL), ("SIGINT", 130)])
+@pytest.mark.parametrize(
+    ("signal_name", "status"), [("SIGKILL", -signal.SIGKILL), pytest.param("SIGINT", 130, marks=pytest.mark.slow)]
+)
 def test_a_kill_and_an_interrupt_leave_no_trace(
     signal_name: str, status: int, arguments: list[str], apart: Path, tmp_path: Path
 ) -> None:

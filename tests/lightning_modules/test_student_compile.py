@@ -83,6 +83,7 @@ def test_growth_adds_no_recompilation(graphs: Graphs, front_end: FrontEnd) -> No
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_padding_and_an_odd_batch_stay_within_dynamos_limit(
     graphs: Graphs, front_end: FrontEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +195,7 @@ def moves_with(source: nn.Module, clone: nn.Module) -> tuple[bool, bool]:
     return not torch.equal(before[0], after[0]), not torch.equal(before[1], after[1])
 
 
-@pytest.mark.parametrize("saved", [2, 6])
+@pytest.mark.parametrize("saved", [pytest.param(2, marks=pytest.mark.slow), 6])
 def test_state_dicts_are_clean_and_loaded_layers_are_compiled(saved: int, graphs: Graphs, front_end: FrontEnd) -> None:
     student = build(front_end, depth=saved)
     train(student)
@@ -209,6 +210,7 @@ def test_state_dicts_are_clean_and_loaded_layers_are_compiled(saved: int, graphs
     assert all(layer._compiled_call_impl is None for layer in eager.hubert.encoder.layers)
 
 
+@pytest.mark.slow
 def test_a_deep_copy_compiles_again(graphs: Graphs, front_end: FrontEnd) -> None:
     student = build(front_end, depth=2)
     train(student)
@@ -218,7 +220,7 @@ def test_a_deep_copy_compiles_again(graphs: Graphs, front_end: FrontEnd) -> None
     assert graphs.count == 4
 
 
-@pytest.mark.parametrize(("validations", "kinds"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize(("validations", "kinds"), [pytest.param(0, 1, marks=pytest.mark.slow), (1, 2)])
 def test_a_fit_that_grows_has_the_losses_of_an_eager_one(
     validations: int, kinds: int, graphs: Graphs, tmp_path: Path
 ) -> None:

@@ -36,7 +36,10 @@ def difference(
     return max(float((targets[name] - value).abs().max()) for name, value in expected.items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in ("hubert", "wavlm") else [pytest.mark.slow]) for f in FAMILIES],
+)
 def test_targets_equal_the_eager_ones_and_no_graph_breaks(
     family: str, folders: dict[str, Path], graphs: Graphs
 ) -> None:
@@ -87,6 +90,7 @@ def test_with_inductor(folders: dict[str, Path], graphs: Graphs) -> None:
         assert difference(compiled, eager, waveforms(num_samples=num_samples)) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_compiled_teacher_and_student_train_as_eager_ones(folders: dict[str, Path], graphs: Graphs) -> None:
     losses = []
     for compiled in (False, True):

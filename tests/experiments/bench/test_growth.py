@@ -40,6 +40,7 @@ def test_every_growth_of_one_process_is_measured(tmp_path: Path) -> None:
     check(tmp_path / "one.json", processes=1)
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "experiments.cli", "bench", "growth", "--output", str(tmp_path / "two.json"), *TINY]

@@ -27,6 +27,7 @@ def test_one_size_varies_at_a_time() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_have_twice_the_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
