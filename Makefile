@@ -31,10 +31,10 @@ quickstart: install
 
 # One thread per process: the suite runs in two processes, and sums depend on the number of threads.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-full: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-gpu: install
 	$(BIN)/python -m pytest tests/gpu --device $(DEVICE) $(ARGS)

@@ -1,6 +1,7 @@
 """ResumeGuard: a checkpoint continues only in the run that it belongs to."""
 
 import hashlib
+import logging
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.ema import StudentEMA
 from callbacks.lookup import find_callback
@@ -16,6 +18,8 @@ from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import STUDENT_PREFIX
 from lightning_modules.student import state_dict_depth
 from lightning_modules.teacher import Teacher
+
+log = logging.getLogger(__name__)
 
 HOW_NOT_WHAT = frozenset({"compile", "compile_backend", "kernels"})
 """Settings of student and teacher that change how they are computed but not what is learnt."""
@@ -42,6 +46,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+@rank_zero_only
+def _tell(text: str) -> None:
+    log.info(text)
 
 
 def _plain(value: Any) -> Any:
@@ -138,6 +147,8 @@ class ResumeGuard(Callback):
                     f"it, or pass --allow-config-change. {anew}"
                 )
         done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        own = Path(trainer.default_root_dir).resolve() in path.resolve().parents
-        if done >= (trainer.max_epochs or 0) and not own:
-            raise ValueError(f"{path} is of a finished run of {done} epochs: nothing is left to train. {anew}")
+        if done >= (trainer.max_epochs or 0):
+            finished = f"{path} is of a finished run of {done} epochs: nothing is left to train. {anew}"
+            if Path(trainer.default_root_dir).resolve() not in path.resolve().parents:
+                raise ValueError(finished)
+            _tell(finished)

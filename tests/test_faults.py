@@ -194,7 +194,7 @@ def test_killed_at_ten_random_moments(name: str, home: Path) -> None:
 # -- SIGTERM in the set-up --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sign", ["run.lock", "config_1.yaml"])
+@pytest.mark.parametrize("sign", [pytest.param("run.lock", marks=pytest.mark.slow), "config_1.yaml"])
 def test_sigterm_during_set_up_loses_nothing(sign: str, home: Path) -> None:
     place = f"stopped at {sign}"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import EXIT_SIGTERM, RunCheckpoint, StopSignals
+from experiments.cli import run
 from tests.callbacks.faults import AskToStop, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
 from tests.patience import PATIENCE
@@ -346,7 +347,7 @@ def test_only_what_an_attempt_has_written_is_removed_by_it(tmp_path: Path, fit: 
 
 
 def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpus: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "experiments.cli", "fit", "--config", "interleave_equal"]
+    command = ["fit", "--config", "interleave_equal"]
     settings = {
         "model.student.hidden_size": 16, "model.student.intermediate_size": 24, "model.student.num_heads": 2,
         "model.student.num_layers": 4, "model.objective.layers": "[4]", "growth.stages": "[1,2,3,4]",
@@ -354,24 +355,18 @@ def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpu
         "data.val_splits": "[dev]", "data.batch_size": 4, "data.batches_per_epoch": 12, "data.num_workers": 0,
         "trainer.max_epochs": 4, "trainer.accelerator": "cpu", "trainer.devices": 1,
         "trainer.enable_progress_bar": "false", "log_samples": "false", "wandb.mode": "disabled",
-        "checkpoint.every_n_steps": 0, "runs_dir": tmp_path,
+        "checkpoint.every_n_steps": 0, "runs_dir": tmp_path, "data.cache_dir": tmp_path / "cache",
     }  # fmt: skip
     command += [f"--{name}={value}" for name, value in settings.items()]
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
-
-    def start(*more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*command, *more], cwd=REPOSITORY, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-    whole = start("--name=whole")
-    output, _ = whole.communicate(timeout=PATIENCE)
-    assert whole.returncode == 0, output
+    run([*command, "--name=whole"])
 
     # However late the signal is sent, the run is not over by then.
     hold = ["--trainer.callbacks+=tests.holding.Hold", "--trainer.callbacks.step=30"]
-    stopped = start("--name=run", "--ckpt_path=last", *hold)
+    stopped = subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", *command, "--name=run", "--ckpt_path=last", *hold],
+        cwd=REPOSITORY, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     while not last.is_file() and stopped.poll() is None:
         time.sleep(0.01)
@@ -384,7 +379,5 @@ def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpu
     assert "Traceback" not in output
     assert 12 <= load(tmp_path / "run")["global_step"] < 48
 
-    resumed = start("--name=run", "--ckpt_path=last")
-    output, _ = resumed.communicate(timeout=PATIENCE)
-    assert resumed.returncode == 0, output
+    run([*command, "--name=run", "--ckpt_path=last"])
     assert equal(load(tmp_path / "whole"), load(tmp_path / "run"))

@@ -38,11 +38,12 @@ def alone(scenario: Scenario, by: str = "accumulate") -> Scenario:
 
 
 def pairwise() -> Iterator[tuple[str, str, str, float | None, str, str]]:
-    """All policies x all optimizers, with every pair of the other settings, and of them and those two."""
-    for (p, policy), (o, optimizer) in itertools.product(enumerate(POLICY_STAGES), enumerate(OPTIMIZERS)):
-        window = (p + o) % 3
-        by = "accumulate" if window == 2 or (p + window) % 2 else "batch"  # a cut tail has no double batch
-        yield policy, optimizer, WINDOWS[window], CLIPS[(p + o) % 2], LENGTHS[(p // 2 + o) % 2], by
+    """All policies, once each, with every pair of the other settings."""
+    lengths = ((0, 0, 1), (1, 0, 0), (1, 1, 0))  # by window and optimizer
+    batches = ((0, 1, 1), (1, 0, 0), (0, 0, 0))  # a cut tail has no double batch
+    for policy, (w, o) in zip(POLICY_STAGES, itertools.product(range(3), range(3)), strict=True):
+        by = ("accumulate", "batch")[batches[w][o]]
+        yield policy, list(OPTIMIZERS)[o], WINDOWS[w], CLIPS[(w + o) % 2], LENGTHS[lengths[w][o]], by
 
 
 def scenario_of(home: Path, row: tuple[str, str, str, float | None, str]) -> Scenario:
@@ -79,7 +80,8 @@ def assert_equal_runs(one: Record, two: Record, stages: list[int], tolerance: fl
 def test_the_normal_suite_covers_all_pairs() -> None:
     rows = list(pairwise())
     factors = (tuple(POLICY_STAGES), tuple(OPTIMIZERS), WINDOWS, CLIPS, LENGTHS, ("accumulate", "batch"))
-    for i, j in itertools.combinations(range(len(factors)), 2):
+    assert [row[0] for row in rows] == list(POLICY_STAGES)
+    for i, j in itertools.combinations(range(1, len(factors)), 2):
         wanted = set(itertools.product(factors[i], factors[j])) - {(WINDOWS[2], "batch")}
         assert wanted == {(row[i], row[j]) for row in rows}
 

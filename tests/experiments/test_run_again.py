@@ -140,6 +140,12 @@ def test_what_cannot_be_started_from_is_refused_with_the_way_on(name: str, home:
     assert not checkpoint(home, f"refused {name}").exists()
 
 
+def test_a_finished_run_that_is_continued_says_so(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    fit(home, "whole", "--ckpt_path", "last")
+    assert "is of a finished run of 4 epochs: nothing is left to train" in caplog.text
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_more_epochs_of_a_finished_run_are_refused_with_the_way_on(allowed: bool, home: Path) -> None:
     before = checkpoint(home).read_bytes()

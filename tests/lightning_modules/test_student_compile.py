@@ -149,6 +149,7 @@ def test_compiled_and_eager_agree_through_growths(backend: str, graphs: Graphs, 
     assert (evaluate(eager) - evaluate(compiled)).abs().max() > 20 * TOLERANCE[backend]
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_in_training_only(graphs: Graphs, front_end: FrontEnd) -> None:
     student = build(front_end, depth=2, dropout=0.3)
     quiet = build(front_end, depth=2, dropout=0.0)
@@ -167,6 +168,7 @@ def test_on_a_cpu_inductor_draws_the_dropout_of_an_eager_run(graphs: Graphs, fro
     assert (train(eager) - train(own)).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_copy_is_not_bound_to_its_source(graphs: Graphs, front_end: FrontEnd) -> None:
     student = build(front_end)
     student.start_at(1)
