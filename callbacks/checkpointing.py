@@ -35,7 +35,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from callbacks.ddp import require_lightning
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
-from datamodules.files import replacing
+from datamodules.files import clear_temporaries, replacing
 from lightning_modules.checkpoint_files import global_step, serialised
 
 log = logging.getLogger(__name__)
@@ -301,8 +301,7 @@ def _clear(folder: Path, step: int) -> None:
     Temporary files are of a process that was killed: no other works here now. Later checkpoints are of a branch that
     this attempt has left.
     """
-    for path in folder.glob("*.tmp"):
-        path.unlink()
+    clear_temporaries(folder)
     later = [path for path in folder.glob("*.ckpt") if _is_later(path, step)]
     if not later:
         return

@@ -146,7 +146,8 @@ class ResumeGuard(Callback):
                     f"this checkpoint belongs to another run: {'; '.join(changed)}. Resume with the settings that made "
                     f"it, or pass --allow-config-change. {anew}"
                 )
-        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        loops = checkpoint.get("loops")  # not in one of weights alone, which Lightning refuses later
+        done = loops["fit_loop"]["epoch_progress"]["current"]["processed"] if loops else 0
         if done >= (trainer.max_epochs or 0):
             finished = f"{path} is of a finished run of {done} epochs: nothing is left to train. {anew}"
             if Path(trainer.default_root_dir).resolve() not in path.resolve().parents:

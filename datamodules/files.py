@@ -83,6 +83,13 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
     return write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def clear_temporaries(folder: str | Path) -> None:
+    """Remove what killed processes left below a folder that is locked."""
+    for path in Path(folder).rglob("*.tmp"):
+        if re.fullmatch(r".+-\d+\.tmp", path.name):  # as :func:`replacing` names them
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     """Name what was being written in an error of the disk: it shows at a write, which knows no name.

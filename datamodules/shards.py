@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import FolderLock, read_json, replacing, write_json
+from datamodules.files import FolderLock, clear_temporaries, read_json, replacing, write_json
 from datamodules.folders import write_marker
 
 Part = dict[str, Any]
@@ -97,7 +97,8 @@ def finish_folder(
 ) -> None:
     """Give the unfinished folder its marker and its place, without what calls with other settings left in it."""
     unfinished = unfinished_folder(folder)
-    for leftover in [*unfinished.glob(f"{shards}.json"), *unfinished.glob("*.tmp"), *unfinished.glob(shards)]:
+    clear_temporaries(unfinished)
+    for leftover in [*unfinished.glob(f"{shards}.json"), *unfinished.glob(shards)]:
         if leftover.name.removesuffix(".json") not in parts:
             leftover.unlink()
     write_marker(unfinished, marker, made_with, **more, parts=dict(parts))

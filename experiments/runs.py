@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.files import FolderLock, read_json, write_json, write_text
+from datamodules.files import FolderLock, clear_temporaries, read_json, write_json, write_text
 from lightning_modules.checkpoint_files import damage, global_step, newest_sound, require_sound
 
 log = logging.getLogger(__name__)
@@ -74,13 +74,14 @@ class RunFolder:
         return bool(left) and _is_rank_zero()
 
     def hold(self) -> None:
-        """Lock the folder for this process, on rank zero.
+        """Lock the folder for this process, on rank zero, and clear away what a killed one has left half written.
 
         Raises:
             ValueError: another command works here.
         """
         if _is_rank_zero():
             self._lock = FolderLock(self.path, "run.lock", "wait for it, or choose another --name")
+            clear_temporaries(self.path)
             self.record = self._read()
 
     @property

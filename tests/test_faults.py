@@ -158,6 +158,21 @@ def test_the_table_of_faults_names_tests_that_are_there() -> None:
         assert not (test or alone) or f"def {test or alone}(" in text, (file, test or alone)
 
 
+@pytest.mark.parametrize("name", ["fit", "superb", "pack", "cache-targets"])
+def test_what_a_killed_process_left_half_written_is_cleared_away(name: str, home: Path) -> None:
+    place = f"half written {name}"
+    folders = {"fit": "run/checkpoints", "superb": "superb/ks", "pack": "packed/.unfinished-train/100"}
+    folder = home / place / folders.get(name, ".unfinished-targets")
+    folder.mkdir(parents=True)
+    (folder / "last.ckpt.elsewhere-7.tmp").write_text("half")
+    if name == "superb":  # whose folder has the settings in its name
+        shutil.copytree(next((home / "whole" / "superb" / "ks").iterdir()).parent, folder, dirs_exist_ok=True)
+        (own,) = (path for path in folder.iterdir() if path.is_dir())
+        (folder / "last.ckpt.elsewhere-7.tmp").replace(own / "last.ckpt.elsewhere-7.tmp")
+        (own / "result.json").unlink()
+    assert_as_if_nothing_had_been(home, name, place)
+
+
 # -- kills ------------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from callbacks.guards import NonFiniteGuard
 from datamodules.batching import MicroBatch
-from datamodules.files import FolderLock, read_json, read_text, write_json, write_text
+from datamodules.files import FolderLock, clear_temporaries, read_json, read_text, write_json, write_text
 from datamodules.superb.datamodule import SuperbDataModule
 from experiments.loggers import build_loggers
 from experiments.superb.checkpoint import LAST, TaskCheckpoint, load_best
@@ -71,6 +71,8 @@ def _run(
     settings: RunSettings, config: dict[str, Any], upstream: Upstream, prepared: Prepared | None
 ) -> dict[str, Any]:
     folder = Path(settings.output)
+    if _is_first():
+        clear_temporaries(folder)
     if tail := settings.updates % settings.eval_every:
         log.warning(
             "the last %d of %d updates are not scored on dev, which is every %d (as in s3prl)",
