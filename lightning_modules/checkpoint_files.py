@@ -1,7 +1,7 @@
 """Checkpoint files: whether one is whole, and which of a folder's is the newest.
 
 ``torch.load`` finds a file that is cut off, but takes changed bytes in the middle of one without a word. The file is a
-ZIP archive, though, and has a checksum of every tensor: to verify all of them takes 0.5 s per GB.
+ZIP archive, though, and has a checksum of every tensor: to verify all of them takes 0.3 s per GB.
 """
 
 import io
