@@ -20,7 +20,7 @@ COMMON_OPTIONS = {
     "runs_dir": "folder of all runs",
     "ckpt_path": "`last` goes on with the run in its folder",
     "data.root": "the corpus, in LibriSpeech layout",
-    "data.train_splits": "folders of the corpus to train on",
+    "data.train_splits": "folders to train on",
     "data.batch_size": "utterances of a step, over all devices",
     "data.batches_per_epoch": "steps of an epoch; default: the corpus once",
     "data.num_workers": "processes that load audio",
