@@ -179,9 +179,8 @@ def test_sigterm_saves_all_and_they_go_on_from_different_places(
     assert problems(apart, tmp_path, "full") == problems(apart, tmp_path, "interleave_equal") == []
 
 
-@pytest.mark.parametrize(
-    ("signal_name", "status"), [("SIGKILL", -signal.SIGKILL), pytest.param("SIGINT", 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # SIGTERM is above, kills of single runs are in test_kill.py
+@pytest.mark.parametrize(("signal_name", "status"), [("SIGKILL", -signal.SIGKILL), ("SIGINT", 130)])
 def test_a_kill_and_an_interrupt_leave_no_trace(
     signal_name: str, status: int, arguments: list[str], apart: Path, tmp_path: Path
 ) -> None:
