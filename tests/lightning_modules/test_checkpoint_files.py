@@ -9,9 +9,9 @@ import torch
 from lightning_modules.checkpoint_files import damage, global_step, newest_sound, require_sound
 
 
-def save(path: Path, step: int) -> Path:
+def save(path: Path, step: int, numbers: int = 5000) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"global_step": step, "state_dict": {"weight": torch.arange(5000.0)}}, path)
+    torch.save({"global_step": step, "state_dict": {"weight": torch.arange(float(numbers))}}, path)
     return path
 
 
@@ -41,6 +41,26 @@ def test_damage_is_named(kind: str, tmp_path: Path) -> None:
     spoil(path)
     with pytest.raises(ValueError, match=rf"last.ckpt is damaged \(.*{message}.*\): use another"):
         require_sound(path, "use another")
+
+
+def test_wherever_a_byte_has_changed_the_file_is_damaged_or_loads_as_it_was(tmp_path: Path) -> None:
+    path = save(tmp_path / "last.ckpt", 3, numbers=20)
+    whole, content = torch.load(path, weights_only=True), path.read_bytes()
+    found = 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        if damage(path):
+            found += 1
+            continue
+        loaded = torch.load(path, weights_only=True)
+        assert loaded["global_step"] == whole["global_step"], place
+        assert torch.equal(loaded["state_dict"]["weight"], whole["state_dict"]["weight"]), place
+    assert found > len(content) / 3  # the rest pads the records to whole blocks
+
+
+def test_a_whole_file_of_other_objects_is_not_damaged(tmp_path: Path) -> None:
+    torch.save({"global_step": 3, "path": tmp_path}, tmp_path / "other.ckpt")
+    assert damage(tmp_path / "other.ckpt") is None
 
 
 def test_control_torch_loads_changed_bytes_without_a_word(tmp_path: Path) -> None:
