@@ -75,6 +75,8 @@ def _put_back(old: Path, folder: Path) -> None:
 
 
 def _is_alive(process: str) -> bool:
+    if process == str(os.getpid()):  # of a former life: a container's processes have the same numbers every time
+        return False
     try:
         os.kill(int(process), 0)
     except (ProcessLookupError, ValueError):

@@ -71,7 +71,7 @@ class RunFolder:
         Only rank zero can tell: it records this run while others start.
         """
         left = any((self.path / name).is_file() for name in ("metrics.csv", "summary.json")) or self.checkpoints
-        return bool(left) and _is_rank_zero()
+        return bool(left) and is_rank_zero()
 
     def hold(self) -> None:
         """Lock the folder for this process, on rank zero, and clear away what a killed one has left half written.
@@ -79,7 +79,7 @@ class RunFolder:
         Raises:
             ValueError: another command works here.
         """
-        if _is_rank_zero():
+        if is_rank_zero():
             self._lock = FolderLock(self.path, "run.lock", "wait for it, or choose another --name")
             clear_temporaries(self.path)
             self.record = self._read()
@@ -125,7 +125,8 @@ class RunFolder:
         path = Path(ckpt_path)
         if not path.is_file():
             raise ValueError(f"--ckpt_path {ckpt_path} is not a file: give a checkpoint, or `last`")
-        own = path.resolve() in [checkpoint.resolve() for checkpoint in self.checkpoints]
+        known = [*self.checkpoints, *(self.path / "checkpoints").glob("abandoned_*/*.ckpt")]
+        own = path.resolve() in [checkpoint.resolve() for checkpoint in known]
         if self.used and not own:
             raise ValueError(
                 f"{self.path} already holds another run than {ckpt_path} belongs to: choose another --name"
@@ -185,5 +186,6 @@ class RunFolder:
         write_json(self._record_path, self.record)
 
 
-def _is_rank_zero() -> bool:
+def is_rank_zero() -> bool:
+    """Whether this process is the first of its run, also before there is a trainer."""
     return getattr(rank_zero_only, "rank", 0) == 0

@@ -19,6 +19,7 @@ from datamodules.batching import MicroBatch
 from datamodules.files import FolderLock, clear_temporaries, read_json, read_text, write_json, write_text
 from datamodules.superb.datamodule import SuperbDataModule
 from experiments.loggers import build_loggers
+from experiments.runs import is_rank_zero
 from experiments.superb.checkpoint import LAST, TaskCheckpoint, load_best
 from experiments.superb.options import PROBE_AUDIO_BYTES, RunSettings
 from experiments.superb.preparation import Prepared, prepare
@@ -59,19 +60,15 @@ def run_task(settings: RunSettings, upstream: Upstream, prepared: Prepared | Non
     if is_finished(settings):
         log.info("kept the finished run in %s", folder)
         return read_json(folder / RESULT)
-    with FolderLock(folder, "run.lock", "wait for it, or choose another --output") if _is_first() else nullcontext():
+    with FolderLock(folder, "run.lock", "wait for it, or choose another --output") if is_rank_zero() else nullcontext():
         return _run(settings, config, upstream, prepared)
-
-
-def _is_first() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _run(
     settings: RunSettings, config: dict[str, Any], upstream: Upstream, prepared: Prepared | None
 ) -> dict[str, Any]:
     folder = Path(settings.output)
-    if _is_first():
+    if is_rank_zero():
         clear_temporaries(folder)
     if tail := settings.updates % settings.eval_every:
         log.warning(

@@ -72,6 +72,12 @@ def test_a_kill_loses_nothing_and_the_next_call_clears_it_up(tmp_path: Path, mom
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
 
 
+def test_a_killed_process_that_had_this_ones_number_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / f".unfinished-result-{socket.gethostname()}-{os.getpid()}" / "new").mkdir(parents=True)
+    make(tmp_path / "result", "one", a=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
 def test_what_another_process_is_making_stays(tmp_path: Path) -> None:
     mine = tmp_path / f".unfinished-result-{socket.gethostname()}-{os.getppid()}"
     mine.mkdir()

@@ -72,6 +72,14 @@ def test_a_folder_with_any_checkpoint_is_used(left: str, record: bool, tmp_path:
         again.resolve_checkpoint(str(save(tmp_path / "elsewhere" / "last.ckpt", 9)))
 
 
+def test_a_branch_that_was_left_can_be_taken_up_again(tmp_path: Path) -> None:
+    folder = a_run(tmp_path)
+    aside = save(tmp_path / "checkpoints" / "abandoned_20260101T000000" / "step=000000009.ckpt", 9)
+    assert folder.resolve_checkpoint(str(aside)) == str(aside)
+    folder.last_checkpoint.unlink()
+    assert folder.resolve_checkpoint("last") == str(tmp_path / "checkpoints" / "step=000000003.ckpt")
+
+
 @pytest.mark.parametrize("left", ["hpc_ckpt_1.ckpt", "metrics.csv", "summary.json"])
 def test_other_traces_of_a_run_count_as_well(left: str, tmp_path: Path) -> None:
     assert RunFolder(tmp_path).resolve_checkpoint(None) is None
