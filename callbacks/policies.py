@@ -15,10 +15,11 @@ A policy of your own::
         return [*range(depth), *[depth - 1] * (target - depth)]
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from lightning_modules.lookup import find_named
 
 Plan = list[int | None]
 Initialise = Literal["copy", "zero_output", "fresh"]
@@ -71,17 +72,8 @@ def get_policy(name: str) -> Policy:
     Raises:
         ValueError: there is none; the message lists those that there are.
     """
-    if name in POLICIES:
-        return POLICIES[name]
-    module, _, function = name.rpartition(".")
-    try:
-        return Policy(name, getattr(importlib.import_module(module), function))
-    except (ValueError, ImportError, AttributeError) as error:
-        reason = f" ({error})" if module else ""
-        raise ValueError(
-            f"unknown policy {name!r}{reason}: choose one of {', '.join(sorted(POLICIES))}, or give the path of a plan "
-            "function, my_module.my_plan"
-        ) from None
+    found = find_named(name, POLICIES, "policy", "a plan function, my_module.my_plan")
+    return found if isinstance(found, Policy) else Policy(name, found)
 
 
 def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> Plan:

@@ -4,6 +4,7 @@ Writing goes to a temporary name of this process and is renamed, so that a kill 
 A folder that one command fills over a long time is locked against a second.
 """
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -20,8 +21,6 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-
 
 def read_text(path: str | Path) -> str:
     """Contents of a UTF-8 file, without a byte order mark.
@@ -35,7 +34,7 @@ def read_text(path: str | Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        guess = BYTE_ORDER_MARKS.get(data[:2], "ISO-8859-1")
+        guess = "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "ISO-8859-1"
         raise ValueError(
             f"{path}, line {line}: this is not UTF-8 text, it looks like {guess}; convert it with "
             f"`iconv -f {guess} -t UTF-8`"

@@ -5,7 +5,6 @@ Shapes: B batch, F frames, D width of the student or teacher. Teacher layers are
 hidden states (0 is the input of the first layer).
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.compiling import compile_in_place
+from lightning_modules.lookup import find_named
 from lightning_modules.teacher import TeacherTargets
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -45,17 +45,8 @@ def get_distance(name: str) -> Distance:
     Raises:
         ValueError: there is none; the message lists those that there are.
     """
-    if name in DISTANCES:
-        return DISTANCES[name]
-    module, _, function = name.rpartition(".")
-    try:
-        return cast(Distance, getattr(importlib.import_module(module), function))
-    except (ValueError, ImportError, AttributeError) as error:
-        reason = f" ({error})" if module else ""
-        raise ValueError(
-            f"unknown model.objective.distance {name!r}{reason}: choose one of {', '.join(DISTANCES)}, or give the "
-            "path of a function of two (B, F, D) tensors, my_module.my_distance"
-        ) from None
+    own = "a function of two (B, F, D) tensors, my_module.my_distance"
+    return cast(Distance, find_named(name, DISTANCES, "model.objective.distance", own))
 
 
 class ProjectedDistance(nn.Linear):

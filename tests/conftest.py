@@ -19,6 +19,17 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a suite for the CPU, on a machine with a GPU too
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny ``teacher`` and a ``corpus`` for 3 steps an epoch; some files make a richer one."""
+    from tests.helpers import save_corpus, save_teacher  # not before the device is chosen
+
+    folder = tmp_path_factory.mktemp("inputs")
+    save_teacher(folder / "teacher")
+    save_corpus(folder / "corpus", {"train": 12, "dev": 4})
+    return folder
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real speech (LibriSpeech subsets); tests that need it skip, saying so, where it is absent."""

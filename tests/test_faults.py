@@ -22,10 +22,10 @@ import torch
 
 from experiments import cli
 from tests.callbacks.test_checkpointing import equal
-from tests.callbacks.test_fingerprint import TINY
 from tests.datamodules.superb import corpora
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
+from tests.tiny_run import TINY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -14,17 +14,7 @@ from callbacks.fingerprint import differences, flatten, teacher_digest
 from experiments.training import DistillationCLI
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import save_corpus, save_teacher
-
-TINY = [
-    *("--model.student.hidden_size", "16", "--model.student.intermediate_size", "24"),
-    *("--model.student.num_heads", "2", "--model.student.num_layers", "4", "--model.objective.layers", "[2]"),
-    *("--model.objective.intermediate", "prediction", "--growth.policy", "interleaved"),
-    *("--growth.layers_per_stage", "1", "--data.train_splits", "[train]", "--data.val_splits", "[dev]"),
-    *("--data.batch_size", "4", "--data.num_workers", "0", "--trainer.max_epochs", "4"),
-    *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"),
-    *("--trainer.enable_model_summary", "false", "--log_samples", "false", "--checkpoint.every_n_steps", "1"),
-    *("--checkpoint.keep", "100", "--wandb.mode", "disabled"),
-]
+from tests.tiny_run import fit
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +32,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_corpus(folder / "other_corpus", {"train": 12, "dev": 4}, seed=1)
     fit(folder, "--name", "whole")
     return folder
-
-
-def fit(inputs: Path, *arguments: str) -> DistillationCLI:
-    """``interstack fit`` on the tiny settings; later arguments win."""
-    common = ["--data.root", str(inputs / "corpus"), "--model.teacher.init_args.model", str(inputs / "teacher")]
-    common += ["--data.cache_dir", str(inputs / "cache"), "--runs_dir", str(inputs / "runs")]
-    return DistillationCLI(["fit", *TINY, *common, *arguments])
 
 
 def checkpoint(inputs: Path, step: int) -> Path:

@@ -10,8 +10,8 @@ from callbacks.fingerprint import ResumeGuard, differences
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 from experiments.training import DistillationCLI
-from tests.callbacks.test_fingerprint import TINY
 from tests.helpers import save_corpus, save_teacher
+from tests.tiny_run import TINY
 
 # Settings that are changed together: option -> (another value, what the fingerprint says of it).
 GUARDED: dict[str, dict[str, tuple[Any, str]]] = {

@@ -11,15 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks.metrics import TrainingMetrics
 from experiments.loggers import AppendingCSVLogger
-from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_teacher(folder / "teacher")
-    save_corpus(folder / "corpus", {"train": 12, "dev": 4})
-    return folder
+from tests.helpers import make_data, make_module, make_stacking, make_trainer
 
 
 def test_a_skipped_step_is_not_in_the_mean_loss(tmp_path: Path, inputs: Path) -> None:

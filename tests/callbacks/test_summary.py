@@ -16,15 +16,7 @@ from callbacks.metrics import TrainingMetrics
 from callbacks.summary import RunSummary, hardware, machine
 from callbacks.throughput import ThroughputCallback
 from tests.callbacks.faults import SendSignal
-from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_teacher(folder / "teacher")
-    save_corpus(folder / "corpus", {"train": 12, "dev": 4})
-    return folder
+from tests.helpers import make_data, make_module, make_stacking, make_trainer
 
 
 def fit(

@@ -11,16 +11,8 @@ from lightning.pytorch.callbacks import Callback
 
 from experiments.accumulation import accumulation_steps, utterances_that_fit
 from experiments.training import DistillationCLI, _utterances_that_fit
-from tests.callbacks.test_fingerprint import TINY
-from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_teacher(folder / "teacher")
-    save_corpus(folder / "corpus", {"train": 12, "dev": 4})
-    return folder
+from tests.helpers import make_data, make_module, make_stacking, make_trainer
+from tests.tiny_run import TINY
 
 
 @pytest.mark.parametrize(

@@ -9,30 +9,19 @@ import pytest
 import torch
 
 from experiments.training import DistillationCLI
+from tests import tiny_run
 from tests.callbacks.test_checkpointing import equal
-from tests.callbacks.test_fingerprint import TINY
-from tests.helpers import save_corpus, save_teacher
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``runs/whole``: a finished run of 4 epochs with 3 steps each."""
-    folder = tmp_path_factory.mktemp("again")
-    save_teacher(folder / "teacher")
-    save_corpus(folder / "corpus", {"train": 12, "dev": 4})
-    fit(folder, "whole")
-    return folder
+def home(inputs: Path) -> Path:
+    """``runs/whole``: a finished run."""
+    fit(inputs, "whole")
+    return inputs
 
 
 def fit(home: Path, name: str, *arguments: str) -> DistillationCLI:
-    settings = {
-        "data.root": home / "corpus",
-        "model.teacher.init_args.model": home / "teacher",
-        "data.cache_dir": home / "cache",
-        "runs_dir": home / "runs",
-        "name": name,
-    }
-    return DistillationCLI(["fit", *TINY, *(f"--{key}={value}" for key, value in settings.items()), *arguments])
+    return tiny_run.fit(home, "--name", name, *arguments)
 
 
 def checkpoint(home: Path, name: str = "whole", file: str = "last.ckpt") -> Path:

@@ -10,8 +10,7 @@ from lightning.pytorch import Trainer
 from experiments.settings_yaml import load_settings
 from experiments.trainer_flags import HONOURED, REFUSED
 from experiments.training import DistillationCLI
-from tests.callbacks.test_fingerprint import TINY
-from tests.helpers import save_corpus, save_teacher
+from tests.tiny_run import fit
 
 # By flag: values that are refused, each beside one that is not.
 VALUES = {
@@ -81,21 +80,6 @@ def test_the_folder_that_an_earlier_version_has_kept_is_taken(tmp_path: Path) ->
     assert refused(str(tmp_path))
     (tmp_path / "run.json").write_text("{}")
     assert not refused(str(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_teacher(folder / "teacher")
-    save_corpus(folder / "corpus", {"train": 12, "dev": 4})
-    return folder
-
-
-def fit(inputs: Path, *arguments: str) -> DistillationCLI:
-    """Four epochs of three steps, one at each depth, where the arguments do not say otherwise."""
-    place = ["--data.root", str(inputs / "corpus"), "--model.teacher.init_args.model", str(inputs / "teacher")]
-    place += ["--data.cache_dir", str(inputs / "cache")]
-    return DistillationCLI(["fit", *TINY, *place, *arguments])
 
 
 def weights(cli: DistillationCLI) -> torch.Tensor:

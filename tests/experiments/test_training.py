@@ -8,8 +8,8 @@ import torch
 
 from experiments.cli import run
 from experiments.training import DistillationCLI, default_precision
-from tests.callbacks.test_fingerprint import TINY
 from tests.helpers import save_corpus, save_teacher
+from tests.tiny_run import TINY
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "auto"])
