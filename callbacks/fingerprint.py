@@ -96,6 +96,14 @@ class ResumeGuard(Callback):
         datamodule = getattr(trainer, "datamodule", None)
         model = {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")}
         model["student"] = {key: value for key, value in model["student"].items() if key not in HOW_NOT_WHAT}
+        # Left out where they are not used, as in checkpoints older than them.
+        if model["student"]["conv_channels"] is None:
+            del model["student"]["conv_channels"]
+        model["objective"] = dict(model["objective"])
+        if model["objective"]["normalize_targets"] != "standardize":
+            del model["objective"]["statistics_seconds"]
+        if model["objective"]["normalize_targets"] == "none":
+            del model["objective"]["normalize_targets"]
         if model["student"].get("front_end") == "shared":  # the same features, only computed once
             model["student"]["front_end"] = "frozen"
         return {

@@ -8,12 +8,13 @@ optimizer step is decided in :mod:`datamodules.batching`; :mod:`datamodules.load
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batching import (
@@ -179,6 +180,19 @@ class LibriSpeechDataModule(L.LightningDataModule):
         cache = TargetCache(self.targets)
         cache.require({**teacher, **self.segment_settings()})
         self._cache = TargetCache(self.targets, layers)
+
+    @property
+    def cached_statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and deviation by which the cached targets in use were standardized; ``None`` where there are none."""
+        return None if self._cache is None else self._cache.statistics
+
+    def statistics_batches(self, seconds: float) -> Iterator[AudioBatch]:
+        """About so many seconds of single utterances, spread evenly over the training data, each from its start."""
+        rule, dataset = self._crop_rule("train", seed=None), self._dataset("train")
+        taken_N = np.minimum(rule.num_samples, self.max_samples)
+        count = min(len(taken_N), -(-int(seconds * self.sample_rate) // int(taken_N.mean())))
+        for row in np.linspace(0, len(taken_N) - 1, count).astype(np.int64):
+            yield dataset[rule.resolve(np.array([row]), pass_index=0)]
 
     def segment_settings(self) -> dict[str, Any]:
         """What decides the fixed segments, in plain values; equal wherever the corpus lies."""

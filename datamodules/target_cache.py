@@ -4,6 +4,7 @@
 
     CACHE/targets.json           settings, measured error of each target, size and SHA-256 of every other file
     CACHE/places.npy             (N, 3) int64 by manifest row: shard, first byte, frames
+    CACHE/statistics.npy         (2, S, D) float32, mean and deviation, where the targets were standardized with them
     CACHE/00000.targets, ...     row after row, each at its place
 
 A row is, for the output and then for each hidden layer upwards, its frames: with int8 the scales of all of them
@@ -27,10 +28,12 @@ from datamodules.shards import first_damage
 
 MARKER = "targets.json"
 PLACES = "places.npy"
+STATISTICS = "statistics.npy"
 SHARDS = "*.targets"
 INT8_MAX = 127
 SCALE_BYTES = 4
 VALUE_BYTES = {"bf16": 2, "int8": 1}
+NOT_IN_OLDER_CACHES = {"objective.normalize_targets": "none"}
 
 
 class StoredTargets(NamedTuple):
@@ -94,10 +97,11 @@ class TargetCache:
         Raises:
             ValueError: names each setting that differs, with both values.
         """
+        own = NOT_IN_OLDER_CACHES | self.settings
         differing = [
-            f"{name} was {self.settings[name]}, is {value}" if name in self.settings else f"{name} is not in it"
+            f"{name} was {own[name]}, is {value}" if name in own else f"{name} is not in it"
             for name, value in settings.items()
-            if self.settings.get(name) != value
+            if own.get(name) != value
         ]
         if differing:
             raise ValueError(
@@ -116,6 +120,19 @@ class TargetCache:
             remembered.cache_clear()
         if (damage := first_damage(self.folder, _marker(self.folder)["parts"])) is not None:
             raise _damaged(*damage)
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and deviation (S, D) of the chosen targets before they were standardized; ``None`` if they were not.
+
+        Raises:
+            ValueError: the file is missing or has changed its size.
+        """
+        if STATISTICS not in _marker(self.folder)["parts"]:
+            return None
+        _require_size(self.folder, STATISTICS)
+        mean_SD, deviation_SD = torch.from_numpy(np.load(os.path.join(self.folder, STATISTICS)))[:, self._chosen]
+        return mean_SD, deviation_SD
 
     def read(self, rows_B: np.ndarray) -> StoredTargets:
         """Targets of rows whose segments have one length.

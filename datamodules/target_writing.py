@@ -35,6 +35,7 @@ from datamodules.target_cache import (
     MARKER,
     PLACES,
     SHARDS,
+    STATISTICS,
     StoredTargets,
     TargetCache,
     encode,
@@ -129,7 +130,12 @@ def is_cached(folder: Path, made_with: dict[str, Any], overwrite: bool) -> bool:
 
 
 def write_targets(
-    folder: Path, made_with: dict[str, Any], plan: TargetPlan, source: Source, batch_samples: int
+    folder: Path,
+    made_with: dict[str, Any],
+    plan: TargetPlan,
+    source: Source,
+    batch_samples: int,
+    statistics: Callable[[], np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Write what is missing of a cache and give it its place; returns the relative L2 error of each target.
 
@@ -139,6 +145,7 @@ def write_targets(
         plan: of the same settings.
         source: runs the teacher.
         batch_samples: the most that ``source`` is asked for at once.
+        statistics: measures mean and deviation (2, S, D) before ``source`` is asked, which standardizes with them.
 
     Raises:
         ValueError: the source gives other shapes than the plan has, or targets that are not finite.
@@ -146,8 +153,11 @@ def write_targets(
     with only_writer(folder):
         unfinished = unfinished_folder(folder)
         unfinished.mkdir(parents=True, exist_ok=True)
-        progress = _Progress(plan)
         parts: dict[str, Part] = {}
+        if statistics is not None:
+            np.save(unfinished / STATISTICS, statistics())
+            parts[STATISTICS] = part_of(unfinished / STATISTICS)
+        progress = _Progress(plan)
         for number, shard in enumerate(plan.shards):
             name = shard_name(number)
             if (part := kept_part(unfinished, name, made_with)) is None:
@@ -158,7 +168,7 @@ def write_targets(
                 progress.skip(plan.rows[shard.start : shard.stop])
             parts[name] = part
             progress.tell(f"shard {number + 1} of {len(plan.shards)}")
-        errors = _relative_errors(list(parts.values()), made_with["layers"])
+        errors = _relative_errors([parts[shard_name(k)] for k in range(len(plan.shards))], made_with["layers"])
         np.save(unfinished / PLACES, _places(plan))
         parts[PLACES] = part_of(unfinished / PLACES)
         finish_folder(folder, SHARDS, MARKER, made_with, parts, relative_l2_error=errors)

@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from datamodules.librispeech import LibriSpeechDataModule
-from datamodules.target_cache import MARKER
+from datamodules.target_cache import MARKER, NOT_IN_OLDER_CACHES
 from datamodules.target_writing import TargetPlan, is_cached, plan_targets, room_for, write_targets
 from experiments.training import DistillationCLI
 from lightning_modules.distillation import DistillationModule
@@ -74,9 +74,10 @@ class TargetsTrainer(Trainer):
             return
         print(f"{folder}: {room_for(folder, plan) / 1e9:.2f} GB free", flush=True)
         source = TeacherSource(model, datamodule, self.strategy.root_device)
-        errors = write_targets(folder, made_with, plan, source, int(batch_seconds * datamodule.sample_rate))
-        measured = ", ".join(f"{name} {100 * error:.3f} %" for name, error in errors.items())
-        print(f"{folder / MARKER}: relative L2 error of {dtype}: {measured}")
+        measured = source.settle_statistics if model.objective.normalizer.kind == "standardize" else None
+        errors = write_targets(folder, made_with, plan, source, int(batch_seconds * datamodule.sample_rate), measured)
+        found = ", ".join(f"{name} {100 * error:.3f} %" for name, error in errors.items())
+        print(f"{folder / MARKER}: relative L2 error of {dtype}: {found}")
 
 
 class TargetsCLI(DistillationCLI):
@@ -102,23 +103,31 @@ class TeacherSource:
         model.teacher.to(device)
         model.cuda_settings.apply(device)
 
+    def settle_statistics(self) -> np.ndarray:
+        """Mean and deviation (2, S, D), by which the targets are standardized from now on."""
+        statistics = self.model.measure_targets(self.datamodule, self.device)
+        self.model.objective.normalizer.use(statistics)
+        return torch.stack(list(statistics)).numpy()
+
     @torch.no_grad()
     def __call__(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
         for batch in self.datamodule.segment_loader(batches):
             moved = self.datamodule.transfer_batch_to_device(batch, self.device, 0)
-            targets = self.model.targets(moved)
+            targets = self.model.objective.normalizer(self.model.targets(moved))
             yield torch.stack([targets.output_BFD, *targets.hidden.values()]).float()
 
 
 def _made_with(
     model: DistillationModule, datamodule: LibriSpeechDataModule, layers: list[int], dtype: str, shard_megabytes: int
 ) -> dict[str, Any]:
+    normalization = model.objective.normalizer.settings
     return {
         "layers": layers,
         "width": model.teacher.hidden_size,
         "dtype": dtype,
         "shard_megabytes": shard_megabytes,
         **teacher_settings(model.teacher),
+        **({} if normalization == NOT_IN_OLDER_CACHES else normalization),
         **datamodule.segment_settings(),
     }
 

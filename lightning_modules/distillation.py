@@ -31,6 +31,7 @@ from lightning_modules.optimisation import (
 from lightning_modules.precision import CudaSettings
 from lightning_modules.stopwatch import StepStopwatch
 from lightning_modules.student import Student, StudentConfig, state_dict_depth
+from lightning_modules.target_normalization import TargetStatistics, measure
 from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,10 @@ class DistillationModule(L.LightningModule):
         return waveforms_BT, num_samples
 
     def targets(self, batch: Batch) -> TeacherTargets:
-        """What the teacher says about this share of a global batch: the batch's own word for it, else asked."""
+        """What the teacher says about this share of a global batch: the batch's own word for it, else asked.
+
+        From a cache they come normalised, the teacher's own are still to be.
+        """
         with self.stopwatch.section("teacher"):
             if (cached := getattr(batch, "targets", None)) is not None:
                 output_BFD, *hidden = cached.decoded()
@@ -144,13 +148,15 @@ class DistillationModule(L.LightningModule):
             return self.teacher(*self.inputs(batch))
 
     def losses(self, batch: Batch, scale: float = 1.0, targets: TeacherTargets | None = None) -> LossTerms:
-        """Loss terms of this share of a global batch, times ``scale``; ``targets`` where they are already known.
+        """Loss terms of this share of a global batch, times ``scale``; those of :meth:`targets` where they are known.
 
         Sums over this share's frames are divided by the *global* number of frames; ``scale`` = ranks x accumulation
         steps undoes the averaging of DDP and of accumulation, so that the gradient is that of the global mean.
         """
         if targets is None:
             targets = self.targets(batch)
+        if getattr(batch, "targets", None) is None:
+            targets = self.objective.normalizer(targets)
         waveforms_BT, num_samples = self.inputs(batch)
         features_BFC = targets.features_BFC if self.student.config.front_end == "shared" else None
         hidden_states = self.student(waveforms_BT, num_samples, features_BFC)
@@ -253,7 +259,8 @@ class DistillationModule(L.LightningModule):
                 f"data.sample_rate={self.teacher.sample_rate} and data.resample=true"
             )
         if stage == "fit" and datamodule is not None and getattr(datamodule, "targets", None) is not None:
-            datamodule.use_targets(teacher_settings(self.teacher), self.teacher.hidden_layers)
+            settings = teacher_settings(self.teacher) | self.objective.normalizer.settings
+            datamodule.use_targets(settings, self.teacher.hidden_layers)
 
     def _load_initial_weights(self, path: Path) -> None:
         """Take the student, and the projections of equal losses; the student already has the run's first depth."""
@@ -278,6 +285,39 @@ class DistillationModule(L.LightningModule):
         if self.init_from is not None and self.trainer.ckpt_path is None:  # which Lightning tells from here on only
             self._load_initial_weights(Path(self.init_from))
         self.on_validation_start()
+        if self.objective.normalizer.kind == "standardize":
+            self._settle_statistics()
+
+    def _settle_statistics(self) -> None:
+        """Those of the checkpoint, else of the cache, else what the first process measures."""
+        normalizer, datamodule = self.objective.normalizer, getattr(self.trainer, "datamodule", None)
+        pair = getattr(datamodule, "cached_statistics", None)
+        cached = None if pair is None else TargetStatistics(*pair)
+        if (known := normalizer.statistics) is None:
+            found = cached
+            if found is None and self.global_rank == 0:
+                found = self.measure_targets(datamodule, self.device)
+            normalizer.use(cast(TargetStatistics, self.trainer.strategy.broadcast(found)))
+        elif cached is not None and not known.close_to(cached):
+            raise ValueError(
+                "the cache of data.targets was standardized with another mean and deviation than those of this "
+                "checkpoint: use the cache that the run began with, or begin a new run"
+            )
+
+    def measure_targets(self, datamodule: Any, device: torch.device) -> TargetStatistics:
+        """Mean and deviation of the targets over a fixed part of the training data.
+
+        Raises:
+            ValueError: the data module cannot name such a part.
+        """
+        if not hasattr(datamodule, "statistics_batches"):
+            raise ValueError(
+                "model.objective.normalize_targets=standardize needs a data module with `statistics_batches`, as "
+                "LibriSpeechDataModule has it: choose layer or none"
+            )
+        batches = datamodule.statistics_batches(self.objective.config.statistics_seconds)
+        moved = (datamodule.transfer_batch_to_device(batch, device, 0) for batch in batches)
+        return measure((self.targets(batch) for batch in moved), self.objective.layers)
 
     def on_validation_start(self) -> None:
         self.cuda_settings.apply(self.device)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_modules.compiling import compile_in_place
 from lightning_modules.lookup import find_named
+from lightning_modules.target_normalization import NORMALIZATIONS, Normalization, TargetNormalizer
 from lightning_modules.teacher import TeacherTargets
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -86,6 +87,12 @@ class ObjectiveConfig:
             that carried it in the first stage (``original``).
         projection: ``per_target``, one linear student -> teacher width for each target, which moves with it; or
             ``shared``, the output loss's projection for all.
+        normalize_targets: ``none`` (the paper's) takes the teacher's values as they are; ``layer`` gives every frame
+            mean 0 and variance 1 over the width, as data2vec; ``standardize`` gives every dimension mean 0 and
+            variance 1 over a fixed part of the training data, measured once before the first step. Teachers with a
+            few very large dimensions, such as Whisper, need one of the latter.
+        statistics_seconds: of audio, from utterances spread over the training data, from which ``standardize`` takes
+            mean and deviation.
     """
 
     distance: str = "mse"
@@ -95,9 +102,17 @@ class ObjectiveConfig:
     output_layer: int | None = None
     attach: Literal["block_end", "original"] = "block_end"
     projection: Literal["per_target", "shared"] = "per_target"
+    normalize_targets: Normalization = "none"
+    statistics_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         get_distance(self.distance)
+        if self.normalize_targets not in NORMALIZATIONS:
+            raise ValueError(
+                f"model.objective.normalize_targets={self.normalize_targets!r}: choose {', '.join(NORMALIZATIONS)}"
+            )
+        if self.statistics_seconds <= 0:
+            raise ValueError(f"model.objective.statistics_seconds={self.statistics_seconds} must be positive")
         if self.weight < 0:
             raise ValueError(
                 f"model.objective.weight={self.weight} is negative: use 0 to switch the intermediate loss off"
@@ -194,6 +209,9 @@ class Objective(nn.Module):
         self.output_projection = ProjectedDistance(*widths_and_distance)
         own = self.layers if config.projection == "per_target" else []
         self.projections = nn.ModuleDict({str(k): ProjectedDistance(*widths_and_distance) for k in own})
+        self.normalizer = TargetNormalizer(
+            config.normalize_targets, self.layers, teacher_width, config.statistics_seconds
+        )
 
     def positions(self, depth: int, originals: Sequence[int]) -> dict[int, int]:
         """Student hidden state (from 1) that each intermediate target is compared with."""
@@ -213,7 +231,7 @@ class Objective(nn.Module):
 
         Args:
             hidden_states: depth + 1 of (B, F, D).
-            targets: of the teacher, on the same frames.
+            targets: of the teacher, on the same frames, normalised.
             originals: see :func:`l2l_positions`.
             valid_BF: true where a frame is not padding; ``None`` where nothing is padded.
             num_frames: what the sums over frames are divided by: the valid frames of the *global* batch. Dividing by

@@ -48,6 +48,8 @@ class StudentConfig:
         front_end: ``trained``, ``frozen`` (no gradient flows into the convolutions), or ``shared``: a frozen copy of
             the teacher's, whose features come from the teacher and are computed once for both.
         front_end_init: ``teacher`` copies the convolutions (and their layout), ``random`` draws HuBERT Base's.
+        conv_channels: of the convolutions that ``front_end_init=random`` draws; default: HuBERT Base's 512, which take
+            half of a small student's step on a CPU.
         compile: compile convolutions, feature projection, each layer and each loss with ``torch.compile``; one graph
             serves all layers, before and after a growth.
         compile_backend: of ``torch.compile``.
@@ -65,6 +67,7 @@ class StudentConfig:
     mask_time_length: int = 10
     front_end: Literal["trained", "frozen", "shared"] = "trained"
     front_end_init: Literal["teacher", "random"] = "teacher"
+    conv_channels: int | None = None
     compile: bool = False
     compile_backend: str = "inductor"
     kernels: Kernels = "auto"
@@ -78,6 +81,8 @@ def hubert_config(config: StudentConfig, front_end: FrontEnd | None) -> HubertCo
             f"{config.num_heads}: choose heads that divide the width"
         )
     layout: dict[str, Any] = front_end.config if front_end is not None else {}
+    if config.conv_channels is not None:
+        layout = {"conv_dim": _narrow_convolutions(config)}
     return HubertConfig(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -95,6 +100,19 @@ def hubert_config(config: StudentConfig, front_end: FrontEnd | None) -> HubertCo
         apply_spec_augment=config.mask_time_prob > 0,
         **layout,
     )
+
+
+def _narrow_convolutions(config: StudentConfig) -> tuple[int, ...]:
+    """HuBERT Base's seven convolutions with the configured channels."""
+    assert config.conv_channels is not None
+    if config.front_end_init == "teacher":
+        raise ValueError(
+            f"model.student.conv_channels={config.conv_channels}, but model.student.front_end_init=teacher copies the "
+            "teacher's convolutions, channels included: set model.student.front_end_init=random"
+        )
+    if config.conv_channels < 1:
+        raise ValueError(f"model.student.conv_channels={config.conv_channels} must be at least 1")
+    return (config.conv_channels,) * len(HubertConfig().conv_dim)
 
 
 def state_dict_depth(state_dict: dict[str, Any], prefix: str = "") -> int:

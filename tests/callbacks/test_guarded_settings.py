@@ -29,6 +29,7 @@ GUARDED: dict[str, dict[str, tuple[Any, str]]] = {
     },
     "losses": {
         "model.student.front_end_init": ("random", "model.student.front_end_init"),
+        "model.student.conv_channels": (4, "model.student.conv_channels"),
         "model.objective.distance": ("l1_cosine", "model.objective.distance"),
         "model.objective.intermediate": ("l2l", "model.objective.intermediate"),
         "model.objective.weight": (0.25, "model.objective.weight"),
@@ -36,6 +37,8 @@ GUARDED: dict[str, dict[str, tuple[Any, str]]] = {
         "model.objective.output_layer": (3, "model.objective.output_layer"),
         "model.objective.attach": ("original", "model.objective.attach"),
         "model.objective.projection": ("shared", "model.objective.projection"),
+        "model.objective.normalize_targets": ("standardize", "model.objective.normalize_targets"),
+        "model.objective.statistics_seconds": (60.0, "model.objective.statistics_seconds"),
         "model.teacher.init_args.normalize": ("true", "waveforms.normalize"),
         "model.teacher.init_args.precision": ("32", "teacher_settings.precision"),
         "model.cuda.float32": ("ieee", "cuda.float32"),

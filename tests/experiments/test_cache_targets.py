@@ -147,6 +147,44 @@ def test_a_resumed_run_continues_exactly(home: Path, tmp_path: Path) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(whole, reseeded, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["layer", "standardize"])
+def test_a_cache_holds_normalised_targets_and_their_statistics(kind: str, home: Path, tmp_path: Path) -> None:
+    objective = {"normalize_targets": kind, "statistics_seconds": 2.0}
+    more = ["--model.objective.normalize_targets", kind, "--model.objective.statistics_seconds", "2.0"]
+    run(["cache-targets", *options(home), *more, "--output", str(tmp_path / "cache")])
+    cached, _ = train(
+        make_module(home / "teacher", objective=objective),
+        data_of(home, targets=str(tmp_path / "cache")),
+        tmp_path / "a",
+    )
+    module = make_module(home / "teacher", objective=objective)
+
+    def normalised(batch: AudioBatch) -> TeacherTargets:
+        return module.objective.normalizer(module.teacher(batch.waveforms))
+
+    exact, _ = train(module, data_of(home), tmp_path / "b")
+    other_segments = data_of(home, segment_seed=1)
+    elsewhere, _ = train(make_module(home / "teacher", objective=objective), other_segments, tmp_path / "c")
+    assert distance(exact, cached) < 0.1 * distance(exact, elsewhere)
+    # Rounded after it was normalised: one step of bf16 of the normalised value, not of the raw one.
+    data = data_of(home, targets=str(tmp_path / "cache"))
+    data.prepare_data()
+    make_trainer(tmp_path / "d", max_epochs=1, limit_val_batches=0).fit(
+        make_module(home / "teacher", objective=objective), datamodule=data
+    )
+    batch = data.train_dataloader().dataset[data.segments.resolve(np.arange(1), 0)]
+    assert batch.targets is not None
+    expected_BFD = normalised(batch).output_BFD
+    assert torch.allclose(batch.targets.decoded()[0].float(), expected_BFD, rtol=1e-2, atol=1e-3)
+    for other in ({}, {"normalize_targets": "standardize", "statistics_seconds": 1.0}):
+        with pytest.raises(ValueError, match=r"objective\.\w+ was \S+, is|objective\.statistics_seconds is not in it"):
+            train(
+                make_module(home / "teacher", objective=other), data_of(home, targets=str(tmp_path / "cache")), tmp_path
+            )
+    with pytest.raises(ValueError, match=rf"objective\.normalize_targets was none, is {kind}"):
+        train(make_module(home / "teacher", objective=objective), data_of(home, targets=str(home / "bf16")), tmp_path)
+
+
 def test_every_rank_reads_the_targets_of_its_own_rows(home: Path) -> None:
     data = data_of(home, targets=str(home / "bf16"))
     data.prepare_data()

@@ -1,0 +1,114 @@
+"""Targets on a scale that a squared error can bear.
+
+Some teachers have a few dimensions that are far larger than all others: one of Whisper base's layer 4 holds four fifths
+of the layer's variance. A student that minimises the squared error there learns that one dimension.
+
+Shapes: S targets (the output, then each hidden layer upwards), B batch, F frames, D width of the teacher.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.teacher import TeacherTargets
+
+Normalization = Literal["none", "layer", "standardize"]
+NORMALIZATIONS: tuple[Normalization, ...] = ("none", "layer", "standardize")
+SMALLEST_VARIANCE = 1e-8
+"""Added to the variance of a dimension, so that one that never changes becomes 0."""
+
+
+class TargetStatistics(NamedTuple):
+    """Mean and standard deviation of each dimension of each target, (S, D) float32."""
+
+    mean_SD: Tensor
+    deviation_SD: Tensor
+
+    def close_to(self, other: "TargetStatistics") -> bool:
+        """Whether both are equal within rounding."""
+        pairs = zip(self, other, strict=True)
+        return all(torch.allclose(own.cpu(), theirs.cpu(), rtol=1e-3, atol=1e-4) for own, theirs in pairs)
+
+
+def measure(targets: Iterable[TeacherTargets], layers: Sequence[int]) -> TargetStatistics:
+    """Statistics over all frames of unpadded batches, summed in float64.
+
+    Raises:
+        ValueError: there is no frame.
+    """
+    frames, sums_SD, squares_SD = 0, torch.zeros(()), torch.zeros(())
+    for batch in targets:
+        stacked_SND = torch.stack(
+            [target_BFD.flatten(0, 1).double() for target_BFD in (batch.output_BFD, *(batch.hidden[k] for k in layers))]
+        )
+        frames += stacked_SND.shape[1]
+        sums_SD, squares_SD = sums_SD + stacked_SND.sum(1).cpu(), squares_SD + stacked_SND.square().sum(1).cpu()
+    if not frames:
+        raise ValueError("targets cannot be standardized: the training data hold no frame")
+    mean_SD = sums_SD / frames
+    variance_SD = (squares_SD / frames - mean_SD.square()).clamp(min=0)
+    return TargetStatistics(mean_SD.float(), (variance_SD + SMALLEST_VARIANCE).sqrt().float())
+
+
+class TargetNormalizer(nn.Module):
+    """Normalises a teacher's targets; with ``standardize`` it keeps the statistics as buffers, so in every checkpoint.
+
+    Args:
+        kind: ``none``, ``layer`` or ``standardize``; see :class:`lightning_modules.objective.ObjectiveConfig`.
+        layers: hidden layers that are targets, ascending.
+        width: D.
+        statistics_seconds: of audio that the statistics are taken from.
+    """
+
+    mean_SD: Tensor
+    deviation_SD: Tensor
+    measured: Tensor
+
+    def __init__(
+        self, kind: Normalization, layers: Sequence[int], width: int, statistics_seconds: float = 600.0
+    ) -> None:
+        super().__init__()
+        self.kind, self.layers, self._seconds = kind, tuple(layers), statistics_seconds
+        if kind == "standardize":
+            shape = 1 + len(self.layers), width
+            self.register_buffer("mean_SD", torch.zeros(shape))
+            self.register_buffer("deviation_SD", torch.ones(shape))
+            self.register_buffer("measured", torch.tensor(False))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a cache of normalised targets must have been made with."""
+        seconds = {"objective.statistics_seconds": self._seconds} if self.kind == "standardize" else {}
+        return {"objective.normalize_targets": self.kind, **seconds}
+
+    @property
+    def statistics(self) -> TargetStatistics | None:
+        """Those in use; ``None`` before they are known, or where none are needed."""
+        known = self.kind == "standardize" and bool(self.measured)
+        return TargetStatistics(self.mean_SD, self.deviation_SD) if known else None
+
+    def use(self, statistics: TargetStatistics) -> None:
+        """Standardize with these from now on."""
+        self.mean_SD.copy_(statistics.mean_SD)
+        self.deviation_SD.copy_(statistics.deviation_SD)
+        self.measured.fill_(True)
+
+    @torch.no_grad()
+    def forward(self, targets: TeacherTargets) -> TeacherTargets:
+        """The same targets, of the layers that this objective learns, normalised; in float32 under autocast too."""
+        if self.kind == "none":
+            return targets
+        output_BFD, *hidden = (
+            self._normalised(target_BFD.float(), place)
+            for place, target_BFD in enumerate((targets.output_BFD, *(targets.hidden[k] for k in self.layers)))
+        )
+        return targets._replace(output_BFD=output_BFD, hidden=dict(zip(self.layers, hidden, strict=True)))
+
+    def _normalised(self, target_BFD: Tensor, place: int) -> Tensor:
+        if self.kind == "standardize":
+            return (target_BFD - self.mean_SD[place]) / self.deviation_SD[place]
+        with torch.autocast(target_BFD.device.type, enabled=False):
+            return F.layer_norm(target_BFD, target_BFD.shape[-1:])
