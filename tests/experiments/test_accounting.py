@@ -60,14 +60,16 @@ def test_a_layer_too_many_would_be_noticed() -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("front_end", ["trained", "frozen", "shared"])
+@pytest.mark.parametrize("front_end", ["trained", "frozen", "shared", "narrow"])
 @pytest.mark.parametrize("intermediate", ["l2l", "prediction", "none"])
 def test_a_training_step_costs_what_torch_counts(
     intermediate: str, front_end: str, cached: bool, tmp_path: Path
 ) -> None:
     teacher = save_teacher(tmp_path / "teacher", layers=3)
     objective = {"intermediate": intermediate, "layers": [1, 2]}
-    module = make_module(teacher, num_layers=3, objective=objective, front_end=front_end)
+    narrow = {"front_end_init": "random", "conv_channels": 5}
+    settings = narrow if front_end == "narrow" else {"front_end": front_end}
+    module = make_module(teacher, num_layers=3, objective=objective, **settings)
     lengths_B = torch.full((2,), NUM_SAMPLES)
     batch = AudioBatch(torch.randn(2, NUM_SAMPLES), lengths_B, lengths_B, torch.arange(2))
     student, losses = (module.hparams[name] for name in ("student", "objective"))

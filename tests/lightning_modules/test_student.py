@@ -1,6 +1,8 @@
 """Student: sizes, hidden states, growth, loading at any depth."""
 
 import copy
+import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ def student(front_end: FrontEnd) -> Student:
     return Student(config, front_end)
 
 
-def parameters(depth: int, **settings: float) -> int:
+def parameters(depth: int, **settings: Any) -> int:
     """Parameters of the paper's student at ``depth``, counted without allocating them."""
     with torch.device("meta"):
         student = Student(StudentConfig(num_layers=depth, front_end_init="random", **settings))
@@ -39,6 +41,31 @@ def parameters(depth: int, **settings: float) -> int:
 def test_parameter_counts_are_the_papers(depth: int, count: int) -> None:
     assert parameters(depth) == count
     assert parameters(depth, mask_time_prob=0.05) == count + 384  # the mask embedding
+
+
+def test_a_drawn_front_end_has_the_channels_that_it_is_told() -> None:
+    narrow = Student(dataclasses.replace(TINY, conv_channels=8))
+    assert [tuple(layer.conv.weight.shape[:2]) for layer in narrow.hubert.feature_extractor.conv_layers] == [
+        *((8, 1), (8, 8), (8, 8), (8, 8), (8, 8), (8, 8), (8, 8)),
+    ]
+    assert narrow.hubert.config.conv_stride == Student(TINY).hubert.config.conv_stride
+    assert narrow(torch.randn(1, 4000))[-1].shape == (1, 12, 32)
+    # Convolutions (kernels 10, 3, 3, 3, 3, 2, 2), the first one's norm, and the norm and matrix of the projection.
+    removed = sum(k * (512 * (512 if i else 1) - 8 * (8 if i else 1)) for i, k in enumerate((10, 3, 3, 3, 3, 2, 2)))
+    removed += (512 - 8) * (2 + 2 + 384)
+    assert parameters(3) - parameters(3, conv_channels=8) == removed
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"front_end_init": "teacher", "conv_channels": 8}, "conv_channels=8, but .*front_end_init=teacher copies"),
+        ({"front_end_init": "random", "conv_channels": 0}, "conv_channels=0 must be at least 1"),
+    ],
+)
+def test_channels_that_cannot_be_are_refused(settings: dict[str, Any], message: str, front_end: FrontEnd) -> None:
+    with pytest.raises(ValueError, match=message):
+        Student(dataclasses.replace(TINY, **settings), front_end)
 
 
 @pytest.mark.parametrize("padded", [False, True])
