@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_modules.teacher import HuggingFaceTeacher, Teacher
+from lightning_modules.teacher import Teacher
 from lightning_modules.teacher_loading import UNUSED_WEIGHTS
-
-_LAYER = re.compile(r"model\.encoder\.layers\.(\d+)\.")
 
 
 def teacher_settings(teacher: Teacher) -> dict[str, Any]:
@@ -31,11 +29,12 @@ def teacher_settings(teacher: Teacher) -> dict[str, Any]:
 def weight_digests(teacher: Teacher) -> dict[int, str]:
     """For each chosen layer the hash of names, shapes and bytes of the weights that its output depends on.
 
-    What depends on what is known of :class:`HuggingFaceTeacher` alone; of another teacher all weights count.
+    Of a teacher without ``layer_prefix`` all weights count.
     """
+    pattern = None if teacher.layer_prefix is None else re.compile(re.escape(teacher.layer_prefix) + r"(\d+)\.")
     layers: dict[int, list[tuple[str, Tensor]]] = {}
     for name, weight in sorted(teacher.state_dict().items()):
-        match = _LAYER.match(name) if isinstance(teacher, HuggingFaceTeacher) else None
+        match = None if pattern is None else pattern.match(name)
         # Hugging Face draws weights that a checkpoint may lack at random.
         if not name.removeprefix("model.").startswith(UNUSED_WEIGHTS):
             layers.setdefault(int(match[1]) + 1 if match else 0, []).append((name, weight))

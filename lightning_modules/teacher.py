@@ -62,6 +62,8 @@ class Teacher(nn.Module, ABC):
         normalize: whether the waveforms must pass :func:`normalize_waveforms` first; the caller does it.
         front_end: convolutions that a student can copy, ``None`` where there are none.
         init_args: plain values that rebuild the teacher.
+        layer_prefix: the weights of layer k, and no others, are called so with k - 1 and a dot after it; ``None``: not
+            known.
         hidden_layers: chosen layers, ascending.
         precision_used: what the targets are computed in; settled by :meth:`prepare`.
     """
@@ -72,6 +74,7 @@ class Teacher(nn.Module, ABC):
     init_args: dict[str, Any]
     normalize: bool = False
     front_end: FrontEnd | None = None
+    layer_prefix: str | None = None
     hidden_layers: tuple[int, ...] = ()
     precision_used: Precision = "32"
     _output_layer: int | None = None
@@ -135,7 +138,69 @@ class Teacher(nn.Module, ABC):
         return super().__call__(waveforms_BT, num_samples_B)
 
 
-class HuggingFaceTeacher(Teacher):
+class EncoderTeacher(Teacher):
+    """What teachers made of a Hugging Face encoder have in common: precision, compilation, layers that are dropped.
+
+    A subclass writes ``layers`` and ``_targets``.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+
+    def __init__(self, precision: Literal["auto", "32", "bf16"], compile: bool, compile_backend: str) -> None:
+        super().__init__()
+        if precision not in ("auto", "32", "bf16"):
+            raise ValueError(f"model.teacher.init_args.precision={precision!r}: choose auto, 32 or bf16")
+        self._asked_precision: Literal["auto", "32", "bf16"] = precision
+        self._backend = compile_backend if compile else None
+        self._prepared_for: torch.device | None = None
+
+    @property
+    @abstractmethod
+    def encoder(self) -> Any:
+        """The module that holds ``layers``."""
+
+    @abstractmethod
+    def _targets(self, waveforms_BT: Tensor, num_samples_B: Tensor | None, precision: Precision) -> TeacherTargets:
+        """What :meth:`forward` returns, computed in ``precision`` and handed out in float32."""
+
+    def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
+        return self._targets(waveforms_BT, num_samples_B, self.precision_used)
+
+    def select_layers(self, hidden: Sequence[int], output: int | None = None) -> None:
+        layers, highest = self.encoder.layers, max(*hidden, output or self.num_layers, 0)
+        if len(layers) < highest <= self.num_layers:
+            raise ValueError(
+                f"teacher layer {highest} was dropped when layer {len(layers)} became the highest target: "
+                "build a new teacher"
+            )
+        super().select_layers(hidden, output)
+        self.encoder.layers = layers[:highest]
+
+    def prepare(self, device: torch.device) -> None:
+        super().prepare(device)
+        if device == self._prepared_for:
+            return
+        self._prepared_for = device
+        wanted = best_precision(device) if self._asked_precision == "auto" else self._asked_precision
+        self.precision_used = "bf16" if wanted == "bf16" and self._is_safe_in_bf16(device) else "32"
+
+    @torch.no_grad()
+    def _is_safe_in_bf16(self, device: torch.device) -> bool:
+        """Whether bf16 changes no target of a second of noise by more than the tolerance; logs what was found."""
+        probe_BT = noise().to(device)
+        exact, half = (self._targets(probe_BT, None, precision).named() for precision in ("32", "bf16"))
+        errors = {name: relative_error(half[name], target_BFD) for name, target_BFD in exact.items()}
+        if safe := all(error <= BF16_TOLERANCE for error in errors.values()):  # false for NaN
+            message = "teacher computes in bf16 on %s: relative errors of its targets are %s"
+        else:
+            message = f"teacher computes in float32 on %s: bf16 has relative errors of %s, above {BF16_TOLERANCE}"
+        found = ", ".join(f"{error:.2g} ({name})" for name, error in errors.items())
+        logger.log(logging.INFO if safe else logging.WARNING, message, device, found)
+        return safe
+
+
+class HuggingFaceTeacher(EncoderTeacher):
     """A Hugging Face encoder with convolutions and Transformer layers.
 
     Known to work: HuBERT, wav2vec 2.0, WavLM and data2vec-audio, of any size, alone or under a head.
@@ -161,6 +226,8 @@ class HuggingFaceTeacher(Teacher):
         ValueError: if the model cannot be found, lacks weights, or is no such encoder.
     """
 
+    layer_prefix = "model.encoder.layers."
+
     def __init__(
         self,
         model: str = "facebook/hubert-base-ls960",
@@ -172,9 +239,7 @@ class HuggingFaceTeacher(Teacher):
         compile_backend: str = "inductor",
         kernels: Kernels = "auto",
     ) -> None:
-        super().__init__()
-        if precision not in ("auto", "32", "bf16"):
-            raise ValueError(f"model.teacher.init_args.precision={precision!r}: choose auto, 32 or bf16")
+        super().__init__(precision, compile, compile_backend)
         self.init_args = dict(
             model=model,
             normalize=normalize,
@@ -185,9 +250,6 @@ class HuggingFaceTeacher(Teacher):
             compile_backend=compile_backend,
             kernels=kernels,
         )
-        self._asked_precision: Literal["auto", "32", "bf16"] = precision
-        self._backend = compile_backend if compile else None
-        self._prepared_for: torch.device | None = None
         self._shares_front_end = False
         config = load_config(model, revision)
         self._conv_layout = list(zip(config.conv_kernel, config.conv_stride, strict=True))
@@ -201,55 +263,28 @@ class HuggingFaceTeacher(Teacher):
         self.sample_rate = getattr(extractor, "sampling_rate", 16000)
         self.normalize = resolve_normalize(model, normalize, extractor, config)
 
+    @property
+    def encoder(self) -> Any:
+        return self.model.encoder
+
     def num_frames(self, num_samples_B: Tensor) -> Tensor:
         frames_B = num_samples_B.to(torch.long)
         for kernel, stride in self._conv_layout:
             frames_B = (torch.div(frames_B - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
         return frames_B
 
-    def select_layers(self, hidden: Sequence[int], output: int | None = None) -> None:
-        layers, highest = self.model.encoder.layers, max(*hidden, output or self.num_layers, 0)
-        if len(layers) < highest <= self.num_layers:
-            raise ValueError(
-                f"teacher layer {highest} was dropped when layer {len(layers)} became the highest target: "
-                "build a new teacher"
-            )
-        super().select_layers(hidden, output)
-        self.model.encoder.layers = layers[:highest]
-
     def share_front_end(self) -> None:
         if self.front_end is None:
             super().share_front_end()
         self._shares_front_end = True
 
-    def prepare(self, device: torch.device) -> None:
-        super().prepare(device)
-        if device == self._prepared_for:
-            return
-        self._prepared_for = device
-        wanted = best_precision(device) if self._asked_precision == "auto" else self._asked_precision
-        self.precision_used = "bf16" if wanted == "bf16" and self._is_safe_in_bf16(device) else "32"
-
-    @torch.no_grad()
-    def _is_safe_in_bf16(self, device: torch.device) -> bool:
-        """Whether bf16 changes no target of a second of noise by more than the tolerance; logs what was found."""
-        probe_BT = noise().to(device)
-        exact, half = (self._targets(probe_BT, None, precision).named() for precision in ("32", "bf16"))
-        errors = {name: relative_error(half[name], target_BFD) for name, target_BFD in exact.items()}
-        if safe := all(error <= BF16_TOLERANCE for error in errors.values()):  # false for NaN
-            message = "teacher computes in bf16 on %s: relative errors of its targets are %s"
-        else:
-            message = f"teacher computes in float32 on %s: bf16 has relative errors of %s, above {BF16_TOLERANCE}"
-        found = ", ".join(f"{error:.2g} ({name})" for name, error in errors.items())
-        logger.log(logging.INFO if safe else logging.WARNING, message, device, found)
-        return safe
-
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
         if self._backend is not None:
             compile_in_place(compiled_parts(self.model), self._backend)
-        return self._targets(waveforms_BT, valid_samples(waveforms_BT, num_samples_B), self.precision_used)
+        return super().forward(waveforms_BT, num_samples_B)
 
-    def _targets(self, waveforms_BT: Tensor, mask_BT: Tensor | None, precision: Precision) -> TeacherTargets:
+    def _targets(self, waveforms_BT: Tensor, num_samples_B: Tensor | None, precision: Precision) -> TeacherTargets:
+        mask_BT = valid_samples(waveforms_BT, num_samples_B)
         with computing_in(precision, waveforms_BT.device):
             outputs, features_BCF, _ = self._run(waveforms_BT, mask_BT, {*self.hidden_layers, self.output_layer})
             output_BFD = outputs[self.output_layer]

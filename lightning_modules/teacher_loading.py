@@ -23,13 +23,23 @@ EXTRACTOR_FILE = "preprocessor_config.json"
 EXTRACTOR_FILES = (EXTRACTOR_FILE, "processor_config.json")  # either may hold the extractor
 
 
-def load_config(model: str, revision: str | None) -> Any:
-    """The model's configuration, known to have convolutions."""
+def read_config(model: str, revision: str | None) -> Any:
+    """The model's configuration, of whatever kind it is."""
     with naming_damage(model):
         try:
-            config = AutoConfig.from_pretrained(model, revision=revision)
+            return AutoConfig.from_pretrained(model, revision=revision)
         except (OSError, ValueError) as error:
             raise ValueError(_not_found(model, error)) from error
+
+
+def load_config(model: str, revision: str | None) -> Any:
+    """The model's configuration, known to have convolutions over waveforms."""
+    config = read_config(model, revision)
+    if config.model_type == "whisper":
+        raise ValueError(
+            f"teacher model {model!r} is a Whisper model: set model.teacher.class_path to "
+            "lightning_modules.whisper.WhisperTeacher"
+        )
     if not all(hasattr(config, name) for name in CONV_FIELDS):
         raise ValueError(f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}")
     return config
@@ -45,13 +55,13 @@ def _not_found(model: str, error: Exception) -> str:
     )
 
 
-def load_model(model: str, revision: str | None, attn_implementation: str | None) -> Any:
-    """The bare encoder in float32, every weight of it read from the checkpoint."""
+def load_weights(model_class: Any, model: str, revision: str | None, attn_implementation: str | None) -> Any:
+    """A ``model_class`` in float32, every weight of it read from the checkpoint."""
     kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     # Loading draws numbers; a student's must not depend on them.
     with naming_damage(model), torch.random.fork_rng(devices=[]):
         try:
-            encoder, info = AutoModel.from_pretrained(
+            loaded, info = model_class.from_pretrained(
                 model, revision=revision, dtype=torch.float32, output_loading_info=True, **kwargs
             )
         except OSError as error:
@@ -60,9 +70,15 @@ def load_model(model: str, revision: str | None, attn_implementation: str | None
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
     if missing:
         raise ValueError(
-            f"teacher model {model!r} lacks {len(missing)} weights of {type(encoder).__name__}, the first is "
+            f"teacher model {model!r} lacks {len(missing)} weights of {type(loaded).__name__}, the first is "
             f"{missing[0]!r}: its config.json does not fit its weights"
         )
+    return loaded
+
+
+def load_model(model: str, revision: str | None, attn_implementation: str | None) -> Any:
+    """The bare encoder of the wav2vec 2.0 kind."""
+    encoder = load_weights(AutoModel, model, revision, attn_implementation)
     if not hasattr(encoder, "feature_extractor") or not hasattr(getattr(encoder, "encoder", None), "layers"):
         raise ValueError(
             f"teacher {model!r} ({type(encoder).__name__}) has no feature_extractor or no encoder.layers: {ADVICE}"

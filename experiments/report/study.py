@@ -59,7 +59,7 @@ PUBLISHED_NOTE = (
 
 
 # Jobs of models that were not distilled here have these names instead of a row's.
-REFERENCE_LABELS = {"teacher": "Teacher", "untrained": "Untrained teacher"}
+REFERENCE_LABELS = {"teacher": "Teacher", "untrained": "Untrained teacher", "fbank": "Log-mel features (FBANK)"}
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,10 @@ class Workspace:
         arguments = ["pretrain-teacher", "--root", str(corpus), "--output", str(self.path(job) / "teacher")]
         return [*arguments, "--progress_bar", "false", *_options(job.settings)]
 
+    def _targets(self, job: Job) -> list[str]:
+        arguments = ["cache-targets", "--config", self._config(job), *self._teacher_and_data(job)]
+        return [*arguments, "--output", str(self.path(job) / "targets")]
+
     def _distil(self, job: Job) -> list[str]:
         arguments = ["fit", "--config", self._config(job), "--name", (self.output / job.run).name]
         arguments += self._training_options(job)
@@ -144,6 +148,9 @@ class Workspace:
         settings = {key: value for key, value in job.settings.items() if key != "inputs"}
         if job.match:
             settings = matched(settings, self._ratio(job.match))
+        if job.kind == "distil" and (cache := self.needed(job, "targets")):
+            folder = str(self.output / "jobs" / cache / "targets")
+            settings["data"] = settings.get("data", {}) | {"targets": folder}
         settings["wandb"] = self._wandb_of(job)
         config = self.path(job) / "config.yaml"
         write_text(config, dump_settings(settings))
@@ -152,8 +159,10 @@ class Workspace:
     def _training_options(self, job: Job) -> list[str]:
         """Those of ``fit`` and ``fit-together`` alike."""
         arguments = ["--runs_dir", str((self.output / job.run).parent), "--seed_everything", str(job.seed)]
-        arguments += ["--data.root", self.data_root(job), "--model.teacher.init_args.model", self.teacher_of(job)]
-        return [*arguments, "--ckpt_path", "last"]
+        return [*arguments, *self._teacher_and_data(job), "--ckpt_path", "last"]
+
+    def _teacher_and_data(self, job: Job) -> list[str]:
+        return ["--data.root", self.data_root(job), "--model.teacher.init_args.model", self.teacher_of(job)]
 
     def is_trained(self, job: Job) -> bool:
         """Whether the run of a ``distil`` job has come to its end, in a job of its own or side by side with others."""
@@ -171,7 +180,8 @@ class Workspace:
     def _evaluate(self, job: Job) -> list[str]:
         upstream = self.needed(job, "export")
         model = str(self.output / "jobs" / upstream / "student") if upstream else self.teacher_of(job)
-        options = _options({key: value for key, value in job.settings.items() if key != "inputs"})
+        model = job.settings.get("upstream", model)
+        options = _options({key: value for key, value in job.settings.items() if key not in ("inputs", "upstream")})
         options += _options({"data.lexicon": self.lexicon}) if self.takes_lexicon(job) else []
         task, _, preset = job.task.partition("_")
         arguments = ["superb", "--task", task, "--preset", preset or "superb", "--data.root", self.data_root(job)]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from datamodules.packed import MARKER, packed_digest
 from experiments.runner.study import Row, Study, row_settings
 
-Kind = Literal["corpus", "teacher", "together", "distil", "export", "evaluate", "similarity"]
+Kind = Literal["corpus", "teacher", "targets", "together", "distil", "export", "evaluate", "similarity"]
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 
 
@@ -28,11 +28,12 @@ class Job:
         id: see the module.
         kind: what it makes.
         needs: ids of jobs that must be done before.
-        row: of the study, or ``teacher`` and ``untrained`` for the reference rows; empty for what rows share.
+        row: of the study, or ``teacher``, ``untrained`` or an upstream's name for the reference rows; empty for what
+            rows share.
         seed: of the row.
         task: of an evaluation.
-        settings: what the command depends on; for ``distil`` the configuration of ``interstack fit``, for ``together``
-            the ids of the ``distil`` jobs whose runs it makes.
+        settings: what the command depends on; for ``distil`` the configuration of ``interstack fit``, for ``targets``
+            its sections on model and data, for ``together`` the ids of the ``distil`` jobs whose runs it makes.
         match: for ``distil``: the cost to meet, and the ids of the two jobs that it is measured from.
     """
 
@@ -119,6 +120,7 @@ class Plan:
         self._task_digests = {task: corpus_digest(Path(folder)) for task, folder in (roots or {}).items()}
         self.teacher = self._add_teacher(self.teacher_settings)
         self._references()
+        self.targets = self._add_targets() if study.cache_targets else None
         self.distil: dict[tuple[str, int], Job] = {}
         # Seed by seed: an interrupted study has compared all rows at least once.
         for seed in self.seeds:
@@ -157,8 +159,19 @@ class Plan:
             return None
         return self._add("teacher", [self.corpus], settings=dict(settings))
 
+    def _add_targets(self) -> Job:
+        """What the teacher says about the segments that all rows and seeds share."""
+        assert self.study.baseline is not None
+        settings = row_settings(self.study, self.study.row(self.study.baseline), self.seeds[0])
+        model = {key: value for key, value in settings.get("model", {}).items() if key != "optimizer"}
+        content = {"model": model, "data": settings.get("data", {})}
+        needs = [self.corpus if self.study.data == "corpus" else None, self.teacher]
+        return self._add("targets", needs, settings={**content, "inputs": self._inputs()})
+
     def _references(self) -> None:
-        """Evaluations of the teacher, and of its twin before training."""
+        """Evaluations of the teacher, of its twin before training, and of the study's other upstreams."""
+        for upstream in self.study.upstreams:
+            self._evaluate([], upstream, self.seeds[0], {} if upstream == "teacher" else {"upstream": upstream})
         if self.teacher is None:
             return
         self._evaluate([self.teacher], "teacher", self.seeds[0])
@@ -170,6 +183,8 @@ class Plan:
     def _add_row(self, row: Row, seed: int) -> None:
         settings = row_settings(self.study, row, seed)
         needs, match = [self.corpus if self.study.data == "corpus" else None, self.teacher], None
+        if self.targets is not None:
+            needs.append(self.targets)
         if row.match:
             others = {part: self.distil[getattr(row.match, part), seed] for part in ("target", "reference")}
             needs += others.values()
@@ -212,7 +227,9 @@ class Plan:
         self.jobs = jobs
         self.distil = {key: self.jobs[job.id] for key, job in self.distil.items()}
 
-    def _evaluate(self, needs: Sequence[Job | None], row: str, seed: int) -> None:
+    def _evaluate(
+        self, needs: Sequence[Job | None], row: str, seed: int, more: Mapping[str, Any] | None = None
+    ) -> None:
         for task in self.study.tasks:
             corpus = self.corpus if self.study.data == "corpus" else None
             inputs = self._inputs()
@@ -220,7 +237,7 @@ class Plan:
                 inputs["data"] = self._task_digests[task]
             if task in ("pr", "pr_probe") and self._lexicon_digest is not None:
                 inputs["lexicon"] = self._lexicon_digest
-            options = {**self.study.evaluation.get(task, {}), "inputs": inputs}
+            options = {**self.study.evaluation.get(task, {}), **(more or {}), "inputs": inputs}
             self._add("evaluate", [*needs, corpus], row=row, seed=seed, task=task, settings=options)
 
     def _inputs(self) -> dict[str, Any]:

@@ -80,6 +80,10 @@ class Study:
         evaluation: by task, options of ``interstack superb``.
         similarity: compare the layers of every student.
         untrained: also evaluate the teacher before its training.
+        upstreams: models to evaluate beside the students: ``teacher`` where no job trains it, ``fbank``, or whatever
+            else ``interstack superb --upstream`` takes.
+        cache_targets: ask the teacher once for the whole study; needs ``data.crop: fixed``. The layers are those of the
+            ``baseline`` row, so no row may learn others.
         columns: of the main table; empty for the default.
         references: published rows.
         baseline: row that speed-ups refer to.
@@ -98,6 +102,8 @@ class Study:
     evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
     similarity: bool = False
     untrained: bool = False
+    upstreams: list[str] = field(default_factory=list)
+    cache_targets: bool = False
     columns: list[str] = field(default_factory=list)
     references: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
@@ -221,6 +227,8 @@ def _check(study: Study) -> None:
         raise ValueError(f"evaluation of {presets[0]} sets a preset: the task {presets[0]}_probe is the probe")
     if study.data == "corpus" and study.corpus is None:
         raise ValueError("data is `corpus`, but there are no settings under `corpus`")
+    if study.cache_targets and study.baseline is None:
+        raise ValueError("cache_targets takes the layers of the baseline row: name one under `baseline`")
     if "model" not in study.teacher and study.corpus is None:
         raise ValueError("a teacher is trained on the corpus, but there are no settings under `corpus`")
     for row in study.rows:

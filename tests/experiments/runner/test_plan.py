@@ -69,6 +69,26 @@ def test_a_changed_teacher_or_corpus_changes_all_that_follows(tmp_path: Path) ->
     assert changed(tmp_path, "minutes: 1.0", "minutes: 2.0") == {"", "teacher", "a", "b", "c"}
 
 
+def test_one_cache_of_targets_serves_all_rows_and_seeds(tmp_path: Path) -> None:
+    cached = STUDY.replace("baseline: a", "baseline: a\ncache_targets: true\noverrides: {data.crop: fixed}")
+    planned = plan(tmp_path, cached, seeds=[0, 1])
+    (targets,) = (job for job in planned.jobs.values() if job.kind == "targets")
+    assert all(targets.id in job.needs for job in planned.distil.values())
+    assert "trainer" not in targets.settings
+    wider = plan(tmp_path, cached.replace("configs: [interleave_equal]", "configs: [midas_equal]"))
+    assert targets.id in wider.jobs  # control: what another row than the baseline learns is not in it
+    other = plan(tmp_path, cached.replace("data.crop: fixed", "data.crop: fixed, data.segment_seed: 1"))
+    assert targets.id not in other.jobs
+    with pytest.raises(ValueError, match="takes the layers of the baseline row: name one"):
+        plan(tmp_path, cached.replace("baseline: a\n", ""))
+
+
+def test_other_upstreams_stand_beside_the_students(tmp_path: Path) -> None:
+    planned = plan(tmp_path, STUDY + "upstreams: [fbank]\n", seeds=[0, 1])
+    (fbank,) = (job for job in planned.jobs.values() if job.row == "fbank")
+    assert (fbank.kind, fbank.settings["upstream"], fbank.seed) == ("evaluate", "fbank", 0)
+
+
 def test_rows_that_share_data_and_teacher_are_trained_together(tmp_path: Path) -> None:
     more = "- {name: d, label: D, configs: [midas_equal], overrides: {data.batch_size: 2}}\n"
     apart, planned = plan(tmp_path, STUDY + more, seeds=[0, 1]), plan(tmp_path, STUDY + more, seeds=[0, 1])

@@ -21,13 +21,15 @@ baseline: grown
 data: root
 overrides:
   model.student: {hidden_size: 16, intermediate_size: 24, num_heads: 2}
-  data: {train_splits: [train], val_splits: [dev], batch_size: 4, batches_per_epoch: 1, num_workers: 0}
+  data: {train_splits: [train], val_splits: [dev], batch_size: 4, crop: fixed, batches_per_epoch: 1, num_workers: 0}
   trainer: {accelerator: cpu, devices: 1, max_epochs: 4, enable_progress_bar: false, enable_model_summary: false}
   wandb.mode: disabled
 rows:
 - {name: grown, label: Grown, configs: [interleave_equal]}
 tasks: [pr, pr_probe]
 similarity: true
+cache_targets: true
+upstreams: [teacher, fbank]
 evaluation:
   pr: &options
     updates: 2
@@ -51,8 +53,10 @@ def test_superb_probe_and_similarity_run_as_jobs_and_stand_in_the_report(
     printed = capsys.readouterr().out
     assert "what is left to do" in printed
     assert "PR probe" in printed
-    kinds = {(job["kind"], job["task"]): job for job in json.loads((output / "results.json").read_text())["jobs"]}
-    assert all(job["status"] == "done" for job in kinds.values())
+    jobs = json.loads((output / "results.json").read_text())["jobs"]
+    assert all(job["status"] == "done" for job in jobs)
+    kinds = {(job["kind"], job["task"]): job for job in jobs if job["row"] not in ("teacher", "fbank")}
+    assert_targets_were_read_from_one_cache(output)
     full, probe = kinds["evaluate", "pr"]["result"], kinds["evaluate", "pr_probe"]["result"]
     assert (full["preset"], probe["preset"], full["task"], probe["task"]) == ("superb", "probe", "pr", "pr_probe")
     assert full["trainable_parameters"] > probe["trainable_parameters"]
@@ -62,8 +66,18 @@ def test_superb_probe_and_similarity_run_as_jobs_and_stand_in_the_report(
     report = study_values(read_study(output))
     assert report["values"]["grown"]["pr/per"] == {"0": full["test"]["per"]}
     assert report["values"]["grown"]["pr_probe/per"] == {"0": probe["test"]["per"]}
+    references = {reference["name"]: reference["values"] for reference in report["measured_references"]}
+    assert references.keys() == {"teacher", "fbank"}
+    assert all("pr/per" in values for values in references.values())
     assert (output / "report.md").read_text().startswith(study_texts(report)["md"])
     assert {"similarity_cka", "layer_weights_pr", "layer_weights_pr_probe"} <= {p.stem for p in output.glob("*.png")}
+
+
+def assert_targets_were_read_from_one_cache(output: Path) -> None:
+    (cache,) = (output / "jobs").glob("*/targets/targets.json")
+    configs = {path: path.with_name("job.json").read_text() for path in (output / "jobs").glob("*/config.yaml")}
+    (config,) = (path for path, job in configs.items() if '"kind": "distil"' in job)
+    assert str(cache.parent) in config.read_text()
 
 
 def assert_dashboard_finds_its_metrics(output: Path, superb: dict[str, Any]) -> None:
