@@ -56,6 +56,18 @@ def layer_flops(config: Any, frames: int) -> int:
     return 2 * frames * (4 * width * width + 2 * width * inner) + 4 * frames * frames * width
 
 
+def whisper_flops(config: Any, layers: int, num_samples: int) -> int:
+    """Forward FLOPs of the first ``layers`` layers of Whisper's encoder on one utterance, which is not padded to 30 s.
+
+    The Fourier transform of the log-mel is left out.
+    """
+    frames, width, bins = (num_samples - 400) // 320 + 1, config.d_model, config.num_mel_bins
+    mel = 2 * (2 * frames) * bins * 201
+    convolutions = 2 * (2 * frames) * bins * width * 3 + 2 * frames * width * width * 3
+    products = 2 * frames * (4 * width * width + 2 * width * config.encoder_ffn_dim) + 4 * frames * frames * width
+    return mel + convolutions + layers * products
+
+
 @dataclass(frozen=True)
 class StepCost:
     """FLOPs of one utterance in one training step; ``per_layer`` is what one more student layer adds."""
@@ -81,15 +93,11 @@ def step_cost(
         num_samples: length after cropping.
         cached: targets are read from a cache, so the teacher is not run.
     """
-    layout = {k: getattr(teacher, k) for k in ("conv_dim", "conv_kernel", "conv_stride", "conv_bias")}
-    layout |= {k: getattr(teacher, k) for k in ("feat_extract_norm", "feat_extract_activation")}
-    own = hubert_config(student, FrontEnd(layout, {}) if student.front_end_init == "teacher" else None)
+    own = hubert_config(student, _front_end(teacher) if student.front_end_init == "teacher" else None)
     targets = intermediate_layers(objective, teacher.num_hidden_layers)
     frames = conv_frames(own, num_samples)[-1]
     highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
-    teacher_flops = sum(front_end_flops(teacher, num_samples)) + embedding_flops(teacher, frames)
-    teacher_flops += highest * layer_flops(teacher, frames)
-    teacher_flops = 0 if cached else teacher_flops
+    teacher_flops = 0 if cached else _teacher_flops(teacher, highest, num_samples)
     convolutions = front_end_flops(own, num_samples)
     passes = {"trained": 3, "frozen": 1, "shared": int(cached)}[student.front_end]
     fixed = passes * sum(convolutions) + 3 * embedding_flops(own, frames)
@@ -97,6 +105,19 @@ def step_cost(
         fixed -= convolutions[0]
     fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * teacher.hidden_size
     return StepCost(teacher_flops, fixed, 3 * layer_flops(own, frames))
+
+
+def _teacher_flops(teacher: Any, layers: int, num_samples: int) -> int:
+    if teacher.model_type == "whisper":
+        return whisper_flops(teacher, layers, num_samples)
+    frames = conv_frames(teacher, num_samples)[-1]
+    convolutions = sum(front_end_flops(teacher, num_samples))
+    return convolutions + embedding_flops(teacher, frames) + layers * layer_flops(teacher, frames)
+
+
+def _front_end(teacher: Any) -> FrontEnd:
+    fields = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation")
+    return FrontEnd({name: getattr(teacher, name) for name in fields}, {})
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,14 @@ from experiments.accounting import (
     measured,
     run_flops,
     step_cost,
+    whisper_flops,
 )
 from experiments.training import DistillationCLI
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.student import StudentConfig
+from lightning_modules.whisper import WhisperTeacher
 from tests.helpers import make_module, save_corpus, save_teacher
+from tests.lightning_modules.teachers import save_whisper
 from tests.test_configs import SHRUNK
 
 NUM_SAMPLES = 16_123
@@ -57,6 +60,17 @@ def test_a_layer_too_many_would_be_noticed() -> None:
     config = HubertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, conv_dim=[8] * 7)
     formula, torch_counts = counted(HubertModel(config).eval(), 3)
     assert formula > torch_counts
+
+
+def test_a_whisper_teachers_forward_costs_what_torch_counts(tmp_path: Path) -> None:
+    teacher = WhisperTeacher(str(save_whisper(tmp_path / "teacher")))
+    config = teacher.whisper.config
+    for layers in (config.encoder_layers, 2):
+        teacher.select_layers([], layers)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            teacher(torch.randn(1, NUM_SAMPLES))
+        assert whisper_flops(config, layers, NUM_SAMPLES) == counter.get_total_flops()
+        assert whisper_flops(config, layers - 1, NUM_SAMPLES) < counter.get_total_flops()
 
 
 @pytest.mark.parametrize("cached", [False, True])
