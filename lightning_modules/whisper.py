@@ -84,7 +84,7 @@ class WhisperTeacher(EncoderTeacher):
         revision: branch, tag or commit on the hub.
         attn_implementation: ``sdpa`` or ``eager``; ``None`` lets Hugging Face choose.
         precision: ``32``, ``bf16`` or ``auto``, as :class:`HuggingFaceTeacher` has it.
-        compile: compile convolutions and layers with ``torch.compile``; one graph serves all layers.
+        compile: compile each layer with ``torch.compile``; one graph serves all.
         compile_backend: of ``torch.compile``.
         pad_to_30_seconds: hear every utterance with silence after it up to 30 s, as Whisper was trained; many times
             slower for short ones.
@@ -136,7 +136,7 @@ class WhisperTeacher(EncoderTeacher):
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
         if self._backend is not None:
-            compile_in_place([self.model.conv1, self.model.conv2, *self.model.layers], self._backend)
+            compile_in_place(self.model.layers, self._backend)
         return super().forward(waveforms_BT, num_samples_B)
 
     def _targets(self, waveforms_BT: Tensor, num_samples_B: Tensor | None, precision: Precision) -> TeacherTargets:

@@ -59,7 +59,7 @@ def save_teacher(folder: Path, layers: int = 4, width: int = 16) -> Path:
     return folder
 
 
-def whisper_config(layers: int = 4, width: int = 16, positions: int = 100) -> WhisperConfig:
+def whisper_config(layers: int = 4, width: int = 16, positions: int = 100, bins: int = 80) -> WhisperConfig:
     """Sizes of a tiny Whisper; its positions reach ``positions`` / 50 seconds."""
     decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 24, "max_target_positions": 8}
     words = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 1}
@@ -69,13 +69,17 @@ def whisper_config(layers: int = 4, width: int = 16, positions: int = 100) -> Wh
         encoder_attention_heads=2,
         encoder_ffn_dim=24,
         max_source_positions=positions,
+        num_mel_bins=bins,
         **decoder,
         **words,
     )
 
 
 def save_whisper(folder: Path, **sizes: int) -> Path:
-    """A whole Whisper of random weights, larger than usual so that each layer changes its input visibly."""
+    """A whole Whisper of random weights, larger than usual so that each layer changes its input visibly.
+
+    Its ``sizes`` are those of :func:`whisper_config`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(12)
         model = WhisperModel(whisper_config(**sizes))
@@ -83,7 +87,7 @@ def save_whisper(folder: Path, **sizes: int) -> Path:
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         model.save_pretrained(folder)
-    WhisperFeatureExtractor().save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(folder)
     return folder
 
 
