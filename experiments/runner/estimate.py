@@ -112,7 +112,7 @@ def estimate_table(plan: Plan, workspace: Workspace) -> Table:
     """Jobs, FLOPs, time and disk by row; finished jobs cost nothing more."""
     asked = {job.settings.get("trainer", {}).get("accelerator") for job in plan.distil.values()}
     paper = plan.study.data == "root" and "model" in plan.teacher_settings
-    on_gpu = torch.cuda.is_available() or "gpu" in asked or paper
+    on_gpu = torch.cuda.is_available() or "gpu" in asked or (paper and asked != {"cpu"})
     estimator, unit = Estimator(plan, on_gpu), "GPU hours" if on_gpu else "seconds"
     table = Table("row", "jobs", "done", "PFLOP", unit, "disk, MB", title=f"{plan.study.name}: what is left to do")
     rows: dict[str, list[float]] = {}
