@@ -38,6 +38,7 @@ COMMANDS = {
     "bench suite": ("experiments.bench.suite", "all that a GPU is to show, in one folder, most valuable first"),
     "bench data": ("experiments.bench.data", "what reading, decoding and batching deliver"),
     "pack": ("experiments.pack", "corpus as 16-bit samples in a few large files, for slow or networked storage"),
+    "align": ("experiments.align", "phone labels for transcribed speech, by forced alignment"),
     "synthesize": ("experiments.synthesize", "make a small speech corpus in LibriSpeech layout"),
     "similarity": ("experiments.similarity", "which layers are alike, over the stages of a run; what each contributes"),
     "report": ("experiments.report.command", "tables, plots and one page from a study, a quick start or run folders"),
