@@ -131,6 +131,12 @@ def step_cost(
     return StepCost(asked, fixed, 3 * layer_flops(own, frames))
 
 
+def hears_30_seconds(model: Mapping[str, Any]) -> bool:
+    """Whether the teacher of a ``model`` section is a Whisper that hears silence after every utterance."""
+    settings = model.get("teacher", {}).get("init_args") or {}
+    return bool(settings.get("pad_to_30_seconds", False))
+
+
 @dataclass(frozen=True)
 class Growth:
     """Depth of each stage and how many epochs it lasts."""
@@ -177,8 +183,7 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
     batch_size = settings.get("data", {}).get("batch_size") or 64
     num_samples = round(summary["audio_seconds"] * SAMPLE_RATE / (summary["steps"] * batch_size))
     cached = settings.get("data", {}).get("targets") is not None
-    padded = model.get("teacher", {}).get("init_args", {}).get("pad_to_30_seconds", False)
-    cost = step_cost(teacher, student, objective, num_samples, cached, padded)
+    cost = step_cost(teacher, student, objective, num_samples, cached, hears_30_seconds(model))
     by_stage = run_flops(cost, depths, [seconds * SAMPLE_RATE / num_samples for seconds in audio])
     growth = Growth.of(settings.get("growth", {}), student.num_layers, summary["epochs"])
     return {
