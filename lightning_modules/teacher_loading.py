@@ -39,8 +39,7 @@ def load_config(model: str, revision: str | None) -> Any:
     config = read_config(model, revision)
     if config.model_type == WHISPER:
         raise ValueError(
-            f"teacher model {model!r} is a Whisper model: set model.teacher.class_path to "
-            "lightning_modules.whisper.WhisperTeacher"
+            f"teacher model {model!r} is a Whisper model: set model.teacher=lightning_modules.whisper.WhisperTeacher"
         )
     if not all(hasattr(config, name) for name in CONV_FIELDS):
         raise ValueError(f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}")

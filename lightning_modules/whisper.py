@@ -198,8 +198,8 @@ def load_encoder(model: str, revision: str | None, attn_implementation: str | No
     config = read_config(model, revision)
     if config.model_type != WHISPER:
         raise ValueError(
-            f"teacher model {model!r} is of type {config.model_type}, not Whisper: set model.teacher.class_path to "
-            "lightning_modules.teacher.HuggingFaceTeacher, or give a Whisper model"
+            f"teacher model {model!r} is of type {config.model_type}, not Whisper: set "
+            "model.teacher=lightning_modules.teacher.HuggingFaceTeacher, or give a Whisper model"
         )
     whole = {r"^(model\.)?encoder\.": ""}  # where the encoder lies in a whole model
     return load_weights(WhisperEncoderAlone, model, revision, attn_implementation, key_mapping=whole)

@@ -240,9 +240,9 @@ class TestLoading:
             WhisperTeacher(str(tmp_path))
 
     def test_each_class_names_the_other(self, folder: Path, folders: dict[str, Path]) -> None:
-        with pytest.raises(ValueError, match=r"set model.teacher.class_path to lightning_modules.whisper.Whisp"):
+        with pytest.raises(ValueError, match=r"set model.teacher=lightning_modules.whisper.WhisperTeacher"):
             HuggingFaceTeacher(str(folder))
-        with pytest.raises(ValueError, match=r"of type hubert.*class_path to lightning_modules.teacher.HuggingFaceTea"):
+        with pytest.raises(ValueError, match=r"of type hubert.* model.teacher=lightning_modules.teacher.HuggingFaceTe"):
             WhisperTeacher(str(folders["hubert"]))
 
 
