@@ -25,7 +25,7 @@ from experiments.runner.executors import Executor, LocalExecutor, SlurmExecutor,
 from experiments.runner.job import Workspace, is_done
 from experiments.runner.loop import Runner, only_runner, planned_seeds, write_study
 from experiments.runner.plan import Plan
-from experiments.runner.results import write_results
+from experiments.runner.results import restore_results, write_results
 from experiments.runner.study import load_study, row_settings
 from experiments.runs import git_commit
 
@@ -48,6 +48,7 @@ def reproduce(
     together: bool = False,
     slurm: SlurmSettings = SlurmSettings(),  # noqa: B008 (frozen)
     wandb: dict[str, Any] | None = None,
+    finished: str | list[str] | None = None,
 ) -> None:
     """Run what is left of a study, then write its report. Finished jobs are never repeated.
 
@@ -69,6 +70,8 @@ def reproduce(
             data and teacher; results are the same, seconds are not comparable with those of runs on their own.
         slurm: resources of a SLURM job.
         wandb: settings of Weights & Biases for all runs, such as {"mode": "online", "project": "NAME"}.
+        finished: results.json of the same study from another machine, or a list of them: rows and seeds that are
+            complete there are not repeated.
     """
     folder, console = Path(output), Console()
     loaded = load_study(study)
@@ -101,6 +104,8 @@ def reproduce(
                 f"students are trained together on one device, not {workspace.devices}: use one of the two"
             )
         plan.train_together(lambda job: is_done(folder, job.id) or workspace.is_trained(job))
+    for path in [finished] if isinstance(finished, str) else finished or []:
+        console.print(f"{restore_results(folder, plan, Path(path))} jobs are taken over from {path}")
     console.print(estimate_table(plan, workspace))
     if dry_run:
         return

@@ -1,9 +1,10 @@
-"""All results of a study in one file."""
+"""All results of a study in one file, and a study that goes on from such a file on another machine."""
 
 from pathlib import Path
+from typing import Any
 
 from datamodules.files import read_json, write_json
-from experiments.runner.job import is_done, read_record, read_result
+from experiments.runner.job import is_done, now, read_record, read_result
 from experiments.runner.plan import Plan
 
 
@@ -16,3 +17,35 @@ def write_results(output: Path, plan: Plan) -> None:
         jobs.append({key: record.get(key) for key in ("id", "kind", "row", "seed", "task", "status", "seconds")})
         jobs[-1]["result"] = result
     write_json(output / "results.json", {"study": read_json(output / "study.json"), "jobs": jobs})
+
+
+def restore_results(output: Path, plan: Plan, path: Path) -> int:
+    """Take over what ``path``, a ``results.json``, says of jobs of this plan; returns how many.
+
+    Of a row and seed all jobs or none: what a job leaves behind besides its result, such as a student, is not in the
+    file. What rows share (corpus, teacher, cached targets) is made again where something is left to do.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    found = read_json(path) if path.is_file() else None
+    if not isinstance(found, dict) or "jobs" not in found:
+        raise ValueError(f"{path} is no results.json of `interstack reproduce`")
+    entries: dict[str, dict[str, Any]] = {
+        entry["id"]: entry for entry in found["jobs"] if entry.get("result") is not None
+    }
+    groups: dict[tuple[str, int], list[str]] = {}
+    for job in plan.jobs.values():
+        if job.row:
+            groups.setdefault((job.row, job.seed), []).append(job.id)
+    restored = 0
+    for ids in groups.values():
+        if not entries.keys() >= set(ids) or any(is_done(output, job_id) for job_id in ids):
+            continue
+        for job_id in ids:
+            folder = output / plan.jobs[job_id].folder
+            write_json(folder / "result.json", entries[job_id]["result"])
+            record = {"status": "done", "finished": now(), "seconds": entries[job_id]["seconds"], "restored": str(path)}
+            write_json(folder / "job.json", plan.jobs[job_id].described() | record)
+            restored += 1
+    return restored

@@ -1,0 +1,85 @@
+"""A study that goes on from the results of another machine."""
+
+from pathlib import Path
+
+import pytest
+
+from datamodules.files import read_json, write_json
+from experiments.report.study import study_values
+from experiments.report.study_reading import read_study
+from experiments.runner.job import is_done, read_result
+from experiments.runner.loop import write_study
+from experiments.runner.plan import Plan
+from experiments.runner.results import restore_results, write_results
+from experiments.runner.study import load_study
+
+STUDY = """
+title: T
+corpus: {minutes: 1.0}
+data: corpus
+teacher: {steps: 2}
+tasks: [pr_probe]
+baseline: a
+columns: [val_output]
+seeds: [0, 1]
+rows:
+- {name: a, label: A, configs: [full_l2l]}
+- {name: b, label: B, configs: [interleave_equal]}
+"""
+
+
+def finish(output: Path, plan: Plan, *left_out: str) -> Path:
+    """All jobs of ``plan`` as done, but those with these labels; returns results.json."""
+    for number, job in enumerate(plan.jobs.values()):
+        if job.label not in left_out:
+            write_json(output / job.folder / "result.json", {"val_output": float(number)})
+            write_json(output / job.folder / "job.json", job.described() | {"status": "done", "seconds": 3.0})
+    write_study(output, plan, {})
+    write_results(output, plan)
+    return output / "results.json"
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    (tmp_path / "own.yaml").write_text(STUDY)
+    return Plan(load_study(str(tmp_path / "own.yaml")))
+
+
+def test_complete_rows_are_taken_over_and_the_others_are_not(plan: Plan, tmp_path: Path) -> None:
+    path = finish(tmp_path / "one", plan, "evaluate pr_probe b seed 1")
+    restored = restore_results(tmp_path / "two", plan, path)
+    done = {job.label for job in plan.jobs.values() if is_done(tmp_path / "two", job.id)}
+    complete = {job.label for job in plan.jobs.values() if job.row and (job.row, job.seed) != ("b", 1)}
+    assert done == complete
+    assert restored == len(complete)
+    assert {job.kind for job in plan.jobs.values() if not job.row} == {"corpus", "teacher"}  # which are made again
+    for job in plan.jobs.values():
+        if job.label in complete:
+            assert read_result(tmp_path / "two", job.id) == read_result(tmp_path / "one", job.id)
+    assert restore_results(tmp_path / "two", plan, path) == 0
+
+
+def test_the_report_is_that_of_the_first_machine(plan: Plan, tmp_path: Path) -> None:
+    path = finish(tmp_path / "one", plan)
+    restore_results(tmp_path / "two", plan, path)
+    write_study(tmp_path / "two", plan, {})
+    one, two = (study_values(read_study(tmp_path / name))["values"] for name in ("one", "two"))
+    assert one == two
+    assert two["b"]["val_output"].keys() == {"0", "1"}
+    assert "missing" not in two["b"]["val_output"].values()
+
+
+def test_results_of_other_settings_are_left_alone(plan: Plan, tmp_path: Path) -> None:
+    path = finish(tmp_path / "one", plan)
+    (tmp_path / "own.yaml").write_text(STUDY + "overrides: {trainer.max_epochs: 5}\n")
+    other = Plan(load_study(str(tmp_path / "own.yaml")))
+    restore_results(tmp_path / "two", other, path)
+    assert not any(is_done(tmp_path / "two", job.id) for job in other.jobs.values() if job.row in ("a", "b"))
+
+
+def test_what_is_no_such_file_is_refused(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    for path in (tmp_path / "report.json", tmp_path / "nothing.json"):
+        with pytest.raises(ValueError, match=r"is no results\.json of `interstack reproduce`"):
+            restore_results(tmp_path / "two", plan, path)
+    assert read_json(tmp_path / "report.json") == {}
