@@ -19,9 +19,11 @@ from callbacks.policies import default_stages
 from callbacks.schedules import mean_depth, stage_lengths
 from datamodules.files import read_json
 from experiments.report.reading import RunLog, read_run
-from lightning_modules.front_end import FrontEnd
+from lightning_modules.front_end import CONV_FIELDS, FrontEnd, feat_extract_norm
 from lightning_modules.objective import ObjectiveConfig, intermediate_layers
 from lightning_modules.student import StudentConfig, hubert_config
+from lightning_modules.teacher_loading import WHISPER
+from lightning_modules.whisper import HOP, WINDOW
 
 SAMPLE_RATE = 16_000
 
@@ -52,20 +54,32 @@ def embedding_flops(config: Any, frames: int) -> int:
 
 def layer_flops(config: Any, frames: int) -> int:
     """Forward FLOPs of one Transformer layer on one utterance."""
-    width, inner = config.hidden_size, config.intermediate_size
+    width, inner = config.hidden_size, _inner_width(config)
     return 2 * frames * (4 * width * width + 2 * width * inner) + 4 * frames * frames * width
 
 
-def whisper_flops(config: Any, layers: int, num_samples: int) -> int:
-    """Forward FLOPs of the first ``layers`` layers of Whisper's encoder on one utterance, which is not padded to 30 s.
+def _inner_width(config: Any) -> int:
+    return config.encoder_ffn_dim if config.model_type == WHISPER else config.intermediate_size
 
-    The Fourier transform of the log-mel is left out.
+
+def teacher_flops(config: Any, num_samples: int, layers: int, padded: bool = False) -> int:
+    """Forward FLOPs of a teacher's first ``layers`` layers on one utterance, and of what lies below them.
+
+    Args:
+        config: Hugging Face configuration, of the wav2vec 2.0 kind or of Whisper.
+        num_samples: of the utterance.
+        layers: how many are run.
+        padded: whether Whisper hears it with silence after it, up to 30 s.
     """
-    frames, width, bins = (num_samples - 400) // 320 + 1, config.d_model, config.num_mel_bins
-    mel = 2 * (2 * frames) * bins * 201
-    convolutions = 2 * (2 * frames) * bins * width * 3 + 2 * frames * width * width * 3
-    products = 2 * frames * (4 * width * width + 2 * width * config.encoder_ffn_dim) + 4 * frames * frames * width
-    return mel + convolutions + layers * products
+    if config.model_type == WHISPER:
+        frames = config.max_source_positions if padded else (num_samples - WINDOW) // HOP + 1
+        bins, width = config.num_mel_bins, config.hidden_size
+        # Mel bins from 201 values of the spectrum, and two kernels of 3; the first half has two frames of 10 ms each.
+        below = 2 * 2 * frames * bins * (WINDOW // 2 + 1) + 3 * (2 * 2 * frames * bins * width + 2 * frames * width**2)
+    else:
+        frames = conv_frames(config, num_samples)[-1]
+        below = sum(front_end_flops(config, num_samples)) + embedding_flops(config, frames)
+    return below + layers * layer_flops(config, frames)
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,12 @@ class StepCost:
 
 
 def step_cost(
-    teacher: Any, student: StudentConfig, objective: ObjectiveConfig, num_samples: int, cached: bool = False
+    teacher: Any,
+    student: StudentConfig,
+    objective: ObjectiveConfig,
+    num_samples: int,
+    cached: bool = False,
+    padded: bool = False,
 ) -> StepCost:
     """Cost of one utterance of ``num_samples`` samples.
 
@@ -92,32 +111,30 @@ def step_cost(
         objective: decides how many teacher layers are run, and the projections of the losses.
         num_samples: length after cropping.
         cached: targets are read from a cache, so the teacher is not run.
+        padded: the teacher is a Whisper that hears 30 s of every utterance.
     """
-    own = hubert_config(student, _front_end(teacher) if student.front_end_init == "teacher" else None)
+    front_end = None
+    if student.front_end_init == "teacher":
+        layout = {name: getattr(teacher, name) for name in CONV_FIELDS}
+        front_end = FrontEnd(layout | {"feat_extract_norm": feat_extract_norm(teacher)}, {})
+    own = hubert_config(student, front_end)
     targets = intermediate_layers(objective, teacher.num_hidden_layers)
     frames = conv_frames(own, num_samples)[-1]
     highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
-    teacher_flops = 0 if cached else _teacher_flops(teacher, highest, num_samples)
+    asked = 0 if cached else teacher_flops(teacher, num_samples, highest, padded)
     convolutions = front_end_flops(own, num_samples)
     passes = {"trained": 3, "frozen": 1, "shared": int(cached)}[student.front_end]
     fixed = passes * sum(convolutions) + 3 * embedding_flops(own, frames)
     if student.front_end == "trained":
         fixed -= convolutions[0]
     fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * teacher.hidden_size
-    return StepCost(teacher_flops, fixed, 3 * layer_flops(own, frames))
+    return StepCost(asked, fixed, 3 * layer_flops(own, frames))
 
 
-def _teacher_flops(teacher: Any, layers: int, num_samples: int) -> int:
-    if teacher.model_type == "whisper":
-        return whisper_flops(teacher, layers, num_samples)
-    frames = conv_frames(teacher, num_samples)[-1]
-    convolutions = sum(front_end_flops(teacher, num_samples))
-    return convolutions + embedding_flops(teacher, frames) + layers * layer_flops(teacher, frames)
-
-
-def _front_end(teacher: Any) -> FrontEnd:
-    fields = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation")
-    return FrontEnd({name: getattr(teacher, name) for name in fields}, {})
+def hears_30_seconds(model: Mapping[str, Any]) -> bool:
+    """Whether the teacher of a ``model`` section is a Whisper that hears silence after every utterance."""
+    settings = model.get("teacher", {}).get("init_args") or {}
+    return bool(settings.get("pad_to_30_seconds", False))
 
 
 @dataclass(frozen=True)
@@ -166,7 +183,7 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
     batch_size = settings.get("data", {}).get("batch_size") or 64
     num_samples = round(summary["audio_seconds"] * SAMPLE_RATE / (summary["steps"] * batch_size))
     cached = settings.get("data", {}).get("targets") is not None
-    cost = step_cost(teacher, student, objective, num_samples, cached)
+    cost = step_cost(teacher, student, objective, num_samples, cached, hears_30_seconds(model))
     by_stage = run_flops(cost, depths, [seconds * SAMPLE_RATE / num_samples for seconds in audio])
     growth = Growth.of(settings.get("growth", {}), student.num_layers, summary["epochs"])
     return {

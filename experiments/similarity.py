@@ -29,14 +29,16 @@ from experiments.analysis import layer_similarity
 from experiments.depth_use import depth_use
 from experiments.report.stage_figures import copies_picture, depth_use_picture, stages_picture
 from lightning_modules.export import load_student
-from lightning_modules.objective import get_distance
+from lightning_modules.objective import ObjectiveConfig, get_distance
 from lightning_modules.superb.upstream import EncoderUpstream
-from lightning_modules.teacher import Teacher, build_teacher, normalize_waveforms
+from lightning_modules.target_normalization import TargetNormalizer, TargetStatistics
+from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
 
 log = logging.getLogger(__name__)
 
 SAMPLE_RATE = 16_000
 OUTPUT_PROJECTION = "objective.output_projection."
+NORMALIZER = "objective.normalizer."
 
 
 @dataclass(frozen=True)
@@ -235,18 +237,23 @@ def _depth_use(
 ) -> dict[str, Any] | None:
     if targets is None or path.is_dir():
         return None
-    loss = _output_loss(path, meta["recipe"]["objective"]["distance"], [output for output, _ in targets])
+    loss = _output_loss(path, ObjectiveConfig(**meta["recipe"]["objective"]), [output for output, _ in targets])
     return asdict(depth_use(model, waveforms, loss))
 
 
-def _output_loss(path: Path, distance: str, outputs: Sequence[Tensor]) -> Callable[[Tensor, int], Tensor]:
+def _output_loss(path: Path, objective: ObjectiveConfig, outputs: Sequence[Tensor]) -> Callable[[Tensor, int], Tensor]:
     """The distance that the student was trained with, through its own projection, summed over frames."""
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     weight, bias = state[OUTPUT_PROJECTION + "weight"], state[OUTPUT_PROJECTION + "bias"]
+    normalizer, distance = TargetNormalizer(objective.normalize_targets, [], len(weight)), objective.distance
+    if normalizer.kind == "standardize":
+        mean_SD, deviation_SD = (state[f"{NORMALIZER}{name}"] for name in TargetStatistics._fields)
+        normalizer.use(TargetStatistics(mean_SD[:1], deviation_SD[:1]))  # the output's come first
+    targets = [normalizer(TeacherTargets(output_FD[None], {})).output_BFD for output_FD in outputs]
 
     def loss(output_FD: Tensor, number: int) -> Tensor:
         projected_FD = nn.functional.linear(output_FD, weight, bias)
-        return get_distance(distance)(projected_FD[None], outputs[number][None]).sum()
+        return get_distance(distance)(projected_FD[None], targets[number]).sum()
 
     return loss
 

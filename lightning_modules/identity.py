@@ -18,8 +18,7 @@ def teacher_settings(teacher: Teacher) -> dict[str, Any]:
     """
     digests = weight_digests(teacher)
     return {
-        "teacher.normalize": teacher.normalize,
-        "teacher.sample_rate": teacher.sample_rate,
+        **teacher.settings,
         "teacher.output_layer": teacher.output_layer,
         "teacher.output_weights": digests[teacher.output_layer],
         **{f"teacher.layer_{layer}_weights": digests[layer] for layer in teacher.hidden_layers},

@@ -5,6 +5,7 @@ Shapes: B batch, F frames, D width of the student or teacher. Teacher layers are
 hidden states (0 is the input of the first layer).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
@@ -151,14 +152,23 @@ def l2l_positions(
 
     Args:
         originals: for each first-stage layer (0-based), where that module now stands (0-based).
+
+    Raises:
+        ValueError: a layer falls between the student's; the message says which depths and which layers would fit.
     """
     reference = depth if attach == "block_end" else len(originals)
     positions: dict[int, int] = {}
     for layer in layers:
         if (layer * reference) % output_layer:
+            fitting = math.lcm(*(output_layer // math.gcd(layer, output_layer) for layer in layers))
+            stages = list(range(fitting, max(fitting, 12) + 1, fitting))
+            spacing = output_layer // math.gcd(output_layer, reference)
+            own = list(range(spacing, output_layer, spacing))
             raise ValueError(
                 f"teacher layer {layer} of {output_layer} falls between the layers of a student of depth {reference}: "
-                f"choose model.objective.layers that are multiples of {output_layer} / {reference}, or other depths"
+                f"model.objective.layers={list(layers)} fit depths that are multiples of {fitting}, such as "
+                f"growth.stages={stages}; this depth fits "
+                + (f"model.objective.layers={own} or some of them" if own else "no layer but the output's")
             )
         position = layer * reference // output_layer
         positions[layer] = position if attach == "block_end" else originals[position - 1] + 1

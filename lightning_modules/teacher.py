@@ -3,7 +3,8 @@
 Shapes: B batch, T samples, F frames, D width. Layers count from 1: layer k is the k-th Transformer layer.
 
 A teacher is chosen by ``class_path``: :class:`HuggingFaceTeacher` serves encoders of the wav2vec 2.0 kind
-from the Hugging Face hub or a local folder; another encoder is a subclass of :class:`Teacher`.
+from the Hugging Face hub or a local folder, :class:`lightning_modules.whisper.WhisperTeacher` those of Whisper; another
+encoder is a subclass of :class:`Teacher`.
 """
 
 import importlib
@@ -53,7 +54,7 @@ class Teacher(nn.Module, ABC):
     which returns the layers named by ``hidden_layers`` and ``output_layer``. It stays in eval mode whatever
     ``train()`` says, and a call runs under ``torch.no_grad()``: a loss could not save tensors made under
     ``inference_mode`` for its backward pass. It may override ``prepare``, to compute in another way on some device,
-    and ``share_front_end``, to hand out its features.
+    ``share_front_end``, to hand out its features, and ``settings``, where more of them decide what the targets are.
 
     Attributes:
         sample_rate: of the waveforms, in Hz.
@@ -107,6 +108,11 @@ class Teacher(nn.Module, ABC):
                 raise ValueError(f"teacher layer {layer} is out of range: choose layers from 1 to {self.num_layers}")
         self.hidden_layers, self._output_layer = tuple(sorted(set(hidden))), output
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values on which the targets depend beside weights and layers, by name: a cache of targets keeps them."""
+        return {"teacher.normalize": self.normalize, "teacher.sample_rate": self.sample_rate}
+
     def share_front_end(self) -> None:
         """From now on hand out the features of ``front_end`` with the targets.
 
@@ -141,7 +147,9 @@ class Teacher(nn.Module, ABC):
 class EncoderTeacher(Teacher):
     """What teachers made of a Hugging Face encoder have in common: precision, compilation, layers that are dropped.
 
-    A subclass writes ``layers`` and ``_targets``.
+    A subclass writes ``encoder`` and ``_targets``, and compiles in ``forward``.
+
+    Args: as those of :class:`HuggingFaceTeacher`.
 
     Raises:
         ValueError: an unknown precision.
@@ -259,7 +267,8 @@ class HuggingFaceTeacher(EncoderTeacher):
         self._final_norm = self._ends_in_layer_norm()
         self.front_end = copyable_front_end(self.model.feature_extractor, config)
         install(self.model.feature_extractor, kernels)
-        extractor = load_extractor(model, revision, required=normalize is None)
+        instead = "`normalize` (16 kHz is assumed then), or "
+        extractor = load_extractor(model, revision, required=normalize is None, instead=instead)
         self.sample_rate = getattr(extractor, "sampling_rate", 16000)
         self.normalize = resolve_normalize(model, normalize, extractor, config)
 

@@ -19,6 +19,8 @@ RAW_AUDIO_MODELS = frozenset({"facebook/hubert-base-ls960"})
 # Weights that a checkpoint may lack: they play no part in the hidden states of an encoder in eval mode.
 UNUSED_WEIGHTS = ("masked_spec_embed", "adapter.")
 ADVICE = "choose a speech encoder such as HuBERT, wav2vec 2.0, WavLM or data2vec-audio"
+WHISPER = "whisper"
+"""``model_type`` of the models that another class of teacher serves."""
 EXTRACTOR_FILE = "preprocessor_config.json"
 EXTRACTOR_FILES = (EXTRACTOR_FILE, "processor_config.json")  # either may hold the extractor
 
@@ -35,10 +37,9 @@ def read_config(model: str, revision: str | None) -> Any:
 def load_config(model: str, revision: str | None) -> Any:
     """The model's configuration, known to have convolutions over waveforms."""
     config = read_config(model, revision)
-    if config.model_type == "whisper":
+    if config.model_type == WHISPER:
         raise ValueError(
-            f"teacher model {model!r} is a Whisper model: set model.teacher.class_path to "
-            "lightning_modules.whisper.WhisperTeacher"
+            f"teacher model {model!r} is a Whisper model: set model.teacher=lightning_modules.whisper.WhisperTeacher"
         )
     if not all(hasattr(config, name) for name in CONV_FIELDS):
         raise ValueError(f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}")
@@ -55,9 +56,12 @@ def _not_found(model: str, error: Exception) -> str:
     )
 
 
-def load_weights(model_class: Any, model: str, revision: str | None, attn_implementation: str | None) -> Any:
-    """A ``model_class`` in float32, every weight of it read from the checkpoint."""
-    kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+def load_weights(
+    model_class: Any, model: str, revision: str | None, attn_implementation: str | None, **kwargs: Any
+) -> Any:
+    """A ``model_class`` in float32, every weight of it read from the checkpoint; ``kwargs`` go to Hugging Face."""
+    if attn_implementation is not None:
+        kwargs["attn_implementation"] = attn_implementation
     # Loading draws numbers; a student's must not depend on them.
     with naming_damage(model), torch.random.fork_rng(devices=[]):
         try:
@@ -88,13 +92,14 @@ def load_model(model: str, revision: str | None, attn_implementation: str | None
     return encoder
 
 
-def load_extractor(model: str, revision: str | None, required: bool = True) -> Any:
+def load_extractor(model: str, revision: str | None, required: bool = True, instead: str = "") -> Any:
     """The model's feature extractor, ``None`` where it has none.
 
     Args:
         model: hub name or folder.
         revision: on the hub.
-        required: whether what it says about normalisation is needed; else one that cannot be read is a warning.
+        required: whether what it says is needed; else one that cannot be read is a warning.
+        instead: what could be set where it cannot be read, in words that end in "or ".
 
     Raises:
         ValueError: it has one that cannot be read, or nobody can tell: what it says must not be guessed then.
@@ -111,8 +116,8 @@ def load_extractor(model: str, revision: str | None, required: bool = True) -> A
             return None
         raise ValueError(
             f"the feature extractor of teacher {model!r} cannot be read, and it says how waveforms are sampled and "
-            f"normalised: set `normalize` (16 kHz is assumed then), or `model` to a folder with a {EXTRACTOR_FILE} "
-            f"that can be read, or without one ({reason})"
+            f"prepared: set {instead}`model` to a folder with a {EXTRACTOR_FILE} that can be read, or without one "
+            f"({reason})"
         ) from error
 
 

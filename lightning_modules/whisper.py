@@ -3,8 +3,8 @@
 Source: Radford et al., "Robust speech recognition via large-scale weak supervision", 2022; the log-mel is that of
 ``WhisperFeatureExtractor``.
 
-Whisper hears 30 s, silence included. Here an utterance is heard alone: attention is masked past its end, and what the
-convolutions see there is zero, so that a padded batch has the targets of its items alone.
+Whisper hears 30 s, silence included. Here an utterance is heard alone: what the convolutions see past its end is zero,
+and attention is masked there, so that a padded batch has the targets of its items alone.
 
 Frame t of a HuBERT-layout student sees samples [320 t, 320 t + 400). Mel frame k is therefore taken from samples
 [160 k, 160 k + 400), and the two convolutions, of stride 1 and 2, put frame t on mel frame 2 t.
@@ -12,24 +12,25 @@ Frame t of a HuBERT-layout student sees samples [320 t, 320 t + 400). Mel frame 
 Shapes: B batch, T samples (16 kHz), M mel frames (10 ms), F frames (20 ms), C mel bins, D width.
 """
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import WhisperModel
-from transformers.masking_utils import create_bidirectional_mask
+from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from lightning_modules.compiling import compile_in_place
 from lightning_modules.lengths import before_the_end, is_padded
 from lightning_modules.precision import Precision, computing_in
 from lightning_modules.teacher import EncoderTeacher, TeacherTargets
-from lightning_modules.teacher_loading import load_extractor, load_weights, read_config
+from lightning_modules.teacher_loading import EXTRACTOR_FILE, WHISPER, load_extractor, load_weights, read_config
 
-WINDOW, MEL_HOP = 400, 160
-"""Samples of a mel frame's window, and from one to the next."""
+SAMPLE_RATE, WINDOW, MEL_HOP = 16_000, 400, 160
+"""In Hz; samples of a mel frame's window, and from one to the next."""
 HOP = 2 * MEL_HOP
+"""Samples from one frame to the next."""
 DYNAMIC_RANGE = 8.0
 """Decades below an utterance's loudest mel value at which its log-mel ends."""
 
@@ -59,7 +60,7 @@ class LogMel(nn.Module):
         """
         missing = (num_frames - 1) * MEL_HOP + WINDOW - waveforms_BT.shape[1]
         waveforms_BT = F.pad(waveforms_BT.float(), (0, missing))  # a negative number crops
-        with torch.autocast(waveforms_BT.device.type, enabled=False):
+        with computing_in("32", waveforms_BT.device):
             spectrum_BSM = torch.stft(
                 waveforms_BT, WINDOW, MEL_HOP, window=self.window_W, center=False, return_complex=True
             )
@@ -81,24 +82,25 @@ class WhisperTeacher(EncoderTeacher):
     Args:
         model: hub name, or folder with ``config.json`` and weights, of a whole Whisper model or of its encoder alone.
         revision: branch, tag or commit on the hub.
-        attn_implementation: ``sdpa``, ``eager``, ...; ``None`` lets Hugging Face choose.
-        precision: ``32``, ``bf16`` or ``auto``, as for the wav2vec 2.0 kind.
-        compile: compile convolutions and layers with ``torch.compile``; one graph serves all layers.
+        attn_implementation: ``sdpa`` or ``eager``; ``None`` lets Hugging Face choose.
+        precision: ``32``, ``bf16`` or ``auto``, as :class:`HuggingFaceTeacher` has it.
+        compile: compile each layer with ``torch.compile``; one graph serves all.
         compile_backend: of ``torch.compile``.
         pad_to_30_seconds: hear every utterance with silence after it up to 30 s, as Whisper was trained; many times
-            slower for short ones, and targets change little.
+            slower for short ones.
 
     Raises:
-        ValueError: if the model cannot be found, lacks weights, or is no Whisper model of 16 kHz.
+        ValueError: if the model cannot be found, lacks weights, is no Whisper model, or hears another log-mel.
     """
 
-    layer_prefix = "whisper.layers."
+    layer_prefix = "model.layers."
+    sample_rate = SAMPLE_RATE
 
     def __init__(
         self,
         model: str = "openai/whisper-base",
         revision: str | None = None,
-        attn_implementation: str | None = None,
+        attn_implementation: Literal["sdpa", "eager"] | None = None,
         precision: Literal["auto", "32", "bf16"] = "auto",
         compile: bool = False,
         compile_backend: str = "inductor",
@@ -114,24 +116,19 @@ class WhisperTeacher(EncoderTeacher):
             compile_backend=compile_backend,
             pad_to_30_seconds=pad_to_30_seconds,
         )
-        self.pad_to_30_seconds = pad_to_30_seconds
-        self.whisper = load_encoder(model, revision, attn_implementation)
-        config = self.whisper.config
-        self.num_layers, self.hidden_size = len(self.whisper.layers), config.d_model
-        extractor = load_extractor(model, revision)
-        layout = {name: getattr(extractor, name, None) for name in ("n_fft", "hop_length", "sampling_rate")}
-        if layout != {"n_fft": WINDOW, "hop_length": MEL_HOP, "sampling_rate": 16_000}:
-            raise ValueError(
-                f"teacher model {model!r} needs a preprocessor_config.json of Whisper with n_fft={WINDOW}, hop_length="
-                f"{MEL_HOP} and sampling_rate=16000, not {layout}"
-            )
-        self.sample_rate = 16_000
-        self.log_mel = LogMel(torch.from_numpy(extractor.mel_filters))
+        self._pads = pad_to_30_seconds
+        self.model = load_encoder(model, revision, attn_implementation)
+        self.num_layers, self.hidden_size = len(self.model.layers), self.model.config.d_model
+        self.log_mel = LogMel(load_filters(model, revision, self.model.num_mel_bins))
         self.requires_grad_(False).eval()
 
     @property
     def encoder(self) -> Any:
-        return self.whisper
+        return self.model
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"teacher.pad_to_30_seconds": self._pads}
 
     def num_frames(self, num_samples_B: Tensor) -> Tensor:
         frames_B = torch.div(num_samples_B.to(torch.long) - WINDOW, HOP, rounding_mode="floor") + 1
@@ -139,48 +136,57 @@ class WhisperTeacher(EncoderTeacher):
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
         if self._backend is not None:
-            compile_in_place([self.whisper.conv1, self.whisper.conv2, *self.whisper.layers], self._backend)
+            compile_in_place(self.model.layers, self._backend)
         return super().forward(waveforms_BT, num_samples_B)
 
     def _targets(self, waveforms_BT: Tensor, num_samples_B: Tensor | None, precision: Precision) -> TeacherTargets:
         with computing_in(precision, waveforms_BT.device):
-            states = self.hidden_states(waveforms_BT, num_samples_B)
-            output_BFD = self.whisper.layer_norm(states[self.output_layer])
+            states = self.hidden_states(waveforms_BT, num_samples_B, {*self.hidden_layers, self.output_layer})
+            output_BFD = self.model.layer_norm(states[self.output_layer])
         return TeacherTargets(output_BFD.float(), {layer: states[layer].float() for layer in self.hidden_layers})
 
-    def hidden_states(self, waveforms_BT: Tensor, num_samples_B: Tensor | None) -> list[Tensor]:
-        """Raw outputs (B, F, D) of all layers, after the input of the first one.
+    def hidden_states(
+        self, waveforms_BT: Tensor, num_samples_B: Tensor | None, wanted: Collection[int]
+    ) -> dict[int, Tensor]:
+        """Raw outputs (B, F, D) of the ``wanted`` layers, by number; 0 is the input of the first one.
 
         Raises:
             ValueError: an utterance is longer than the model's positions reach (30 s).
         """
-        encoder, width = self.whisper, waveforms_BT.shape[1]
+        width, positions = waveforms_BT.shape[1], self.model.max_source_positions
         frames = int(self.num_frames(torch.tensor(width)))
-        if frames > encoder.max_source_positions:
+        if frames > positions:
             raise ValueError(
-                f"an utterance has {width} samples, and the teacher's positions end at {encoder.max_source_positions} "
-                f"frames: set data.max_samples to {encoder.max_source_positions * HOP} or less"
+                f"an utterance has {width} samples, and the teacher's positions end at {positions} frames: set "
+                f"data.max_samples to {positions * HOP} or less"
             )
-        lengths_B = num_samples_B if is_padded(num_samples_B, width) else None
-        if lengths_B is not None:
-            waveforms_BT = waveforms_BT.masked_fill(~before_the_end(lengths_B, width, waveforms_BT.device), 0.0)
-        heard = encoder.max_source_positions if self.pad_to_30_seconds else frames
-        valid_BF = valid_BM = None
-        if lengths_B is not None and not self.pad_to_30_seconds:
-            frames_B = self.num_frames(lengths_B)
-            valid_BF = before_the_end(frames_B, frames, waveforms_BT.device)
-            valid_BM = before_the_end(2 * frames_B, 2 * frames, waveforms_BT.device)
-        hidden_BCM = F.gelu(encoder.conv1(self.log_mel(waveforms_BT, 2 * heard, valid_BM)))
-        if valid_BM is not None:
-            hidden_BCM = hidden_BCM.masked_fill(~valid_BM.unsqueeze(1), 0.0)
-        hidden_BFD = F.gelu(encoder.conv2(hidden_BCM)).transpose(1, 2) + encoder.embed_positions.weight[:heard]
-        mask = create_bidirectional_mask(config=encoder.config, inputs_embeds=hidden_BFD, attention_mask=valid_BF)
-        states = [hidden_BFD]
-        for layer in encoder.layers:
-            hidden_BFD = layer(hidden_BFD, attention_mask=mask)
-            hidden_BFD = hidden_BFD[0] if isinstance(hidden_BFD, tuple) else hidden_BFD
-            states.append(hidden_BFD)
-        return [state_BFD[:, :frames] for state_BFD in states]
+        heard, mask_B11F, valid_BM = positions if self._pads else frames, None, None
+        if num_samples_B is not None and is_padded(num_samples_B, width):
+            device = waveforms_BT.device
+            waveforms_BT = waveforms_BT.masked_fill(~before_the_end(num_samples_B, width, device), 0.0)
+            if not self._pads:
+                # Of an utterance too short for a frame one is computed, or attention would have nothing to attend to.
+                frames_B = self.num_frames(num_samples_B).clamp(min=1)
+                valid_BM = before_the_end(2 * frames_B, 2 * frames, device)
+                past_BF = ~before_the_end(frames_B, frames, device)
+                mask_B11F = torch.zeros(past_BF.shape, device=device).masked_fill(past_BF, -torch.inf)[:, None, None]
+        hidden_BDF = F.gelu(self.model.conv1(self.log_mel(waveforms_BT, 2 * heard, valid_BM)))
+        # The last frame of an utterance sees nothing of conv1 past its end: the kernel of conv2 reaches to 2 F - 1.
+        hidden_BDF = F.gelu(self.model.conv2(hidden_BDF))
+        hidden_BFD = hidden_BDF.transpose(1, 2) + self.model.embed_positions.weight[:heard]
+        states = {0: hidden_BFD} if 0 in wanted else {}
+        for number, layer in enumerate(self.model.layers, start=1):
+            result = layer(hidden_BFD, attention_mask=mask_B11F)
+            hidden_BFD = result[0] if isinstance(result, tuple) else result  # a tuple in transformers 5.0
+            if number in wanted:
+                states[number] = hidden_BFD
+        return {number: state_BFD[:, :frames] for number, state_BFD in states.items()}
+
+
+class WhisperEncoderAlone(WhisperEncoder):
+    """Takes the encoder's weights of a whole model, and says nothing of the others."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]
 
 
 def load_encoder(model: str, revision: str | None, attn_implementation: str | None) -> Any:
@@ -190,11 +196,27 @@ def load_encoder(model: str, revision: str | None, attn_implementation: str | No
         ValueError: there is none, or it is another kind of model.
     """
     config = read_config(model, revision)
-    if config.model_type != "whisper":
+    if config.model_type != WHISPER:
         raise ValueError(
-            f"teacher model {model!r} is of type {config.model_type}, not Whisper: set model.teacher.class_path to "
-            "lightning_modules.teacher.HuggingFaceTeacher, or give a Whisper model"
+            f"teacher model {model!r} is of type {config.model_type}, not Whisper: set "
+            "model.teacher=lightning_modules.teacher.HuggingFaceTeacher, or give a Whisper model"
         )
-    if config.architectures == [WhisperEncoder.__name__]:
-        return load_weights(WhisperEncoder, model, revision, attn_implementation)
-    return load_weights(WhisperModel, model, revision, attn_implementation).encoder
+    whole = {r"^(model\.)?encoder\.": ""}  # where the encoder lies in a whole model
+    return load_weights(WhisperEncoderAlone, model, revision, attn_implementation, key_mapping=whole)
+
+
+def load_filters(model: str, revision: str | None, num_bins: int) -> Tensor:
+    """Mel filters (S, C) of the model's feature extractor; Whisper's where it has none.
+
+    Raises:
+        ValueError: the extractor cannot be read, or makes another log-mel than :class:`LogMel`.
+    """
+    extractor = load_extractor(model, revision) or WhisperFeatureExtractor(feature_size=num_bins)
+    needed = {"feature_size": num_bins, "n_fft": WINDOW, "hop_length": MEL_HOP, "sampling_rate": SAMPLE_RATE}
+    found = {name: getattr(extractor, name, None) for name in needed}
+    if found != needed:
+        raise ValueError(
+            f"the feature extractor of teacher {model!r} has {found}, but this Whisper needs {needed}: mend its "
+            f"{EXTRACTOR_FILE}, or remove it to have these"
+        )
+    return torch.from_numpy(extractor.mel_filters)

@@ -37,3 +37,12 @@ def real_data() -> Path:
     if not (folder / "LibriSpeech").is_dir():
         pytest.skip(f"no real speech at {folder}: set INTERSTACK_DATA to a folder that holds LibriSpeech/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_teachers() -> Path:
+    """Folder of pretrained encoders, one folder each; tests that need it skip, saying so, where it is absent."""
+    folder = Path(os.environ.get("INTERSTACK_TEACHERS", REPOSITORY.parent / "shared" / "teachers"))
+    if not any(folder.glob("*/config.json")):
+        pytest.skip(f"no teachers at {folder}: set INTERSTACK_TEACHERS to a folder of Hugging Face folders")
+    return folder

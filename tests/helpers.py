@@ -7,7 +7,15 @@ import lightning as L
 import numpy as np
 import soundfile
 import torch
-from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import (
+    AutoConfig,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
 
 from callbacks.stacking import StackingCallback
 from datamodules.librispeech import LibriSpeechDataModule
@@ -16,6 +24,8 @@ from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.optimisation import OptimizerConfig
 from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
+from lightning_modules.teacher_loading import WHISPER
+from lightning_modules.whisper import WhisperTeacher
 
 # One table for every trainer-level test: policy -> stages from 1 to 4 (or by doubling) that it can do.
 POLICY_STAGES: dict[str, list[int]] = {
@@ -46,6 +56,38 @@ def save_teacher(folder: Path, layers: int = 4, width: int = 16) -> Path:
         )
         HubertModel(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
+    return folder
+
+
+def whisper_config(layers: int = 4, width: int = 16, positions: int = 100, bins: int = 80) -> WhisperConfig:
+    """Sizes of a tiny Whisper; its positions reach ``positions`` / 50 seconds."""
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 24, "max_target_positions": 8}
+    words = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 1}
+    return WhisperConfig(
+        d_model=width,
+        encoder_layers=layers,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        max_source_positions=positions,
+        num_mel_bins=bins,
+        **decoder,
+        **words,
+    )
+
+
+def save_whisper(folder: Path, **sizes: int) -> Path:
+    """A whole Whisper of random weights, larger than usual so that each layer changes its input visibly.
+
+    Its ``sizes`` are those of :func:`whisper_config`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12)
+        model = WhisperModel(whisper_config(**sizes))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(folder)
     return folder
 
 
@@ -87,8 +129,12 @@ def make_module(
     teacher_settings: dict[str, Any] | None = None,
     **student: object,
 ) -> DistillationModule:
+    whisper = AutoConfig.from_pretrained(teacher).model_type == WHISPER
+    kind: Any = WhisperTeacher if whisper else HuggingFaceTeacher
+    if whisper:
+        student = {"front_end_init": "random", "conv_channels": 8, **student}
     return DistillationModule(
-        HuggingFaceTeacher(str(teacher), **(teacher_settings or {})),
+        kind(str(teacher), **(teacher_settings or {})),
         StudentConfig(16, 24, 2, num_layers, dropout=dropout, **student),
         ObjectiveConfig(**({"layers": [2], "intermediate": "prediction"} | (objective or {}))),
         OptimizerConfig(**({"lr": 1e-3} | (optimizer or {}))),

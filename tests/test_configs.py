@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.training import CONFIGS, DistillationCLI
-from tests.helpers import save_corpus, save_teacher
+from tests.helpers import save_corpus, save_teacher, save_whisper
 
 # Sizes only; everything that makes a recipe what it is comes from its file.
 SHRUNK = [
@@ -18,12 +18,19 @@ SHRUNK = [
     *("--trainer.enable_model_summary", "false", "--log_samples", "false", "--checkpoint.every_n_steps", "1"),
     *("--wandb.mode", "disabled"),
 ]
-GROWS = {"full": [12], "full_l2l": [12], "quickstart": [12]}
+GROWS = {
+    **{key: [12] for key in ("full", "full_l2l", "quickstart", "whisper_base", "whisper_tiny")},
+    "interleave_equal whisper_tiny": [4, 8, 12],
+}
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher"), layers=12)
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of as many layers as the real ones; the configs whose names end in ``whisper`` mean base."""
+    folder = tmp_path_factory.mktemp("teachers")
+    base = save_whisper(folder / "base", layers=6)
+    tiny = save_whisper(folder / "tiny", layers=4)
+    return {"hubert": save_teacher(folder / "hubert", layers=12), "whisper": base, "base": base, "tiny": tiny}
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +47,20 @@ def test_there_is_a_config_for_each_row_of_the_paper() -> None:
     assert rows <= {path.stem for path in CONFIGS.glob("*.yaml")}
 
 
-@pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+@pytest.mark.parametrize(
+    "config", sorted([*(path.stem for path in CONFIGS.glob("*.yaml")), "interleave_equal whisper_tiny"])
+)
 def test_config_trains_grows_and_resumes_exactly(
-    config: str, teacher: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: str, teachers: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    arguments = ["fit", "--config", config, *SHRUNK, "--runs_dir", str(tmp_path / "runs")]
-    arguments += ["--data.root", str(corpus), "--model.teacher.init_args.model", str(teacher)]
+    names = [word for name in config.split() for word in ("--config", name)]
+    arguments = ["fit", *names, *SHRUNK, "--runs_dir", str(tmp_path / "runs"), "--data.root", str(corpus)]
+    kind = config.rpartition("_")[2] if "whisper" in config else "hubert"
+    arguments += ["--model.teacher.init_args.model", str(teachers[kind])]
+    arguments += [] if kind == "hubert" else ["--model.student.conv_channels", "8"]
     DistillationCLI(arguments)
-    run = tmp_path / "runs" / config
+    run = tmp_path / "runs" / config.split()[-1]
     stages = GROWS.get(config, [3, 6, 9, 12])
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["steps"], summary["depth"]) == (8, 12)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, HubertConfig
 from callbacks.summary import machine
 from datamodules.corpus import audio_below
 from datamodules.librispeech import TRAIN_SPLITS_960H
-from experiments.accounting import SAMPLE_RATE, Growth, run_flops, step_cost
+from experiments.accounting import SAMPLE_RATE, Growth, hears_30_seconds, run_flops, step_cost
 from experiments.runner.job import Workspace, is_done, matched
 from experiments.runner.plan import Job, Plan
 from lightning_modules.objective import ObjectiveConfig
@@ -80,7 +80,8 @@ class Estimator:
         samples = min(data.get("max_samples", 250_000), round(MEAN_SECONDS[self.plan.study.data] * SAMPLE_RATE))
         batch_size = data.get("batch_size") or 64
         per_epoch = (data.get("batches_per_epoch") or self._corpus_size(data) // batch_size) * batch_size
-        cost = step_cost(self._teacher(), student, objective, samples, data.get("targets") is not None)
+        cached, padded = data.get("targets") is not None, hears_30_seconds(model)
+        cost = step_cost(self._teacher(), student, objective, samples, cached, padded)
         return run_flops(cost, growth.stages, [epochs * per_epoch for epochs in growth.epochs])[-1], settings
 
     def _corpus_size(self, data: Mapping[str, Any]) -> int:

@@ -1,7 +1,8 @@
 """Upstreams: a list of waveforms goes in, the hidden states of a frozen encoder come out, as in s3prl.
 
 An upstream is named by a string: ``fbank``, a training checkpoint (``.ckpt``), an exported student or any other folder
-with a Hugging Face encoder, or a name on the Hugging Face hub. A subclass of :class:`Upstream` serves anything else.
+with a Hugging Face encoder (Whisper's among them), or a name on the Hugging Face hub. A subclass of :class:`Upstream`
+serves anything else.
 
 Shapes: B batch, T samples (16 kHz), F frames, D width.
 """
@@ -19,6 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_modules.export import load_student
 from lightning_modules.teacher import HuggingFaceTeacher, normalize_waveforms, valid_samples
+from lightning_modules.teacher_loading import WHISPER, read_config
+from lightning_modules.whisper import HOP, WINDOW, WhisperTeacher
 
 FBANK = "fbank"
 SAMPLE_RATE = 16_000
@@ -93,8 +96,7 @@ class EncoderUpstream(Upstream):
         return f"normalize={self.normalize}"
 
     def architecture(self) -> str:
-        config = self.model.config.to_diff_dict()
-        return json.dumps({key: config[key] for key in sorted(config) if key not in PROVENANCE}, default=str)
+        return _described(self.model.config)
 
     def num_frames(self, num_samples: int) -> int:
         for kernel, stride in self._convolutions:
@@ -102,10 +104,7 @@ class EncoderUpstream(Upstream):
         return num_samples
 
     def forward(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
-        num_samples_B = torch.tensor([len(waveform_T) for waveform_T in waveforms])
-        waveforms_BT = pad_sequence(list(waveforms), batch_first=True)
-        missing = (longest or 0) - waveforms_BT.shape[1]
-        waveforms_BT = nn.functional.pad(waveforms_BT, (0, max(0, missing)))
+        waveforms_BT, num_samples_B = _padded(waveforms, longest)
         if self.normalize:
             waveforms_BT = normalize_waveforms(waveforms_BT, num_samples_B)
         mask_BT = valid_samples(waveforms_BT, num_samples_B)
@@ -117,6 +116,47 @@ class EncoderUpstream(Upstream):
                 "use a copy loaded from its checkpoint"
             )
         return [state_BFD.float() for state_BFD in states]
+
+
+class WhisperUpstream(Upstream):
+    """Whisper's encoder, as its teacher hears it: without the 30 s of silence, frames where HuBERT has them.
+
+    The input of the first layer, the raw output of every other one, and the last one's after the final norm, as Hugging
+    Face gives them. An utterance of more than 30 s is heard in parts of 30 s, which share no attention.
+
+    Args:
+        teacher: all of whose layers are there.
+        name: to show.
+    """
+
+    rate = HOP
+
+    def __init__(self, teacher: WhisperTeacher, name: str) -> None:
+        super().__init__()
+        self.teacher, self.name = teacher, name
+        self.num_states, self.width = teacher.num_layers + 1, teacher.hidden_size
+
+    def architecture(self) -> str:
+        return _described(self.teacher.model.config)
+
+    def num_frames(self, num_samples: int) -> int:
+        return int(self.teacher.num_frames(torch.tensor(num_samples)))
+
+    def forward(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
+        waveforms_BT, num_samples_B = _padded(waveforms, longest)
+        hop = self.teacher.model.max_source_positions * HOP  # from part to part; a part's last frame reaches past it
+        parts = [
+            self._part(waveforms_BT[:, start : start + hop + WINDOW - HOP], num_samples_B - start)
+            for start in range(0, self.num_frames(waveforms_BT.shape[1]) * HOP, hop)
+        ]
+        return [torch.cat(states, dim=1).float() for states in zip(*parts, strict=True)]
+
+    def _part(self, waveforms_BT: Tensor, num_samples_B: Tensor) -> list[Tensor]:
+        states = self.teacher.hidden_states(
+            waveforms_BT, num_samples_B.clamp(0, waveforms_BT.shape[1]), range(self.num_states)
+        )
+        last = self.num_states - 1
+        return [*(states[number] for number in range(last)), self.teacher.model.layer_norm(states[last])]
 
 
 class FbankUpstream(Upstream):
@@ -154,6 +194,20 @@ class FbankUpstream(Upstream):
         return centred_FD / (features_FD.std(0, correction=min(1, len(features_FD) - 1)) + 1e-10)
 
 
+def _padded(waveforms: Sequence[Tensor], longest: int | None) -> tuple[Tensor, Tensor]:
+    """Waveforms (B, T), T their longest or ``longest``, and the samples (B,) of each, on the host."""
+    waveforms_BT = pad_sequence(list(waveforms), batch_first=True)
+    missing = (longest or 0) - waveforms_BT.shape[1]
+    num_samples_B = torch.tensor([len(waveform_T) for waveform_T in waveforms])
+    return nn.functional.pad(waveforms_BT, (0, max(0, missing))), num_samples_B
+
+
+def _described(config: Any) -> str:
+    """A Hugging Face configuration but for where it comes from."""
+    values = config.to_diff_dict()
+    return json.dumps({key: values[key] for key in sorted(values) if key not in PROVENANCE}, default=str)
+
+
 def load_upstream(name: str, normalize: bool | None = None) -> Upstream:
     """The upstream of that name; see the module.
 
@@ -171,6 +225,10 @@ def load_upstream(name: str, normalize: bool | None = None) -> Upstream:
         own: Any = student.meta["normalize"]
         return EncoderUpstream(student.model, own if normalize is None else normalize, name)
     try:
+        if read_config(name, None).model_type == WHISPER:
+            if normalize:
+                raise ValueError("Whisper hears waveforms as they are: leave out --normalize true")
+            return WhisperUpstream(WhisperTeacher(name), name)
         encoder = HuggingFaceTeacher(name, normalize)
     except ValueError as error:
         raise ValueError(f"upstream {name!r}: {error}") from error

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import HubertConfig, HubertModel
+from transformers import AutoConfig, HubertConfig, HubertModel
 
 from datamodules.loading import AudioBatch
 from experiments.accounting import (
@@ -19,14 +19,13 @@ from experiments.accounting import (
     measured,
     run_flops,
     step_cost,
-    whisper_flops,
+    teacher_flops,
 )
 from experiments.training import DistillationCLI
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.student import StudentConfig
 from lightning_modules.whisper import WhisperTeacher
-from tests.helpers import make_module, save_corpus, save_teacher
-from tests.lightning_modules.teachers import save_whisper
+from tests.helpers import make_module, save_corpus, save_teacher, save_whisper
 from tests.test_configs import SHRUNK
 
 NUM_SAMPLES = 16_123
@@ -62,32 +61,33 @@ def test_a_layer_too_many_would_be_noticed() -> None:
     assert formula > torch_counts
 
 
-def test_a_whisper_teachers_forward_costs_what_torch_counts(tmp_path: Path) -> None:
-    teacher = WhisperTeacher(str(save_whisper(tmp_path / "teacher")))
-    config = teacher.whisper.config
-    for layers in (config.encoder_layers, 2):
-        teacher.select_layers([], layers)
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            teacher(torch.randn(1, NUM_SAMPLES))
-        assert whisper_flops(config, layers, NUM_SAMPLES) == counter.get_total_flops()
-        assert whisper_flops(config, layers - 1, NUM_SAMPLES) < counter.get_total_flops()
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_whisper_teacher_costs_what_torch_counts(layers: int, padded: bool, tmp_path: Path) -> None:
+    whisper = WhisperTeacher(str(save_whisper(tmp_path)), pad_to_30_seconds=padded)
+    whisper.select_layers([1], layers)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        whisper(torch.zeros(1, NUM_SAMPLES))
+    formula = [teacher_flops(whisper.model.config, NUM_SAMPLES, count, padded) for count in (layers, layers + 1)]
+    assert formula[0] == counter.get_total_flops() < formula[1]
 
 
 @pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("front_end", ["trained", "frozen", "shared", "narrow"])
+@pytest.mark.parametrize("front_end", ["trained", "frozen", "shared", "narrow", "whisper"])
 @pytest.mark.parametrize("intermediate", ["l2l", "prediction", "none"])
 def test_a_training_step_costs_what_torch_counts(
     intermediate: str, front_end: str, cached: bool, tmp_path: Path
 ) -> None:
-    teacher = save_teacher(tmp_path / "teacher", layers=3)
+    save = save_whisper if front_end == "whisper" else save_teacher
+    teacher = save(tmp_path / "teacher", layers=3)
     objective = {"intermediate": intermediate, "layers": [1, 2]}
     narrow = {"front_end_init": "random", "conv_channels": 5}
-    settings = narrow if front_end == "narrow" else {"front_end": front_end}
+    settings = narrow if front_end in ("narrow", "whisper") else {"front_end": front_end}
     module = make_module(teacher, num_layers=3, objective=objective, **settings)
     lengths_B = torch.full((2,), NUM_SAMPLES)
     batch = AudioBatch(torch.randn(2, NUM_SAMPLES), lengths_B, lengths_B, torch.arange(2))
     student, losses = (module.hparams[name] for name in ("student", "objective"))
-    config = HubertConfig.from_pretrained(teacher)
+    config = AutoConfig.from_pretrained(teacher)
     cost = step_cost(config, StudentConfig(**student), ObjectiveConfig(**losses), NUM_SAMPLES, cached)
     targets = module.targets(batch)._replace(features_BFC=None) if cached else None
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

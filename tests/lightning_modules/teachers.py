@@ -5,17 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    Data2VecAudioConfig,
-    HubertConfig,
-    Wav2Vec2Config,
-    WavLMConfig,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperModel,
-)
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import AutoModel, Data2VecAudioConfig, HubertConfig, Wav2Vec2Config, WavLMConfig
 
 LAYERS, WIDTH = 5, 16
 TINY: dict[str, Any] = {
@@ -50,19 +40,6 @@ def save_model(folder: Path, config: Any, model_class: Any = AutoModel.from_conf
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_()
     model.save_pretrained(folder)
-    return folder
-
-
-def save_whisper(folder: Path, whole: bool = True, **sizes: Any) -> Path:
-    """A random Whisper model on disk with its feature extractor: the whole model, or its encoder alone."""
-    config = WhisperConfig(
-        **{"d_model": WIDTH, "encoder_layers": LAYERS, "encoder_attention_heads": 2, "encoder_ffn_dim": 24}
-        | {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 24, "vocab_size": 30}
-        | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "init_std": 0.3}
-        | sizes
-    )
-    save_model(folder, config, WhisperModel if whole else WhisperEncoder)
-    WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(folder)
     return folder
 
 

@@ -68,9 +68,28 @@ def test_original_follows_the_module() -> None:
     assert l2l_positions([4, 8], 12, 6, [0, 1, 2], "original") == {4: 1, 8: 2}  # gradual 0 1 2 0 1 2
 
 
-def test_a_target_between_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="teacher layer 4 of 12 falls between the layers of a student of depth 4"):
-        l2l_positions([4], 12, 4, range(4), "block_end")
+@pytest.mark.parametrize(
+    ("layers", "output", "depth", "stages", "fitting"),
+    [
+        ([4, 8], 12, 4, [3, 6, 9, 12], [3, 6, 9]),
+        ([1, 2, 3], 4, 3, [4, 8, 12], []),
+        ([1, 3], 4, 6, [4, 8, 12], [2]),
+        ([3], 6, 9, [2, 4, 6, 8, 10, 12], [2, 4]),
+        ([5], 17, 3, [17], []),
+    ],
+)
+def test_a_target_between_layers_is_refused_and_what_would_fit_is_named(
+    layers: list[int], output: int, depth: int, stages: list[int], fitting: list[int]
+) -> None:
+    between = f"teacher layer {layers[0]} of {output} falls between the layers of a student of depth {depth}: "
+    with pytest.raises(ValueError, match=between) as error:
+        l2l_positions(layers, output, depth, range(depth), "block_end")
+    assert f"growth.stages={stages};" in str(error.value)
+    named = f"model.objective.layers={fitting} or some" if fitting else "no layer but the output's"
+    assert f"this depth fits {named}" in str(error.value)
+    for stage in stages:  # what the message promises
+        assert len(l2l_positions(layers, output, stage, range(stage), "block_end")) == len(layers)
+    assert len(l2l_positions(fitting, output, depth, range(depth), "block_end")) == len(fitting)
 
 
 def test_default_layers_scale_with_the_teacher() -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import HubertConfig, HubertModel
+from transformers import HubertConfig, HubertModel, WhisperModel
 
 from lightning_modules.export import export_student
 from lightning_modules.superb.feature_cache import FeatureCache
 from lightning_modules.superb.upstream import EncoderUpstream, load_upstream
 from lightning_modules.teacher import normalize_waveforms
-from tests.helpers import save_teacher
+from lightning_modules.whisper import WhisperTeacher
+from tests.helpers import save_teacher, save_whisper
 from tests.lightning_modules.test_checkpoint_files import DAMAGES
 from tests.lightning_modules.test_export import checkpoint_of, save, tiny_hubert
 
@@ -45,6 +46,52 @@ def test_padding_is_masked_and_reaches_the_length_of_the_whole_batch(tmp_path: P
     for state_BFD, wanted_BFD in zip(upstream(waves, longest=8000), expected, strict=True):
         torch.testing.assert_close(state_BFD, wanted_BFD)
     assert upstream(waves)[0].shape[1] == upstream.num_frames(6000)
+
+
+class TestWhisper:
+    def test_states_are_hugging_faces(self, tmp_path: Path) -> None:
+        folder, wave_T = save_whisper(tmp_path, positions=50), torch.randn(16_079)
+        upstream = load_upstream(str(folder))
+        encoder = WhisperModel.from_pretrained(folder).encoder.eval()
+        # Its positions end where the audio does, at 50 frames, so that nothing is padded.
+        features_BCM = WhisperTeacher(str(folder)).log_mel(wave_T[None], 100, None)[..., : 2 * 49]
+        encoder.config.max_source_positions = 49
+        encoder.embed_positions.weight = torch.nn.Parameter(encoder.embed_positions.weight[:49])
+        encoder.embed_positions.num_embeddings = 49
+        expected = encoder(features_BCM, output_hidden_states=True).hidden_states
+        assert (upstream.num_states, upstream.width, upstream.rate) == (len(expected), 16, 320) == (5, 16, 320)
+        assert upstream.num_frames(16_079) == 49
+        for state_BFD, wanted_BFD in zip(upstream([wave_T]), expected, strict=True):
+            torch.testing.assert_close(state_BFD, wanted_BFD, atol=1e-4, rtol=1e-4)
+
+    def test_padding_changes_nothing_and_long_utterances_are_heard_in_parts(self, tmp_path: Path) -> None:
+        upstream = load_upstream(str(save_whisper(tmp_path, positions=50)))
+        waves = [torch.randn(5000), torch.randn(40_000), torch.randn(300)]
+        together = upstream(waves, longest=41_000)
+        assert {state_BFD.shape[1] for state_BFD in together} == {upstream.num_frames(41_000)} == {127}
+        assert all(state_BFD.isfinite().all() for state_BFD in together)
+        for row, wave_T in enumerate(waves[:2]):
+            alone, frames = upstream([wave_T]), upstream.num_frames(len(wave_T))
+            for state_BFD, wanted_BFD in zip(together, alone, strict=True):
+                assert wanted_BFD.shape[1] == frames
+                torch.testing.assert_close(state_BFD[row, :frames], wanted_BFD[0], atol=1e-4, rtol=1e-4)
+        part = upstream([waves[1][16_000 : 2 * 16_000 + 80]])
+        torch.testing.assert_close(upstream([waves[1]])[2][:, 50:100], part[2], atol=1e-4, rtol=1e-4)
+
+    def test_its_digest_is_of_weights_and_architecture(self, tmp_path: Path) -> None:
+        folder = save_whisper(tmp_path / "one")
+        assert load_upstream(str(folder)).digest() == load_upstream(str(folder), normalize=False).digest()
+        config = json.loads((folder / "config.json").read_text())
+        digests = {load_upstream(str(folder)).digest()}
+        for change in ({"encoder_attention_heads": 1}, {"activation_function": "relu"}):
+            (folder / "config.json").write_text(json.dumps(config | change))
+            digests.add(load_upstream(str(folder)).digest())
+        digests.add(load_upstream(str(save_whisper(tmp_path / "two", positions=101))).digest())
+        assert len(digests) == 4
+
+    def test_it_hears_waveforms_as_they_are(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"upstream '.*': Whisper hears .*: leave out --normalize true"):
+            load_upstream(str(save_whisper(tmp_path)), normalize=True)
 
 
 def test_what_is_no_upstream(tmp_path: Path) -> None:
