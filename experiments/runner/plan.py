@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.alignments import ALIGNMENTS, alignment_digest, corpus_folder
 from datamodules.packed import MARKER, packed_digest
 from experiments.runner.study import Row, Study, row_settings
 
 Kind = Literal["corpus", "teacher", "targets", "together", "distil", "export", "evaluate", "similarity"]
+PHONE_TASKS = ("pr", "pr_probe", "frames_probe")
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 
 
@@ -117,6 +119,7 @@ class Plan:
         self.jobs: dict[str, Job] = {}
         self.corpus = self._add("corpus", [], settings=study.corpus) if self._synthesizes else None
         self._data_digest = corpus_digest(Path(root)) if root else None
+        self._task_roots = dict(roots or {})
         self._task_digests = {task: corpus_digest(Path(folder)) for task, folder in (roots or {}).items()}
         self.teacher = self._add_teacher(self.teacher_settings)
         self._references()
@@ -237,6 +240,8 @@ class Plan:
                 inputs["data"] = self._task_digests[task]
             if task in ("pr", "pr_probe") and self._lexicon_digest is not None:
                 inputs["lexicon"] = self._lexicon_digest
+            elif task in PHONE_TASKS and (root := self._task_roots.get(task, self.root)) is not None:
+                inputs |= _alignments(root)
             options = {**self.study.evaluation.get(task, {}), **(more or {}), "inputs": inputs}
             self._add("evaluate", [*needs, corpus], row=row, seed=seed, task=task, settings=options)
 
@@ -256,6 +261,15 @@ def _what_is_shared(job: Job) -> str:
     shared["trainer"] = {key: value for key, value in settings.get("trainer", {}).items() if key != "max_epochs"}
     shared["targets"] = model.get("teacher"), model.get("objective", {}).get("output_layer")
     return json.dumps([job.seed, job.needs, shared], sort_keys=True, default=str)
+
+
+def _alignments(root: str) -> dict[str, str]:
+    """Hash of all phone alignments of a corpus; nothing where it has none."""
+    try:
+        folder = corpus_folder(root) / ALIGNMENTS
+    except ValueError:
+        return {}
+    return {"alignments": alignment_digest(root, sorted(path.name for path in folder.iterdir() if path.is_dir()))[:16]}
 
 
 def corpus_digest(root: Path) -> str:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.alignments import HEADER
 from datamodules.corpus import CorpusSettings
+from datamodules.files import write_text
 from datamodules.packing import pack_split
 from experiments.runner.estimate import Estimator
 from experiments.runner.job import matched, superb_result
@@ -81,6 +83,18 @@ def test_one_cache_of_targets_serves_all_rows_and_seeds(tmp_path: Path) -> None:
     assert targets.id not in other.jobs
     with pytest.raises(ValueError, match="takes the layers of the baseline row: name one"):
         plan(tmp_path, cached.replace("baseline: a\n", ""))
+
+
+def test_other_alignments_make_other_probes_of_phones(tmp_path: Path) -> None:
+    text = STUDY.replace("corpus: {minutes: 1.0}\ndata: corpus\nteacher: {steps: 2}\n", "data: root\n")
+    text = text.replace("tasks: [pr_probe]", "tasks: [frames_probe, asr_probe]")
+    corpus, teacher = save_corpus(tmp_path / "corpus", {"train": 2}), str(save_teacher(tmp_path / "teacher"))
+    found = []
+    for end in ("0.2", "0.3"):
+        write_text(corpus / "alignments" / "train" / "1.tsv", "\t".join(HEADER) + f"\n1-1-0000\tAA\t0.1\t{end}\n")
+        planned = plan(tmp_path, text, root=str(corpus), teacher=teacher)
+        found.append({(job.kind, job.task): job.id for job in planned.jobs.values() if job.row == "a"})
+    assert {key for key in found[0] if found[0][key] != found[1][key]} == {("evaluate", "frames_probe")}
 
 
 def test_other_upstreams_stand_beside_the_students(tmp_path: Path) -> None:
