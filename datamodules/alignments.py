@@ -179,6 +179,17 @@ def phone_sequence(segments: Iterable[Segment]) -> list[str]:
     return [segment.phone for segment in segments if segment.phone != SILENCE]
 
 
+def timed_phones(segments: Iterable[Segment]) -> str:
+    """Phones with their times in one line of text, silence included; see :func:`segments_of`."""
+    return " ".join(f"{s.phone}:{s.start_seconds:.4f}:{s.end_seconds:.4f}" for s in segments)
+
+
+def segments_of(text: str) -> list[Segment]:
+    """The segments of which :func:`timed_phones` made this text."""
+    parts = (word.rsplit(":", 2) for word in text.split())
+    return [Segment(phone, float(start), float(end)) for phone, start, end in parts]
+
+
 def phone_inventory(alignments: Iterable[Alignment]) -> list[str]:
     """All phones, sorted, with ``SIL`` first whether it occurs or not."""
     seen = {segment.phone for alignment in alignments for row in alignment.values() for segment in row}
@@ -196,6 +207,7 @@ def frame_labels(
     phones: Sequence[str],
     start_sample: int = 0,
     sample_rate: int = 16_000,
+    hop: int = HOP,
 ) -> NDArray[np.int64]:
     """Index into ``phones`` of the phone at the centre of each frame, (F,).
 
@@ -205,12 +217,13 @@ def frame_labels(
         phones: the inventory; must hold ``SIL`` and every phone of ``segments``.
         start_sample: where the audio was cropped; frame 0 covers ``[start_sample, start_sample + WINDOW)``.
         sample_rate: of the audio that the frames are counted in, Hz.
+        hop: samples from one frame to the next.
     """
     index = {phone: number for number, phone in enumerate(phones)}
     labels_F = np.full(num_frames, index[SILENCE], dtype=np.int64)
     if not segments:
         return labels_F
-    centres_F = (start_sample + np.arange(num_frames) * HOP + WINDOW / 2) / sample_rate
+    centres_F = (start_sample + np.arange(num_frames) * hop + WINDOW / 2) / sample_rate
     starts = np.array([segment.start_seconds for segment in segments])
     ends = np.array([segment.end_seconds for segment in segments])
     row_F = np.searchsorted(starts, centres_F, side="right") - 1  # the last phone that began at or before the centre

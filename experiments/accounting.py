@@ -196,11 +196,18 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
         "peak_memory_bytes": round(max(log.series("perf/memory_gb").values, default=0.0) * 1e9),
         "final_loss": summary["train_loss"],
         **({} if log.val_output is None else {"val_output": log.val_output}),  # no validation is no failure
+        **_losses_of_layers(log),
         "mean_depth": growth.mean_depth,
         "parameters": summary["parameters"],
         "hardware": summary["hardware"],
         "students": summary.get("students", 1),
     }
+
+
+def _losses_of_layers(log: RunLog) -> dict[str, float]:
+    """``val_layer_K`` for each teacher layer K of the intermediate loss, from the last validation."""
+    names = [name for name in log.metrics if name.startswith("val/layer_")]
+    return {name.replace("/", "_"): float(log.series(name).values[-1]) for name in names}
 
 
 def _audio_by_stage(log: RunLog, summary: Mapping[str, Any]) -> tuple[list[int], list[float]]:

@@ -1,8 +1,8 @@
-"""PR on a corpus with phone alignments instead of transcripts and a lexicon: targets are phones, silence left out."""
+"""Corpora with phone alignments: for PR without a lexicon, and for the probe of frames."""
 
 from collections.abc import Sequence
 
-from datamodules.alignments import find_audio, phone_sequence, read_split
+from datamodules.alignments import find_audio, phone_inventory, phone_sequence, read_split, timed_phones
 from datamodules.scanning import Problem
 from datamodules.superb.rows import Reading, Row, SuperbCorpus, measure
 
@@ -13,8 +13,11 @@ def read_aligned(
     dev_splits: Sequence[str],
     test_splits: Sequence[str],
     reading: Reading = Reading(),  # noqa: B008
+    timed: bool = False,
 ) -> SuperbCorpus:
     """Rows whose target is their phones, separated by spaces; the one label list is the inventory, sorted.
+
+    With ``timed`` silence is a phone too, and each phone has its times (:func:`datamodules.alignments.timed_phones`).
 
     The inventory is that of all splits: a phone that only the held-out speakers use is an error that no head can avoid,
     and counts. Utterances without any phone are left out.
@@ -23,13 +26,20 @@ def read_aligned(
         ValueError: no alignments, none of them with a phone, or bad audio.
     """
     skipped: list[Problem] = []
+    inventory: set[str] = set()
 
     def rows(splits: Sequence[str]) -> list[Row]:
         found: list[Row] = []
         for split in splits:
-            spoken = {key: phone_sequence(segments) for key, segments in read_split(root, split).items()}
-            paths = find_audio(root, split, spoken)
-            found += [Row(key, str(paths[key]), 0, " ".join(phones)) for key, phones in spoken.items() if phones]
+            alignment = {key: row for key, row in read_split(root, split).items() if phone_sequence(row)}
+            paths = find_audio(root, split, alignment)
+            inventory.update(
+                phone_inventory([alignment]) if timed else set().union(*map(phone_sequence, alignment.values()))
+            )
+            targets = {
+                key: timed_phones(row) if timed else " ".join(phone_sequence(row)) for key, row in alignment.items()
+            }
+            found += [Row(key, str(paths[key]), 0, target) for key, target in targets.items()]
         if not found:
             raise ValueError(f"the alignments of {', '.join(splits)} below {root} hold nothing but silence")
         measured, problems = measure(found, reading)
@@ -37,6 +47,4 @@ def read_aligned(
         return measured
 
     train, dev, tests = rows(train_splits), rows(dev_splits), {split: rows([split]) for split in test_splits}
-    everything = [*train, *dev, *(row for part in tests.values() for row in part)]
-    inventory = sorted({phone for row in everything for phone in row.target.split()})
-    return SuperbCorpus(train, dev, tests, [inventory], skipped)
+    return SuperbCorpus(train, dev, tests, [sorted(inventory)], skipped)

@@ -48,4 +48,5 @@ RECIPES: dict[str, DataRecipe] = {
     ),
     "ic": DataRecipe("shuffled", batch_size=32, eval_batch_size=32),
     "sid": DataRecipe("shuffled", batch_size=8, accumulate=4, train_max_samples=128_000),
+    "frames": DataRecipe("shuffled", batch_size=16),
 }

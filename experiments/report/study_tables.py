@@ -63,6 +63,7 @@ METRICS = {
     "slot_type_f1": "F1, %",
     "slot_value_cer": "CER, %",
     "accuracy": "accuracy, %",
+    "accuracy_speech": "accuracy in speech, %",
 }
 
 
@@ -70,6 +71,8 @@ def column(key: str) -> StudyColumn:
     """The column of a key; ``TASK/METRIC`` keys are shown with two decimals, error rates are better low."""
     if key in COLUMNS:
         return COLUMNS[key]
+    if key.startswith("val_layer_"):
+        return StudyColumn(f"Dev loss of layer {key.removeprefix('val_layer_')}", show_loss, "low")
     task, _, metric = key.partition("/")
     plain = metric.removesuffix("_fixed").removesuffix("_legacy")  # both ways of decoding
     title = METRICS.get(plain, plain) + "".join(

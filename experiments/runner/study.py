@@ -20,10 +20,10 @@ from experiments.settings_yaml import load_settings
 from experiments.shipped import find_shipped, shipped_names
 from experiments.training import CONFIGS
 from lightning_modules.student import StudentConfig
-from lightning_modules.superb.recipes import TASK_RECIPES
+from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
-TASKS = (*TASK_RECIPES, *(f"{task}_probe" for task in TASK_RECIPES))
+TASKS = (*SUPERB_TASKS, *(f"{task}_probe" for task in TASK_RECIPES))
 
 
 @dataclass(frozen=True)

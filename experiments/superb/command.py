@@ -29,7 +29,7 @@ from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import table_of
 from experiments.superb.running import is_finished, run_task
 from lightning_modules.superb.ctc import Decode
-from lightning_modules.superb.recipes import TASK_RECIPES
+from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
 from lightning_modules.superb.upstream import Upstream, load_upstream
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,8 @@ def superb(
     """Score an encoder on SUPERB's tasks (docs/superb.md).
 
     Args:
-        task: pr, asr, sf, ks, ic, sid, several of them (pr,sid) or all.
+        task: pr, asr, sf, ks, ic, sid, several of them (pr,sid) or all; or, as a probe only, frames (the phone of each
+            frame, on a corpus with phone alignments).
         upstream: exported student, training checkpoint, any Hugging Face encoder by name or folder, or fbank.
         data: the corpus.
         output: folder of the results, one folder below it per task, rate and seed (a probe's is pr_probe);
@@ -77,6 +78,8 @@ def superb(
         wandb: Weights & Biases.
     """
     names = task_names(task)
+    if "frames" in names and preset != "probe":
+        raise ValueError("task frames is no task of SUPERB's, only a probe: add --preset probe")
     if lr is not None and lr_sweep:
         raise ValueError("--lr and --lr_sweep exclude each other: the sweep runs the rates of --lr_grid")
     encoder = load_upstream(upstream, normalize)
@@ -119,7 +122,7 @@ def task_names(task: str) -> list[str]:
     Raises:
         ValueError: one that does not exist.
     """
-    names = list(TASK_RECIPES) if task == "all" else task.split(",")
+    names = list(SUPERB_TASKS) if task == "all" else task.split(",")
     for name in names:
         if name not in TASK_RECIPES:
             raise ValueError(f"there is no task {name!r}: choose all, or some of {','.join(TASK_RECIPES)}")

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from datamodules.alignments import corpus_folder
@@ -12,6 +12,7 @@ from datamodules.superb.datamodule import limited, read_corpus, require_corpus, 
 from datamodules.superb.rows import Reading, Row, SuperbCorpus
 from experiments.superb.options import RunSettings, TaskData
 from lightning_modules.superb.ctc import is_feasible
+from lightning_modules.superb.frames import FrameTask
 from lightning_modules.superb.tasks import CtcTask, ProbeStart, Task, build_task
 from lightning_modules.superb.tokenizers import PhoneTokenizer, read_lexicon
 from lightning_modules.superb.upstream import Upstream
@@ -85,11 +86,14 @@ def prepare(settings: RunSettings) -> Prepared:
 
 def _prepared(settings: RunSettings) -> Prepared:
     data = settings.data
+    if settings.task == "frames":
+        corpus = _aligned_corpus(settings.task, data, settings.seed)
+        return _counted(FrameTask(corpus.labels[0]), corpus)
     if settings.task != "pr":
         corpus = read_corpus(settings.task, data, settings.seed)
         return _counted(build_task(settings.task, corpus.labels, None, settings.decode), corpus)
     if data.lexicon is None and not data.root.endswith(".tsv"):
-        corpus = _aligned_corpus(data, settings.seed)
+        corpus = _aligned_corpus("pr", data, settings.seed)
         return _counted(build_task("pr", [], PhoneTokenizer(corpus.labels[0]), settings.decode), corpus)
     if data.lexicon is None:
         raise ValueError(TABLE_WITHOUT_LEXICON)
@@ -123,7 +127,9 @@ def require_inputs(task: str, data: TaskData) -> None:
     Raises:
         ValueError: what is not there.
     """
-    if task == "pr" and data.lexicon is None:
+    if task == "frames":
+        corpus_folder(data.root)
+    elif task == "pr" and data.lexicon is None:
         if data.root.endswith(".tsv"):
             raise ValueError(TABLE_WITHOUT_LEXICON)
         with _asking_for_phones():
@@ -143,11 +149,11 @@ def _asking_for_phones() -> Iterator[None]:
         ) from error
 
 
-def _aligned_corpus(data: TaskData, seed: int) -> SuperbCorpus:
-    require_label_lists("pr", data)
-    reading = Reading(data.resample, data.on_bad_audio)
-    with _asking_for_phones():
-        corpus = read_aligned(data.root, data.train_splits, data.dev_splits, data.test_splits, reading)
+def _aligned_corpus(task: str, data: TaskData, seed: int) -> SuperbCorpus:
+    require_label_lists(task, data)
+    reading, timed = Reading(data.resample, data.on_bad_audio), task == "frames"
+    with nullcontext() if timed else _asking_for_phones():
+        corpus = read_aligned(data.root, data.train_splits, data.dev_splits, data.test_splits, reading, timed)
     return limited(corpus, data, seed)
 
 

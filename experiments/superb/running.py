@@ -122,7 +122,7 @@ def build_module(settings: RunSettings, upstream: Upstream, prepared: Prepared) 
         cache = FeatureCache(upstream, place, settings.devices.precision)
     optimisation = TaskOptimisation(settings.lr, settings.updates if settings.is_probe else None)
     start = prepared.probe_start(upstream) if settings.is_probe else None
-    return TaskModule(upstream, prepared.task, optimisation, settings.seed, cache, start)
+    return TaskModule(upstream, prepared.task.at_rate(upstream.rate), optimisation, settings.seed, cache, start)
 
 
 def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:

@@ -37,4 +37,7 @@ TASK_RECIPES: dict[str, TaskRecipe] = {
     "ks": TaskRecipe(1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
     "ic": TaskRecipe(1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
     "sid": TaskRecipe(1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
+    # No task of SUPERB's: a probe only, whose rate and length are those of the preset.
+    "frames": TaskRecipe(1e-1, 300, 300, "accuracy", higher_is_better=True),
 }
+SUPERB_TASKS = tuple(name for name in TASK_RECIPES if name != "frames")

@@ -26,7 +26,7 @@ from lightning_modules.superb.metrics import (
     slot_value_cer,
     slot_value_wer,
 )
-from lightning_modules.superb.recipes import TASK_RECIPES, TaskRecipe
+from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES, TaskRecipe
 from lightning_modules.superb.tokenizers import CharacterTokenizer, SlotTokenizer, Tokenizer
 
 DECODES: tuple[Decode, ...] = ("fixed", "legacy")
@@ -70,6 +70,10 @@ class Task(ABC):
 
     name: str
     recipe: TaskRecipe
+
+    def at_rate(self, rate: int) -> "Task":
+        """This task for an upstream with so many samples from one frame to the next."""
+        return self
 
     @abstractmethod
     def build_head(self, width: int, probe: ProbeStart | None = None) -> nn.Module:
@@ -259,8 +263,8 @@ def build_task(
     Raises:
         ValueError: no such task.
     """
-    if name not in TASK_RECIPES:
-        raise ValueError(f"there is no task {name!r}; choose one of {', '.join(TASK_RECIPES)}")
+    if name not in SUPERB_TASKS:
+        raise ValueError(f"there is no task {name!r}; choose one of {', '.join(SUPERB_TASKS)}")
     if name in ("ks", "ic", "sid"):
         return ClassificationTask(name, labels)
     if name == "pr":

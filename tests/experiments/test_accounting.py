@@ -129,6 +129,7 @@ def test_a_grown_run_costs_less_than_a_full_one_by_the_difference_of_their_depth
         assert costs[config]["train_seconds"] == summary["train_seconds"]
         assert 0 < costs[config]["student_seconds"] < summary["train_seconds"]
         assert costs[config]["peak_memory_bytes"] > 1e8
+        assert {"val_layer_4", "val_layer_8"} <= costs[config].keys()
     full, grown = costs["full_l2l"], costs["interleave_equal"]
     assert (full["mean_depth"], grown["mean_depth"]) == (12, 7.5)
     assert len(grown["flops_by_stage"]) == 4
