@@ -87,6 +87,7 @@ class PhoneAligner:
 
     @staticmethod
     def _align(decoder: Any, pcm: bytes, text: str) -> list[Segment]:
+        decoder.reinit_feat()  # forgets the noise and the mean of utterances before this one
         decoder.set_align_text(text)
         for second_pass in (False, True):
             if second_pass:
