@@ -13,6 +13,7 @@ from transformers import HubertConfig, HubertModel
 
 from callbacks.policies import POLICIES, default_stages
 from experiments.training import DistillationCLI
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,26 @@ def test_the_loss_falls_while_the_student_grows(
     assert (summary["depth"], summary["parameters"]) == (12, 26_872_960)
     assert sorted({int(float(row["growth/depth"])) for row in rows}) == [3, 6, 9, 12]
     assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+
+
+def test_a_real_whisper_teaches_real_speech_by_the_readmes_command(
+    real_data: Path, real_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ["fit", "--config", "interleave_equal_whisper", "--data.root", str(real_data / "LibriSpeech")]
+    assert " ".join(arguments[:3]) in (REPOSITORY / "README.md").read_text()
+    arguments += ["--model.teacher.init_args.model", str(real_teachers / "whisper_base_encoder")]
+    arguments += ["--model.student.hidden_size", "32", "--model.student.intermediate_size", "64"]
+    arguments += ["--model.student.num_heads", "2", "--model.student.conv_channels", "16"]
+    arguments += ["--data.train_splits", "[train-clean-100]", "--data.val_splits", "[test-clean]"]
+    arguments += ["--data.batch_size", "4", "--data.max_samples", "16000", "--data.batches_per_epoch", "5"]
+    arguments += ["--data.num_workers", "0", "--model.optimizer.lr", "0.003", "--trainer.max_epochs", "4"]
+    arguments += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.log_every_n_steps", "1"]
+    arguments += ["--trainer.enable_progress_bar", "false", "--log_samples", "false", "--wandb.mode", "disabled"]
+    DistillationCLI([*arguments, "--runs_dir", str(tmp_path), "--name", "run"])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["depth"], summary["steps"], summary["teacher_precision"]) == (12, 20, "32")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = [float(row["train/output"]) for row in csv.DictReader(file) if row["train/output"]]
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+    assert sum(losses[-5:]) / 5 < 1.1  # normed targets have variance 1

@@ -15,6 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from datamodules.files import write_bytes, write_json, write_text
+from experiments.report.comparisons import compare, comparison_grid, comparison_notes
 from experiments.report.document import ReportNotes, provenance
 from experiments.report.figures import Picture
 from experiments.report.grids import html_grid, latex_grid, markdown_grid, rich_grid
@@ -111,6 +112,9 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
     columns = list(described.get("columns") or default_columns(study))
     if "speed_up" not in columns and described.get("baseline"):
         columns.append("speed_up")
+    comparisons = described.get("comparisons") or []
+    shown = dict.fromkeys([*columns, *(each["measure"] for each in comparisons)])
+    values = cell_values(study, [row["name"] for row in rows], list(shown))
     report: dict[str, Any] = {
         "format": FORMAT,
         "name": described["name"],
@@ -121,7 +125,8 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
         "baseline": described.get("baseline"),
         "references": list(described.get("references") or []),
         "measured_references": _measured_references(study, [row["name"] for row in rows], columns),
-        "values": cell_values(study, [row["name"] for row in rows], columns),
+        "values": values,
+        "comparisons": compare(comparisons, values),
         "failures": failures(study, labels),
         "matched": matched_costs(study, labels),
         **{key: described.get(key) or "" for key in ("command", "commit", "hardware", "versions")},
@@ -156,9 +161,13 @@ def study_texts(report: dict[str, Any]) -> dict[str, str]:
     """
     if report.get("format") != FORMAT:
         raise ValueError(f"report format is {report.get('format')!r}; this version reads format {FORMAT}")
-    results, differences, published = result_grid(report), difference_grid(report), published_grid(report)
+    results, planned = result_grid(report), comparison_grid(report)
+    differences, published = difference_grid(report), published_grid(report)
     parts = [f"# {report['title']}", *(f"> {line}" for line in report["caveats"]), "## Results"]
     parts += [markdown_grid(results).rstrip(), "\n".join(f"- {line}" for line in _notes(report))]
+    if planned:
+        parts += ["## Planned comparisons", markdown_grid(planned).rstrip()]
+        parts += ["\n".join(f"- {line}" for line in comparison_notes(report))]
     if differences:
         parts += [
             f"## Differences to {_baseline(report)}",
@@ -169,7 +178,7 @@ def study_texts(report: dict[str, Any]) -> dict[str, str]:
         parts += ["## Published results", markdown_grid(published).rstrip(), PUBLISHED_NOTE]
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows(long_rows(report))
-    grids = [grid for grid in (results, differences, published) if grid]
+    grids = [grid for grid in (results, planned, differences, published) if grid]
     return {
         "md": "\n\n".join(parts) + "\n",
         "tex": "% needs \\usepackage{booktabs}\n" + "\n".join(latex_grid(grid) for grid in grids),
@@ -179,9 +188,12 @@ def study_texts(report: dict[str, Any]) -> dict[str, str]:
 
 def study_page(report: dict[str, Any], drawings: Sequence[Picture | SvgDrawing]) -> str:
     """One self-contained HTML page."""
-    differences, published = difference_grid(report), published_grid(report)
+    planned, differences, published = comparison_grid(report), difference_grid(report), published_grid(report)
     body = ["<h2>Results</h2>", html_grid(result_grid(report), "Error rates and losses: lower is better.")]
     body += [bullets(_notes(report))]
+    if planned:
+        caption = "Row minus reference, paired by seed."
+        body += ["<h2>Planned comparisons</h2>", html_grid(planned, caption), bullets(comparison_notes(report))]
     if differences:
         body += [f"<h2>Differences to {_baseline(report)}</h2>", html_grid(differences, difference_note(report))]
     body += [figures(drawings)]

@@ -175,10 +175,15 @@ class Difference:
     high: float | None = None
 
 
+def paired(row: dict[str, Any], reference: dict[str, Any]) -> list[float]:
+    """Row minus reference, for every seed that both have."""
+    own, other = numbers(row), numbers(reference)
+    return [own[seed] - other[seed] for seed in own if seed in other]
+
+
 def paired_difference(row: dict[str, Any], baseline: dict[str, Any]) -> Difference:
     """Mean difference and its 95 % percentile bootstrap interval over seeds (Efron and Tibshirani 1993, chapter 13)."""
-    own, other = numbers(row), numbers(baseline)
-    differences = np.array([own[seed] - other[seed] for seed in own if seed in other])
+    differences = np.array(paired(row, baseline))
     if not len(differences):
         return Difference(0, None)
     if len(differences) < FEWEST_SEEDS:
@@ -215,8 +220,8 @@ def _difference_cell(values: dict[str, Any], row: str, baseline: str, key: str) 
     if found.mean is None:
         return Cell(DASH, missing=True)
     if found.low is None or found.high is None:
-        return Cell(_signed(found.mean, key))
-    text = f"{_signed(found.mean, key)} [{_signed(found.low, key)}, {_signed(found.high, key)}]"
+        return Cell(signed(found.mean, key))
+    text = f"{signed(found.mean, key)} [{signed(found.low, key)}, {signed(found.high, key)}]"
     return Cell(text, bold=found.seeds >= FEWEST_SEEDS_IN_BOLD and (found.low > 0 or found.high < 0))
 
 
@@ -235,7 +240,8 @@ def difference_note(report: dict[str, Any]) -> str:
     return " ".join(notes)
 
 
-def _signed(number: float, key: str) -> str:
+def signed(number: float, key: str) -> str:
+    """A difference in the column of a key, with its sign."""
     return ("+" if number >= 0 else "-") + column(key).show(abs(number))
 
 

@@ -18,6 +18,8 @@ from datamodules.packed import MARKER, packed_digest
 from experiments.runner.study import Row, Study, row_settings
 
 Kind = Literal["corpus", "teacher", "targets", "together", "distil", "export", "evaluate", "similarity"]
+TARGET_SETTINGS = ("output_layer", "normalize_targets", "statistics_seconds")
+"""Of the objective: what a cache of targets holds, besides the layers."""
 PHONE_TASKS = ("pr", "pr_probe", "frames_probe")
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 
@@ -123,7 +125,6 @@ class Plan:
         self._task_digests = {task: corpus_digest(Path(folder)) for task, folder in (roots or {}).items()}
         self.teacher = self._add_teacher(self.teacher_settings)
         self._references()
-        self.targets = self._add_targets() if study.cache_targets else None
         self.distil: dict[tuple[str, int], Job] = {}
         # Seed by seed: an interrupted study has compared all rows at least once.
         for seed in self.seeds:
@@ -162,12 +163,15 @@ class Plan:
             return None
         return self._add("teacher", [self.corpus], settings=dict(settings))
 
-    def _add_targets(self) -> Job:
-        """What the teacher says about the segments that all rows and seeds share."""
+    def _add_targets(self, settings: Mapping[str, Any]) -> Job:
+        """What the teacher says about the segments of a row: the baseline's layers, normalised as the row has it."""
         assert self.study.baseline is not None
-        settings = row_settings(self.study, self.study.row(self.study.baseline), self.seeds[0])
-        model = {key: value for key, value in settings.get("model", {}).items() if key != "optimizer"}
-        content = {"model": model, "data": settings.get("data", {})}
+        baseline = row_settings(self.study, self.study.row(self.study.baseline), self.seeds[0])
+        model = {key: value for key, value in baseline.get("model", {}).items() if key != "optimizer"}
+        own = settings.get("model", {}).get("objective", {})
+        asked = {name: own[name] for name in TARGET_SETTINGS if name in own}
+        objective = {key: value for key, value in model.get("objective", {}).items() if key not in TARGET_SETTINGS}
+        content = {"model": {**model, "objective": objective | asked}, "data": settings.get("data", {})}
         needs = [self.corpus if self.study.data == "corpus" else None, self.teacher]
         return self._add("targets", needs, settings={**content, "inputs": self._inputs()})
 
@@ -186,8 +190,8 @@ class Plan:
     def _add_row(self, row: Row, seed: int) -> None:
         settings = row_settings(self.study, row, seed)
         needs, match = [self.corpus if self.study.data == "corpus" else None, self.teacher], None
-        if self.targets is not None:
-            needs.append(self.targets)
+        if self.study.cache_targets:
+            needs.append(self._add_targets(settings))
         if row.match:
             others = {part: self.distil[getattr(row.match, part), seed] for part in ("target", "reference")}
             needs += others.values()

@@ -6,6 +6,7 @@ some of them.
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 
 from callbacks.policies import default_stages
 from datamodules.files import read_text
+from experiments.report.study_tables import COLUMNS
 from experiments.settings_yaml import load_settings
 from experiments.shipped import find_shipped, shipped_names
 from experiments.training import CONFIGS
@@ -24,6 +26,8 @@ from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 TASKS = (*SUPERB_TASKS, *(f"{task}_probe" for task in TASK_RECIPES))
+COMPARED = tuple(key for key, shown in COLUMNS.items() if shown.better)
+"""Measures that no task makes and of which more or less is better."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Two rows that are compared by a rule which is written down before the study runs.
+
+    Args:
+        label: as in tables; unique.
+        row: the one that is said to be better, or not much worse.
+        reference: the row that it is compared with.
+        measure: column such as ``pr/per``; which direction is better follows from it.
+        margin: 0: the row is better. Below 0: it is worse by less than this, in the unit of the measure, whichever
+            direction is better.
+    """
+
+    label: str
+    row: str
+    reference: str
+    measure: str
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
 class Study:
     """All rows, and what they share.
 
@@ -87,6 +111,7 @@ class Study:
         columns: of the main table; empty for the default.
         references: published rows.
         baseline: row that speed-ups refer to.
+        comparisons: planned ones; the report gives a verdict on each.
     """
 
     name: str
@@ -107,6 +132,7 @@ class Study:
     columns: list[str] = field(default_factory=list)
     references: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
 
     def row(self, name: str) -> Row:
         """The row of that name.
@@ -154,7 +180,8 @@ def load_study(name: str) -> Study:
         if kept is not None and (missing := set(kept) - {row.name for row in rows}):
             raise ValueError(f"keep_rows names {', '.join(sorted(missing))}, which are no rows of it")
         rows = [row for row in rows if kept is None or row.name in kept]
-        study = _build(Study, values | {"rows": rows})
+        comparisons = [_build(Comparison, each) for each in values.pop("comparisons", None) or []]
+        study = _build(Study, values | {"rows": rows, "comparisons": comparisons})
         _check(study)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -190,13 +217,15 @@ Built = TypeVar("Built")
 
 def _build(kind: type[Built], values: Mapping[str, Any]) -> Built:
     known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise ValueError(f"a {kind.__name__.lower()} is a mapping of {', '.join(known)}, not {values}")
     if unknown := set(values) - set(known):
         raise ValueError(
             f"unknown key {', '.join(sorted(unknown))} in {kind.__name__.lower()}: {', '.join(known)} exist"
         )
     required = [entry.name for entry in fields(kind) if entry.default is entry.default_factory is MISSING]  # type: ignore[arg-type]
     if missing := [name for name in required if name not in values]:
-        named = f"{kind.__name__.lower()} {values.get('name', '')}".rstrip()
+        named = f"{kind.__name__.lower()} {values.get('name', values.get('label', ''))}".rstrip()
         raise ValueError(f"the {named} lacks {', '.join(missing)}")
     return kind(**values)
 
@@ -214,9 +243,11 @@ def _row(values: Mapping[str, Any], changes: dict[str, Mapping[str, Any]]) -> Ro
 
 def _check(study: Study) -> None:
     names = [row.name for row in study.rows]
-    for kind, values in (("name", names), ("label", [row.label for row in study.rows])):
+    labels, compared = ([each.label for each in group] for group in (study.rows, study.comparisons))
+    kinds = (("rows have the name", names), ("rows have the label", labels), ("comparisons have the label", compared))
+    for kind, values in kinds:
         if repeated := {value for value in values if values.count(value) > 1}:
-            raise ValueError(f"two rows have the {kind} {', '.join(sorted(repeated))}: make them unique")
+            raise ValueError(f"two {kind} {', '.join(sorted(repeated))}: make them unique")
     if not names or not study.seeds:
         raise ValueError("a study needs rows and seeds")
     if bad := [name for name in names if not name.replace("_", "").isalnum()]:
@@ -236,6 +267,24 @@ def _check(study: Study) -> None:
         for other in [*others, *([study.baseline] if study.baseline else [])]:
             if study.row(other).match and other in others:
                 raise ValueError(f"{row.name} is matched to {other}, which is matched itself")
+    for comparison in study.comparisons:
+        _check_comparison(study, comparison)
+
+
+def _check_comparison(study: Study, comparison: Comparison) -> None:
+    named, names = f"the comparison {comparison.label!r}", [row.name for row in study.rows]
+    for name in (comparison.row, comparison.reference):
+        if name not in names:
+            raise ValueError(f"{named} names {name}, which is no row of it: choose from {', '.join(names)}")
+    task, slash, _ = comparison.measure.partition("/")
+    layer = comparison.measure.startswith("val_layer_")
+    if not (task in study.tasks if slash else layer or comparison.measure in COMPARED):
+        raise ValueError(
+            f"{named} has the measure {comparison.measure}: name TASK/METRIC with a task of the study "
+            f"({', '.join(study.tasks) or 'it has none'}), val_layer_N, or one of {', '.join(COMPARED)}"
+        )
+    if not isinstance(comparison.margin, int | float) or not -math.inf < comparison.margin <= 0:
+        raise ValueError(f"{named} has the margin {comparison.margin}: give 0, or a number below it (how much worse)")
 
 
 def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:

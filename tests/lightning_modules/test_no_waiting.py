@@ -15,7 +15,7 @@ from datamodules.loading import AudioBatch
 from datamodules.target_cache import encode
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import normalize_waveforms
-from tests.helpers import make_data, make_module, save_corpus, save_teacher
+from tests.helpers import make_data, make_module, save_corpus, save_teacher, save_whisper
 from tests.lightning_modules.test_distillation import Batch, make_batch
 
 META = torch.device("meta")
@@ -64,6 +64,15 @@ def step(module: DistillationModule, batch: Batch | AudioBatch) -> Tensor:
 def test_losses_and_backward_read_nothing(settings: dict[str, Any], teacher: Path) -> None:
     batch = make_batch([8000, 8000])
     assert step(on_meta(teacher, **settings), batch._replace(waveforms=batch.waveforms.to(META))).device == META
+
+
+def test_a_whisper_is_not_waited_for_with_padding_either(tmp_path: Path) -> None:
+    module = on_meta(save_whisper(tmp_path))
+    with RefuseBlockingCopies():
+        targets = module.teacher(torch.zeros(2, 8000, device=META), torch.tensor([8000, 5000]))
+    assert targets.output_BFD.device == META
+    batch = make_batch([8000, 8000])
+    assert step(module, batch._replace(waveforms=batch.waveforms.to(META))).device == META
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])

@@ -31,7 +31,7 @@ def make(task: str, root: Path, **more: Any) -> SuperbDataModule:
 
 
 def test_recipes_are_those_of_the_benchmark() -> None:
-    found = {task: (r.batch_size, r.accumulate, r.eval_batch_size) for task, r in RECIPES.items()}
+    found = {t: (r.batch_size, r.accumulate, r.eval_batch_size) for t, r in RECIPES.items() if t != "frames"}
     assert found == {
         "pr": (16, 2, 1),
         "asr": (32, 1, 1),

@@ -81,6 +81,10 @@ def test_one_cache_of_targets_serves_all_rows_and_seeds(tmp_path: Path) -> None:
     assert targets.id in wider.jobs  # control: what another row than the baseline learns is not in it
     other = plan(tmp_path, cached.replace("data.crop: fixed", "data.crop: fixed, data.segment_seed: 1"))
     assert targets.id not in other.jobs
+    normalised = "- {name: d, label: D, configs: [full_l2l], overrides: {model.objective.normalize_targets: layer}}\n"
+    both = plan(tmp_path, cached + normalised)
+    assert [job.id == targets.id for job in both.jobs.values() if job.kind == "targets"] == [True, False]
+    assert targets.id not in both.distil["d", 0].needs
     with pytest.raises(ValueError, match="takes the layers of the baseline row: name one"):
         plan(tmp_path, cached.replace("baseline: a\n", ""))
 

@@ -27,6 +27,7 @@ def test_every_study_of_the_paper_has_a_mini_variant() -> None:
         "table1_real",
         "table1_gpu",
         "table1_gpu_short",
+        "ablation_targets_whisper",
         "table1_whisper",
         "table1_whisper_gpu",
         "table1_whisper_length",
@@ -81,6 +82,22 @@ def test_the_paper_stands_beside_the_main_table_and_is_no_row_of_it() -> None:
     assert published["DPHuBERT", None]["sid/accuracy"] == 76.83
 
 
+def test_the_planned_comparisons_of_the_whisper_study() -> None:
+    study = load_study("table1_whisper")
+    pairs = [(each.row, each.reference, each.margin) for each in study.comparisons]
+    assert pairs == [
+        ("interleave_equal", "full_l2l", -1),
+        ("interleave_equal", "gradstack_l2l_equal", 0),
+        ("interleave_equal", "gradstack_equal", 0),
+        ("interleave_equal", "midas_equal", 0),
+        ("gradstack_equal", "gradstack_l2l_equal", 0),
+    ]
+    assert {each.measure for each in study.comparisons} == {"frames_probe/accuracy"}
+    assert load_study("table1_whisper_gpu").comparisons == study.comparisons
+    for name in ("table1_whisper_length", "ablation_targets_whisper"):
+        assert load_study(name).comparisons == []
+
+
 def test_growth_at_random_times_depends_on_the_seed_alone() -> None:
     study = load_study("controls")
     row = study.row("interleave_random_times")
@@ -130,6 +147,13 @@ def write(folder: Path, text: str, name: str = "own.yaml") -> str:
     return str(folder / name)
 
 
+def comparison(text: str, **changes: str) -> str:
+    """A study of two rows and a task, with a comparison of which some keys are others."""
+    keys = {"label": "X", "row": "a", "reference": "b", "measure": "pr_probe/per"} | changes
+    one = "{" + ", ".join(f"{key}: {value}" for key, value in keys.items()) + "}"
+    return f"title: T\n{ROWS}tasks: [pr_probe]\ncomparisons:\n- {one}\n{text}"
+
+
 ROWS = "rows:\n- {name: a, label: A, configs: [full]}\n- {name: b, label: B, configs: [full_l2l]}\n"
 
 
@@ -168,12 +192,31 @@ def test_a_variant_holds_only_what_differs(tmp_path: Path) -> None:
         ("title: T\nrows: [{name: a, label: A, configs: [], match: {cost: flops}}]", "lacks target, reference"),
         ("title: [T\n" + ROWS, "is not valid YAML: .* line"),
         ("- title", "must be a mapping"),
+        (comparison("", row="c"), "the comparison 'X' names c, which is no row of it: choose from a, b"),
+        (comparison("", reference="c"), "the comparison 'X' names c, which is no row"),
+        (comparison("keep_rows: [a]"), "the comparison 'X' names b, which is no row of it: choose from a"),
+        (comparison("", measure="pr/per"), r"has the measure pr/per: name TASK/METRIC with a task .* \(pr_probe\)"),
+        (comparison("", measure="val_ouput"), "has the measure val_ouput: name .*, val_output"),
+        (comparison("", measure="mean_depth"), "has the measure mean_depth: name"),
+        (comparison("", margin="1"), r"has the margin 1: give 0, or a number below it \(how much worse\)"),
+        (comparison("", margin=".nan"), "has the margin nan: give 0"),
+        (comparison("", margin="one"), "has the margin one: give 0"),
+        (comparison("- {label: X, row: b, reference: a, measure: val_output}"), "two comparisons have the label X"),
+        (comparison("- {label: Y, row: a}"), "the comparison Y lacks reference, measure"),
+        (comparison("- {label: Y, rows: a}"), "unknown key rows in comparison: label, row, reference, measure, margin"),
+        (comparison("- a against b"), "a comparison is a mapping of label, row, .*, not a against b"),
     ],
 )
 def test_a_mistake_in_a_study_is_named(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as error:
         load_study(write(tmp_path, text))
     assert "own.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("measure", ["pr_probe/per", "val_output", "val_layer_4", "flops"])
+def test_comparisons_take_metrics_losses_and_costs(measure: str, tmp_path: Path) -> None:
+    (found,) = load_study(write(tmp_path, comparison("", measure=measure, margin="-0.5"))).comparisons
+    assert (found.row, found.reference, found.measure, found.margin) == ("a", "b", measure, -0.5)
 
 
 def test_a_mistake_in_a_base_is_named_with_its_file(tmp_path: Path) -> None:

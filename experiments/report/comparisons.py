@@ -1,0 +1,119 @@
+"""The planned comparisons of a study: paired differences with intervals of Student's t, and a verdict on each.
+
+The rule of the verdict stands beneath the table. `compare` makes plain values for ``report.json``; the table and its
+notes are made of these.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.report.grids import Cell, Grid
+from experiments.report.study_tables import FEWEST_SEEDS, column, paired, signed
+from experiments.report.tables import DASH
+
+ERROR = 0.05
+"""Chance that an interval misses the true difference: of one comparison, or (Bonferroni) of any of them."""
+TOO_FEW = "not enough seeds"
+NOTES = (
+    "Difference: row minus reference, the mean over the seeds that both have. Seeds that failed or are missing are "
+    f"left out. With fewer than {FEWEST_SEEDS} seeds there is no interval and no verdict.",
+    "Intervals: Student's t over seeds. The second one is corrected for the number of comparisons in this table "
+    "(Bonferroni).",
+    "Verdict, by the 95 % interval alone. Confirmed: all of it is better than the margin (0 where none is named). "
+    "Refuted: not confirmed, and all of it is worse than 0. Undecided: all else.",
+)
+
+
+def compare(comparisons: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each comparison with its number of ``seeds``, and ``mean``, ``interval``, ``corrected`` and ``verdict``.
+
+    Args:
+        comparisons: as in ``study.json``: label, row, reference, measure, margin.
+        values: row -> column -> seed -> number, "failed" or "missing".
+    """
+    compared = []
+    for each in comparisons:
+        measure = each["measure"]
+        differences = paired(values[each["row"]][measure], values[each["reference"]][measure])
+        found: dict[str, Any] = {"mean": None, "interval": None, "corrected": None, "verdict": TOO_FEW}
+        if len(differences) >= FEWEST_SEEDS:
+            interval = student_interval(differences, ERROR)
+            found = {
+                "mean": statistics.fmean(differences),
+                "interval": list(interval),
+                "corrected": list(student_interval(differences, ERROR / len(comparisons))),
+                "verdict": verdict(*interval, each["margin"], column(measure).better == "low"),
+            }
+        compared.append({**each, "seeds": len(differences), **found})
+    return compared
+
+
+def student_interval(differences: Sequence[float], error: float) -> tuple[float, float]:
+    """Interval of the mean that misses the true one with the chance ``error``, of two numbers or more."""
+    from scipy.stats import t as student
+
+    count, mean = len(differences), statistics.fmean(differences)
+    reach = float(student.ppf(1 - error / 2, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
+    return mean - reach, mean + reach
+
+
+def verdict(low: float, high: float, margin: float, lower_is_better: bool) -> str:
+    """``confirmed``, ``refuted`` or ``undecided``; a margin of -1 lets the row be worse by up to one.
+
+    An interval between the margin and zero is confirmed: worse, but not by more than was allowed beforehand.
+    """
+    worst, best = (-high, -low) if lower_is_better else (low, high)
+    if worst > margin:
+        return "confirmed"
+    return "refuted" if best < 0 else "undecided"
+
+
+def comparison_grid(report: Mapping[str, Any]) -> Grid | None:
+    """The table; None where the study plans no comparison."""
+    compared = report.get("comparisons", [])
+    if not compared:
+        return None
+    titles = ("Comparison", "Measure", "Difference", "Seeds", *(f"{level} % interval" for level in _levels(compared)))
+    rows = [
+        (
+            Cell(each["label"]),
+            Cell(column(each["measure"]).title),
+            Cell(DASH, missing=True) if each["mean"] is None else Cell(signed(each["mean"], each["measure"])),
+            Cell(f"{each['seeds']} of {len(report['seeds'])}"),
+            _interval(each["interval"], each["measure"]),
+            _interval(each["corrected"], each["measure"]),
+            Cell(each["verdict"]),
+        )
+        for each in compared
+    ]
+    return Grid((*titles, "Verdict"), tuple(rows))
+
+
+def _levels(compared: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Of both intervals, in per cent."""
+    plain, corrected = (f"{100 * (1 - error):.4g}" for error in (ERROR, ERROR / len(compared)))
+    return plain, corrected
+
+
+def _interval(interval: Sequence[float] | None, measure: str) -> Cell:
+    if interval is None:
+        return Cell(DASH, missing=True)
+    low, high = (signed(end, measure) for end in interval)
+    return Cell(f"[{low}, {high}]")
+
+
+def comparison_notes(report: Mapping[str, Any]) -> list[str]:
+    """How to read the table, and one line for each comparison: what is subtracted, and what decides."""
+    labels = {row["name"]: row["label"] for row in report["rows"]}
+    return [*NOTES, *(_rule(each, labels) for each in report["comparisons"])]
+
+
+def _rule(each: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    better, worse, sign = ("below", "above", -1) if column(each["measure"]).better == "low" else ("above", "below", 1)
+    limit = signed(sign * each["margin"], each["measure"]) if each["margin"] else "0"
+    return (
+        f"{each['label']}: {labels[each['row']]} minus {labels[each['reference']]}; "
+        f"confirmed {better} {limit}, refuted {worse} 0."
+    )
