@@ -63,7 +63,7 @@ class PhoneAligner:
             Segments without a gap; neighbouring silences are one.
 
         Raises:
-            AlignmentError: there is no text or no audio, a word has no pronunciation, or the words do not fit the audio.
+            AlignmentError: there is no text or no audio, a word has no pronunciation, or the words do not fit.
         """
         words = text.lower().split()
         if not words:

@@ -97,7 +97,7 @@ def test_alignments_of_a_read_only_corpus_lie_elsewhere(corpus: Path, tmp_path: 
     assert [path.resolve() for path in paths.values()] == [corpus / CHAPTER / f"{name}.flac" for name in sorted(found)]
     (output / "test-other").unlink()
     (output / "test-other").mkdir()
-    with pytest.raises(ValueError, match="is not a link to .* choose another --output"):
+    with pytest.raises(ValueError, match=r"is not a link to .* choose another --output"):
         align(corpus, "--output", str(output))
 
 
