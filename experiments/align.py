@@ -4,12 +4,13 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from datamodules.alignments import ALIGNMENTS, Segment, write_alignment
-from datamodules.audio import read_audio
+from jsonargparse.typing import PositiveInt
+
+from datamodules.alignments import ALIGNMENTS, Segment, read_alignment, write_alignment
+from datamodules.audio import BadAudioError, read_audio
 from datamodules.corpus import CorpusSettings, list_files, read_transcripts, split_folders, utterance_id
 from datamodules.files import FolderLock, write_text
 from datamodules.forced_alignment import SAMPLE_RATE, AlignmentError, PhoneAligner
@@ -31,17 +32,21 @@ def align(
     root: str,
     splits: Sequence[str],
     lexicon: str | list[str] | None = None,
-    workers: int | None = None,
+    output: str | None = None,
+    workers: PositiveInt | None = None,
 ) -> None:
     """Write which phone is said when beside a corpus, in the form that pretrain-teacher and the probes of phones read.
 
     It needs `pip install 'interstack[align]'` (pocketsphinx, with an acoustic model and a dictionary of English). What
-    cannot be aligned is listed with the reason in ALIGNMENTS/SPLIT/CHAPTER.unaligned.txt; the next call tries it again.
+    is aligned is kept by later calls. What cannot be aligned is listed with the reason in
+    alignments/SPLIT/CHAPTER.unaligned.txt; the next call, with a larger lexicon say, tries it again.
 
     Args:
         root: the corpus in LibriSpeech's layout, with transcripts; it gets the folder alignments/.
         splits: to align.
         lexicon: file of lines WORD PHONE PHONE ..., or a list of such files, for words that the dictionary lacks.
+        output: folder that gets alignments/ and links to the splits in place of the corpus, as where that is read-only;
+            give it as the root of what reads the alignments.
         workers: processes; default: one per core.
 
     Raises:
@@ -49,47 +54,52 @@ def align(
     """
     words = read_lexicon([lexicon] if isinstance(lexicon, str) else lexicon or [])
     PhoneAligner()  # before anything is read: it may not be installed
-    chapters = _chapters(root, splits)
-    aligned = failed = 0
+    folders = split_folders(CorpusSettings(roots=(root,), splits=tuple(splits)))
+    home = Path(output) if output else Path(folders[0][1]).parent
+    chapters = _chapters(folders, home)
     with (
-        FolderLock(chapters[0].stem.parent.parent, ".lock", "wait for it"),
+        FolderLock(home / ALIGNMENTS, ".lock", "wait for it"),
         ProcessPoolExecutor(workers or os.cpu_count(), initializer=_start, initargs=(words,)) as pool,
     ):
-        left = [chapter for chapter in chapters if not _is_finished(chapter)]
-        log.info("%d of %d chapters are aligned already", len(chapters) - len(left), len(chapters))
-        for chapter, (good, bad) in zip(left, pool.map(_align_chapter, left), strict=True):
+        for split, folder in folders if output else []:
+            _link(home / split, Path(folder))
+        aligned = failed = 0
+        for chapter, (good, bad) in zip(chapters, pool.map(_align_chapter, chapters), strict=True):
             aligned, failed = aligned + good, failed + bad
             log.info("%s: %d aligned, %d not", chapter.stem.name, good, bad)
-    if failed:
-        log.warning("%d of %d utterances could not be aligned: see *%s", failed, aligned + failed, UNALIGNED)
-    if left and not aligned:
-        raise ValueError(f"no utterance of {root} could be aligned: see {left[0].stem}{UNALIGNED}")
+    told = f"{aligned} of {aligned + failed} utterances are aligned in {home / ALIGNMENTS}"
+    if not aligned:
+        raise ValueError(f"{told}; why not is told in *{UNALIGNED} there")
+    log.info("%s%s", told, f"; the others are listed in *{UNALIGNED} there" if failed else "")
 
 
-def _chapters(root: str, splits: Sequence[str]) -> list[Chapter]:
-    folders = split_folders(CorpusSettings(roots=(root,), splits=tuple(splits)))
+def _link(place: Path, folder: Path) -> None:
+    """Let readers of alignments find the audio of a split beside them."""
+    if not os.path.lexists(place):
+        place.symlink_to(folder)
+    elif place.resolve() != folder.resolve():
+        raise ValueError(f"{place} is not a link to {folder}: choose another --output, or remove it")
+
+
+def _chapters(folders: Sequence[tuple[str, str]], home: Path) -> list[Chapter]:
     files = list_files(folders)
-    texts = {key: text for file in files if not file.is_audio for key, text in read_transcripts(file.path).items()}
+    texts = {
+        (os.path.dirname(file.path), key): text
+        for file in files
+        if not file.is_audio
+        for key, text in read_transcripts(file.path).items()
+    }
     if not texts:
-        raise ValueError(f"{root} has no transcripts (SPEAKER-CHAPTER.trans.txt) in {', '.join(splits)}")
-    audio = sorted((file for file in files if file.is_audio), key=lambda file: file.path)
-    chapters = []
-    for (split, folder, parent), members in groupby(
-        audio, key=lambda file: (file.split, file.folder, Path(file.path).parent)
-    ):
-        paths = {utterance_id(file.path): file.path for file in members}
-        name = "-".join(parent.relative_to(folder).parts) or split
-        spoken = {key: (path, texts.get(key, "")) for key, path in paths.items()}
-        chapters.append(Chapter(Path(folder).parent / ALIGNMENTS / split / name, spoken))
-    return chapters
-
-
-def _is_finished(chapter: Chapter) -> bool:
-    return _beside(chapter, ".tsv").exists() and not _beside(chapter, UNALIGNED).exists()
-
-
-def _beside(chapter: Chapter, suffix: str) -> Path:
-    return chapter.stem.with_name(chapter.stem.name + suffix)
+        where = ", ".join(folder for _, folder in folders)
+        raise ValueError(f"there are no transcripts (SPEAKER-CHAPTER.trans.txt) below {where}")
+    chapters: dict[Path, dict[str, tuple[str, str]]] = {}
+    for file in files:
+        if file.is_audio:
+            parent, key = os.path.dirname(file.path), utterance_id(file.path)
+            name = "-".join(Path(parent).relative_to(file.folder).parts) or file.split
+            utterances = chapters.setdefault(home / ALIGNMENTS / file.split / name, {})
+            utterances[key] = (file.path, texts.get((parent, key), ""))
+    return [Chapter(stem, utterances) for stem, utterances in chapters.items()]
 
 
 _aligner: PhoneAligner | None = None
@@ -101,18 +111,23 @@ def _start(words: dict[str, list[str]]) -> None:
 
 
 def _align_chapter(chapter: Chapter) -> tuple[int, int]:
-    """Write a chapter's files; how many utterances were aligned, and how many not."""
+    """Align what is not yet, and write the chapter's files; how many utterances are aligned, and how many not."""
     assert _aligner is not None
-    found: dict[str, list[Segment]] = {}
+    stem, utterances = chapter
+    written, list_of_failed = (stem.with_name(stem.name + suffix) for suffix in (".tsv", UNALIGNED))
+    found: dict[str, list[Segment]] = read_alignment(written) if written.is_file() else {}
     problems: list[str] = []
-    for key, (path, text) in sorted(chapter.utterances.items()):
+    new = sorted(utterances.keys() - found.keys())
+    for key in new:
+        path, text = utterances[key]
         try:
             found[key] = _aligner.align(read_audio(path, SAMPLE_RATE, resample=True), text)
-        except AlignmentError as error:
+        except (AlignmentError, BadAudioError) as error:
             problems.append(f"{key}\t{error}\n")
-    if found:
-        write_alignment(_beside(chapter, ".tsv"), found)
-    _beside(chapter, UNALIGNED).unlink(missing_ok=True)
+    if len(problems) < len(new):
+        write_alignment(written, {key: found[key] for key in sorted(found)})
     if problems:
-        write_text(_beside(chapter, UNALIGNED), "".join(problems))
+        write_text(list_of_failed, "".join(problems))
+    else:
+        list_of_failed.unlink(missing_ok=True)
     return len(found), len(problems)

@@ -1,134 +1,116 @@
-"""``interstack align`` on real speech: phones, times, what cannot be aligned, and calls that go on."""
+"""``interstack align``: files beside a corpus, what is listed, kept and tried again."""
 
-import re
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
-from datamodules.alignments import Segment, phone_sequence, read_alignment, read_split
-from datamodules.audio import read_audio
-from datamodules.forced_alignment import AlignmentError, PhoneAligner
-from experiments.align import UNALIGNED, align
+from datamodules.alignments import find_audio, read_split
 from experiments.cli import run
 
-SPLIT, CHAPTER = "test-other", ("2414", "128291")
-UNKNOWN = "2414-128291-0009"  # "kine" is not in the dictionary
-PHONES = """AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"""
+pytest.importorskip("pocketsphinx")
 
-
-@pytest.fixture(scope="module")
-def chapter(real_data: Path) -> Path:
-    return real_data / "LibriSpeech" / SPLIT / CHAPTER[0] / CHAPTER[1]
+CHAPTER = Path("test-other") / "533" / "1066"
+NAMES = ("533-1066-0003", "533-1066-0006")
 
 
 @pytest.fixture
-def corpus(chapter: Path, tmp_path: Path) -> Path:
-    """Links to four short utterances, with their transcripts."""
-    place = tmp_path / "corpus" / SPLIT / CHAPTER[0] / CHAPTER[1]
-    place.mkdir(parents=True)
-    known = [path for path in sorted(chapter.glob("*.flac")) if path.stem != UNKNOWN]
-    for path in sorted(known, key=lambda path: path.stat().st_size)[:4]:
-        (place / path.name).symlink_to(path)
-    shutil.copyfile(transcripts(chapter), transcripts(place))
+def corpus(real_data: Path, tmp_path: Path) -> Path:
+    """Two real utterances of one chapter, one with the other's words, and a file that is no audio."""
+    folder = tmp_path / "corpus" / CHAPTER
+    folder.mkdir(parents=True)
+    source = real_data / "LibriSpeech" / CHAPTER
+    lines = (source / "533-1066.trans.txt").read_text().splitlines()
+    text = dict(line.split(" ", 1) for line in lines)
+    for name in NAMES:
+        shutil.copyfile(source / f"{name}.flac", folder / f"{name}.flac")
+    shutil.copyfile(source / f"{NAMES[0]}.flac", folder / "533-1066-0090.flac")
+    (folder / "533-1066-0091.flac").write_bytes(b"no audio")
+    texts = {name: text[name] for name in NAMES}
+    texts |= {"533-1066-0090": f"{text[NAMES[1]]} XQZV", "533-1066-0091": "HELLO"}
+    (folder / "533-1066.trans.txt").write_text("".join(f"{key} {value}\n" for key, value in texts.items()))
     return tmp_path / "corpus"
 
 
-def transcripts(folder: Path) -> Path:
-    return folder / f"{CHAPTER[0]}-{CHAPTER[1]}.trans.txt"
+def align(root: Path, *more: str) -> None:
+    run(["align", "--root", str(root), "--splits", "[test-other]", "--workers", "1", *more])
 
 
-def change(corpus: Path, utterance: str, text: str) -> None:
-    file = transcripts(corpus / SPLIT / CHAPTER[0] / CHAPTER[1])
-    file.write_text(re.sub(rf"(?m)^({utterance}) .*$", rf"\1 {text}", file.read_text()))
+def listed(root: Path) -> dict[str, str]:
+    text = (root / "alignments" / "test-other" / "533-1066.unaligned.txt").read_text()
+    return dict(line.split("\t", 1) for line in text.splitlines())
 
 
-def first(corpus: Path) -> str:
-    return min(path.stem for path in corpus.rglob("*.flac"))
-
-
-def unaligned(corpus: Path) -> Path:
-    return corpus / "alignments" / SPLIT / f"{'-'.join(CHAPTER)}{UNALIGNED}"
-
-
-def is_loud(samples_T: np.ndarray, segment: Segment) -> float:
-    part_T = samples_T[int(segment.start_seconds * 16_000) : int(segment.end_seconds * 16_000)]
-    return float(np.sqrt(np.mean(part_T**2))) if len(part_T) else 0.0
-
-
-def test_phones_follow_one_another_within_the_file_and_silence_is_quiet(corpus: Path) -> None:
-    run(["align", "--root", str(corpus), "--splits", f"[{SPLIT}]", "--workers", "1"])
-    found = read_split(corpus, SPLIT)
-    assert found.keys() == {path.stem for path in corpus.rglob("*.flac")}
-    quiet, loud = [], []
-    for path in corpus.rglob("*.flac"):
-        segments, samples_T = found[path.stem], read_audio(str(path))
-        assert segments[-1].end_seconds <= len(samples_T) / 16_000 + 0.05
-        for segment in segments:
-            (quiet if segment.phone == "SIL" else loud).append(is_loud(samples_T, segment))
-    assert np.mean(quiet) < 0.3 * np.mean(loud)
-    assert {segment.phone for row in found.values() for segment in row} - {"SIL"} < set(PHONES.split())
-
-
-def test_an_alignment_depends_on_its_utterance_alone(corpus: Path) -> None:
-    paths = sorted(corpus.rglob("*.flac"))
-    lines = transcripts(paths[0].parent).read_text().splitlines()
-    texts = dict(line.split(maxsplit=1) for line in lines)
-    forwards, backwards = (
-        {path: aligner.align(read_audio(str(path)), texts[path.stem]) for path in order}
-        for aligner, order in ((PhoneAligner(), paths), (PhoneAligner(), paths[::-1]))
-    )
-    assert forwards == backwards
-    assert len({tuple(segments) for segments in forwards.values()}) == len(paths)
-
-
-def test_what_cannot_be_aligned_is_listed_and_tried_again(
-    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    utterance = first(corpus)
-    change(corpus, utterance, "BLORPINESS")
-    align(str(corpus), [SPLIT])
-    assert "1 of 4 utterances could not be aligned" in caplog.text
-    assert unaligned(corpus).read_text().startswith(f"{utterance}\tnot in the dictionary: blorpiness; add")
-    assert utterance not in read_split(corpus, SPLIT)
+def test_what_is_aligned_is_kept_and_the_rest_is_listed_and_tried_again(corpus: Path, tmp_path: Path) -> None:
+    align(corpus)
+    assert sorted(read_split(corpus, "test-other")) == sorted(NAMES)
+    reasons = listed(corpus)
+    assert reasons["533-1066-0090"] == "not in the dictionary: xqzv; add them with --lexicon"
+    assert "533-1066-0091.flac: cannot be read as audio" in reasons["533-1066-0091"]
+    # An alignment that is there is not made again: a mark in it stays.
+    (file,) = (corpus / "alignments" / "test-other").glob("*.tsv")
+    marked = file.read_text().replace("SIL", "MARK")
+    file.write_text(marked)
     lexicon = tmp_path / "lexicon.txt"
-    lexicon.write_text("BLORPINESS B L AO1 R P IY0 N AH0 S\n")
-    align(str(corpus), [SPLIT], lexicon=str(lexicon), workers=1)
-    assert not unaligned(corpus).exists()
-    assert phone_sequence(read_split(corpus, SPLIT)[utterance]) == ["B", "L", "AO", "R", "P", "IY", "N", "AH", "S"]
+    lexicon.write_text("XQZV K S\n")
+    align(corpus, "--lexicon", str(lexicon))
+    assert file.read_text() == marked
+    assert "is the transcript right?" in listed(corpus)["533-1066-0090"]
+    transcripts = corpus / CHAPTER / "533-1066.trans.txt"
+    words = dict(line.split(" ", 1) for line in transcripts.read_text().splitlines())[NAMES[0]]
+    lines = [f"533-1066-0090 {words}" if "XQZV" in line else line for line in transcripts.read_text().splitlines()]
+    transcripts.write_text("\n".join(line for line in lines if "0091" not in line) + "\n")
+    (corpus / CHAPTER / "533-1066-0091.flac").unlink()
+    align(corpus)
+    found = read_split(corpus, "test-other")
+    assert sorted(found) == sorted([*NAMES, "533-1066-0090"])
+    assert [s[1:] for s in found["533-1066-0090"]] == [s[1:] for s in found[NAMES[0]]]  # the same sound and words
+    assert not (corpus / "alignments" / "test-other" / "533-1066.unaligned.txt").exists()
 
 
-def test_a_finished_chapter_is_left_alone(corpus: Path) -> None:
-    align(str(corpus), [SPLIT], workers=1)
-    (file,) = (corpus / "alignments").rglob("*.tsv")
-    before = file.stat().st_mtime_ns
-    change(corpus, first(corpus), "HELLO")
-    align(str(corpus), [SPLIT], workers=1)
-    assert file.stat().st_mtime_ns == before
-    file.unlink()
-    align(str(corpus), [SPLIT], workers=1)  # control
-    assert phone_sequence(read_alignment(file)[first(corpus)])[-2:] == ["L", "OW"]
+def test_processes_change_nothing(corpus: Path, tmp_path: Path) -> None:
+    other = tmp_path / "corpus" / "test-other" / "533" / "1067"
+    shutil.copytree(corpus / CHAPTER, other)
+    for path in other.iterdir():
+        path.rename(other / path.name.replace("-1066", "-1067"))
+    transcripts = other / "533-1067.trans.txt"
+    transcripts.write_text(transcripts.read_text().replace("-1066", "-1067"))
+    written = []
+    for workers in ("1", "2"):
+        output = tmp_path / workers
+        align(corpus, "--workers", workers, "--output", str(output))
+        written.append({p.name: p.read_bytes() for p in (output / "alignments").rglob("533*")})
+    assert written[0] == written[1]
+    assert len(written[0]) == 4
 
 
-def test_reasons_are_given(corpus: Path) -> None:
-    aligner, samples_T = PhoneAligner(), read_audio(str(next(corpus.rglob("*.flac"))))
-    with pytest.raises(AlignmentError, match="it has no transcript"):
-        aligner.align(samples_T, " ")
-    with pytest.raises(AlignmentError, match="no path through its words fits the audio"):
-        aligner.align(samples_T[:3200], "a hundred words do not fit into a fifth of a second of speech by anyone")
+def test_alignments_of_a_read_only_corpus_lie_elsewhere(corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "aligned"
+    for _ in range(2):
+        align(corpus, "--output", str(output))
+    assert not (corpus / "alignments").exists()
+    found = read_split(output, "test-other")
+    paths = find_audio(output, "test-other", found)
+    assert [path.resolve() for path in paths.values()] == [corpus / CHAPTER / f"{name}.flac" for name in sorted(found)]
+    (output / "test-other").unlink()
+    (output / "test-other").mkdir()
+    with pytest.raises(ValueError, match=r"is not a link to .* choose another --output"):
+        align(corpus, "--output", str(output))
 
 
-def test_a_corpus_without_transcripts_or_with_nothing_right_is_refused(corpus: Path) -> None:
-    change(corpus, r"\S+", "BLORPINESS")
-    with pytest.raises(ValueError, match=rf"no utterance of \S+ could be aligned: see \S+{UNALIGNED}"):
-        align(str(corpus), [SPLIT], workers=1)
-    transcripts(corpus / SPLIT / CHAPTER[0] / CHAPTER[1]).unlink()
-    with pytest.raises(ValueError, match=r"has no transcripts \(SPEAKER-CHAPTER\.trans\.txt\) in test-other"):
-        align(str(corpus), [SPLIT])
-
-
-def test_without_pocketsphinx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pocketsphinx", None)
-    with pytest.raises(ValueError, match=r"pip install 'interstack\[align\]'"):
-        PhoneAligner()
+def test_nothing_to_align_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "test-other" / "1" / "1"
+    folder.mkdir(parents=True)
+    noise_T = np.random.default_rng(0).normal(0, 0.01, 16_000)
+    soundfile.write(folder / "1-1-0000.flac", noise_T, 16_000)
+    with pytest.raises(ValueError, match="there are no transcripts"):
+        align(tmp_path)
+    (folder / "1-1.trans.txt").write_text("1-1-0000 THE XQZV\n")
+    with pytest.raises(ValueError, match=r"^0 of 1 utterances are aligned in .*; why not is told in"):
+        align(tmp_path)
+    assert list(tmp_path.rglob("*.tsv")) == []
+    with pytest.raises(ValueError, match="there is no split 'dev-clean'"):
+        run(["align", "--root", str(tmp_path), "--splits", json.dumps(["dev-clean"])])
