@@ -130,6 +130,8 @@ class Plan:
         for seed in self.seeds:
             for row in sorted(study.rows, key=lambda row: row.match is not None):
                 self._add_row(row, seed)
+        for upstream in study.upstreams:
+            self._evaluate([], upstream, self.seeds[0], {} if upstream == "teacher" else {"upstream": upstream})
 
     @property
     def _synthesizes(self) -> bool:
@@ -176,9 +178,7 @@ class Plan:
         return self._add("targets", needs, settings={**content, "inputs": self._inputs()})
 
     def _references(self) -> None:
-        """Evaluations of the teacher, of its twin before training, and of the study's other upstreams."""
-        for upstream in self.study.upstreams:
-            self._evaluate([], upstream, self.seeds[0], {} if upstream == "teacher" else {"upstream": upstream})
+        """Evaluations of the teacher, and of its twin before training."""
         if self.teacher is None:
             return
         self._evaluate([self.teacher], "teacher", self.seeds[0])
