@@ -17,7 +17,7 @@ from datamodules.batching import MicroBatch
 from datamodules.placement import trains_on_cuda, workers_for
 from datamodules.superb.fluent import read_fluent, require_fluent
 from datamodules.superb.librispeech import read_librispeech, require_librispeech
-from datamodules.superb.recipes import RECIPES, DataRecipe
+from datamodules.superb.recipes import RECIPES, WITH_CORPUS, DataRecipe
 from datamodules.superb.rows import SAMPLE_RATE, Reading, Row, SuperbCorpus
 from datamodules.superb.samplers import (
     BalancedSampling,
@@ -84,8 +84,8 @@ def read_corpus(task: str, data: SuperbData, seed: int = 1337) -> SuperbCorpus:
     Raises:
         ValueError: no such task, the corpus is not there, or something in it is wrong.
     """
-    if task not in RECIPES:
-        raise ValueError(f"there is no task {task!r}; choose one of {', '.join(RECIPES)}")
+    if task not in WITH_CORPUS:
+        raise ValueError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
     require_label_lists(task, data)
     corpus = _read(task, data, Reading(data.resample, data.on_bad_audio))
     if corpus.skipped:
@@ -100,8 +100,8 @@ def require_corpus(task: str, data: SuperbData) -> None:
     Raises:
         ValueError: no such task, or what is not there.
     """
-    if task not in RECIPES:
-        raise ValueError(f"there is no task {task!r}; choose one of {', '.join(RECIPES)}")
+    if task not in WITH_CORPUS:
+        raise ValueError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
     if data.root.endswith(".tsv"):
         require_table(data.root, task)
     elif task in ("pr", "asr"):
@@ -123,7 +123,8 @@ def require_label_lists(task: str, data: SuperbData) -> None:
     if task == "ks" and not data.root.endswith(".tsv"):
         raise ValueError("`labels` does not fit task ks: Speech Commands has twelve fixed labels; a .tsv table has any")
     if task not in LABEL_LISTS:
-        raise ValueError(f"`labels` does not fit task {task}: its targets are transcripts")
+        what = "phones of alignments" if task == "frames" else "transcripts"
+        raise ValueError(f"`labels` does not fit task {task}: its targets are {what}")
     if len(data.labels) != len(LABEL_LISTS[task]):
         needed = ", ".join(LABEL_LISTS[task])
         raise ValueError(

@@ -48,5 +48,7 @@ RECIPES: dict[str, DataRecipe] = {
     ),
     "ic": DataRecipe("shuffled", batch_size=32, eval_batch_size=32),
     "sid": DataRecipe("shuffled", batch_size=8, accumulate=4, train_max_samples=128_000),
-    "frames": DataRecipe("shuffled", batch_size=16),
+    "frames": DataRecipe("shuffled", batch_size=16),  # a probe, on any corpus with phone alignments
 }
+WITH_CORPUS = tuple(task for task in RECIPES if task != "frames")
+"""Tasks of which SUPERB publishes the corpus."""
