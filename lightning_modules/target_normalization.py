@@ -17,8 +17,9 @@ from lightning_modules.teacher import TeacherTargets
 
 Normalization = Literal["none", "layer", "standardize"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "layer", "standardize")
-SMALLEST_VARIANCE = 1e-8
-"""Added to the variance of a dimension, so that one that never changes becomes 0."""
+SMALLEST_VARIANCE, SMALLEST_SHARE = 1e-8, 1e-6
+"""Added to the variance of a dimension: so much, and this share of a target's mean variance. A dimension that never
+changes becomes 0, and one that hardly does is not blown up to what rounding makes of it."""
 
 
 class TargetStatistics(NamedTuple):
@@ -50,7 +51,8 @@ def measure(targets: Iterable[TeacherTargets], layers: Sequence[int]) -> TargetS
         raise ValueError("targets cannot be standardized: the training data hold no frame")
     mean_SD = sums_SD / frames
     variance_SD = (squares_SD / frames - mean_SD.square()).clamp(min=0)
-    return TargetStatistics(mean_SD.float(), (variance_SD + SMALLEST_VARIANCE).sqrt().float())
+    least_S1 = SMALLEST_VARIANCE + SMALLEST_SHARE * variance_SD.mean(1, keepdim=True)
+    return TargetStatistics(mean_SD.float(), (variance_SD + least_S1).sqrt().float())
 
 
 class TargetNormalizer(nn.Module):
