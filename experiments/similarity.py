@@ -50,7 +50,7 @@ class Stage:
         depth: layers.
         ancestry: for each layer the first-stage layer that it descends from, 0-based, None for a fresh one.
         cka, cosine: between the student's layers.
-        cka_teacher: student layers (rows) against teacher layers (columns).
+        cka_teacher: student layers (rows) against teacher layers (columns), normalised as the targets were.
         copies, others: mean CKA over pairs of layers with the same ancestor, and with different ones.
         weight_distance_copies, weight_distance_others: relative distance of their weights, ``|a - b|`` over
             ``sqrt(|a| |b|)``: 0 for a fresh copy, about 1.4 for unrelated layers.
@@ -188,7 +188,9 @@ def _analyse(path: Path, waveforms: Sequence[Tensor], targets: list[tuple[Tensor
     distances = weight_distances(student.model.encoder.layers)
     teacher_layers = None
     if targets is not None:
-        teacher_layers = [torch.cat(layer) for layer in zip(*(hidden for _, hidden in targets), strict=True)]
+        kind = student.meta.get("recipe", {}).get("objective", {}).get("normalize_targets", "none")
+        joined = [torch.cat(layer) for layer in zip(*(hidden for _, hidden in targets), strict=True)]
+        teacher_layers = [as_learnt(layer_ND, kind) for layer_ND in joined]
     return Stage(
         checkpoint=path.name,
         depth=len(layers),
@@ -202,6 +204,19 @@ def _analyse(path: Path, waveforms: Sequence[Tensor], targets: list[tuple[Tensor
         weight_distance_others=mean_over_pairs(distances, ancestry, same=False),
         depth_use=_depth_use(path, student.model, student.meta, waveforms, targets),
     )
+
+
+def as_learnt(layer_ND: Tensor, kind: str) -> Tensor:
+    """A teacher's layer (frames, D), normalised as the student's targets were.
+
+    CKA weighs dimensions by their variance: with a raw layer of Whisper it would compare a student with one dimension.
+    ``standardize`` goes by these frames, since statistics are kept of the learnt layers only.
+    """
+    if kind == "layer":
+        return nn.functional.layer_norm(layer_ND, layer_ND.shape[-1:])
+    if kind == "standardize":
+        return (layer_ND - layer_ND.mean(0)) / (layer_ND.std(0) + 1e-6)
+    return layer_ND
 
 
 def mean_over_pairs(matrix: list[list[float]], ancestry: Sequence[int | None], same: bool) -> float | None:

@@ -14,8 +14,16 @@ from torch import nn
 
 from datamodules.corpus import CorpusSettings
 from datamodules.packing import pack_split
+from experiments.analysis import layer_similarity
 from experiments.depth_use import depth_use, layers_in_order
-from experiments.similarity import mean_over_pairs, read_waveforms, similarity, stage_checkpoints, weight_distances
+from experiments.similarity import (
+    as_learnt,
+    mean_over_pairs,
+    read_waveforms,
+    similarity,
+    stage_checkpoints,
+    weight_distances,
+)
 from lightning_modules.export import export_student, load_student
 from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
@@ -40,6 +48,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "experiments.cli", *arguments]
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=PATIENCE)
     return folder / "run"
+
+
+@pytest.mark.parametrize("kind", ["layer", "standardize"])
+def test_a_teachers_layer_is_compared_as_it_was_learnt(kind: str) -> None:
+    """With one dimension far larger than the others, as Whisper has it."""
+    student_ND = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    outlier_N1 = 500 * torch.randn(200, 1, generator=torch.Generator().manual_seed(1))
+    teacher_ND = torch.cat([outlier_N1 if kind == "standardize" else outlier_N1.abs() + 50, student_ND[:, 1:]], dim=1)
+    ((raw,),) = layer_similarity([student_ND], [as_learnt(teacher_ND, "none")])
+    ((found,),) = layer_similarity([student_ND], [as_learnt(teacher_ND, kind)])
+    assert raw < 0.1
+    assert found > 0.3
 
 
 def test_a_run_is_analysed_stage_by_stage(run: Path, tmp_path: Path) -> None:
