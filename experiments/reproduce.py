@@ -9,6 +9,7 @@ A study is a file of ``experiments/studies`` or of your own; see ``docs/reproduc
 import logging
 import signal
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -98,22 +99,21 @@ def reproduce(
         roots=roots,
         lexicon=lexicons,
     )
-    if together:
-        if workspace.devices > 1:
-            raise ValueError(
-                f"students are trained together on one device, not {workspace.devices}: use one of the two"
-            )
-        plan.train_together(lambda job: is_done(folder, job.id) or workspace.is_trained(job))
-    for path in [finished] if isinstance(finished, str) else finished or []:
-        console.print(f"{restore_results(folder, plan, Path(path))} jobs are taken over from {path}")
-    console.print(estimate_table(plan, workspace))
-    if dry_run:
-        return
-    if find_spec("matplotlib") is None:
+    if together and workspace.devices > 1:
+        raise ValueError(f"students are trained together on one device, not {workspace.devices}: use one of the two")
+    if not dry_run and find_spec("matplotlib") is None:
         raise ValueError("the report at the end needs matplotlib: pip install 'interstack[report]'")
-    require_corpora(workspace, [job for job in plan.to_run if not is_done(folder, job.id)])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with only_runner(folder):
+    with nullcontext() if dry_run else only_runner(folder):
+        for path in [finished] if isinstance(finished, str) else finished or []:
+            taken = restore_results(folder, plan, Path(path), dry_run)
+            console.print(f"{taken} jobs {'would be' if dry_run else 'are'} taken over from {path}")
+        if together:
+            plan.train_together(lambda job: is_done(folder, job.id) or workspace.is_trained(job))
+        console.print(estimate_table(plan, workspace))
+        if dry_run:
+            return
+        require_corpora(workspace, [job for job in plan.to_run if not is_done(folder, job.id)])
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         write_study(folder, plan, _facts())
         chosen: Executor = (
             SlurmExecutor(workspace, slurm) if executor == "slurm" else LocalExecutor(workspace, parallel)

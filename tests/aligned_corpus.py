@@ -11,6 +11,16 @@ TONES = {"a": 300, "b": 900, "c": 2000, "d": 4000}  # Hz
 RATE = 16_000
 
 
+def swap_alignments(root: Path, split: str) -> None:
+    """Give the first four utterances of a split the phones of each other."""
+    (file,) = (root / "alignments" / split).glob("*.tsv")
+    text = file.read_text()
+    for one, two in (("0", "1"), ("2", "3")):
+        text = text.replace(f"000{one}\t", "swap\t").replace(f"000{two}\t", f"000{one}\t")
+        text = text.replace("swap\t", f"000{two}\t")
+    file.write_text(text)
+
+
 def save_aligned_corpus(root: Path, splits: dict[str, int], seed: int = 0) -> Path:
     """So many utterances of four tones, all different, and two pauses (about 1.1 s) for each split."""
     generator = np.random.default_rng(seed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from datamodules.alignments import find_audio, phone_inventory, phone_sequence, read_split, timed_phones
+from datamodules.alignments import SILENCE, find_audio, phone_sequence, read_split, segments_of, timed_phones
 from datamodules.scanning import Problem
 from datamodules.superb.rows import Reading, Row, SuperbCorpus, measure
 
@@ -26,20 +26,16 @@ def read_aligned(
         ValueError: no alignments, none of them with a phone, or bad audio.
     """
     skipped: list[Problem] = []
-    inventory: set[str] = set()
 
     def rows(splits: Sequence[str]) -> list[Row]:
         found: list[Row] = []
         for split in splits:
-            alignment = {key: row for key, row in read_split(root, split).items() if phone_sequence(row)}
-            paths = find_audio(root, split, alignment)
-            inventory.update(
-                phone_inventory([alignment]) if timed else set().union(*map(phone_sequence, alignment.values()))
-            )
-            targets = {
-                key: timed_phones(row) if timed else " ".join(phone_sequence(row)) for key, row in alignment.items()
-            }
-            found += [Row(key, str(paths[key]), 0, target) for key, target in targets.items()]
+            spoken = {key: row for key, row in read_split(root, split).items() if phone_sequence(row)}
+            paths = find_audio(root, split, spoken)
+            for key, row in spoken.items():
+                found.append(
+                    Row(key, str(paths[key]), 0, timed_phones(row) if timed else " ".join(phone_sequence(row)))
+                )
         if not found:
             raise ValueError(f"the alignments of {', '.join(splits)} below {root} hold nothing but silence")
         measured, problems = measure(found, reading)
@@ -47,4 +43,9 @@ def read_aligned(
         return measured
 
     train, dev, tests = rows(train_splits), rows(dev_splits), {split: rows([split]) for split in test_splits}
+    everything = [*train, *dev, *(row for part in tests.values() for row in part)]
+    if timed:
+        inventory = {SILENCE, *(segment.phone for row in everything for segment in segments_of(row.target))}
+    else:
+        inventory = {phone for row in everything for phone in row.target.split()}
     return SuperbCorpus(train, dev, tests, [sorted(inventory)], skipped)

@@ -131,7 +131,7 @@ class Plan:
             for row in sorted(study.rows, key=lambda row: row.match is not None):
                 self._add_row(row, seed)
         for upstream in study.upstreams:
-            self._evaluate([], upstream, self.seeds[0], {} if upstream == "teacher" else {"upstream": upstream})
+            self._evaluate([], upstream, self.seeds[0], None if upstream == "teacher" else upstream)
 
     @property
     def _synthesizes(self) -> bool:
@@ -234,9 +234,8 @@ class Plan:
         self.jobs = jobs
         self.distil = {key: self.jobs[job.id] for key, job in self.distil.items()}
 
-    def _evaluate(
-        self, needs: Sequence[Job | None], row: str, seed: int, more: Mapping[str, Any] | None = None
-    ) -> None:
+    def _evaluate(self, needs: Sequence[Job | None], row: str, seed: int, upstream: str | None = None) -> None:
+        named = {} if upstream is None else {"upstream": upstream}
         for task in self.study.tasks:
             corpus = self.corpus if self.study.data == "corpus" else None
             inputs = self._inputs()
@@ -246,7 +245,9 @@ class Plan:
                 inputs["lexicon"] = self._lexicon_digest
             elif task in PHONE_TASKS and (root := self._task_roots.get(task, self.root)) is not None:
                 inputs |= _alignments(root)
-            options = {**self.study.evaluation.get(task, {}), **(more or {}), "inputs": inputs}
+            if upstream is not None and Path(upstream).is_dir():
+                inputs["upstream"] = teacher_digest(upstream)
+            options = {**self.study.evaluation.get(task, {}), **named, "inputs": inputs}
             self._add("evaluate", [*needs, corpus], row=row, seed=seed, task=task, settings=options)
 
     def _inputs(self) -> dict[str, Any]:

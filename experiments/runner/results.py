@@ -19,8 +19,8 @@ def write_results(output: Path, plan: Plan) -> None:
     write_json(output / "results.json", {"study": read_json(output / "study.json"), "jobs": jobs})
 
 
-def restore_results(output: Path, plan: Plan, path: Path) -> int:
-    """Take over what ``path``, a ``results.json``, says of jobs of this plan; returns how many.
+def restore_results(output: Path, plan: Plan, path: Path, dry_run: bool = False) -> int:
+    """Take over what ``path``, a ``results.json``, says of jobs of this plan; returns how many (were to be).
 
     Of a row and seed all jobs or none: what a job leaves behind besides its result, such as a student, is not in the
     file. What rows share (corpus, teacher, cached targets) is made again where something is left to do.
@@ -42,10 +42,10 @@ def restore_results(output: Path, plan: Plan, path: Path) -> int:
     for ids in groups.values():
         if not entries.keys() >= set(ids) or any(is_done(output, job_id) for job_id in ids):
             continue
-        for job_id in ids:
+        restored += len(ids)
+        for job_id in () if dry_run else ids:
             folder = output / plan.jobs[job_id].folder
             write_json(folder / "result.json", entries[job_id]["result"])
             record = {"status": "done", "finished": now(), "seconds": entries[job_id]["seconds"], "restored": str(path)}
             write_json(folder / "job.json", plan.jobs[job_id].described() | record)
-            restored += 1
     return restored

@@ -260,6 +260,8 @@ def _check(study: Study) -> None:
         raise ValueError("data is `corpus`, but there are no settings under `corpus`")
     if study.cache_targets and study.baseline is None:
         raise ValueError("cache_targets takes the layers of the baseline row: name one under `baseline`")
+    if "teacher" in study.upstreams and "model" not in study.teacher:
+        raise ValueError("a teacher that a job trains is evaluated anyway: remove it from `upstreams`")
     if "model" not in study.teacher and study.corpus is None:
         raise ValueError("a teacher is trained on the corpus, but there are no settings under `corpus`")
     for row in study.rows:

@@ -105,6 +105,14 @@ def test_other_upstreams_stand_beside_the_students(tmp_path: Path) -> None:
     planned = plan(tmp_path, STUDY + "upstreams: [fbank]\n", seeds=[0, 1])
     (fbank,) = (job for job in planned.jobs.values() if job.row == "fbank")
     assert (fbank.kind, fbank.settings["upstream"], fbank.seed) == ("evaluate", "fbank", 0)
+    folder, found = tmp_path / "encoder", []
+    for width in (16, 32):
+        save_teacher(folder, width=width)
+        (job,) = (j for j in plan(tmp_path, f"{STUDY}upstreams: [{folder}]\n").jobs.values() if j.row == str(folder))
+        found.append(job.id)
+    assert found[0] != found[1]  # a folder is known by its content
+    with pytest.raises(ValueError, match="a teacher that a job trains is evaluated anyway"):
+        plan(tmp_path, STUDY + "upstreams: [teacher]\n")
 
 
 def test_rows_that_share_data_and_teacher_are_trained_together(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from datamodules.files import read_json, write_json
 from experiments.report.study import study_values
 from experiments.report.study_reading import read_study
+from experiments.reproduce import reproduce
 from experiments.runner.job import is_done, read_result
 from experiments.runner.loop import write_study
 from experiments.runner.plan import Plan
@@ -67,6 +68,15 @@ def test_the_report_is_that_of_the_first_machine(plan: Plan, tmp_path: Path) -> 
     assert one == two
     assert two["b"]["val_output"].keys() == {"0", "1"}
     assert "missing" not in two["b"]["val_output"].values()
+
+
+def test_a_dry_run_writes_nothing(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = finish(tmp_path / "one", plan)
+    reproduce(str(tmp_path / "own.yaml"), str(tmp_path / "two"), dry_run=True, finished=str(path))
+    jobs = sum(1 for job in plan.jobs.values() if job.row)
+    assert f"{jobs} jobs would be taken over from" in capsys.readouterr().out
+    assert not (tmp_path / "two").exists()
+    assert restore_results(tmp_path / "two", plan, path, dry_run=True) == restore_results(tmp_path / "two", plan, path)
 
 
 def test_results_of_other_settings_are_left_alone(plan: Plan, tmp_path: Path) -> None:

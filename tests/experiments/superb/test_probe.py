@@ -19,7 +19,7 @@ from lightning_modules.superb.feature_cache import FeatureCache
 from lightning_modules.superb.featurizer import Featurizer
 from lightning_modules.superb.tasks import ProbeStart, blank_logit
 from lightning_modules.superb.upstream import Upstream
-from tests.aligned_corpus import RATE, TONES, save_aligned_corpus
+from tests.aligned_corpus import RATE, TONES, save_aligned_corpus, swap_alignments
 from tests.datamodules.superb import corpora
 
 
@@ -96,12 +96,7 @@ def test_statistics_are_computed_where_and_as_the_trainer_computes() -> None:
 def test_probe_with_the_phones_of_other_utterances_fails(tmp_path: Path) -> None:
     """The control of the test above."""
     root = save_aligned_corpus(tmp_path / "tones", {"train": 16, "test": 4})
-    (file,) = (root / "alignments" / "test").glob("*.tsv")
-    text = file.read_text()
-    for one, two in (("0", "1"), ("2", "3")):
-        text = text.replace(f"000{one}\t", "swap\t").replace(f"000{two}\t", f"000{one}\t")
-        text = text.replace("swap\t", f"000{two}\t")
-    file.write_text(text)
+    swap_alignments(root, "test")
     assert probe(root, tmp_path / "out")["test"]["per"] > 40
 
 
