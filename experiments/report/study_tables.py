@@ -82,9 +82,9 @@ def column(key: str) -> StudyColumn:
 
 
 def task_title(task: str) -> str:
-    """``PR``, ``PR probe``: a probe is called one."""
+    """``PR``, ``PR probe``, ``Frame probe``: a probe is called one."""
     name, _, probe = task.partition("_")
-    return f"{name.upper()} {probe}".rstrip()
+    return f"{'Frame' if name == 'frames' else name.upper()} {probe}".rstrip()
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:

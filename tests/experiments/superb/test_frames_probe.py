@@ -11,6 +11,7 @@ import torch
 from datamodules.alignments import Segment, frame_labels, segments_of, timed_phones
 from datamodules.superb.aligned import read_aligned
 from experiments.cli import run
+from experiments.report.study_tables import column
 from lightning_modules.superb.frames import FrameTask
 from lightning_modules.superb.tasks import Prediction
 from tests.aligned_corpus import TONES, save_aligned_corpus, swap_alignments
@@ -91,6 +92,11 @@ def test_silence_is_a_class_and_times_are_kept(tmp_path: Path) -> None:
     corpus = read_aligned(root, ["train"], ["test"], ["test"], timed=True)
     assert corpus.labels == [sorted([*TONES, "SIL"])]
     assert [segment.phone for segment in segments_of(corpus.train[0].target)].count("SIL") == 2
+
+
+def test_its_column_says_that_more_is_better() -> None:
+    shown = column("frames_probe/accuracy")
+    assert (shown.title, shown.better) == ("Frame probe accuracy, %", "high")
 
 
 def test_it_is_a_probe_only_and_needs_alignments(tmp_path: Path) -> None:
