@@ -103,16 +103,20 @@ def reproduce(
         raise ValueError(f"students are trained together on one device, not {workspace.devices}: use one of the two")
     if not dry_run and find_spec("matplotlib") is None:
         raise ValueError("the report at the end needs matplotlib: pip install 'interstack[report]'")
+    files = [Path(path) for path in ([finished] if isinstance(finished, str) else finished or [])]
+    taken = {job for path in files for job in restore_results(folder, plan, path, dry_run=True)}
+    if not dry_run:  # refused before anything is written, the lock's file included
+        left = [job for job in plan.to_run if not is_done(folder, job.id) and job.id not in taken]
+        require_corpora(workspace, left)
     with nullcontext() if dry_run else only_runner(folder):
-        for path in [finished] if isinstance(finished, str) else finished or []:
-            taken = restore_results(folder, plan, Path(path), dry_run)
-            console.print(f"{taken} jobs {'would be' if dry_run else 'are'} taken over from {path}")
+        for path in files:
+            restored = restore_results(folder, plan, path, dry_run)
+            console.print(f"{len(restored)} jobs {'would be' if dry_run else 'are'} taken over from {path}")
         if together:
             plan.train_together(lambda job: is_done(folder, job.id) or workspace.is_trained(job))
         console.print(estimate_table(plan, workspace))
         if dry_run:
             return
-        require_corpora(workspace, [job for job in plan.to_run if not is_done(folder, job.id)])
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         write_study(folder, plan, _facts())
         chosen: Executor = (

@@ -19,8 +19,8 @@ def write_results(output: Path, plan: Plan) -> None:
     write_json(output / "results.json", {"study": read_json(output / "study.json"), "jobs": jobs})
 
 
-def restore_results(output: Path, plan: Plan, path: Path, dry_run: bool = False) -> int:
-    """Take over what ``path``, a ``results.json``, says of jobs of this plan; returns how many (were to be).
+def restore_results(output: Path, plan: Plan, path: Path, dry_run: bool = False) -> list[str]:
+    """Take over what ``path``, a ``results.json``, says of jobs of this plan, or find what would be; returns ids.
 
     Of a row and seed all jobs or none: what a job leaves behind besides its result, such as a student, is not in the
     file. What rows share (corpus, teacher, cached targets) is made again where something is left to do.
@@ -38,11 +38,11 @@ def restore_results(output: Path, plan: Plan, path: Path, dry_run: bool = False)
     for job in plan.jobs.values():
         if job.row:
             groups.setdefault((job.row, job.seed), []).append(job.id)
-    restored = 0
+    restored: list[str] = []
     for ids in groups.values():
         if not entries.keys() >= set(ids) or any(is_done(output, job_id) for job_id in ids):
             continue
-        restored += len(ids)
+        restored += ids
         for job_id in () if dry_run else ids:
             folder = output / plan.jobs[job_id].folder
             write_json(folder / "result.json", entries[job_id]["result"])

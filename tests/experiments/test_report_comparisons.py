@@ -113,7 +113,7 @@ def test_seeds_that_failed_or_are_missing_are_left_out_and_counted() -> None:
     grid = comparison_grid({"comparisons": found, "seeds": list(range(6))})
     assert grid is not None
     cells = [cell.text for cell in grid.rows[0]]
-    assert cells == ["A against B", "FRAMES probe accuracy, %", "-", "2 of 6", "-", "-", "not enough seeds"]
+    assert cells == ["A against B", "Frame probe accuracy, %", "-", "2 of 6", "-", "-", "not enough seeds"]
 
 
 @pytest.fixture(scope="module")

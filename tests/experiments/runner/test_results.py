@@ -8,9 +8,9 @@ from datamodules.files import read_json, write_json
 from experiments.report.study import study_values
 from experiments.report.study_reading import read_study
 from experiments.reproduce import reproduce
-from experiments.runner.job import is_done, read_result
+from experiments.runner.job import Workspace, is_done, read_result
 from experiments.runner.loop import write_study
-from experiments.runner.plan import Plan
+from experiments.runner.plan import Job, Plan
 from experiments.runner.results import restore_results, write_results
 from experiments.runner.study import load_study
 
@@ -52,12 +52,12 @@ def test_complete_rows_are_taken_over_and_the_others_are_not(plan: Plan, tmp_pat
     done = {job.label for job in plan.jobs.values() if is_done(tmp_path / "two", job.id)}
     complete = {job.label for job in plan.jobs.values() if job.row and (job.row, job.seed) != ("b", 1)}
     assert done == complete
-    assert restored == len(complete)
+    assert {plan.jobs[job_id].label for job_id in restored} == complete
     assert {job.kind for job in plan.jobs.values() if not job.row} == {"corpus", "teacher"}  # which are made again
     for job in plan.jobs.values():
         if job.label in complete:
             assert read_result(tmp_path / "two", job.id) == read_result(tmp_path / "one", job.id)
-    assert restore_results(tmp_path / "two", plan, path) == 0
+    assert restore_results(tmp_path / "two", plan, path) == []
 
 
 def test_the_report_is_that_of_the_first_machine(plan: Plan, tmp_path: Path) -> None:
@@ -77,6 +77,23 @@ def test_a_dry_run_writes_nothing(plan: Plan, tmp_path: Path, capsys: pytest.Cap
     assert f"{jobs} jobs would be taken over from" in capsys.readouterr().out
     assert not (tmp_path / "two").exists()
     assert restore_results(tmp_path / "two", plan, path, dry_run=True) == restore_results(tmp_path / "two", plan, path)
+
+
+def test_a_corpus_is_needed_only_for_what_is_not_taken_over(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = finish(tmp_path / "one", plan, "evaluate pr_probe b seed 1")
+    looked_at: list[str] = []
+
+    def refuse(workspace: Workspace, jobs: list[Job]) -> None:
+        looked_at.extend(job.label for job in jobs if job.row)
+        raise ValueError("not there")
+
+    monkeypatch.setattr("experiments.reproduce.require_corpora", refuse)
+    with pytest.raises(ValueError, match="not there"):
+        reproduce(str(tmp_path / "own.yaml"), str(tmp_path / "two"), finished=str(path))
+    assert set(looked_at) == {job.label for job in plan.jobs.values() if (job.row, job.seed) == ("b", 1)}
+    assert not (tmp_path / "two").exists()
 
 
 def test_results_of_other_settings_are_left_alone(plan: Plan, tmp_path: Path) -> None:
