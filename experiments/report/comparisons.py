@@ -4,17 +4,14 @@ The rule of the verdict stands beneath the table. `compare` makes plain values f
 notes are made of these.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.report.grids import Cell, Grid
-from experiments.report.study_tables import FEWEST_SEEDS, column, paired, signed
+from experiments.report.study_tables import ERROR, FEWEST_SEEDS, column, paired, signed, student_interval
 from experiments.report.tables import DASH
 
-ERROR = 0.05
-"""Chance that an interval misses the true difference: of one comparison, or (Bonferroni) of any of them."""
 TOO_FEW = "not enough seeds"
 NOTES = (
     "Difference: row minus reference, the mean over the seeds that both have. Seeds that failed or are missing are "
@@ -39,7 +36,7 @@ def compare(comparisons: Sequence[Mapping[str, Any]], values: Mapping[str, Any])
         differences = paired(values[each["row"]][measure], values[each["reference"]][measure])
         found: dict[str, Any] = {"mean": None, "interval": None, "corrected": None, "verdict": TOO_FEW}
         if len(differences) >= FEWEST_SEEDS:
-            interval = student_interval(differences, ERROR)
+            interval = student_interval(differences)
             found = {
                 "mean": statistics.fmean(differences),
                 "interval": list(interval),
@@ -48,15 +45,6 @@ def compare(comparisons: Sequence[Mapping[str, Any]], values: Mapping[str, Any])
             }
         compared.append({**each, "seeds": len(differences), **found})
     return compared
-
-
-def student_interval(differences: Sequence[float], error: float) -> tuple[float, float]:
-    """Interval of the mean that misses the true one with the chance ``error``, of two numbers or more."""
-    from scipy.stats import t as student
-
-    count, mean = len(differences), statistics.fmean(differences)
-    reach = float(student.ppf(1 - error / 2, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
-    return mean - reach, mean + reach
 
 
 def verdict(low: float, high: float, margin: float, lower_is_better: bool) -> str:
