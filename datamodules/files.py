@@ -79,7 +79,12 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
     """Write a value as JSON that every program reads: numbers that are not finite become ``null``."""
-    return write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, json_text(value, indent))
+
+
+def json_text(value: Any, indent: int | None = 1) -> str:
+    """What `write_json` writes."""
+    return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def clear_temporaries(folder: str | Path) -> None:

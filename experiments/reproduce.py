@@ -26,7 +26,7 @@ from experiments.runner.executors import Executor, LocalExecutor, SlurmExecutor,
 from experiments.runner.job import Workspace, is_done
 from experiments.runner.loop import Runner, only_runner, planned_seeds, write_study
 from experiments.runner.plan import Plan
-from experiments.runner.results import restore_results, write_results
+from experiments.runner.results import restore_results
 from experiments.runner.study import load_study, row_settings
 from experiments.runs import git_commit
 
@@ -128,11 +128,10 @@ def reproduce(
         except KeyboardInterrupt:
             console.print("interrupted: the same command goes on from here")
             sys.exit(130)
-        write_results(folder, plan)
-        paths = import_module("experiments.report.study").build_study_report(folder)  # imports matplotlib
+        report = import_module("experiments.report.study").build_study_report(folder)  # imports matplotlib
         console.width = max(console.width, 110)  # the table of results needs it
-        console.print(paths.table)
-        console.print(f"report: {paths.html}")
+        console.print(report.table)
+        console.print(f"report: {report.main}")
     if runner.failed:
         names = ", ".join(job.label for job in runner.failed)
         raise ValueError(f"{len(runner.failed)} of {len(plan.to_run)} jobs failed or could not start: {names}")

@@ -31,6 +31,11 @@ class ReportPaths:
     plots: dict[str, Path]
     table: Table
 
+    @property
+    def main(self) -> Path:
+        """The file to open first."""
+        return self.html
+
 
 def build_report(
     output: Path, runs: Sequence[ReportRun], references: Sequence[ReferenceRow], notes: ReportNotes

@@ -1,43 +1,52 @@
 """``interstack report``: tables, plots and one page from a study, a quick start, or folders of single runs."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from datamodules.files import read_json, read_text
-from experiments.report.build import build_report
+from experiments.report.build import ReportPaths, build_report
 from experiments.report.document import ReferenceRow, Report, ReportNotes, ReportRun
 from experiments.report.reading import read_run
-from experiments.report.study import build_study_report
+from experiments.report.study import StudyReport, build_study_report
 
 
-def report(folders: list[str], output: str | None = None) -> None:
+def report(folders: list[str], output: str | None = None, files: list[str] | None = None) -> None:
     """Write report.md, report.html, report.json and pictures; a study also gets report.tex and report.csv.
 
     Args:
-        folders: one folder of `interstack reproduce` or of `interstack quickstart`, or several run folders.
-        output: folder for the report of run folders; the others are written into their own folder.
+        folders: one folder of `interstack reproduce` or of `interstack quickstart`, or a results.json of a study, or
+            several run folders.
+        output: folder for the report; run folders need one. Default: that of the study; a quick start has no other.
+        files: of a study's report, those to write, such as [report.md,loss_vs_steps.png]; default: all.
     """
     paths = [Path(folder) for folder in folders]
-    first = paths[0]
-    kinds = [name for name in ("study.json", "quickstart.json") if (first / name).is_file()]
-    if kinds and (len(paths) > 1 or output is not None):
-        raise ValueError(f"{first} holds a {kinds[0]}: give it alone and without --output, its report lies in it")
-    built: Any
-    if kinds == ["study.json"]:
-        built = build_study_report(first)
-    elif kinds:
-        built = build_report(first, *_quick_start(first))
-    elif output is None:
+    first, into = paths[0], None if output is None else Path(output)
+    kind = next((name for name in ("study.json", "quickstart.json") if (first / name).is_file()), None)
+    if first.is_file():
+        kind = "results.json"
+    if kind and len(paths) > 1:
+        raise ValueError(f"{first} is or holds a {kind}: give it alone")
+    if files is not None and kind not in ("study.json", "results.json"):
+        raise ValueError("--files chooses among the files of a study's report, and this is no study")
+    if kind == "quickstart.json":
+        if into is not None:
+            raise ValueError(f"{first} holds a quickstart.json: give it without --output, its report lies in it")
+        _show(build_report(first, *_quick_start(first)))
+    elif kind:
+        _show(build_study_report(first, into, files))
+    elif into is None:
         raise ValueError("run folders need --output, the folder for their report")
     else:
         runs = [ReportRun(path, path.name) for path in paths]
-        built = build_report(Path(output), runs, [], _notes(folders, output))
+        _show(build_report(into, runs, [], _notes(folders, str(into))))
+
+
+def _show(built: ReportPaths | StudyReport) -> None:
     console = Console()
     console.width = max(console.width, 110)  # the table of results needs it
     console.print(built.table)
-    console.print(f"report: {built.html}")
+    console.print(f"report: {built.main}")
 
 
 def _quick_start(folder: Path) -> tuple[list[ReportRun], list[ReferenceRow], ReportNotes]:

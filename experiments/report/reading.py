@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from datamodules.files import read_json, read_lines
 
 TRAIN_SECONDS = "perf/train_seconds"
+CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,51 @@ def read_run(folder: Path) -> RunLog:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such run folder")
-    summary = _read_json(folder / "summary.json", {})
-    growth = tuple(_growth_mark(folder, event) for event in _read_json(folder / "growth.json", []))
-    metrics = read_metrics(folder / "metrics.csv")
+    summary, events = _read_json(folder / "summary.json", {}), _read_json(folder / "growth.json", [])
+    return _run_log(folder, summary, events, read_metrics(folder / "metrics.csv"))
+
+
+def run_record(folder: Path) -> dict[str, Any]:
+    """What `recorded_run` needs of a finished run folder, in plain values: ``summary``, ``growth`` and ``curves``.
+
+    The curves are the logged output loss with the training seconds, thinned to about ``CURVE_POINTS`` points: each is
+    the mean of as many logged values of one stage, at the step of the last one.
+
+    Raises:
+        ValueError: as `read_run`.
+    """
+    log = read_run(folder)
+    logged = log.series("train/output")
+    known = np.isfinite(logged.values)
+    logged = Series(logged.steps[known], logged.values[known])
+    stages = np.searchsorted([mark.step for mark in log.growth], logged.steps)
+    places = np.arange(len(stages)) // max(1, math.ceil(len(stages) / CURVE_POINTS))
+    blocks = np.split(np.arange(len(stages)), np.flatnonzero(np.diff(stages) | np.diff(places)) + 1)
+    steps = [int(logged.steps[block[-1]]) for block in blocks if len(block)]
+    curves = {
+        "steps": steps,
+        "output": [_plain(logged.values[block].mean()) for block in blocks if len(block)],
+        "seconds": [_plain(seconds) for seconds in log.seconds_at(steps)],
+    }
+    events = _read_json(folder / "growth.json", [])
+    return {"summary": _read_json(folder / "summary.json", {}), "growth": events, "curves": curves}
+
+
+def _plain(value: float) -> float | None:
+    """With five digits; None for what is no finite number, as in every JSON file here."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def recorded_run(folder: Path, record: dict[str, Any]) -> RunLog:
+    """The run that was in ``folder``, from its `run_record`."""
+    curves = {name: np.array(values, np.float64) for name, values in record["curves"].items()}
+    steps = curves["steps"].astype(np.int64)
+    metrics = {"train/output": Series(steps, curves["output"]), TRAIN_SECONDS: Series(steps, curves["seconds"])}
+    return _run_log(folder, record["summary"], record["growth"], metrics)
+
+
+def _run_log(folder: Path, summary: dict[str, Any], events: list[Any], metrics: dict[str, Series]) -> RunLog:
+    growth = tuple(_growth_mark(folder, event) for event in events)
     last_step = max((int(series.steps[-1]) for series in metrics.values()), default=None)
     return RunLog(
         folder=folder,

@@ -7,14 +7,14 @@ alone. What has failed or has not run yet is a gap, so a report can be made at a
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from datamodules.files import write_bytes, write_json, write_text
+from datamodules.files import json_text, write_bytes
 from experiments.report.comparisons import compare, comparison_grid, comparison_notes
 from experiments.report.document import ReportNotes, provenance
 from experiments.report.figures import Picture
@@ -29,6 +29,7 @@ from experiments.report.study_reading import (
     failures,
     matched_costs,
     read_study,
+    study_results,
 )
 from experiments.report.study_tables import (
     difference_grid,
@@ -40,6 +41,8 @@ from experiments.report.study_tables import (
 )
 
 FORMAT = 2
+RESULTS = "results.json"
+"""All that the report was made from, so that it can be made again."""
 RESULT_NOTES = (
     "Mean \u00b1 standard deviation over seeds; (n of m) where seeds are missing. The best mean of a column is bold, "
     "whether or not the difference means anything: see the paired differences.",
@@ -64,43 +67,55 @@ REFERENCE_LABELS = {"teacher": "Teacher", "untrained": "Untrained teacher", "fba
 
 
 @dataclass(frozen=True)
-class StudyPaths:
-    """Files of the report; ``table`` is for the terminal."""
+class StudyReport:
+    """Files that were written, by name; ``table`` is for the terminal."""
 
-    markdown: Path
-    latex: Path
-    csv: Path
-    json: Path
-    html: Path
-    pictures: list[Path]
+    files: dict[str, Path]
     table: Table
 
+    @property
+    def main(self) -> Path:
+        """The file to open first."""
+        return self.files.get("report.html") or next(iter(self.files.values()))
 
-def build_study_report(folder: Path) -> StudyPaths:
-    """Write the report into the study's folder; each file is replaced at once.
+
+def build_study_report(source: Path, output: Path | None = None, files: Collection[str] | None = None) -> StudyReport:
+    """Write the report of a study; each file is replaced at once.
+
+    Args:
+        source: folder of the study, or its ``results.json``.
+        output: folder of the report; default: that of the study.
+        files: names of the files to write; default: all. ``report.md`` shows the pictures among them.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
-        ValueError: no study there, or a file that cannot be read.
+        ValueError: no study there, a file that cannot be read, or a name in ``files`` that the report does not have.
     """
-    study = read_study(folder)
-    report = study_values(study)
-    pictures = study_pictures(study, report)
+    study = read_study(source)
+    folder, report = output or study.path, study_values(study)
     ancestry = ancestry_drawing(study_pairs(study))
-    files = [write_bytes(folder / f"{picture.name}.png", picture.png()) for picture in pictures]
-    if ancestry is not None:
-        files.append(write_text(folder / f"{ancestry.name}.svg", ancestry.text))
-    drawings: list[Picture | SvgDrawing] = [*pictures, *([ancestry] if ancestry else [])]
-    shown = [(file.name, each.heading, each.caption) for file, each in zip(files, drawings, strict=True)]
+    drawings: dict[str, Picture | SvgDrawing] = {f"{each.name}.png": each for each in study_pictures(study, report)}
+    drawings |= {f"{ancestry.name}.svg": ancestry} if ancestry else {}
     texts = study_texts(report)
-    return StudyPaths(
-        markdown=write_text(folder / "report.md", texts["md"] + _markdown_pictures(shown) + _markdown_made(report)),
-        latex=write_text(folder / "report.tex", texts["tex"]),
-        csv=write_text(folder / "report.csv", texts["csv"]),
-        json=write_json(folder / "report.json", report),
-        html=write_text(folder / "report.html", study_page(report, drawings)),
-        pictures=files,
-        table=rich_grid(result_grid(report), report["title"], "\n".join(report["caveats"] + report["failures"])),
+    names = ["report.md", "report.tex", "report.csv", "report.json", "report.html", RESULTS, *drawings]
+    if unknown := [name for name in files or () if name not in names]:
+        raise ValueError(f"the report has no file {', '.join(unknown)}; it has {', '.join(names)}")
+    chosen = [name for name in names if files is None or name in files]
+    shown = [(name, each.heading, each.caption) for name, each in drawings.items() if name in chosen]
+
+    def content(name: str) -> bytes:
+        if drawing := drawings.get(name):
+            return drawing.png() if isinstance(drawing, Picture) else drawing.text.encode()
+        if name in ("report.json", RESULTS):
+            return json_text(report if name == "report.json" else study_results(source)).encode()
+        if name == "report.html":
+            return study_page(report, list(drawings.values())).encode()
+        pictures = _markdown_pictures(shown) + _markdown_made(report) if name == "report.md" else ""
+        return (texts[name.removeprefix("report.")] + pictures).encode()
+
+    written = {name: write_bytes(folder / name, content(name)) for name in chosen}
+    return StudyReport(
+        written, rich_grid(result_grid(report), report["title"], "\n".join(report["caveats"] + report["failures"]))
     )
 
 

@@ -21,7 +21,7 @@ from experiments.report.figures import (
 from experiments.report.heat_maps import layer_weights, similarity
 from experiments.report.plots import depth_vs_step, loss_curves
 from experiments.report.policy_figure import Panel, Stage, draw_panels
-from experiments.report.reading import GrowthMark, RunLog, read_run
+from experiments.report.reading import GrowthMark, RunLog
 from experiments.report.stage_figures import copies_picture, depth_use_picture
 from experiments.report.study_reading import StudyFolder, StudyJob
 from experiments.report.study_tables import column, numbers, task_title
@@ -49,37 +49,35 @@ class SvgDrawing:
 
 
 def study_pairs(folder: StudyFolder) -> list[Pair]:
-    """One run of each row: the one of the lowest seed whose folder is there."""
+    """One run of each row: the one of the lowest seed that is known."""
     pairs = []
-    for row, runs in _runs_by_row(folder):
-        name = row["name"]
+    for name, runs in _runs_by_row(folder):
         matrices = {title: mean for key, title in COMPARISONS.items() if (mean := _mean(folder, name, key))}
-        run, log = _pair(folder, runs[0], row["label"])
+        run, log = runs[0]
         pairs.append((replace(run, similarity=matrices), log))
     return pairs
 
 
 def other_seeds(folder: StudyFolder) -> list[list[Pair]]:
     """For each of `study_pairs`, the runs of the row's other seeds."""
-    return [[_pair(folder, job, row["label"]) for job in runs[1:]] for row, runs in _runs_by_row(folder)]
+    return [runs[1:] for _, runs in _runs_by_row(folder)]
 
 
-def _runs_by_row(folder: StudyFolder) -> list[tuple[dict[str, Any], list[StudyJob]]]:
-    """Rows that have runs, with those whose folder is there, by seed."""
+def _runs_by_row(folder: StudyFolder) -> list[tuple[str, list[Pair]]]:
+    """Names of the rows that have runs, with these by seed."""
     found = []
     for row in folder.study["rows"]:
-        runs = [job for job in folder.of("distil", row["name"]) if job.result.get("run")]
-        runs = [job for job in runs if job.seed in folder.study["seeds"]]
-        found.append((row, [job for job in runs if (folder.path / job.result["run"]).is_dir()]))
-    return [(row, runs) for row, runs in found if runs]
+        jobs = [job for job in folder.of("distil", row["name"]) if job.seed in folder.study["seeds"]]
+        logs = [(job, folder.run_log(job)) for job in jobs]
+        found.append((row["name"], [_pair(job, log, row["label"]) for job, log in logs if log is not None]))
+    return [(name, pairs) for name, pairs in found if pairs]
 
 
-def _pair(folder: StudyFolder, job: StudyJob, label: str) -> Pair:
-    run, result = folder.path / job.result["run"], job.result
-    flops, log = tuple(result.get("flops_by_stage") or ()), read_run(run)
-    if not log.growth and not flops and result.get("flops"):
-        flops = (result["flops"],)
-    return ReportRun(run, label, flops_by_stage=flops), log
+def _pair(job: StudyJob, log: RunLog, label: str) -> Pair:
+    flops = tuple(job.result.get("flops_by_stage") or ())
+    if not log.growth and not flops and job.result.get("flops"):
+        flops = (job.result["flops"],)
+    return ReportRun(log.folder, label, flops_by_stage=flops), log
 
 
 def _mean(folder: StudyFolder, row: str, key: str) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""Read the folder of a study: ``study.json``, and ``jobs/ID/job.json`` with ``result.json`` of those that are done."""
+"""Read the folder of a study, or its ``results.json``, which holds all that a report needs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from datamodules.files import read_json
+from experiments.report.reading import RunLog, recorded_run, run_record
 
 RATIOS = {"speed_up": "train_seconds", "student_speed_up": "student_seconds", "flops_ratio": "flops"}
 MATCHED = {"train_seconds": "training seconds", "flops": "FLOPs"}
@@ -31,7 +32,7 @@ class StudyJob:
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """What a study's folder says; ``study`` is the content of ``study.json``."""
+    """A study; ``study`` is the content of ``study.json``, and ``path`` the folder that holds its runs."""
 
     path: Path
     study: dict[str, Any]
@@ -42,32 +43,75 @@ class StudyFolder:
         found = [job for job in self.jobs if job.kind == kind and row in (None, job.row)]
         return sorted(found, key=lambda job: job.seed or 0)
 
+    def run_log(self, job: StudyJob) -> RunLog | None:
+        """The run of a ``distil`` job; None where the job is not done or its curves are not known."""
+        return recorded_run(self.path / job.result["run"], job.result) if "curves" in job.result else None
+
 
 def read_study(path: Path) -> StudyFolder:
     """Read a study of any state of completion.
 
+    Args:
+        path: folder of ``interstack reproduce``, or a ``results.json`` of one.
+
     Raises:
-        ValueError: no ``study.json``, or a file that cannot be read.
+        ValueError: no ``study.json`` in the folder, another kind of file, or one that cannot be read.
     """
+    found = study_results(path)
+    return StudyFolder(path.parent if path.is_file() else path, found["study"], tuple(map(_job, found["jobs"])))
+
+
+def study_results(path: Path) -> dict[str, Any]:
+    """All that a report and another machine need of a study: ``study``, and ``jobs``, each with its ``result``.
+
+    Args:
+        path: folder of ``interstack reproduce``, or a ``results.json``, which holds just this.
+
+    Raises:
+        ValueError: as `read_study`.
+    """
+    if path.is_file():
+        return read_results(path)
     if not (path / "study.json").is_file():
         raise ValueError(f"{path} holds no study.json: give the --output folder of `interstack reproduce`")
     study = read_json(path / "study.json")
     folders = [path / "jobs" / name for name in study.get("jobs") or []] or sorted((path / "jobs").glob("*"))
-    return StudyFolder(path, study, tuple(_job(folder) for folder in folders if (folder / "job.json").is_file()))
+    return {"study": study, "jobs": [_entry(folder) for folder in folders if (folder / "job.json").is_file()]}
 
 
-def _job(folder: Path) -> StudyJob:
+def read_results(path: Path) -> dict[str, Any]:
+    """Content of a ``results.json``.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    found = read_json(path) if path.is_file() else None
+    if not isinstance(found, dict) or not found.keys() >= {"study", "jobs"}:
+        raise ValueError(f"{path} is no results.json of `interstack reproduce`")
+    return found
+
+
+def _entry(folder: Path) -> dict[str, Any]:
     record = read_json(folder / "job.json")
     done = record.get("status") == "done" and (folder / "result.json").is_file()
-    result = read_json(folder / "result.json") if done else {}
+    result = read_json(folder / "result.json") if done else None
+    if result and result.get("run") and "curves" not in result:  # of an older version
+        run = folder.parent.parent / result["run"]
+        result |= run_record(run) if run.is_dir() else {}
+    known = ("id", "kind", "row", "seed", "task", "status", "seconds", "log")
+    return {"id": folder.name} | {key: record[key] for key in known if key in record} | {"result": result}
+
+
+def _job(entry: Mapping[str, Any]) -> StudyJob:
+    result, unfinished = entry["result"], "failed" if entry.get("status") == "failed" else "planned"
     return StudyJob(
-        kind=record["kind"],
-        row=record.get("row") or "",
-        seed=record.get("seed"),
-        task=record.get("task") or result.get("task"),
-        status="failed" if record.get("status") == "failed" else "done" if done else "planned",
-        log=record.get("log") or f"jobs/{folder.name}/log.txt",
-        result=result,
+        kind=entry["kind"],
+        row=entry.get("row") or "",
+        seed=entry.get("seed"),
+        task=entry.get("task") or (result or {}).get("task"),
+        status=unfinished if result is None else "done",
+        log=entry.get("log") or f"jobs/{entry['id']}/log.txt",
+        result=result or {},
     )
 
 

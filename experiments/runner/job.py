@@ -22,6 +22,7 @@ from transformers import AutoConfig
 
 from datamodules.files import read_json, read_text, write_json, write_text
 from experiments.accounting import measured
+from experiments.report.reading import run_record
 from experiments.runner.plan import Job
 from experiments.runs import RunFolder, git_commit
 from experiments.settings_yaml import dump_settings, load_settings
@@ -204,12 +205,10 @@ class Workspace:
         if job.kind == "distil":
             config = load_settings(read_text(self.path(job) / "config.yaml"))
             teacher = AutoConfig.from_pretrained(self.teacher_of(job))
-            growth = self.output / job.run / "growth.json"
-            events = read_json(growth) if growth.is_file() else []
             run = RunFolder(self.output / job.run)  # its code may be older than what runs now
             result |= {"commit": run.commit or result["commit"], "attempts": len(run.attempts)}
-            result |= {"run": str(job.run), "growth": events}
-            return result | measured(self.output / job.run, teacher, config)
+            result |= {"run": str(job.run), **run_record(run.path)}
+            return result | measured(run.path, teacher, config)
         path = self.path(job) / "result.json"
         if job.kind in ("evaluate", "similarity"):
             if job.kind == "evaluate":

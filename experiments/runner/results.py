@@ -1,22 +1,12 @@
-"""All results of a study in one file, and a study that goes on from such a file on another machine."""
+"""A study that goes on from the ``results.json`` of another machine."""
 
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import read_json, write_json
-from experiments.runner.job import is_done, now, read_record, read_result
+from datamodules.files import write_json
+from experiments.report.study_reading import read_results
+from experiments.runner.job import is_done, now
 from experiments.runner.plan import Plan
-
-
-def write_results(output: Path, plan: Plan) -> None:
-    """``OUTPUT/results.json``: what each job of the plan gave, or that it gave nothing."""
-    jobs = []
-    for job in plan.jobs.values():
-        record = read_record(output, job.id)
-        result = read_result(output, job.id) if is_done(output, job.id) else None
-        jobs.append({key: record.get(key) for key in ("id", "kind", "row", "seed", "task", "status", "seconds")})
-        jobs[-1]["result"] = result
-    write_json(output / "results.json", {"study": read_json(output / "study.json"), "jobs": jobs})
 
 
 def restore_results(output: Path, plan: Plan, path: Path, dry_run: bool = False) -> list[str]:
@@ -28,11 +18,8 @@ def restore_results(output: Path, plan: Plan, path: Path, dry_run: bool = False)
     Raises:
         ValueError: it is no such file.
     """
-    found = read_json(path) if path.is_file() else None
-    if not isinstance(found, dict) or "jobs" not in found:
-        raise ValueError(f"{path} is no results.json of `interstack reproduce`")
     entries: dict[str, dict[str, Any]] = {
-        entry["id"]: entry for entry in found["jobs"] if entry.get("result") is not None
+        entry["id"]: entry for entry in read_results(path)["jobs"] if entry.get("result") is not None
     }
     groups: dict[tuple[str, int], list[str]] = {}
     for job in plan.jobs.values():

@@ -250,9 +250,10 @@ def test_a_study_without_any_result_has_a_report(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", seeds=3, rows=("full_l2l", "interleave_equal"))
     for path in (folder / "jobs").glob("*/result.json"):
         path.unlink()
-    paths = build_study_report(folder)
-    assert paths.pictures == []
-    assert "jobs have not been done" in paths.markdown.read_text()
+    files = build_study_report(folder).files
+    forms = {f"report.{form}" for form in ("md", "tex", "csv", "json", "html")}
+    assert set(files) == forms | {"results.json"}
+    assert "jobs have not been done" in files["report.md"].read_text()
 
 
 def test_a_null_is_a_failure_and_what_is_not_there_is_missing(tmp_path: Path) -> None:

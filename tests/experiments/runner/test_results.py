@@ -6,12 +6,12 @@ import pytest
 
 from datamodules.files import read_json, write_json
 from experiments.report.study import study_values
-from experiments.report.study_reading import read_study
+from experiments.report.study_reading import read_study, study_results
 from experiments.reproduce import reproduce
 from experiments.runner.job import Workspace, is_done, read_result
 from experiments.runner.loop import write_study
 from experiments.runner.plan import Job, Plan
-from experiments.runner.results import restore_results, write_results
+from experiments.runner.results import restore_results
 from experiments.runner.study import load_study
 
 STUDY = """
@@ -36,8 +36,7 @@ def finish(output: Path, plan: Plan, *left_out: str) -> Path:
             write_json(output / job.folder / "result.json", {"val_output": float(number)})
             write_json(output / job.folder / "job.json", job.described() | {"status": "done", "seconds": 3.0})
     write_study(output, plan, {})
-    write_results(output, plan)
-    return output / "results.json"
+    return write_json(output / "results.json", study_results(output))
 
 
 @pytest.fixture

@@ -18,12 +18,11 @@ from rich.console import Console
 
 from datamodules.files import write_json
 from experiments.report.study import study_texts, study_values
-from experiments.report.study_reading import read_study
+from experiments.report.study_reading import read_study, study_results
 from experiments.runner.executors import LocalExecutor, SlurmExecutor, SlurmSettings
 from experiments.runner.job import Workspace, is_done, read_record, read_result
 from experiments.runner.loop import Runner, only_runner, planned_seeds, write_study
 from experiments.runner.plan import Job, Plan
-from experiments.runner.results import write_results
 from experiments.runner.study import load_study
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
@@ -311,12 +310,11 @@ def test_a_part_of_a_study_leaves_the_rest_of_its_results_in_place(setup: Setup,
     assert ran == ["distil grown seed 1"]
     assert runner.failed == []
     write_study(tmp_path, part, {})
-    write_results(tmp_path, part)
     report = study_values(read_study(tmp_path))
     assert report["seeds"] == [0, 1]
     assert report["values"]["grown"]["speed_up"] == {"0": 1.5, "1": "missing"}  # the Recorder's result is empty
     assert report["values"]["broken"]["val_output"]["0"] == "failed"
-    jobs = json.loads((tmp_path / "results.json").read_text())["jobs"]
+    jobs = study_results(tmp_path)["jobs"]
     assert {job["id"]: job["status"] for job in jobs}[plan.distil["full_l2l", 1].id] == "done"
 
 
@@ -324,8 +322,7 @@ def test_a_part_alone_is_a_report_with_gaps(setup: Setup, tmp_path: Path) -> Non
     part = setup.plan(only=["grown"])
     run(part, setup.workspace(tmp_path))
     write_study(tmp_path, part, {})
-    write_results(tmp_path, part)
-    jobs = json.loads((tmp_path / "results.json").read_text())["jobs"]
+    jobs = study_results(tmp_path)["jobs"]
     assert {(job["row"], job["kind"]): job["status"] for job in jobs} == {
         (row, kind): "done" if row == "grown" else "planned"
         for row in ("full_l2l", "broken", "grown")
