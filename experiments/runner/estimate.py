@@ -30,7 +30,7 @@ CPU_RATE = 6e10
 CPU_SECONDS = {"corpus": 2.0, "teacher": 45.0, "export": 3.5, "evaluate": 14.0, "similarity": 15.0}
 """Seconds of a mini study's other jobs on two x86_64 cores, measured, with the start of the process.
 
-A rough number for other studies: the probes of ``table1_real``, of twice the updates on longer speech, took 42.
+A rough number for other studies: probes of twice the updates on longer speech took 42.
 """
 CPU_START = 10.0
 """Seconds before the first step of a distillation and after its last, validation and checkpoints included."""

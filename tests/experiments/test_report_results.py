@@ -11,6 +11,7 @@ from experiments.report.command import report
 from experiments.report.plots import loss_stages
 from experiments.report.reading import CURVE_POINTS, read_run, recorded_run, run_record
 from experiments.report.study import build_study_report
+from tests.conftest import REPOSITORY
 from tests.experiments.study_folder import write_study
 
 ROWS = ("full_l2l", "interleave_equal", "midas_equal")
@@ -65,6 +66,18 @@ def test_what_is_no_study_is_refused(study: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             report(**arguments)
+
+
+KEPT = sorted((REPOSITORY / "experiments" / "results").glob("*/results.json"))
+
+
+@pytest.mark.parametrize("results", KEPT, ids=lambda path: path.parent.name)
+def test_a_kept_report_is_that_of_its_results(results: Path, tmp_path: Path) -> None:
+    """If it is older: ``interstack report PATH/results.json --files '[report.md,...]'`` with the pictures there."""
+    names = [path.name for path in results.parent.iterdir() if path.name != "results.json"]
+    assert len(names) <= 3
+    build_study_report(results, tmp_path, ["report.md", *(name for name in names if name != "report.md")])
+    assert (results.parent / "report.md").read_text() == (tmp_path / "report.md").read_text()
 
 
 def long_run(folder: Path, steps: int, growth: list[int]) -> Path:
