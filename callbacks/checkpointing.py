@@ -35,6 +35,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from callbacks.ddp import require_lightning
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
+from datamodules.errors import InputError
 from datamodules.files import clear_temporaries, replacing
 from lightning_modules.checkpoint_files import global_step, serialised
 
@@ -145,7 +146,7 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_stages: bool = True) -> None:
         if every_n_steps < 0 or keep < 1:
-            raise ValueError(
+            raise InputError(
                 f"checkpoint.every_n_steps={every_n_steps} must be at least 0, checkpoint.keep={keep} at least 1"
             )
         require_lightning()
@@ -159,7 +160,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.should_stop and trainer.fit_loop._can_stop_early:
-            raise ValueError(
+            raise InputError(
                 "the run is asked to stop before its first step: trainer.max_time counts the time of all attempts, so "
                 "raise it to go on (or a callback has set trainer.should_stop)"
             )

@@ -13,6 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from datamodules.errors import InputError
+
 CHECKED_AGAINST = "2.6."
 
 
@@ -20,10 +22,10 @@ def require_lightning(version: str = L.__version__) -> None:
     """Refuse a Lightning whose internals nobody has compared with what the callbacks rely on.
 
     Raises:
-        RuntimeError: another version than 2.6.
+        InputError: another version than 2.6.
     """
     if not version.startswith(CHECKED_AGAINST):
-        raise RuntimeError(
+        raise InputError(
             f"lightning {version} is installed, but growth, resume and checkpoints rely on internals of "
             f"{CHECKED_AGAINST}x: pip install 'lightning>=2.6,!=2.6.2,!=2.6.3,<2.7'"
         )
@@ -34,15 +36,15 @@ def require_supported(trainer: L.Trainer) -> None:
     require_lightning()
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
-        raise ValueError(
+        raise InputError(
             f"StackingCallback cannot grow a model under {type(strategy).__name__}: use a single device or "
             "trainer.strategy=ddp (a student of 27M parameters needs no sharding)"
         )
     kwargs = getattr(strategy, "_ddp_kwargs", {})
     if kwargs.get("static_graph"):
-        raise ValueError("static_graph=True cannot follow a growing model: use trainer.strategy=ddp")
+        raise InputError("static_graph=True cannot follow a growing model: use trainer.strategy=ddp")
     if kwargs.get("find_unused_parameters"):
-        raise ValueError(
+        raise InputError(
             "find_unused_parameters=True would hide a layer that a growth left without gradients, at a cost in every "
             "step: use trainer.strategy=ddp"
         )
@@ -94,7 +96,7 @@ def verify_ranks(trainer: L.Trainer, module: L.LightningModule, optimizer: Optim
     gathered = trainer.strategy.all_gather(own)
     differing = [rank for rank in range(trainer.world_size) if not torch.equal(gathered[rank], gathered[0])]
     if differing:
-        raise RuntimeError(
+        raise InputError(
             f"after the growth at epoch {trainer.current_epoch} ranks {differing} hold other parameters or optimizer "
             "state than rank 0: stop, and resume from a checkpoint made before it"
         )

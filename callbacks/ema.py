@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from datamodules.errors import InputError
 from lightning_modules.student import Initialise, Student
 
 
@@ -37,7 +38,7 @@ class StudentEMA(WeightAveraging):
 
     def __init__(self, decay: float = 0.999, every_n_steps: int = 1) -> None:
         if not 0 <= decay < 1 or every_n_steps < 1:
-            raise ValueError(
+            raise InputError(
                 f"StudentEMA has decay={decay}, every_n_steps={every_n_steps}: decay must be at least 0 and below 1, "
                 "every_n_steps at least 1"
             )

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.ema import StudentEMA
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
+from datamodules.errors import InputError
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import STUDENT_PREFIX
 from lightning_modules.student import state_dict_depth
@@ -150,7 +151,7 @@ class ResumeGuard(Callback):
         if not self.allow_config_change and saved is not None:
             current = {part: value for part, value in self.fingerprint(trainer, pl_module).items() if part in saved}
             if changed := differences(saved, current):
-                raise ValueError(
+                raise InputError(
                     f"this checkpoint belongs to another run: {'; '.join(changed)}. Resume with the settings that made "
                     f"it, or pass --allow-config-change. {anew}"
                 )
@@ -159,5 +160,5 @@ class ResumeGuard(Callback):
         if done >= (trainer.max_epochs or 0):
             finished = f"{path} is of a finished run of {done} epochs: nothing is left to train. {anew}"
             if Path(trainer.default_root_dir).resolve() not in path.resolve().parents:
-                raise ValueError(finished)
+                raise InputError(finished)
             _tell(finished)

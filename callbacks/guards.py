@@ -13,10 +13,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 
+from datamodules.errors import InputError
+
 log = logging.getLogger(__name__)
 
 
-class DivergedError(RuntimeError):
+class DivergedError(InputError, RuntimeError):
     """A run whose numbers are lost, and which only other settings can save."""
 
 
@@ -51,7 +53,7 @@ class NonFiniteGuard(Callback):
 
     def __init__(self, max_skipped_steps: int = 10) -> None:
         if max_skipped_steps < 1:
-            raise ValueError(f"guard.max_skipped_steps={max_skipped_steps} must be at least 1")
+            raise InputError(f"guard.max_skipped_steps={max_skipped_steps} must be at least 1")
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = self.skipped_in_a_row = 0
         self._pending: _Verdict | None = None

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from datamodules.errors import InputError
 from lightning_modules.lookup import find_named
 
 Plan = list[int | None]
@@ -59,7 +60,7 @@ def register_policy(
 
     def register(plan: Callable[..., Plan]) -> Callable[..., Plan]:
         if name in POLICIES:
-            raise ValueError(f"there is a policy named {name!r} already: choose another name")
+            raise InputError(f"there is a policy named {name!r} already: choose another name")
         POLICIES[name] = Policy(name, plan, initialise, has_offset)
         return plan
 
@@ -92,18 +93,18 @@ def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> 
     """
     chosen = get_policy(policy)
     if depth < 1 or target <= depth:
-        raise ValueError(
+        raise InputError(
             f"{policy} cannot grow {depth} -> {target} layers: a student has at least 1 layer, and a target "
             f"must be above its depth, {max(depth, 1) + 1} or more"
         )
     if offset not in ("last", "first"):
-        raise ValueError(f"growth.offset is {offset!r}: it must be 'last' or 'first'")
+        raise InputError(f"growth.offset is {offset!r}: it must be 'last' or 'first'")
     if offset != "last" and not chosen.has_offset:
         strided = ", ".join(sorted(p.name for p in POLICIES.values() if p.has_offset))
-        raise ValueError(f"{policy} has no offset: remove growth.offset={offset} (only {strided} can have it)")
+        raise InputError(f"{policy} has no offset: remove growth.offset={offset} (only {strided} can have it)")
     plan = chosen.plan(depth, target, offset) if chosen.has_offset else chosen.plan(depth, target)
     if len(plan) != target:
-        raise ValueError(f"{policy} made {len(plan)} layers of {depth} where {target} were asked for")
+        raise InputError(f"{policy} made {len(plan)} layers of {depth} where {target} were asked for")
     kept_positions(plan, depth)
     return plan
 
@@ -121,7 +122,7 @@ def kept_positions(plan: Sequence[int | None], depth: int) -> list[int]:
     """
     named = {source for source in plan if source is not None}
     if named != set(range(depth)):
-        raise ValueError(
+        raise InputError(
             f"the plan {list(plan)} names the layers {sorted(named)}; it must name every layer from 0 to "
             f"{depth - 1} "
             "and no other"
@@ -143,7 +144,7 @@ def default_stages(policy: str, num_layers: int = 12, layers_per_stage: int = 3)
     """
     get_policy(policy)
     if not 1 <= layers_per_stage < num_layers:
-        raise ValueError(
+        raise InputError(
             f"growth.layers_per_stage={layers_per_stage} leaves nothing to grow: it must be from 1 to "
             f"{num_layers - 1}, below model.student.num_layers={num_layers}"
         )
@@ -157,7 +158,7 @@ def default_stages(policy: str, num_layers: int = 12, layers_per_stage: int = 3)
         stages = list(range(layers_per_stage, num_layers + layers_per_stage, layers_per_stage))
     if stages[-1] != num_layers:
         fitting = [str(depth) for depth in stages[-2:] if depth > layers_per_stage]
-        raise ValueError(
+        raise InputError(
             f"{policy} with growth.layers_per_stage={layers_per_stage} goes through the depths "
             f"{', '.join(map(str, stages))}, not model.student.num_layers={num_layers}: "
             f"{' or '.join(fitting)} would fit"
@@ -167,7 +168,7 @@ def default_stages(policy: str, num_layers: int = 12, layers_per_stage: int = 3)
 
 def _require(fits: bool, policy: str, depth: int, target: int, needs: str, targets: Sequence[int]) -> None:
     if not fits:
-        raise ValueError(
+        raise InputError(
             f"{policy} cannot grow {depth} -> {target} layers, K = {target - depth}: it needs {needs}; "
             f"from {depth} layers the targets {', '.join(map(str, targets))} fit"
         )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
+from datamodules.errors import InputError
+
 _PROPORTIONAL = re.compile(r"prop-(\d{1,2}(?:\.\d+)?)")
 _EXPLICIT = re.compile(r"explicit-(\d+(?:,\d+)*)")
 
@@ -27,7 +29,7 @@ def stage_lengths(schedule: str | Sequence[int], num_stages: int, max_epochs: in
             not inside the run, or not ``num_stages - 1`` many.
     """
     if max_epochs < num_stages:
-        raise ValueError(
+        raise InputError(
             f"trainer.max_epochs={max_epochs} is too few for {num_stages} stages of at least one epoch each: train "
             f"for {num_stages} epochs or more, or use fewer stages"
         )
@@ -37,7 +39,7 @@ def stage_lengths(schedule: str | Sequence[int], num_stages: int, max_epochs: in
         return _between([int(epoch) for epoch in match[1].split(",")], num_stages, max_epochs)
     if match := _PROPORTIONAL.fullmatch("prop-0" if schedule == "equal" else schedule):
         return _proportional(float(match[1]), num_stages, max_epochs)
-    raise ValueError(
+    raise InputError(
         f"unknown schedule {schedule!r}: write equal, prop-ALPHA (such as prop-1 or prop-0.5, below 100) or "
         "explicit-E1,E2,... (such as explicit-2,5,8)"
     )
@@ -61,12 +63,12 @@ def _proportional(alpha: float, num_stages: int, max_epochs: int) -> list[int]:
 def _between(epochs: list[int], num_stages: int, max_epochs: int) -> list[int]:
     """Lengths of the stages that growths at the start of ``epochs`` leave."""
     if len(epochs) != num_stages - 1:
-        raise ValueError(
+        raise InputError(
             f"the schedule names {len(epochs)} growth epochs {epochs}, but {num_stages} stages need {num_stages - 1}"
         )
     boundaries = [0, *epochs, max_epochs]
     if any(end <= start for start, end in pairwise(boundaries)):
-        raise ValueError(
+        raise InputError(
             f"growth epochs {epochs} must increase and lie from 1 to {max_epochs - 1}, inside the run of "
             f"{max_epochs} epochs"
         )

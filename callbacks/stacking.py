@@ -24,6 +24,7 @@ from callbacks.lookup import find_callback
 from callbacks.policies import default_stages, get_policy, make_plan
 from callbacks.schedules import depth_at, growth_epochs, stage_lengths
 from callbacks.throughput import ThroughputCallback
+from datamodules.errors import InputError
 from datamodules.files import write_json
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.optimisation import OptimizerState, carry_state, rebind
@@ -109,7 +110,7 @@ class StackingCallback(Callback):
         """Stages and their plans; the student begins with the first. Without ``epochs`` they last one each."""
         self.stages = tuple(self.requested_stages or default_stages(self.policy, full_depth, self.layers_per_stage))
         if self.stages[-1] != full_depth:
-            raise ValueError(
+            raise InputError(
                 f"growth.stages={list(self.stages)} end at {self.stages[-1]} layers, but model.student.num_layers="
                 f"{full_depth}: make them equal"
             )
@@ -129,7 +130,7 @@ class StackingCallback(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for averaging in callbacks:
             if isinstance(averaging, AVERAGING) and not isinstance(averaging, StudentEMA):
-                raise ValueError(
+                raise InputError(
                     f"{type(averaging).__name__} keeps a copy of the model that StackingCallback cannot grow: use "
                     "callbacks.ema.StudentEMA instead"
                 )
@@ -140,7 +141,7 @@ class StackingCallback(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.policy != "none" and len(trainer.optimizers) != 1:
-            raise ValueError(f"a growing run has one optimizer, not {len(trainer.optimizers)}")
+            raise InputError(f"a growing run has one optimizer, not {len(trainer.optimizers)}")
         self.events = [event for event in self.events if event["epoch"] <= trainer.current_epoch]
         self._describe(trainer)
         self._ensure(trainer, pl_module)
@@ -154,7 +155,7 @@ class StackingCallback(Callback):
         assert isinstance(module, DistillationModule)
         wanted = self.depth_at(trainer.current_epoch)
         if module.student.depth > wanted or module.student.depth not in self.stages:
-            raise ValueError(
+            raise InputError(
                 f"the student has {module.student.depth} layers, but the schedule has {wanted} in epoch "
                 f"{trainer.current_epoch}: this checkpoint was made with other stages or another schedule; a new run "
                 "starts from its weights with --model.init_from and --growth.policy none"
@@ -230,7 +231,7 @@ class StackingCallback(Callback):
         averaged = find_callback(trainer, StudentEMA) is not None
         if trainer.state.fn == "fit" and "current_model_state" in checkpoint and not averaged:
             # Lightning would silently train on from the averaged weights, with the optimizer state of the others.
-            raise ValueError(
+            raise InputError(
                 "this checkpoint holds an average of the weights beside them: add "
                 "--trainer.callbacks+=callbacks.ema.StudentEMA to resume from it"
             )
@@ -287,7 +288,7 @@ def _epochs(trainer: L.Trainer) -> int:
     epochs = trainer.max_epochs or 0
     # A fast_dev_run sets max_steps itself, to the length of its one epoch.
     if epochs < 1 or (trainer.max_steps != -1 and not trainer.fast_dev_run):  # type: ignore[attr-defined]
-        raise ValueError(
+        raise InputError(
             f"a run is measured in epochs: trainer.max_steps={trainer.max_steps}, trainer.max_epochs="
             f"{trainer.max_epochs}; set trainer.max_epochs, leave trainer.max_steps at -1, and shape the epochs with "
             "data.batches_per_epoch"

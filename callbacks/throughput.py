@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim import Optimizer
 
+from datamodules.errors import InputError
 from lightning_modules.stopwatch import Section, StepStopwatch, TimePoint, milliseconds, time_point
 
 
@@ -70,7 +71,7 @@ class ThroughputCallback(Callback):
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
+            raise InputError(f"every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps = every_n_steps
         self.students = 1
         self.train_seconds = 0.0

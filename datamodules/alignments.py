@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from datamodules.audio import AUDIO_SUFFIXES
 from datamodules.corpus import refuse_twins
+from datamodules.errors import InputError
 from datamodules.files import read_lines, write_text
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def corpus_folder(root: str | Path) -> Path:
     for folder in (Path(root), Path(root) / "LibriSpeech"):
         if (folder / ALIGNMENTS).is_dir():
             return folder
-    raise ValueError(
+    raise InputError(
         f"{root} holds no folder {ALIGNMENTS!r} beside its splits: give a corpus with phone alignments "
         "(their format: datamodules/alignments.py), or make one by `interstack synthesize`"
     )
@@ -83,13 +84,13 @@ def read_alignment(path: str | Path) -> dict[str, list[Segment]]:
     """
     lines = read_lines(path)
     if not lines or tuple(lines[0].split("\t")) != HEADER:
-        raise ValueError(f"{path}: the first line must be the tab-separated names {' '.join(HEADER)}")
+        raise InputError(f"{path}: the first line must be the tab-separated names {' '.join(HEADER)}")
     rows = [(f"{path}, line {number}", *_row(path, number, line)) for number, line in enumerate(lines[1:], 2)]
     alignment: dict[str, list[Segment]] = {}
     for utterance, group in itertools.groupby(rows, key=lambda row: row[1]):
         where, segments = zip(*[(row[0], row[2]) for row in group], strict=True)
         if utterance in alignment:
-            raise ValueError(f"{where[0]}: utterance {utterance} was already given; keep its lines together")
+            raise InputError(f"{where[0]}: utterance {utterance} was already given; keep its lines together")
         _check_order(where, segments)
         alignment[utterance] = list(segments)
     return alignment
@@ -101,9 +102,9 @@ def _row(path: str | Path, number: int, line: str) -> tuple[str, Segment]:
         utterance, phone, start, end = fields
         segment = Segment(phone, float(start), float(end))
     except ValueError:
-        raise ValueError(f"{path}, line {number}: expected {' '.join(HEADER)}, got {line!r}") from None
+        raise InputError(f"{path}, line {number}: expected {' '.join(HEADER)}, got {line!r}") from None
     if not utterance or not phone or phone.split() != [phone]:
-        raise ValueError(f"{path}, line {number}: utterance and phone must be symbols without spaces, got {line!r}")
+        raise InputError(f"{path}, line {number}: utterance and phone must be symbols without spaces, got {line!r}")
     return utterance, segment
 
 
@@ -112,7 +113,7 @@ def _check_order(where: Sequence[str], segments: Sequence[Segment]) -> None:
     for place, segment in zip(where, segments, strict=True):
         # The negated comparisons also refuse NaN.
         if not (previous <= segment.start_seconds <= segment.end_seconds < math.inf):
-            raise ValueError(
+            raise InputError(
                 f"{place}: phone {segment.phone!r} runs from {segment.start_seconds} to {segment.end_seconds} "
                 f"s, the one before it to {previous} s; phones must follow one another without overlap"
             )
@@ -123,7 +124,7 @@ def _split_files(root: str | Path, split: str) -> list[Path]:
     folder = corpus_folder(root) / ALIGNMENTS / split
     paths = sorted(folder.rglob("*.tsv"))
     if not paths:
-        raise ValueError(f"{folder} holds no alignments (*.tsv) of the split {split!r}")
+        raise InputError(f"{folder} holds no alignments (*.tsv) of the split {split!r}")
     return paths
 
 
@@ -146,7 +147,7 @@ def read_split(root: str | Path, split: str) -> dict[str, list[Segment]]:
     for path in _split_files(root, split):
         part = read_alignment(path)
         if double := merged.keys() & part.keys():
-            raise ValueError(f"{path}: utterance {min(double)} is aligned in another file too; keep one of them")
+            raise InputError(f"{path}: utterance {min(double)} is aligned in another file too; keep one of them")
         merged |= part
     return merged
 
@@ -163,7 +164,7 @@ def find_audio(root: str | Path, split: str, utterances: Iterable[str]) -> dict[
     found = {path.stem: path for path in audio}
     paths = {utterance: found[utterance] for utterance in utterances if utterance in found}
     if missing := [utterance for utterance in utterances if utterance not in paths]:
-        raise ValueError(
+        raise InputError(
             f"{missing[0]} (and {len(missing) - 1} more) is aligned but has no audio file below {folder}: "
             "an utterance is called as its .flac, .wav or .mp3 file without the ending"
         )

@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from datamodules.errors import InputError
 from datamodules.packed import piece_of
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3")
@@ -28,7 +29,7 @@ _SHORTER = re.compile(r"^\s*(?:data|ssnd|riff size)\b.*?(?P<promised>\d+) \(shou
 _SIZE_OF_ZERO = re.compile(r"^data : 0\n(?:\*\*\*|Have)", re.MULTILINE)  # what follows is no chunk: it is the samples
 
 
-class BadAudioError(ValueError):
+class BadAudioError(InputError):
     """An audio file that cannot be used; the message names it, what is wrong and what would be right."""
 
     @classmethod

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from datamodules.audio import AUDIO_SUFFIXES
+from datamodules.errors import InputError
 from datamodules.files import read_lines
 from datamodules.packed import is_packed, list_packed, unpacked_path
 
@@ -92,7 +93,7 @@ def split_folders(settings: CorpusSettings) -> list[tuple[str, str]]:
     for split in settings.splits:
         folders = [os.path.join(home, split) for home in homes if os.path.isdir(os.path.join(home, split))]
         if not folders:
-            raise ValueError(f"there is no split {split!r} in {', '.join(homes)}; it has {_subfolders(homes)}")
+            raise InputError(f"there is no split {split!r} in {', '.join(homes)}; it has {_subfolders(homes)}")
         found += [(split, folder) for folder in folders]
     return found
 
@@ -144,7 +145,7 @@ def refuse_twins(paths: Iterable[str]) -> None:
     for path in paths:
         name = unpacked_path(path).rpartition(".")[0]
         if (other := seen.setdefault(name, path)) != path:
-            raise ValueError(f"{other} and {path} are one utterance twice: remove one of them")
+            raise InputError(f"{other} and {path} are one utterance twice: remove one of them")
 
 
 def utterance_id(path: str) -> str:
@@ -154,7 +155,7 @@ def utterance_id(path: str) -> str:
 def _home_of_splits(root: str, splits: Sequence[str]) -> str:
     """The root itself if it has any of the splits, else its one subfolder that has (LibriSpeech first)."""
     if not os.path.isdir(root):
-        raise ValueError(f"the corpus folder {root} does not exist")
+        raise InputError(f"the corpus folder {root} does not exist")
     children = [os.path.join(root, name) for name in sorted(os.listdir(root))]
     conventional = os.path.join(root, "LibriSpeech")
     for candidates in ([root], [conventional], children):
@@ -162,7 +163,7 @@ def _home_of_splits(root: str, splits: Sequence[str]) -> str:
         if len(homes) == 1:
             return homes[0]
         if homes:
-            raise ValueError(f"{root} has several folders with these splits: name those to use, of {', '.join(homes)}")
+            raise InputError(f"{root} has several folders with these splits: name those to use, of {', '.join(homes)}")
     return conventional if os.path.isdir(conventional) else root
 
 
@@ -199,4 +200,4 @@ def _require_audio(folders: Sequence[tuple[str, str]], files: Sequence[CorpusFil
     for split, folder in folders:
         if folder not in with_audio:
             kinds = ", ".join(AUDIO_SUFFIXES)
-            raise ValueError(f"the split {split!r} is empty: {folder} has no audio file ({kinds})")
+            raise InputError(f"the split {split!r} is empty: {folder} has no audio file ({kinds})")

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.errors import InputError
 from datamodules.files import read_json
 
 SAMPLE_RATE = 22_050
@@ -91,9 +92,9 @@ class Synthesizer:
         options = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
         rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data), options)
         if rate != SAMPLE_RATE:
-            raise ValueError(f"eSpeak NG did not start with the data in {data} (it answered {rate})")
+            raise InputError(f"eSpeak NG did not start with the data in {data} (it answered {rate})")
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise ValueError(f"eSpeak NG has no voice {voice!r}")
+            raise InputError(f"eSpeak NG has no voice {voice!r}")
         for parameter, value in ((_RATE, words_per_minute), (_PITCH, pitch), (_RANGE, pitch_range)):
             self._library.espeak_SetParameter(parameter, value, 0)
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
@@ -146,7 +147,7 @@ def _speak_until(synthesizer: Synthesizer, request: dict[str, Any]) -> list[tupl
         if request["min_seconds"] <= len(utterance.samples) / SAMPLE_RATE <= request["max_seconds"]:
             kept.append((index, utterance))
             total += len(utterance.samples)
-    raise ValueError(f"{len(request['texts'])} texts give {total / SAMPLE_RATE:.0f} s, not {request['seconds']} s")
+    raise InputError(f"{len(request['texts'])} texts give {total / SAMPLE_RATE:.0f} s, not {request['seconds']} s")
 
 
 def main(request_path: str, result_path: str) -> None:

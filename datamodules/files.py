@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import InputError
+
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +37,7 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         guess = "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "ISO-8859-1"
-        raise ValueError(
+        raise InputError(
             f"{path}, line {line}: this is not UTF-8 text, it looks like {guess}; convert it with "
             f"`iconv -f {guess} -t UTF-8`"
         ) from error
@@ -62,7 +64,7 @@ def read_json(path: str | Path, remedy: str = "restore the file") -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: this is not JSON ({error.msg}); {remedy}") from error
+        raise InputError(f"{path}, line {error.lineno}: this is not JSON ({error.msg}); {remedy}") from error
 
 
 def write_bytes(path: str | Path, content: bytes | memoryview) -> Path:
@@ -174,7 +176,7 @@ class FolderLock:
         except (BlockingIOError, PermissionError):  # POSIX leaves the choice to the system
             holder = os.read(self._handle, 1000).decode().strip() or "just started"
             self.release()
-            raise ValueError(f"{folder} is in use by another command ({holder}): {remedy}") from None
+            raise InputError(f"{folder} is in use by another command ({holder}): {remedy}") from None
         except OSError as error:
             log.warning("%s cannot be locked (%s): let no second command write there", folder, error.strerror)
             return

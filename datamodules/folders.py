@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import InputError
 from datamodules.files import naming, read_json, write_json
 
 
@@ -28,14 +29,14 @@ def is_finished(folder: Path, marker: str, settings: Mapping[str, Any], overwrit
     if not folder.exists():
         return False
     if not (folder / marker).is_file():
-        raise ValueError(f"{folder} exists and was not made by this command: choose another output folder")
+        raise InputError(f"{folder} exists and was not made by this command: choose another output folder")
     found = read_json(folder / marker)["settings"]
     if found == settings:
         return True
     if not overwrite:
         names = sorted(name for name in {*found, *settings} if found.get(name) != settings.get(name))
         difference = ", ".join(f"{name} {found.get(name)} instead of {settings.get(name)}" for name in names)
-        raise ValueError(f"{folder} was made with {difference}: set overwrite to replace it, or choose another output")
+        raise InputError(f"{folder} was made with {difference}: set overwrite to replace it, or choose another output")
     return False
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.alignments import SILENCE, Segment
+from datamodules.errors import InputError
 
 SAMPLE_RATE = 16_000
 FRAME_SECONDS = 0.01
@@ -24,7 +25,7 @@ of another utterance 101 of 152 have no path at all, and 46 of the others less t
 SILENT_SAMPLES = 8000
 
 
-class AlignmentError(ValueError):
+class AlignmentError(InputError):
     """An utterance that cannot be aligned; the message says why."""
 
 
@@ -42,7 +43,7 @@ class PhoneAligner:
         try:
             import pocketsphinx
         except ImportError:
-            raise ValueError("phones are aligned by pocketsphinx: pip install 'interstack[align]'") from None
+            raise InputError("phones are aligned by pocketsphinx: pip install 'interstack[align]'") from None
         self._lexicon = {word.lower(): phones for word, phones in (lexicon or {}).items()}
         self._decoder: Any = pocketsphinx.Decoder(
             hmm=pocketsphinx.get_model_path("en-us/en-us"),

@@ -28,6 +28,7 @@ from datamodules.batching import (
 )
 from datamodules.corpus import CorpusSettings
 from datamodules.download import download_missing
+from datamodules.errors import InputError
 from datamodules.loading import (
     SKIPPED_FILE,
     AudioBatch,
@@ -230,7 +231,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         """``steps_per_epoch * accumulate_grad_batches`` micro-batches per epoch for this rank."""
         trainer = self.trainer
         if self.targets is not None and self._cache is None:
-            raise ValueError("data.targets is set, but this module trains without a teacher's targets: leave it out")
+            raise InputError("data.targets is set, but this module trains without a teacher's targets: leave it out")
         sampler = GlobalBatchSampler(
             self._require("train", self._plans),
             self.segments if self.crop == "fixed" else self._crop_rule("train", self.seed),
@@ -283,7 +284,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
 
     def _check_settings(self) -> None:
         if (self.batch_size is None) == (self.batch_seconds is None):
-            raise ValueError(
+            raise InputError(
                 f"data.batch_size={self.batch_size} and data.batch_seconds={self.batch_seconds}: set exactly one, "
                 f"the other to null"
             )
@@ -293,25 +294,25 @@ class LibriSpeechDataModule(L.LightningDataModule):
             ("on_bad_audio", ("error", "skip")),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"data.{name} is {getattr(self, name)!r}; it may be {' or '.join(known)}")
+                raise InputError(f"data.{name} is {getattr(self, name)!r}; it may be {' or '.join(known)}")
         positive = ("batch_size", "batch_seconds", "val_batch_size", "batches_per_epoch", "min_samples", "length_grid")
         for name in positive:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be positive")
+                raise InputError(f"data.{name} is {getattr(self, name)}; it must be positive")
         if self.max_samples < self.min_samples:
-            raise ValueError(f"data.max_samples ({self.max_samples}) is below data.min_samples ({self.min_samples})")
+            raise InputError(f"data.max_samples ({self.max_samples}) is below data.min_samples ({self.min_samples})")
         if self.length_grid > 1 and self.length == "pad":
-            raise ValueError(
+            raise InputError(
                 f"data.length_grid={self.length_grid} needs data.length=crop: data.length=pad crops nothing"
             )
         if self.targets is not None:
             self._require_fixed()
         if not self.train_splits:
-            raise ValueError("data.train_splits is empty; name at least one folder to train on")
+            raise InputError("data.train_splits is empty; name at least one folder to train on")
 
     def _require_fixed(self) -> None:
         if (self.crop, self.length) != ("fixed", "crop"):
-            raise ValueError(
+            raise InputError(
                 f"cached targets need data.crop=fixed and data.length=crop (not {self.crop} and {self.length}): what "
                 f"the teacher says changes with the place of a crop and with padding"
             )
@@ -367,7 +368,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
 
     def _require(self, stage: str, table: dict[str, Any]) -> Any:
         if stage not in table:
-            raise ValueError(f"the {stage} data are not ready: call prepare_data() and setup() first")
+            raise InputError(f"the {stage} data are not ready: call prepare_data() and setup() first")
         return table[stage]
 
     def _report_skipped(self, stage: str, manifest: Manifest) -> None:

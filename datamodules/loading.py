@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datamodules.audio import BadAudioError, read_audio
 from datamodules.batching import GlobalBatchSampler, MicroBatch
+from datamodules.errors import InputError
 from datamodules.manifest import Manifest
 from datamodules.scanning import Problem
 from datamodules.target_cache import StoredTargets, TargetCache
@@ -230,7 +231,7 @@ class ResumableLoader(DataLoader[AudioBatch]):
         if epoch < sampler.epoch:
             return
         if start and (state["length"], state["accumulate"]) != (len(sampler), sampler.accumulate):
-            raise ValueError(
+            raise InputError(
                 f"the checkpoint was written in mid-epoch with trainer.accumulate_grad_batches={state['accumulate']} "
                 f"and {state['length']} batches per epoch, not {sampler.accumulate} and {len(sampler)}: "
                 f"resume with the same settings, or from a checkpoint of an epoch's end"

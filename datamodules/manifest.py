@@ -28,6 +28,7 @@ import numpy as np
 
 from datamodules.corpus import CorpusFile, CorpusSettings, list_files, split_folders
 from datamodules.corpus import utterance_id as utterance_id_of
+from datamodules.errors import InputError
 from datamodules.files import read_json, read_text, write_json, write_text
 from datamodules.packed import is_packed, verify_packed
 from datamodules.scanning import Problem, Row, scan
@@ -130,7 +131,7 @@ def load_manifest(settings: CorpusSettings, cache_dir: str | None = None) -> Man
     cache = _cache_folder(settings, cache_dir)
     pointer = os.path.join(cache, "current")
     if not os.path.isfile(pointer):
-        raise ValueError(f"there is no manifest of {', '.join(settings.splits)} in {cache}; call prepare_data first")
+        raise InputError(f"there is no manifest of {', '.join(settings.splits)} in {cache}; call prepare_data first")
     return Manifest(os.path.join(cache, read_text(pointer)))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from datamodules.audio import BadAudioError, read_audio
 from datamodules.corpus import TRANSCRIPT_SUFFIX, CorpusSettings, split_folders
+from datamodules.errors import InputError
 from datamodules.files import write_text
 from datamodules.folders import is_finished
 from datamodules.manifest import Manifest, prepare_manifest
@@ -67,7 +68,7 @@ def pack_split(
     folder = output / split
     unfinished = unfinished_folder(folder)
     if str(output.resolve()) in map(os.path.realpath, settings.absolute_roots):
-        raise ValueError(f"{output} is the corpus itself: choose another output folder")
+        raise InputError(f"{output} is the corpus itself: choose another output folder")
     manifest = prepare_manifest(settings, cache_dir)
     shards = list(_shards(manifest, shard_bytes))
     total = int(manifest.num_samples.sum())
@@ -100,7 +101,7 @@ def pack_split(
 
 def _require_space(folder: Path, num_bytes: int) -> None:
     if (free := free_bytes(folder, "*.pcm")) < num_bytes:
-        raise ValueError(
+        raise InputError(
             f"{folder} has room for {free / 1e9:.1f} GB, the packed split needs {num_bytes / 1e9:.1f} GB: "
             f"choose another output folder"
         )

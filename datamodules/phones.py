@@ -21,6 +21,7 @@ from datamodules.alignments import (
     read_split,
 )
 from datamodules.audio import read_audio, usable_samples
+from datamodules.errors import InputError
 
 SAMPLE_RATE = 16_000
 IGNORED = -100
@@ -72,7 +73,7 @@ class FrameLabelDataset(Dataset[FrameBatch]):
         self.length = len(self.paths) if length is None else length
         self._order = (-1, np.zeros(0, dtype=np.int64))
         if unknown := {s.phone for segments in self.segments for s in segments} - set(phones):
-            raise ValueError(f"phones {', '.join(sorted(unknown))} of {', '.join(splits)} are not in the inventory")
+            raise InputError(f"phones {', '.join(sorted(unknown))} of {', '.join(splits)} are not in the inventory")
 
     def __len__(self) -> int:
         return self.length

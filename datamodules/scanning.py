@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from datamodules.audio import BadAudioError, usable_samples
 from datamodules.corpus import CorpusFile, CorpusSettings, read_transcripts, utterance_id
+from datamodules.errors import InputError
 from datamodules.packed import unpacked_path
 
 logger = logging.getLogger(__name__)
@@ -161,4 +162,4 @@ def _require_rows(audio: Sequence[CorpusFile], rows: Sequence[Row]) -> None:
     usable = {file.split for file in audio if file.path in used}
     for file in audio:
         if file.split not in usable:
-            raise ValueError(f"nothing in the split {file.split!r} is usable: all of {file.folder} was skipped")
+            raise InputError(f"nothing in the split {file.split!r} is usable: all of {file.folder} was skipped")

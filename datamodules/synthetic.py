@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from datamodules import espeak
 from datamodules.alignments import ALIGNMENTS, SILENCE, Segment, write_alignment
+from datamodules.errors import InputError
 from datamodules.files import write_json, write_text
 from datamodules.folders import is_finished, making, write_marker
 from datamodules.sentences import sentences, transcript
@@ -75,11 +76,11 @@ def plan_speakers(minutes: float, voices: int, seed: int) -> list[Speaker]:
             anything.
     """
     if not len(SPLITS) <= voices <= MOST_VOICES:
-        raise ValueError(f"voices={voices} must be between {len(SPLITS)} (one per split) and {MOST_VOICES}")
+        raise InputError(f"voices={voices} must be between {len(SPLITS)} (one per split) and {MOST_VOICES}")
     seconds = minutes * 60 / voices
     if not MAX_SECONDS <= seconds < math.inf:
         least = voices * MAX_SECONDS / 60
-        raise ValueError(f"minutes={minutes} is too little for {voices} voices: give at least {least:.1f}")
+        raise InputError(f"minutes={minutes} is too little for {voices} voices: give at least {least:.1f}")
     held_out = max(1, voices // 6)
     splits = ["dev-clean"] * held_out + ["test-clean"] * held_out
     splits += ["train-clean-100"] * (voices - len(splits))
@@ -91,7 +92,7 @@ def _library() -> dict[str, str]:
     try:
         loader = importlib.import_module("espeakng_loader")
     except ModuleNotFoundError:
-        raise ValueError(
+        raise InputError(
             "synthetic speech needs the package espeakng-loader: pip install 'interstack[synthetic]'"
         ) from None
     return {"library": loader.get_library_path(), "data": loader.get_data_path()}
@@ -117,7 +118,7 @@ def _speak(speaker: Speaker, library: dict[str, str]) -> Iterator[Recording]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise ValueError(f"eSpeak NG could not speak as {name}: {reason}")
+            raise InputError(f"eSpeak NG could not speak as {name}: {reason}")
         with np.load(result_path) as result:
             yield from _recordings({key: result[key] for key in result.files}, texts)
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.errors import InputError
 from datamodules.files import read_json
 from datamodules.shards import first_damage
 
@@ -79,7 +80,7 @@ class TargetCache:
     def __init__(self, folder: str, layers: Sequence[int] | None = None) -> None:
         self.folder = os.path.abspath(folder)
         if not os.path.isfile(os.path.join(self.folder, MARKER)):
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds no finished cache of targets: make one with `interstack cache-targets --output "
                 f"{folder}` and the options of this run, or continue it so"
             )
@@ -104,7 +105,7 @@ class TargetCache:
             if own.get(name) != value
         ]
         if differing:
-            raise ValueError(
+            raise InputError(
                 f"{self.folder} holds the targets of another teacher, corpus or segments: {'; '.join(differing)}. Use "
                 f"the settings that made it, or make another with `interstack cache-targets --output NEW` and the "
                 f"options of this run"

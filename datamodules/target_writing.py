@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batching import FixedSegments
+from datamodules.errors import InputError
 from datamodules.folders import is_finished
 from datamodules.shards import (
     Part,
@@ -110,7 +111,7 @@ def room_for(folder: Path, plan: TargetPlan) -> int:
     unfinished = unfinished_folder(folder)
     unfinished.mkdir(parents=True, exist_ok=True)
     if (free := free_bytes(unfinished, SHARDS)) < plan.num_bytes:
-        raise ValueError(
+        raise InputError(
             f"{folder} has room for {free / 1e9:.1f} GB, the targets need {plan.num_bytes / 1e9:.1f} GB: choose "
             f"another output folder, fewer layers (model.objective.layers), less of the corpus, or int8 instead of bf16"
         )
@@ -199,13 +200,13 @@ class _ShardWriter:
         frames = int(self.plan.num_frames[rows_B[0]])
         expected = (len(self.squared_error), len(rows_B), frames, self.made_with["width"])
         if targets_SBFD.shape != expected:
-            raise ValueError(f"targets have shape {tuple(targets_SBFD.shape)} instead of {expected}")
+            raise InputError(f"targets have shape {tuple(targets_SBFD.shape)} instead of {expected}")
 
     def _measure(self, rows_B: np.ndarray, targets_SBFD: Tensor, stored: StoredTargets) -> None:
         error_S = (stored.decoded().float() - targets_SBFD).square().sum((1, 2, 3)).cpu()
         norm_S = targets_SBFD.square().sum((1, 2, 3)).cpu()
         if not bool(norm_S.isfinite().all()):
-            raise ValueError(f"the teacher's targets are not finite in one of the rows {rows_B.tolist()}")
+            raise InputError(f"the teacher's targets are not finite in one of the rows {rows_B.tolist()}")
         self.squared_error += error_S
         self.squared_norm += norm_S
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from callbacks.policies import default_stages
 from callbacks.schedules import mean_depth, stage_lengths
+from datamodules.errors import InputError
 from datamodules.files import read_json
 from experiments.report.reading import RunLog, read_run
 from lightning_modules.front_end import CONV_FIELDS, FrontEnd, feat_extract_norm
@@ -175,7 +176,7 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
         ValueError: the run is not finished.
     """
     if not (run / "summary.json").is_file():
-        raise ValueError(f"{run} has no summary.json: the run is not finished")
+        raise InputError(f"{run} has no summary.json: the run is not finished")
     log, summary = read_run(run), read_json(run / "summary.json")
     model = settings.get("model", {})
     student, objective = StudentConfig(**model.get("student", {})), ObjectiveConfig(**model.get("objective", {}))

@@ -1,5 +1,7 @@
 """From what one device can hold to accumulation steps; the global batch stays what it is."""
 
+from datamodules.errors import InputError
+
 GB_PER_AUDIO_SECOND = {"bf16-mixed": 0.0595, "32-true": 0.0895}
 """What a step of the paper's sizes takes at full depth, by the trainer's precision (teacher in bf16 or float32).
 
@@ -38,17 +40,17 @@ def accumulation_steps(
             micro-batches, which would make its optimizer steps depend on the number of devices.
     """
     if batch_size is None:
-        raise ValueError(
+        raise InputError(
             f"max_batch_per_device={max_batch_per_device} counts utterances, but data.batch_seconds is set: set "
             "trainer.accumulate_grad_batches instead"
         )
     if given != 1:
-        raise ValueError(
+        raise InputError(
             f"max_batch_per_device={max_batch_per_device} derives trainer.accumulate_grad_batches, which is also "
             f"given ({given}): leave one of them out"
         )
     if isinstance(limit, int) or (limit is not None and limit < 1):
-        raise ValueError(
+        raise InputError(
             f"trainer.limit_train_batches={limit} counts micro-batches, and how many make an optimizer step depends "
             f"on the number of devices by max_batch_per_device={max_batch_per_device}: set data.batches_per_epoch, "
             "which counts optimizer steps"

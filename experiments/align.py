@@ -12,6 +12,7 @@ from jsonargparse.typing import PositiveInt
 from datamodules.alignments import ALIGNMENTS, Segment, read_alignment, write_alignment
 from datamodules.audio import BadAudioError, read_audio
 from datamodules.corpus import CorpusSettings, list_files, read_transcripts, split_folders, utterance_id
+from datamodules.errors import InputError
 from datamodules.files import FolderLock, write_text
 from datamodules.forced_alignment import SAMPLE_RATE, AlignmentError, PhoneAligner
 from lightning_modules.superb.tokenizers import read_lexicon
@@ -69,7 +70,7 @@ def align(
             log.info("%s: %d aligned, %d not", chapter.stem.name, good, bad)
     told = f"{aligned} of {aligned + failed} utterances are aligned in {home / ALIGNMENTS}"
     if not aligned:
-        raise ValueError(f"{told}; why not is told in *{UNALIGNED} there")
+        raise InputError(f"{told}; why not is told in *{UNALIGNED} there")
     log.info("%s%s", told, f"; the others are listed in *{UNALIGNED} there" if failed else "")
 
 
@@ -78,7 +79,7 @@ def _link(place: Path, folder: Path) -> None:
     if not os.path.lexists(place):
         place.symlink_to(folder)
     elif place.resolve() != folder.resolve():
-        raise ValueError(f"{place} is not a link to {folder}: choose another --output, or remove it")
+        raise InputError(f"{place} is not a link to {folder}: choose another --output, or remove it")
 
 
 def _chapters(folders: Sequence[tuple[str, str]], home: Path) -> list[Chapter]:
@@ -91,7 +92,7 @@ def _chapters(folders: Sequence[tuple[str, str]], home: Path) -> list[Chapter]:
     }
     if not texts:
         where = ", ".join(folder for _, folder in folders)
-        raise ValueError(f"there are no transcripts (SPEAKER-CHAPTER.trans.txt) below {where}")
+        raise InputError(f"there are no transcripts (SPEAKER-CHAPTER.trans.txt) below {where}")
     chapters: dict[Path, dict[str, tuple[str, str]]] = {}
     for file in files:
         if file.is_audio:

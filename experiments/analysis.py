@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datamodules.errors import InputError
+
 Measure = Literal["cka", "cosine"]
 Layer = Tensor | NDArray
 
@@ -65,7 +67,7 @@ def layer_similarity(
         ValueError: unknown measure, a layer that is not (N, D), or layers that cannot be compared.
     """
     if measure not in _MEASURES:
-        raise ValueError(f"measure is {measure!r}; it must be one of {', '.join(_MEASURES)}")
+        raise InputError(f"measure is {measure!r}; it must be one of {', '.join(_MEASURES)}")
     prepare, compare = _MEASURES[measure]
     rows = [_as_matrix(layer) for layer in hidden_states]
     columns = rows if other is None else [_as_matrix(layer) for layer in other]
@@ -79,17 +81,17 @@ def _as_matrix(layer: Layer) -> Tensor:
     """(N, D) float64 on the layer's own device."""
     layer_ND = torch.as_tensor(layer).detach().to(torch.float64)
     if layer_ND.ndim != 2 or not layer_ND.numel():
-        raise ValueError(f"a layer has shape {tuple(layer_ND.shape)}; it must be (frames, features), neither zero")
+        raise InputError(f"a layer has shape {tuple(layer_ND.shape)}; it must be (frames, features), neither zero")
     return layer_ND
 
 
 def _check_comparable(rows: Sequence[Tensor], columns: Sequence[Tensor], measure: Measure) -> None:
     frames = {layer_ND.shape[0] for layer_ND in [*rows, *columns]}
     if len(frames) > 1:
-        raise ValueError(f"layers have {sorted(frames)} frames; all must be taken at the same frames")
+        raise InputError(f"layers have {sorted(frames)} frames; all must be taken at the same frames")
     widths = {layer_ND.shape[1] for layer_ND in [*rows, *columns]}
     if measure == "cosine" and len(widths) > 1:
-        raise ValueError(
+        raise InputError(
             f"layers have widths {sorted(widths)}; cosine needs one width: project the layers first, or use cka"
         )
 

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from datamodules.errors import InputError
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.target_cache import MARKER, NOT_IN_OLDER_CACHES
 from datamodules.target_writing import TargetPlan, is_cached, plan_targets, room_for, write_targets
@@ -54,7 +55,7 @@ class TargetsTrainer(Trainer):
         if self.global_rank:
             return  # one process writes
         if shard_megabytes < 1 or batch_seconds <= 0:
-            raise ValueError(f"shard_megabytes={shard_megabytes} and batch_seconds={batch_seconds} must be positive")
+            raise InputError(f"shard_megabytes={shard_megabytes} and batch_seconds={batch_seconds} must be positive")
         datamodule.trainer = self
         datamodule.prepare_data()
         datamodule.setup()

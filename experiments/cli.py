@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 
+from datamodules.errors import InputError, is_foreseen
 from datamodules.files import what_to_do
 from experiments.command_line import Parser, nearest
 
@@ -72,9 +73,10 @@ commands:
 {commands}
 
 `interstack COMMAND --help` lists the options of a command.
-Errors are one line; set INTERSTACK_TRACEBACK=1 to see where they come from.
-Exit status: 0; 2 after an error; 130 after an interrupt (1 within `fit`);
-143 where SIGTERM, max_time or a callback stopped `fit` before its end, with
+An error that was foreseen is one line; with INTERSTACK_TRACEBACK=1 it has its
+traceback, as any other error has.
+Exit status: 0; 2 after a foreseen error, 1 after another; 130 after an
+interrupt (1 within `fit`); 143 where SIGTERM, max_time or a callback stopped `fit` before its end, with
 a checkpoint for `--ckpt_path last`.
 """
 
@@ -107,7 +109,7 @@ def run(args: list[str]) -> None:
     if known and rest and not rest[0].startswith("-"):  # a second word that is no command
         name = f"{name} {rest[0]}"
     if name not in COMMANDS:
-        raise ValueError(f"unknown command {name!r}{nearest(name, COMMANDS)} (`interstack --help` lists all)")
+        raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)} (`interstack --help` lists all)")
     module = importlib.import_module(COMMANDS[name][0])
     if transformers := sys.modules.get("transformers"):
         transformers.utils.logging.disable_progress_bar()  # of reading and writing files: a flash each
@@ -138,7 +140,7 @@ def run(args: list[str]) -> None:
 
 
 def main() -> int:
-    """Entry point: exit status 0, or 2 with one line on what is wrong.
+    """Entry point: exit status 0, or 2 with one line on what is wrong; an error that nobody foresaw is raised.
 
     SIGTERM during ``fit`` and ``validate`` comes through here as a ``SystemExit`` of status 143.
     """
@@ -164,21 +166,16 @@ def main() -> int:
     try:
         run(args)
     except Exception as error:
-        if os.environ.get("INTERSTACK_TRACEBACK") or not _is_for_the_user(error):
+        if os.environ.get("INTERSTACK_TRACEBACK") or not is_foreseen(error):
             raise
         advice = what_to_do(error) if isinstance(error, OSError) else ""
-        print(f"interstack: {type(error).__name__}: {error}{advice}", file=sys.stderr)
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        print(f"interstack: {kind}{error}{advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interstack: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def _is_for_the_user(error: Exception) -> bool:
-    """Whether its message says what is wrong with the input or the machine; others are faults of the program."""
-    # Lightning's exception is known by its name: to import it would cost every command seconds.
-    return isinstance(error, ValueError | OSError | RuntimeError) or type(error).__name__ == "MisconfigurationException"
 
 
 if __name__ == "__main__":

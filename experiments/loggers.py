@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from datamodules.errors import InputError
 from datamodules.files import write_text
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class AppendingCSVLogger(CSVLogger):
             step: optimizer steps done; required, since a row without one cannot be placed.
         """
         if step is None:
-            raise ValueError(f"metrics {', '.join(metrics)} were logged without a step")
+            raise InputError(f"metrics {', '.join(metrics)} were logged without a step")
         values = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
         self.experiment.append({"step": step, **values})
 

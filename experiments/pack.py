@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.corpus import CorpusSettings
+from datamodules.errors import InputError
 from datamodules.librispeech import TRAIN_SPLITS_960H
 from datamodules.packing import pack_split
 
@@ -33,7 +34,7 @@ def pack(
         cache_dir: where manifests are kept, as ``data.cache_dir``.
     """
     if shard_megabytes < 1:
-        raise ValueError(f"shard_megabytes is {shard_megabytes}; it must be positive")
+        raise InputError(f"shard_megabytes is {shard_megabytes}; it must be positive")
     roots = (root,) if isinstance(root, str) else tuple(root)
     for split in splits or [*TRAIN_SPLITS_960H, "dev-clean"]:
         settings = CorpusSettings(roots, (split,), sample_rate, min_samples=1, on_bad_audio=on_bad_audio)

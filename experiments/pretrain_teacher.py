@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
 from datamodules.alignments import alignment_digest, phone_inventory, read_split
+from datamodules.errors import InputError
 from datamodules.files import write_json
 from datamodules.folders import is_finished, making, write_marker
 from datamodules.phones import SAMPLE_RATE, FrameLabelDataset, stack_crops
@@ -59,7 +60,7 @@ def pretrain_teacher(
         overwrite: replace a teacher of other settings.
     """
     if steps < 0:
-        raise ValueError(f"steps={steps} must be 0 (untrained) or more")
+        raise InputError(f"steps={steps} must be 0 (untrained) or more")
     folder = Path(output)
     used = trainer_precision(accelerator) if precision == "auto" else precision
     settings = {"steps": steps, "seed": seed, "train_splits": train_splits, "val_splits": val_splits}

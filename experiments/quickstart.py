@@ -20,6 +20,7 @@ from transformers import HubertModel
 
 from callbacks.summary import hardware
 from datamodules.audio import read_audio
+from datamodules.errors import InputError
 from datamodules.files import read_json, write_json
 from experiments.analysis import layer_similarity
 from experiments.report.build import build_report
@@ -92,7 +93,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """One folder holds one quick start: parts of different settings must not end up in one table."""
     path = folder / "quickstart.json"
     if path.is_file() and read_json(path) != settings:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds a quick start with {read_json(path)}, not {settings}: choose another "
             "--output, or delete it"
         )

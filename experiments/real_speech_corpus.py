@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 
 from datamodules.audio import AUDIO_SUFFIXES
+from datamodules.errors import InputError
 from datamodules.files import replacing
 from experiments.superb_real_speech import HELD_OUT_SPEAKERS, write_tables
 
@@ -49,7 +50,7 @@ def real_speech_corpus(data: str, output: str) -> None:
     for split, sources in SOURCES.items():
         for source in sources:
             if not (root / source).is_dir():
-                raise ValueError(f"{root} has no folder {source}: --data is the folder that holds it")
+                raise InputError(f"{root} has no folder {source}: --data is the folder that holds it")
             for path in _files(root / source, split):
                 place = folder / "LibriSpeech" / split / path.relative_to(root / source)
                 place.parent.mkdir(parents=True, exist_ok=True)

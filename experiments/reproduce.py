@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from callbacks.summary import machine
+from datamodules.errors import InputError
 from experiments.runner.corpora import require_corpora
 from experiments.runner.estimate import estimate_table
 from experiments.runner.executors import Executor, LocalExecutor, SlurmExecutor, SlurmSettings
@@ -77,7 +78,7 @@ def reproduce(
     folder, console = Path(output), Console()
     loaded = load_study(study)
     if not dry_run and loaded.data == "root" and root is None:
-        raise ValueError(f"the study {loaded.name} needs a corpus: give its folder with --root")
+        raise InputError(f"the study {loaded.name} needs a corpus: give its folder with --root")
     lexicons = [lexicon] if isinstance(lexicon, str) else lexicon or []
     plan = Plan(
         loaded,
@@ -100,9 +101,9 @@ def reproduce(
         lexicon=lexicons,
     )
     if together and workspace.devices > 1:
-        raise ValueError(f"students are trained together on one device, not {workspace.devices}: use one of the two")
+        raise InputError(f"students are trained together on one device, not {workspace.devices}: use one of the two")
     if not dry_run and find_spec("matplotlib") is None:
-        raise ValueError("the report at the end needs matplotlib: pip install 'interstack[report]'")
+        raise InputError("the report at the end needs matplotlib: pip install 'interstack[report]'")
     files = [Path(path) for path in ([finished] if isinstance(finished, str) else finished or [])]
     taken = {job for path in files for job in restore_results(folder, plan, path, dry_run=True)}
     if not dry_run:  # refused before anything is written, the lock's file included
@@ -134,7 +135,7 @@ def reproduce(
         console.print(f"report: {report.main}")
     if runner.failed:
         names = ", ".join(job.label for job in runner.failed)
-        raise ValueError(f"{len(runner.failed)} of {len(plan.to_run)} jobs failed or could not start: {names}")
+        raise InputError(f"{len(runner.failed)} of {len(plan.to_run)} jobs failed or could not start: {names}")
 
 
 def _facts() -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """A run is one folder: its configs, metrics, growth log, checkpoints and summary; a resumed run stays in it."""
 
+import contextlib
 import logging
 import os
 import re
 import subprocess
+import traceback
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, cast
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from datamodules.errors import InputError
 from datamodules.files import FolderLock, clear_temporaries, read_json, write_json, write_text
 from lightning_modules.checkpoint_files import damage, global_step, newest_sound, require_sound
 
@@ -118,34 +121,34 @@ class RunFolder:
             return self._last()
         if ckpt_path is None:
             if self.used:
-                raise ValueError(
+                raise InputError(
                     f"{self.path} already holds a run: continue it with --ckpt_path last, or choose another --name"
                 )
             return None
         path = Path(ckpt_path)
         if not path.is_file():
-            raise ValueError(f"--ckpt_path {ckpt_path} is not a file: give a checkpoint, or `last`")
+            raise InputError(f"--ckpt_path {ckpt_path} is not a file: give a checkpoint, or `last`")
         known = [*self.checkpoints, *(self.path / "checkpoints").glob("abandoned_*/*.ckpt")]
         own = path.resolve() in [checkpoint.resolve() for checkpoint in known]
         if self.used and not own:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} already holds another run than {ckpt_path} belongs to: choose another --name"
             )
         if problem := damage(path):
-            raise ValueError(f"{path} is damaged ({problem}): {self._way_on() if own else 'copy it again'}")
+            raise InputError(f"{path} is damaged ({problem}): {self._way_on() if own else 'copy it again'}")
         return ckpt_path
 
     def _last(self) -> str | None:
         last = self.last_checkpoint
         if last.is_file():
             if problem := damage(last):
-                raise ValueError(f"{last} is damaged ({problem}): {self._way_on()}")
+                raise InputError(f"{last} is damaged ({problem}): {self._way_on()}")
             return str(last)
         if not self.checkpoints:
             log.warning("no checkpoint in %s yet: starting from the beginning", self.path)
             return None
         if (found := newest_sound(self.checkpoints)) is None:
-            raise ValueError(f"{last} is missing: {self._way_on()}")
+            raise InputError(f"{last} is missing: {self._way_on()}")
         log.warning("%s is missing: going on from %s, the newest that is whole", last, found)
         return str(found)
 
@@ -165,7 +168,7 @@ class RunFolder:
         if not path.is_file():
             missing = {None: "no --ckpt_path is given", "last": f"there is no checkpoint in {self.path} yet"}
             problem = missing.get(ckpt_path, f"--ckpt_path {ckpt_path} is not a file")
-            raise ValueError(f"{problem}: give a trained student's checkpoint, or `last` with the --name of its run")
+            raise InputError(f"{problem}: give a trained student's checkpoint, or `last` with the --name of its run")
         require_sound(path, self._way_on() if path in self.checkpoints else "")
         return str(path)
 
@@ -184,6 +187,12 @@ class RunFolder:
         )
         self.record |= {"git_commit": commit, "wandb_id": self.wandb_id}
         write_json(self._record_path, self.record)
+
+    def note_error(self, error: BaseException) -> None:
+        """Add the traceback to ``errors.log``: the terminal shows one line of a foreseen error, and may be gone."""
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        with contextlib.suppress(OSError), (self.path / "errors.log").open("a", encoding="utf-8") as log_file:
+            log_file.write(f"# {when}, process {os.getpid()}\n{''.join(traceback.format_exception(error))}\n")
 
 
 def is_rank_zero() -> bool:

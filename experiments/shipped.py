@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from datamodules.errors import InputError
 from experiments.command_line import nearest
 
 
@@ -31,7 +32,7 @@ def find_shipped(value: str, folder: Path, option: str) -> Path:
     if name in shipped:
         return shipped[name]
     names = shipped_names(folder)
-    raise ValueError(
+    raise InputError(
         f"{option} {value}: there is no such file, and the shipped names are {', '.join(names)}"
         f"{nearest(Path(value).stem, names)}"
     )

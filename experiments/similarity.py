@@ -23,6 +23,7 @@ from transformers import HubertModel
 
 from datamodules.audio import AUDIO_SUFFIXES, read_audio, usable_samples
 from datamodules.corpus import audio_below, refuse_twins
+from datamodules.errors import InputError
 from datamodules.files import write_bytes, write_json
 from datamodules.packed import unpacked_path
 from experiments.analysis import layer_similarity
@@ -123,7 +124,7 @@ def stage_checkpoints(path: Path) -> list[Path]:
         depth = load_student(folder / "last.ckpt").model.config.num_hidden_layers
         found = [file for file in found if file.stem != f"stage_{depth}"] + [folder / "last.ckpt"]
     if not found:
-        raise ValueError(f"{path} holds no checkpoints/*.ckpt: give a run folder, a checkpoint or an exported folder")
+        raise InputError(f"{path} holds no checkpoints/*.ckpt: give a run folder, a checkpoint or an exported folder")
     return found
 
 
@@ -134,11 +135,11 @@ def read_waveforms(root: Path, utterances: int, max_seconds: float) -> list[Tens
         ValueError: no audio there, or a number that is not positive.
     """
     if utterances < 1 or max_seconds <= 0:
-        raise ValueError(f"utterances={utterances} and max_seconds={max_seconds} must be positive")
+        raise InputError(f"utterances={utterances} and max_seconds={max_seconds} must be positive")
     files = sorted(audio_below(str(root)), key=lambda path: Path(unpacked_path(path)))[:utterances]
     refuse_twins(files)
     if not files:
-        raise ValueError(f"root {root} holds no audio ({', '.join(AUDIO_SUFFIXES)}): give a folder with some below it")
+        raise InputError(f"root {root} holds no audio ({', '.join(AUDIO_SUFFIXES)}): give a folder with some below it")
     longest = int(max_seconds * SAMPLE_RATE)
     lengths = [min(usable_samples(path, SAMPLE_RATE, resample=True), longest) for path in files]
     return [

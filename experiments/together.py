@@ -27,6 +27,7 @@ from callbacks.checkpointing import EXIT_SIGTERM, TERMINATE, RunCheckpoint
 from callbacks.fingerprint import flatten
 from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
+from datamodules.errors import InputError, is_foreseen
 from experiments.command_line import PlainParser
 from experiments.lockstep import Lockstep, Shared, Stopped, Turns
 from experiments.training import DistillationCLI
@@ -80,7 +81,7 @@ def fit_together(args: list[str]) -> None:
 
     Raises:
         ValueError: students that cannot share batches and targets, or what ``interstack fit`` refuses.
-        RuntimeError: some students failed; the others were finished before.
+        InputError: some students failed; the others were finished before.
         SystemExit: of status 143 after SIGTERM, with a checkpoint of every student.
     """
     configs, rest = _parse(args)
@@ -109,29 +110,29 @@ def _parse(args: list[str]) -> tuple[dict[str, str], list[str]]:
     parser.add_argument("--ckpt_path", choices=["last"], help="Continue every student from its newest checkpoint.")
     known, rest = parser.parse_known_args(args)
     if any(argument.split("=")[0] == "--name" for argument in rest):
-        raise ValueError("--name would be every student's: name them by --configs NAME=FILE,NAME=FILE")
+        raise InputError("--name would be every student's: name them by --configs NAME=FILE,NAME=FILE")
     configs: dict[str, str] = {}
     for item in known.configs.split(","):
         name, separator, file = item.partition("=")
         name, file = (name, file) if separator else (Path(item).stem, item)
         if not name or not file or name in configs:
-            raise ValueError(f"--configs {known.configs}: every student needs a name and a file of its own")
+            raise InputError(f"--configs {known.configs}: every student needs a name and a file of its own")
         configs[name] = file
     if len(configs) < 2:
-        raise ValueError(f"--configs {known.configs} is one student: use `interstack fit --config {known.configs}`")
+        raise InputError(f"--configs {known.configs} is one student: use `interstack fit --config {known.configs}`")
     return configs, [*rest, *(["--ckpt_path", known.ckpt_path] if known.ckpt_path else [])]
 
 
 def _refuse(first: StudentCLI, other: StudentCLI) -> None:
     if (processes := other.trainer.world_size) > 1:
-        raise ValueError(
+        raise InputError(
             f"students are trained together on one device, not {processes}: add --trainer.devices 1, or train them "
             "apart"
         )
     one, two = first.agreed, other.agreed
     for key in sorted(one.keys() | two.keys()):
         if (a := one.get(key, "not set")) != (b := two.get(key, "not set")):
-            raise ValueError(
+            raise InputError(
                 f"students that are trained together need the same {key}: {first.name} has {a}, {other.name} has {b}; "
                 "give it once on the command line, or train them apart"
             )
@@ -142,7 +143,7 @@ def share_teacher(modules: Sequence[DistillationModule]) -> None:
     chosen = [module.objective.output_layer for module in modules]
     highest = [max([module.objective.output_layer, *module.objective.layers]) for module in modules]
     if len(set(chosen)) > 1 or len(set(highest)) > 1:
-        raise ValueError(
+        raise InputError(
             f"students that are trained together need the same output layer and highest layer of the teacher, not "
             f"{chosen} and {highest}: make model.objective.output_layer and the last of model.objective.layers equal"
         )
@@ -208,7 +209,7 @@ class Together:
         ) as error:  # SIGTERM's exception, which ends one student after the other, is none of Exception
             student.error = error
             if not isinstance(error, Stopped | SIGTERMException):
-                log.error("failed: %s: %s", type(error).__name__, error)
+                log.error("failed: %s: %s", type(error).__name__, error, exc_info=not is_foreseen(error))
         finally:
             self.lockstep.leave(student.name)
 
@@ -242,7 +243,8 @@ class Together:
         failed = {name: error for name, error in errors.items() if not isinstance(error, SIGTERMException)}
         if failed:
             texts = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failed.items())
-            raise RuntimeError(
+            kind = InputError if all(map(is_foreseen, failed.values())) else RuntimeError
+            raise kind(
                 f"{len(failed)} of {len(self.students)} students failed, the others went on without them: {texts}"
             ) from next(iter(failed.values()))
         if errors:

@@ -12,6 +12,8 @@ from typing import Any
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.plugins import LayerSync
 
+from datamodules.errors import InputError
+
 HONOURED = frozenset(
     {
         *("accelerator", "strategy", "num_nodes", "deterministic", "benchmark", "logger", "callbacks"),
@@ -129,4 +131,4 @@ def refuse_flags(trainer: Any) -> None:
     """
     for name, (refused, why) in REFUSED.items():
         if refused(value := getattr(trainer, name)):
-            raise ValueError(f"--trainer.{name} {value}: {why}")
+            raise InputError(f"--trainer.{name} {value}: {why}")

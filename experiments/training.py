@@ -29,6 +29,7 @@ from callbacks.samples import SampleSpectrograms
 from callbacks.stacking import StackingCallback
 from callbacks.summary import RunSummary
 from callbacks.throughput import ThroughputCallback
+from datamodules.errors import InputError
 from datamodules.files import read_text
 from datamodules.librispeech import LibriSpeechDataModule
 from experiments.accumulation import accumulation_steps, utterances_that_fit
@@ -70,7 +71,7 @@ def resolve_configs(args: list[str]) -> list[str]:
         try:
             load_settings(read_text(path))
         except yaml.YAMLError as error:
-            raise ValueError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+            raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from None
         return str(path)
 
     resolved = list(args)
@@ -95,7 +96,7 @@ def _refuse_half_precision_on_cpu(trainer: Any) -> None:
     """Lightning would train in bf16-mixed instead, with only a warning."""
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
     if on_cpu and str(trainer.precision) in ("16-mixed", "16"):
-        raise ValueError(
+        raise InputError(
             f"trainer.precision={trainer.precision} needs a GPU, and this run is on a CPU: use 32-true or bf16-mixed"
         )
 
@@ -245,7 +246,7 @@ class DistillationCLI(LightningCLI):
     def _scratch_folder(self, config: Any) -> RunFolder:
         """For a fast_dev_run, which is no run: it begins anew, and leaves nothing in the folder of that name."""
         if config.ckpt_path not in (None, "last"):
-            raise ValueError(
+            raise InputError(
                 f"--trainer.fast_dev_run {config.trainer.fast_dev_run} begins anew, so it cannot go on from "
                 f"{config.ckpt_path}: leave out --ckpt_path"
             )
@@ -281,7 +282,10 @@ class DistillationCLI(LightningCLI):
             callbacks.append(SampleSpectrograms())
         own = self.config_init[self.subcommand].trainer.get("callbacks") or []
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # such as a strategy that there is none of
+            raise InputError(f"these --trainer settings do not fit: {error}") from error
         most = config.max_batch_per_device
         if most == "auto":
             most = _utterances_that_fit(trainer, config) if fitting else None
@@ -294,6 +298,15 @@ class DistillationCLI(LightningCLI):
                 limit=config.trainer.limit_train_batches,
             )
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Keep the traceback of what fails in the run's folder as well."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            if subcommand == "fit":
+                self.run_folder.note_error(error)
+            raise
 
     @rank_zero_only
     def _start_attempt(self) -> None:

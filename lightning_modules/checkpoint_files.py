@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from datamodules.errors import InputError
 from lightning_modules.damage import POINTER
 
 
@@ -64,7 +65,7 @@ def require_sound(path: Path, advice: str = "") -> None:
         ValueError: names the file and what is wrong with it.
     """
     if problem := damage(path):
-        raise ValueError(f"{path} is damaged ({problem}): {advice or 'copy it again, or use another checkpoint'}")
+        raise InputError(f"{path} is damaged ({problem}): {advice or 'copy it again, or use another checkpoint'}")
 
 
 def newest_sound(paths: Iterable[Path]) -> Path | None:

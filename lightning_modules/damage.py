@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from datamodules.errors import InputError
 from datamodules.files import read_json
 
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -30,7 +31,7 @@ def naming_damage(folder: str | Path) -> Iterator[None]:
     except Exception as error:
         problems = map(damage_of, _files_of(Path(folder)))
         if (problem := next(filter(None, problems), None)) is not None:
-            raise ValueError(problem) from error
+            raise InputError(problem) from error
         raise
 
 

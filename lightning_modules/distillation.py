@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from datamodules.errors import InputError
 from lightning_modules.export import CHECKPOINT_FORMAT, STUDENT_PREFIX, read_checkpoint
 from lightning_modules.identity import teacher_settings
 from lightning_modules.lengths import before_the_end, is_padded
@@ -203,7 +204,7 @@ class DistillationModule(L.LightningModule):
         """Optimizer steps per epoch, from the data module and ``limit_train_batches``, without touching a loader."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "steps_per_epoch"):
-            raise ValueError(
+            raise InputError(
                 "the learning-rate schedule needs model.total_steps, since this data has no `steps_per_epoch`"
             )
         accumulate, limit = self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
@@ -254,7 +255,7 @@ class DistillationModule(L.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         rate = getattr(datamodule, "sample_rate", self.teacher.sample_rate)
         if rate != self.teacher.sample_rate:
-            raise ValueError(
+            raise InputError(
                 f"data.sample_rate={rate} Hz, but the teacher was trained on {self.teacher.sample_rate} Hz: set "
                 f"data.sample_rate={self.teacher.sample_rate} and data.resample=true"
             )
@@ -266,7 +267,7 @@ class DistillationModule(L.LightningModule):
         """Take the student, and the projections of equal losses; the student already has the run's first depth."""
         other = read_checkpoint(path)["state_dict"]
         if (depth := state_dict_depth(other, STUDENT_PREFIX)) != self.student.depth:
-            raise ValueError(
+            raise InputError(
                 f"model.init_from={path} has {depth} layers, but this run begins with {self.student.depth}: add "
                 "--growth.policy none for a run without growth, or give a checkpoint of that depth (stage_N.ckpt)"
             )
@@ -278,7 +279,7 @@ class DistillationModule(L.LightningModule):
             except RuntimeError as error:
                 detail = " ".join(str(error).split())[:300]
                 if part is self.student:
-                    raise ValueError(f"model.init_from={path} has a student of other sizes: {detail}") from error
+                    raise InputError(f"model.init_from={path} has a student of other sizes: {detail}") from error
                 log.warning("the projections of %s are of other losses, these start anew: %s", path, detail)
 
     def on_fit_start(self) -> None:
@@ -299,7 +300,7 @@ class DistillationModule(L.LightningModule):
                 found = self.measure_targets(datamodule, self.device)
             normalizer.use(cast(TargetStatistics, self.trainer.strategy.broadcast(found)))
         elif cached is not None and not known.close_to(cached):
-            raise ValueError(
+            raise InputError(
                 "the cache of data.targets was standardized with another mean and deviation than those of this "
                 "checkpoint: use the cache that the run began with, or begin a new run"
             )
@@ -311,7 +312,7 @@ class DistillationModule(L.LightningModule):
             ValueError: the data module cannot name such a part.
         """
         if not hasattr(datamodule, "statistics_batches"):
-            raise ValueError(
+            raise InputError(
                 "model.objective.normalize_targets=standardize needs a data module with `statistics_batches`, as "
                 "LibriSpeechDataModule has it: choose layer or none"
             )
@@ -371,7 +372,7 @@ def _check_shared_convolutions(teacher: Teacher, student: Student) -> None:
     own = student.hubert.feature_extractor.state_dict()
     for name, value in teacher.front_end.state_dict.items():
         if not torch.equal(own[name].cpu(), value):
-            raise ValueError(
+            raise InputError(
                 f"model.student.front_end=shared, but {name} of the student's front end is not the teacher's: these "
                 "weights come from another run; set model.student.front_end=frozen to keep them"
             )
@@ -382,7 +383,7 @@ def _check_frame_rates(teacher: Teacher, student: Student) -> None:
     num_samples = torch.tensor([1600, 8000, 16_000, 16_079, 40_000, 160_000])
     teacher_frames, student_frames = teacher.num_frames(num_samples), student.num_frames(num_samples)
     if not torch.equal(teacher_frames.to(torch.long), student_frames):
-        raise ValueError(
+        raise InputError(
             f"for {num_samples[-1]} samples the teacher gives {int(teacher_frames[-1])} frames and the student "
             f"{int(student_frames[-1])}: a teacher must have the student's frame rate (one frame per 320 samples); "
             "copy its front end (model.student.front_end_init=teacher) or choose another teacher"

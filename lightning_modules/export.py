@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from datamodules.errors import InputError
 from datamodules.files import finite, read_json, write_json, write_text
 from datamodules.folders import making
 from lightning_modules.checkpoint_files import require_sound
@@ -63,7 +64,7 @@ def load_student(path: str | Path) -> StudentCheckpoint:
         model.load_state_dict(weights)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
-        raise ValueError(f"weights and student_config of {str(path)!r} disagree: {detail}") from error
+        raise InputError(f"weights and student_config of {str(path)!r} disagree: {detail}") from error
     return StudentCheckpoint(model.eval(), meta)
 
 
@@ -74,21 +75,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: if ``path`` is none, or is damaged.
     """
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint {str(path)!r}: give a .ckpt file or an exported folder")
+        raise InputError(f"there is no checkpoint {str(path)!r}: give a .ckpt file or an exported folder")
     require_sound(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{str(path)!r} is no interstack checkpoint: {reason}") from error
+        raise InputError(f"{str(path)!r} is no interstack checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "interstack" not in checkpoint:
-        raise ValueError(f"{str(path)!r} is no interstack checkpoint: it has no 'interstack' entry")
+        raise InputError(f"{str(path)!r} is no interstack checkpoint: it has no 'interstack' entry")
     return checkpoint
 
 
 def _load_folder(folder: Path) -> StudentCheckpoint:
     if not (folder / META_FILE).is_file():
-        raise ValueError(f"{str(folder)!r} holds no {META_FILE}: give a .ckpt file, or what `interstack export` wrote")
+        raise InputError(f"{str(folder)!r} holds no {META_FILE}: give a .ckpt file, or what `interstack export` wrote")
     with naming_damage(folder):
         meta = _checked(read_json(folder / META_FILE), folder / META_FILE)
         return StudentCheckpoint(HubertModel.from_pretrained(folder).eval(), meta)
@@ -97,15 +98,15 @@ def _load_folder(folder: Path) -> StudentCheckpoint:
 def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
     version = meta.get("format")
     if not isinstance(version, int):
-        raise ValueError(f"{str(path)!r} is no interstack checkpoint: its format is {version!r}")
+        raise InputError(f"{str(path)!r} is no interstack checkpoint: its format is {version!r}")
     if version > CHECKPOINT_FORMAT:
-        raise ValueError(
+        raise InputError(
             f"{str(path)!r} has format {version}, but this interstack reads up to {CHECKPOINT_FORMAT}: "
             "install a newer one"
         )
     missing = [key for key in REQUIRED if key not in meta]
     if missing:
-        raise ValueError(f"the interstack entry of {str(path)!r} lacks {', '.join(missing)}")
+        raise InputError(f"the interstack entry of {str(path)!r} lacks {', '.join(missing)}")
     return meta
 
 
@@ -149,13 +150,13 @@ def export_student(checkpoint: str | Path, output: str | Path, overwrite: bool =
 
 def _refuse_used(output: Path, overwrite: bool) -> None:
     if output.is_file():
-        raise ValueError(f"output {str(output)!r} is a file: give the name of a folder")
+        raise InputError(f"output {str(output)!r} is a file: give the name of a folder")
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not overwrite:
-        raise ValueError(f"output folder {str(output)!r} is not empty: give another one, or set overwrite=true")
+        raise InputError(f"output folder {str(output)!r} is not empty: give another one, or set overwrite=true")
     if not (output / META_FILE).is_file():  # someone's files, which a slip must not delete
-        raise ValueError(f"output folder {str(output)!r} is no earlier export, so it stays: give another one")
+        raise InputError(f"output folder {str(output)!r} is no earlier export, so it stays: give another one")
 
 
 def model_card(student: StudentCheckpoint, name: str) -> str:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import InputError
+
 Kernels = Literal["auto", "plain", "channels_last"]
 
 
@@ -32,7 +34,7 @@ def install(extractor: nn.Module, kernels: Kernels) -> None:
     if (AUTO if kernels == "auto" else kernels) == "plain" or isinstance(extractor, _ChannelsLast):
         return
     if problem := _problem(extractor):
-        raise ValueError(
+        raise InputError(
             f"model.student.kernels=channels_last cannot compute this front end, which has {problem}: set "
             "model.student.kernels=plain"
         )

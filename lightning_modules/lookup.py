@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from datamodules.errors import InputError
+
 
 def find_named(name: str, known: Mapping[str, Any], what: str, own: str) -> Any:
     """``known[name]``, or what the dotted path ``name`` (``my_module.my_function``) leads to.
@@ -24,6 +26,6 @@ def find_named(name: str, known: Mapping[str, Any], what: str, own: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ValueError, ImportError, AttributeError) as error:
         reason = f" ({error})" if module else ""
-        raise ValueError(
+        raise InputError(
             f"unknown {what} {name!r}{reason}: choose one of {', '.join(sorted(known))}, or give the path of {own}"
         ) from None

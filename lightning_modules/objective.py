@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datamodules.errors import InputError
 from lightning_modules.compiling import compile_in_place
 from lightning_modules.lookup import find_named
 from lightning_modules.target_normalization import NORMALIZATIONS, Normalization, TargetNormalizer
@@ -109,13 +110,13 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         get_distance(self.distance)
         if self.normalize_targets not in NORMALIZATIONS:
-            raise ValueError(
+            raise InputError(
                 f"model.objective.normalize_targets={self.normalize_targets!r}: choose {', '.join(NORMALIZATIONS)}"
             )
         if self.statistics_seconds <= 0:
-            raise ValueError(f"model.objective.statistics_seconds={self.statistics_seconds} must be positive")
+            raise InputError(f"model.objective.statistics_seconds={self.statistics_seconds} must be positive")
         if self.weight < 0:
-            raise ValueError(
+            raise InputError(
                 f"model.objective.weight={self.weight} is negative: use 0 to switch the intermediate loss off"
             )
 
@@ -128,9 +129,9 @@ def intermediate_layers(config: ObjectiveConfig, num_layers: int) -> list[int]:
     if config.layers is None:
         return sorted({round(output * part / 3) for part in (1, 2)} - {0, output})
     if bad := [layer for layer in config.layers if not 1 <= layer <= num_layers]:
-        raise ValueError(f"model.objective.layers={config.layers}: the teacher has layers 1 to {num_layers}, not {bad}")
+        raise InputError(f"model.objective.layers={config.layers}: the teacher has layers 1 to {num_layers}, not {bad}")
     if config.intermediate == "l2l" and (bad := [layer for layer in config.layers if layer > output]):
-        raise ValueError(
+        raise InputError(
             f"model.objective.layers={config.layers}: {bad} would stand above the student's last layer, which learns "
             f"teacher layer {output}; choose layers from 1 to {output}, or another model.objective.output_layer"
         )
@@ -164,7 +165,7 @@ def l2l_positions(
             stages = list(range(fitting, max(fitting, 12) + 1, fitting))
             spacing = output_layer // math.gcd(output_layer, reference)
             own = list(range(spacing, output_layer, spacing))
-            raise ValueError(
+            raise InputError(
                 f"teacher layer {layer} of {output_layer} falls between the layers of a student of depth {reference}: "
                 f"model.objective.layers={list(layers)} fit depths that are multiples of {fitting}, such as "
                 f"growth.stages={stages}; this depth fits "
@@ -252,7 +253,7 @@ class Objective(nn.Module):
             ValueError: teacher and student disagree on the number of frames.
         """
         if hidden_states[-1].shape[1] != targets.output_BFD.shape[1]:
-            raise ValueError(
+            raise InputError(
                 f"the teacher gives {targets.output_BFD.shape[1]} frames where the student gives "
                 f"{hidden_states[-1].shape[1]}: their frame rates must be equal"
             )

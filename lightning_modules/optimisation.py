@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from datamodules.errors import InputError
+
 ParameterGroups = list[dict[str, Any]]
 OptimizerState = Literal["copy", "zero", "reset"]
 
@@ -43,7 +45,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_fraction <= 1 or not 0 <= self.decay_fraction <= 1:
-            raise ValueError(
+            raise InputError(
                 f"model.optimizer.warmup_fraction={self.warmup_fraction} and model.optimizer.decay_fraction="
                 f"{self.decay_fraction} must lie between 0 and 1"
             )
@@ -125,7 +127,7 @@ def _check_names(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         names, saved_names = group["param_names"], saved.get("param_names", group["param_names"])
         if names != saved_names:
             differing = sorted(set(names) ^ set(saved_names))[:4] or "only their order"
-            raise ValueError(
+            raise InputError(
                 f"the optimizer state in this checkpoint belongs to other parameters ({len(saved_names)} there, "
                 f"{len(names)} here; differing: {differing}): resume with the settings that made it"
             )

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
+from datamodules.errors import InputError
 from lightning_modules.optimisation import OptimizerConfig, learning_rate_factor
 
 IGNORED = -100
@@ -53,14 +54,14 @@ class PretrainingConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads or self.hidden_size % 16:
-            raise ValueError(
+            raise InputError(
                 f"recipe.hidden_size={self.hidden_size} must be a multiple of recipe.num_heads={self.num_heads} and "
                 "of 16 (the groups of the positional convolution)"
             )
         if self.num_layers % 3:
-            raise ValueError(f"recipe.num_layers={self.num_layers} must be a multiple of 3, for losses at its thirds")
+            raise InputError(f"recipe.num_layers={self.num_layers} must be a multiple of 3, for losses at its thirds")
         if self.crop_seconds < 0.025 or self.batch_size < 1:
-            raise ValueError(
+            raise InputError(
                 f"recipe.batch_size={self.batch_size} must be at least 1, "
                 f"recipe.crop_seconds={self.crop_seconds} at least 0.025 (one frame)"
             )

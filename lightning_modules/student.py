@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 from transformers.masking_utils import create_bidirectional_mask
 
+from datamodules.errors import InputError
 from lightning_modules.compiling import compile_in_place, compiled_parts
 from lightning_modules.front_end import FrontEnd
 from lightning_modules.kernels import Kernels, install
@@ -76,7 +77,7 @@ class StudentConfig:
 def hubert_config(config: StudentConfig, front_end: FrontEnd | None) -> HubertConfig:
     """The Hugging Face configuration of a student, with the convolutions laid out like the teacher's."""
     if config.hidden_size % config.num_heads:
-        raise ValueError(
+        raise InputError(
             f"model.student.hidden_size={config.hidden_size} is not a multiple of model.student.num_heads="
             f"{config.num_heads}: choose heads that divide the width"
         )
@@ -106,12 +107,12 @@ def _narrow_convolutions(config: StudentConfig) -> tuple[int, ...]:
     """HuBERT Base's seven convolutions with the configured channels."""
     assert config.conv_channels is not None
     if config.front_end_init == "teacher":
-        raise ValueError(
+        raise InputError(
             f"model.student.conv_channels={config.conv_channels}, but model.student.front_end_init=teacher copies the "
             "teacher's convolutions, channels included: set model.student.front_end_init=random"
         )
     if config.conv_channels < 1:
-        raise ValueError(f"model.student.conv_channels={config.conv_channels} must be at least 1")
+        raise InputError(f"model.student.conv_channels={config.conv_channels} must be at least 1")
     return (config.conv_channels,) * len(HubertConfig().conv_dim)
 
 
@@ -180,12 +181,12 @@ class Student(nn.Module):
         super().__init__()
         self.config = config
         if config.front_end == "shared" and config.front_end_init != "teacher":
-            raise ValueError(
+            raise InputError(
                 f"model.student.front_end=shared, but model.student.front_end_init={config.front_end_init}: what is "
                 "shared is a copy of the teacher's, so set model.student.front_end_init=teacher"
             )
         if config.front_end_init == "teacher" and front_end is None:
-            raise ValueError(
+            raise InputError(
                 "model.student.front_end_init=teacher, but this teacher has no convolutional front end that a HuBERT "
                 "student can copy: set model.student.front_end_init=random"
             )
@@ -213,7 +214,7 @@ class Student(nn.Module):
     def start_at(self, depth: int) -> None:
         """Cut the freshly built student to the first ``depth`` layers: the first stage of a growing run."""
         if not 1 <= depth <= self.depth:
-            raise ValueError(f"the first stage has {depth} layers, but the student was built with {self.depth}")
+            raise InputError(f"the first stage has {depth} layers, but the student was built with {self.depth}")
         _set_layers(self.hubert, list(self.hubert.encoder.layers)[:depth])
         self.ancestry, self.originals = list(range(depth)), list(range(depth))
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datamodules.errors import InputError
 from lightning_modules.teacher import TeacherTargets
 
 Normalization = Literal["none", "layer", "standardize"]
@@ -48,7 +49,7 @@ def measure(targets: Iterable[TeacherTargets], layers: Sequence[int]) -> TargetS
         frames += stacked_SND.shape[1]
         sums_SD, squares_SD = sums_SD + stacked_SND.sum(1).cpu(), squares_SD + stacked_SND.square().sum(1).cpu()
     if not frames:
-        raise ValueError("targets cannot be standardized: the training data hold no frame")
+        raise InputError("targets cannot be standardized: the training data hold no frame")
     mean_SD = sums_SD / frames
     variance_SD = (squares_SD / frames - mean_SD.square()).clamp(min=0)
     least_S1 = SMALLEST_VARIANCE + SMALLEST_SHARE * variance_SD.mean(1, keepdim=True)

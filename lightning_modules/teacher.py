@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import InputError
 from lightning_modules.compiling import Tap, compile_in_place, compiled_parts
 from lightning_modules.front_end import FrontEnd, copyable_front_end, noise
 from lightning_modules.kernels import Kernels, install
@@ -105,7 +106,7 @@ class Teacher(nn.Module, ABC):
         """
         for layer in [*hidden, *([] if output is None else [output])]:
             if not 1 <= layer <= self.num_layers:
-                raise ValueError(f"teacher layer {layer} is out of range: choose layers from 1 to {self.num_layers}")
+                raise InputError(f"teacher layer {layer} is out of range: choose layers from 1 to {self.num_layers}")
         self.hidden_layers, self._output_layer = tuple(sorted(set(hidden))), output
 
     @property
@@ -119,7 +120,7 @@ class Teacher(nn.Module, ABC):
         Raises:
             ValueError: this teacher cannot.
         """
-        raise ValueError(
+        raise InputError(
             f"model.student.front_end=shared, but {type(self).__name__} does not hand out the features of its "
             "convolutions: set model.student.front_end=frozen"
         )
@@ -158,7 +159,7 @@ class EncoderTeacher(Teacher):
     def __init__(self, precision: Literal["auto", "32", "bf16"], compile: bool, compile_backend: str) -> None:
         super().__init__()
         if precision not in ("auto", "32", "bf16"):
-            raise ValueError(f"model.teacher.init_args.precision={precision!r}: choose auto, 32 or bf16")
+            raise InputError(f"model.teacher.init_args.precision={precision!r}: choose auto, 32 or bf16")
         self._asked_precision: Literal["auto", "32", "bf16"] = precision
         self._backend = compile_backend if compile else None
         self._prepared_for: torch.device | None = None
@@ -178,7 +179,7 @@ class EncoderTeacher(Teacher):
     def select_layers(self, hidden: Sequence[int], output: int | None = None) -> None:
         layers, highest = self.encoder.layers, max(*hidden, output or self.num_layers, 0)
         if len(layers) < highest <= self.num_layers:
-            raise ValueError(
+            raise InputError(
                 f"teacher layer {highest} was dropped when layer {len(layers)} became the highest target: "
                 "build a new teacher"
             )
@@ -341,7 +342,7 @@ class HuggingFaceTeacher(EncoderTeacher):
                 return False
             if torch.allclose(self.model.encoder.layer_norm(output_BFD), last_BFD, atol=1e-5):
                 return True
-        raise ValueError(
+        raise InputError(
             f"{type(self.model).__name__} changes its frames between or after the layers in an unknown way: "
             f"{ADVICE}, or write a Teacher for it"
         )
@@ -375,7 +376,7 @@ def build_teacher(spec: dict[str, Any] | Teacher) -> Teacher:
     teacher = spec if isinstance(spec, Teacher) else _teacher_class(spec)(**spec.get("init_args") or {})
     for name in ("sample_rate", "num_layers", "hidden_size", "init_args"):
         if not hasattr(teacher, name):
-            raise ValueError(f"{type(teacher).__name__} must set self.{name} in its __init__")
+            raise InputError(f"{type(teacher).__name__} must set self.{name} in its __init__")
     return teacher.requires_grad_(False).eval()
 
 
@@ -385,9 +386,9 @@ def _teacher_class(spec: dict[str, Any]) -> type[Teacher]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"teacher class_path {class_path!r} cannot be imported ({error}): give package.module.ClassName"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Teacher)):
-        raise ValueError(f"teacher class_path {class_path!r} is no subclass of {__name__}.Teacher")
+        raise InputError(f"teacher class_path {class_path!r} is no subclass of {__name__}.Teacher")
     return found

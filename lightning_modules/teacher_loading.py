@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
+from datamodules.errors import InputError
 from lightning_modules.damage import damage_of, naming_damage
 from lightning_modules.front_end import CONV_FIELDS, feat_extract_norm
 
@@ -31,18 +32,18 @@ def read_config(model: str, revision: str | None) -> Any:
         try:
             return AutoConfig.from_pretrained(model, revision=revision)
         except (OSError, ValueError) as error:
-            raise ValueError(_not_found(model, error)) from error
+            raise InputError(_not_found(model, error)) from error
 
 
 def load_config(model: str, revision: str | None) -> Any:
     """The model's configuration, known to have convolutions over waveforms."""
     config = read_config(model, revision)
     if config.model_type == WHISPER:
-        raise ValueError(
+        raise InputError(
             f"teacher model {model!r} is a Whisper model: set model.teacher=lightning_modules.whisper.WhisperTeacher"
         )
     if not all(hasattr(config, name) for name in CONV_FIELDS):
-        raise ValueError(f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}")
+        raise InputError(f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}")
     return config
 
 
@@ -69,11 +70,11 @@ def load_weights(
                 model, revision=revision, dtype=torch.float32, output_loading_info=True, **kwargs
             )
         except OSError as error:
-            raise ValueError(_not_found(model, error)) from error
+            raise InputError(_not_found(model, error)) from error
     # Hugging Face draws missing weights at random and only logs it; such a teacher teaches noise.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
     if missing:
-        raise ValueError(
+        raise InputError(
             f"teacher model {model!r} lacks {len(missing)} weights of {type(loaded).__name__}, the first is "
             f"{missing[0]!r}: its config.json does not fit its weights"
         )
@@ -84,7 +85,7 @@ def load_model(model: str, revision: str | None, attn_implementation: str | None
     """The bare encoder of the wav2vec 2.0 kind."""
     encoder = load_weights(AutoModel, model, revision, attn_implementation)
     if not hasattr(encoder, "feature_extractor") or not hasattr(getattr(encoder, "encoder", None), "layers"):
-        raise ValueError(
+        raise InputError(
             f"teacher {model!r} ({type(encoder).__name__}) has no feature_extractor or no encoder.layers: {ADVICE}"
         )
     if getattr(encoder, "adapter", None) is not None:
@@ -114,7 +115,7 @@ def load_extractor(model: str, revision: str | None, required: bool = True, inst
         if not required:
             logger.warning("teacher %s: feature extractor not read, 16 kHz assumed (%s)", model, reason)
             return None
-        raise ValueError(
+        raise InputError(
             f"the feature extractor of teacher {model!r} cannot be read, and it says how waveforms are sampled and "
             f"prepared: set {instead}`model` to a folder with a {EXTRACTOR_FILE} that can be read, or without one "
             f"({reason})"

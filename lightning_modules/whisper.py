@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from datamodules.errors import InputError
 from lightning_modules.compiling import compile_in_place
 from lightning_modules.lengths import before_the_end, is_padded
 from lightning_modules.precision import Precision, computing_in
@@ -156,7 +157,7 @@ class WhisperTeacher(EncoderTeacher):
         width, positions = waveforms_BT.shape[1], self.model.max_source_positions
         frames = int(self.num_frames(torch.tensor(width)))
         if frames > positions:
-            raise ValueError(
+            raise InputError(
                 f"an utterance has {width} samples, and the teacher's positions end at {positions} frames: set "
                 f"data.max_samples to {positions * HOP} or less"
             )
@@ -197,7 +198,7 @@ def load_encoder(model: str, revision: str | None, attn_implementation: str | No
     """
     config = read_config(model, revision)
     if config.model_type != WHISPER:
-        raise ValueError(
+        raise InputError(
             f"teacher model {model!r} is of type {config.model_type}, not Whisper: set "
             "model.teacher=lightning_modules.teacher.HuggingFaceTeacher, or give a Whisper model"
         )
@@ -215,7 +216,7 @@ def load_filters(model: str, revision: str | None, num_bins: int) -> Tensor:
     needed = {"feature_size": num_bins, "n_fft": WINDOW, "hop_length": MEL_HOP, "sampling_rate": SAMPLE_RATE}
     found = {name: getattr(extractor, name, None) for name in needed}
     if found != needed:
-        raise ValueError(
+        raise InputError(
             f"the feature extractor of teacher {model!r} has {found}, but this Whisper needs {needed}: mend its "
             f"{EXTRACTOR_FILE}, or remove it to have these"
         )

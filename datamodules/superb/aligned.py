@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from datamodules.alignments import SILENCE, find_audio, phone_sequence, read_split, segments_of, timed_phones
+from datamodules.errors import InputError
 from datamodules.scanning import Problem
 from datamodules.superb.rows import Reading, Row, SuperbCorpus, measure
 
@@ -37,7 +38,7 @@ def read_aligned(
                     Row(key, str(paths[key]), 0, timed_phones(row) if timed else " ".join(phone_sequence(row)))
                 )
         if not found:
-            raise ValueError(f"the alignments of {', '.join(splits)} below {root} hold nothing but silence")
+            raise InputError(f"the alignments of {', '.join(splits)} below {root} hold nothing but silence")
         measured, problems = measure(found, reading)
         skipped.extend(problems)
         return measured

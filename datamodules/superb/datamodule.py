@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.audio import read_audio
 from datamodules.batching import MicroBatch
+from datamodules.errors import InputError
 from datamodules.placement import trains_on_cuda, workers_for
 from datamodules.superb.fluent import read_fluent, require_fluent
 from datamodules.superb.librispeech import read_librispeech, require_librispeech
@@ -85,7 +86,7 @@ def read_corpus(task: str, data: SuperbData, seed: int = 1337) -> SuperbCorpus:
         ValueError: no such task, the corpus is not there, or something in it is wrong.
     """
     if task not in WITH_CORPUS:
-        raise ValueError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
+        raise InputError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
     require_label_lists(task, data)
     corpus = _read(task, data, Reading(data.resample, data.on_bad_audio))
     if corpus.skipped:
@@ -101,7 +102,7 @@ def require_corpus(task: str, data: SuperbData) -> None:
         ValueError: no such task, or what is not there.
     """
     if task not in WITH_CORPUS:
-        raise ValueError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
+        raise InputError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
     if data.root.endswith(".tsv"):
         require_table(data.root, task)
     elif task in ("pr", "asr"):
@@ -121,13 +122,13 @@ def require_label_lists(task: str, data: SuperbData) -> None:
     if data.labels is None:
         return
     if task == "ks" and not data.root.endswith(".tsv"):
-        raise ValueError("`labels` does not fit task ks: Speech Commands has twelve fixed labels; a .tsv table has any")
+        raise InputError("`labels` does not fit task ks: Speech Commands has twelve fixed labels; a .tsv table has any")
     if task not in LABEL_LISTS:
         what = "phones of alignments" if task == "frames" else "transcripts"
-        raise ValueError(f"`labels` does not fit task {task}: its targets are {what}")
+        raise InputError(f"`labels` does not fit task {task}: its targets are {what}")
     if len(data.labels) != len(LABEL_LISTS[task]):
         needed = ", ".join(LABEL_LISTS[task])
-        raise ValueError(
+        raise InputError(
             f"`labels` has {len(data.labels)} lists; task {task} needs {len(LABEL_LISTS[task])} ({needed})"
         )
 
@@ -261,17 +262,17 @@ class SuperbDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if recipe is None and task not in RECIPES:
-            raise ValueError(f"there is no task {task!r}; choose one of {', '.join(RECIPES)}")
+            raise InputError(f"there is no task {task!r}; choose one of {', '.join(RECIPES)}")
         self.task, self.data, self.target_length, self.seed = task, data, target_length, seed
         self.recipe = recipe or RECIPES[task]
         if self.recipe.sampling == "window" and target_length is None:
-            raise ValueError(f"task {task} sorts its utterances by target length: give target_length")
+            raise InputError(f"task {task} sorts its utterances by target length: give target_length")
         self._corpus, self.keep_bytes = corpus, keep_bytes
 
     @property
     def corpus(self) -> SuperbCorpus:
         if self._corpus is None:
-            raise ValueError("the corpus is not read yet: call setup() first")
+            raise InputError("the corpus is not read yet: call setup() first")
         return self._corpus
 
     def setup(self, stage: str | None = None) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 from datamodules.corpus import CorpusSettings
+from datamodules.errors import InputError
 from datamodules.manifest import prepare_manifest
 from datamodules.scanning import Problem
 from datamodules.superb.missing import Published
@@ -72,4 +73,4 @@ def require_librispeech(root: str, splits: Sequence[str]) -> None:
     homes = [root, *(entry.path for entry in os.scandir(root) if entry.is_dir())]
     for split in splits:
         if not any(os.path.isdir(os.path.join(home, split)) for home in homes):
-            raise ValueError(PUBLISHED.missing(f"there is no split {split!r} in {root}"))
+            raise InputError(PUBLISHED.missing(f"there is no split {split!r} in {root}"))

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from datamodules.errors import InputError
 from datamodules.files import read_text
 
 
@@ -24,7 +25,7 @@ class Published:
         """
         for path in paths:
             if not os.path.exists(path):
-                raise ValueError(self.missing(f"{path} does not exist"))
+                raise InputError(self.missing(f"{path} does not exist"))
             if path.endswith((".txt", ".csv")):
                 _require_plain_text(path)
 
@@ -39,4 +40,4 @@ def _require_plain_text(path: str) -> None:
     """torchaudio reads these files; it would take a mark for a part of the first name."""
     read_text(path)
     if Path(path).read_bytes().startswith(codecs.BOM_UTF8):
-        raise ValueError(f"{path} begins with a byte order mark: save it as UTF-8 without one")
+        raise InputError(f"{path} begins with a byte order mark: save it as UTF-8 without one")

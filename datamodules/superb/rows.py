@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from datamodules.audio import BadAudioError, usable_samples
+from datamodules.errors import InputError
 from datamodules.scanning import Problem
 
 SAMPLE_RATE = 16_000
@@ -75,7 +76,7 @@ def measure(rows: Iterable[Row], reading: Reading) -> tuple[list[Row], list[Prob
         remedy = "or leave such files out with on_bad_audio: skip"
         raise BadAudioError(f"{problems[0].path}: {problems[0].reason}, {remedy}{others}")
     if rows and not usable:
-        raise ValueError(f"none of {len(rows)} files is usable, the first: {problems[0].path}: {problems[0].reason}")
+        raise InputError(f"none of {len(rows)} files is usable, the first: {problems[0].path}: {problems[0].reason}")
     return usable, problems
 
 
@@ -100,7 +101,7 @@ def measured_corpus(
     skipped: list[Problem] = []
     for name, rows in splits.items():
         if not rows:
-            raise ValueError(f"the split {name!r} has no utterance; it needs at least one")
+            raise InputError(f"the split {name!r} has no utterance; it needs at least one")
         _require_unique_keys(name, rows)
         for pick, known in zip(targets, labels, strict=True):
             require_labels(name, rows, pick, known)
@@ -118,7 +119,7 @@ def require_labels(split: str, rows: Iterable[Row], pick: Callable[[Row], str], 
     classes = set(known)
     for row in rows:
         if (label := pick(row)) not in classes:
-            raise ValueError(
+            raise InputError(
                 f"{row.path}: the label {label!r} of split {split!r} is not among the {len(known)} labels "
                 f"({', '.join(known[:5])}, ...): a label must occur in train; if it is meant to be missing there, give "
                 "the whole list as the setting `labels`, and its utterances count as errors"
@@ -141,7 +142,7 @@ def _require_unique_keys(split: str, rows: Iterable[Row]) -> None:
     seen: dict[str, str] = {}
     for row in rows:
         if row.key in seen:
-            raise ValueError(
+            raise InputError(
                 f"{row.path} and {seen[row.key]} have the same utterance id {row.key!r} in split {split!r}"
             )
         seen[row.key] = row.path

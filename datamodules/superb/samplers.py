@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from datamodules.batching import MicroBatch, cut, uniform
+from datamodules.errors import InputError
 
 HALVING_SAMPLES = 300_000
 """A window of the PR and SF lists is halved when its first utterance has more samples."""
@@ -149,7 +150,7 @@ class EndlessSampler(Sampler[MicroBatch]):
 
     def __init__(self, sampling: Sampling, crops: Crops, start: int = 0, rank: int = 0, world_size: int = 1) -> None:
         if sampling.size < world_size:
-            raise ValueError(
+            raise InputError(
                 f"a recipe batch has {sampling.size} utterances, fewer than {world_size} processes: "
                 "use fewer devices (the recipe's batch size is part of the benchmark)"
             )

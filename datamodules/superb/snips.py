@@ -2,6 +2,7 @@
 
 import os
 
+from datamodules.errors import InputError
 from datamodules.files import read_lines
 from datamodules.superb.missing import Published
 from datamodules.superb.rows import Reading, Row, SuperbCorpus, measured_corpus
@@ -56,7 +57,7 @@ def read_slots(path: str) -> list[str]:
     """The slot types of ``slots.txt``, in its order, without the first line ``O``."""
     lines = [line.strip() for line in read_lines(path) if line.strip()]
     if not lines or lines[0] != NO_SLOT:
-        raise ValueError(f"{path} must begin with a line {NO_SLOT!r}, then list one slot type a line")
+        raise InputError(f"{path} must begin with a line {NO_SLOT!r}, then list one slot type a line")
     return lines[1:]
 
 
@@ -70,12 +71,12 @@ def require_slots(split: str, rows: list[Row], slots: list[str]) -> None:
     for row in rows:
         words, _, tags = row.target.partition("\t")
         if len(words.split(" ")) != len(tags.split(" ")):
-            raise ValueError(
+            raise InputError(
                 f"{row.path}: {len(words.split(' '))} words but {len(tags.split(' '))} tags in split {split!r}; "
                 "every word needs one"
             )
         if unknown := set(tags.split(" ")) - known:
-            raise ValueError(
+            raise InputError(
                 f"{row.path}: the slot {min(unknown)!r} of split {split!r} is not among the {len(slots)} slot types"
             )
 
@@ -88,13 +89,13 @@ def _rows(root: str, split: str) -> list[Row]:
     data = Snips(root, folder, list(SPEAKERS[split]), audio_format)
     if not len(data):
         voices = ", ".join(SPEAKERS[split])
-        raise ValueError(PUBLISHED.missing(f"{root}/SNIPS/{folder} has no audio of {voices}"))
+        raise InputError(PUBLISHED.missing(f"{root}/SNIPS/{folder} has no audio of {voices}"))
     rows = []
     for index in range(len(data)):
         try:
             path, _, key, words, tags, _ = data.get_metadata(index)
         except KeyError as error:
-            raise ValueError(
+            raise InputError(
                 f"{data.data[index]} has no line in all.iob.snips.txt; add it or remove the file"
             ) from error
         rows.append(Row(key, os.path.join(root, "SNIPS", path), 0, f"{words}\t{tags}", key.partition("-")[0]))

@@ -10,6 +10,7 @@ import csv
 import os
 from collections.abc import Iterable
 
+from datamodules.errors import InputError
 from datamodules.files import read_lines
 from datamodules.superb.rows import Reading, Row, SuperbCorpus, measured_corpus
 from datamodules.superb.snips import NO_SLOT, require_slots
@@ -62,7 +63,7 @@ def require_table(path: str, task: str) -> None:
 
 def _splits(path: str, task: str) -> dict[str, list[Row]]:
     if not os.path.isfile(path):
-        raise ValueError(f"the table {path} does not exist")
+        raise InputError(f"the table {path} does not exist")
     splits: dict[str, list[Row]] = {"train": [], "dev": []}
     # No quoting: a quotation mark in a transcript is a character like others.
     reader = csv.DictReader(read_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -71,16 +72,16 @@ def _splits(path: str, task: str) -> dict[str, list[Row]]:
         split, row = _row(path, reader.line_num, line, COLUMNS[task])
         splits.setdefault(split, []).append(row)
     if missing := [name for name in ("train", "dev") if not splits[name]]:
-        raise ValueError(f"{path} has no row of split {missing[0]!r}")
+        raise InputError(f"{path} has no row of split {missing[0]!r}")
     if len(splits) == 2:
-        raise ValueError(f"{path} has no test: rows whose split is neither 'train' nor 'dev', such as 'test'")
+        raise InputError(f"{path} has no test: rows whose split is neither 'train' nor 'dev', such as 'test'")
     return splits
 
 
 def _row(path: str, number: int, line: dict[str, str | None], columns: tuple[str, ...]) -> tuple[str, Row]:
     values = {name: (line.get(name) or "").strip() for name in ("path", "split", "key", "speaker", *columns)}
     if empty := [name for name in ("path", "split", *columns) if not values[name]]:
-        raise ValueError(f"{path}, line {number}: {empty[0]} is empty")
+        raise InputError(f"{path}, line {number}: {empty[0]} is empty")
     audio = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), values["path"]))
     key = values["key"] or os.path.splitext(values["path"])[0]
     return values["split"], Row(key, audio, 0, "\t".join(values[name] for name in columns), values["speaker"])
@@ -89,7 +90,7 @@ def _row(path: str, number: int, line: dict[str, str | None], columns: tuple[str
 def _require_columns(path: str, task: str, names: Iterable[str]) -> None:
     names, needed = list(names), ("path", "split", *COLUMNS[task])
     if missing := [name for name in needed if name not in names]:
-        raise ValueError(
+        raise InputError(
             f"{path} has no column {missing[0]!r}: task {task} needs a header line with {', '.join(needed)}, "
             "separated by tabs"
         )

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from callbacks.schedules import mean_depth, stage_lengths
+from datamodules.errors import InputError
 from datamodules.files import write_json
 from experiments.accounting import step_cost
 from experiments.bench.laps import PARTS, StepLaps
@@ -106,15 +107,15 @@ def bench(
     """
     depths = sorted(depths or [3, 6, 9, 12])
     if depths[0] < 1 or rounds < 1 or batch_size < 1 or seconds <= 0:
-        raise ValueError(
+        raise InputError(
             f"depths={depths}, rounds={rounds}, batch_size={batch_size} and seconds={seconds} must be positive"
         )
     if length_grid < 1 or (length_grid > 1 and lengths == "one"):
-        raise ValueError(f"length_grid={length_grid} must be positive, and needs lengths=librispeech where it is not 1")
+        raise InputError(f"length_grid={length_grid} must be positive, and needs lengths=librispeech where it is not 1")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     usual, warm_up = TURN.get(training_device(accelerator, processes).type, OTHER_TURN)
     if steps is not None and steps <= warm_up:
-        raise ValueError(f"steps={steps} must be more than the {warm_up} that are not counted")
+        raise InputError(f"steps={steps} must be more than the {warm_up} that are not counted")
     setting = Setting(batch_size, seconds, precision, accelerator, processes, steps or usual, lengths, length_grid)
     first_rank = int(os.environ.get("RANK", "0")) == 0
     teacher_args = {"model": teacher, "precision": teacher_precision, "compile": teacher_compile}

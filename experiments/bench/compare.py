@@ -20,6 +20,7 @@ import soundfile
 import torch
 
 from callbacks.lookup import find_callback
+from datamodules.errors import InputError
 from datamodules.files import read_text, write_json
 from experiments.bench.command import SCHEDULES, growth_speedup
 from experiments.bench.laps import PARTS, StepLaps
@@ -143,7 +144,7 @@ def bench_compare(
             behind them, where commit, hardware and settings are these; of a variant, where its definition is.
     """
     if min(batch_size, rounds) < 1 or steps_per_epoch < 3 or seconds <= 0:
-        raise ValueError(
+        raise InputError(
             f"batch_size={batch_size} and rounds={rounds} must be at least 1, steps_per_epoch={steps_per_epoch} at "
             f"least 3 and seconds={seconds} positive"
         )
@@ -209,10 +210,10 @@ def load_variants(path: Path) -> dict[str, Variant]:
         try:
             loaded[name] = Variant(**(values or {}))
         except TypeError as error:
-            raise ValueError(f"{path}: variant {name!r}: {error}; keys are {', '.join(vars(Variant()))}") from error
+            raise InputError(f"{path}: variant {name!r}: {error}; keys are {', '.join(vars(Variant()))}") from error
     for name, variant in loaded.items():
         if unknown := sorted(set(variant.expected) - set(loaded)):
-            raise ValueError(f"{path}: variant {name!r} is compared with {unknown[0]!r}, which is not in the file")
+            raise InputError(f"{path}: variant {name!r} is compared with {unknown[0]!r}, which is not in the file")
     return loaded
 
 
@@ -221,7 +222,7 @@ def choose(variants: dict[str, Variant], only: Sequence[str] | None) -> dict[str
     first = next(iter(variants))
     unknown = sorted(set(only or ()) - set(variants))
     if unknown:
-        raise ValueError(f"unknown variants {', '.join(unknown)}: choose from {', '.join(variants)}")
+        raise InputError(f"unknown variants {', '.join(unknown)}: choose from {', '.join(variants)}")
     wanted = set(only or variants)
     wanted |= {first} | {other for name in wanted for other in variants[name].expected}
     return {name: variant for name, variant in variants.items() if name in wanted}

@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 import torch
 
+from datamodules.errors import InputError
 from datamodules.files import write_json
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.target_cache import TargetCache
@@ -63,7 +64,7 @@ def bench_data(
         output: JSON file to write.
     """
     if min(rounds, batches) < 1 or batch_seconds <= 0:
-        raise ValueError(f"rounds={rounds}, batches={batches} and batch_seconds={batch_seconds} must be positive")
+        raise InputError(f"rounds={rounds}, batches={batches} and batch_seconds={batch_seconds} must be positive")
     result = measure(
         {"files": root} | ({"packed": packed} if packed else {}),
         splits or ["train-clean-100"],

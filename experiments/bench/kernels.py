@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder, HubertPositionalConvEmbedding
 
+from datamodules.errors import InputError
 from datamodules.files import write_json
 from experiments.bench.made import made, training_device
 from experiments.bench.random_teacher import SAMPLE_RATE
@@ -76,7 +77,7 @@ def bench_kernels(
         output: JSON file to write, after every round.
     """
     if min(batch_size, rounds) < 1 or seconds < 0.1:
-        raise ValueError(
+        raise InputError(
             f"batch_size={batch_size} and rounds={rounds} must be positive, seconds={seconds} at least 0.1"
         )
     device = training_device(accelerator)

@@ -19,6 +19,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from datamodules.errors import InputError
 from datamodules.files import read_json, write_json, write_text
 from experiments.bench.command import matmul_peak, objective_for, step_flops
 from experiments.bench.made import made, training_device
@@ -97,7 +98,7 @@ def bench_profile(
             printed. The longest kernels are written beside it as text.
     """
     if min(batch_size, depth, rounds) < 1 or seconds <= 0:
-        raise ValueError(f"batch_size={batch_size}, depth={depth}, rounds={rounds}, seconds={seconds} must be positive")
+        raise InputError(f"batch_size={batch_size}, depth={depth}, rounds={rounds}, seconds={seconds} must be positive")
     sizes = asdict(student or StudentConfig()) | {"num_layers": depth, "compile": compile, "front_end": front_end}
     row = Row(accelerator, batch_size, seconds, depth, precision, compile, front_end, rounds, teacher, sizes)
     device, path = training_device(accelerator), None if output is None else Path(output)

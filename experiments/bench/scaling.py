@@ -1,6 +1,7 @@
 """``interstack bench scaling``: time per step against number of processes, utterance length, depth and batch."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from datamodules.errors import InputError
 from datamodules.files import read_json, write_json
 from experiments.bench.command import switches
 from experiments.bench.made import earlier
@@ -64,7 +66,7 @@ def bench_scaling(
             are these; one that failed is tried again.
 
     Raises:
-        RuntimeError: at the end, where points failed; their errors are in the table and in the file.
+        InputError: at the end, where points failed; their errors are in the table and in the file.
     """
     common = ["--rounds", str(rounds), "--accelerator", accelerator, "--precision", precision]
     common += ["--student", json.dumps(asdict(student or StudentConfig()))]
@@ -90,7 +92,7 @@ def bench_scaling(
             write_json(path, result)
     print(table(result))
     if failed := sum("error" in measured for measured in known.values()):
-        raise RuntimeError(f"{failed} of {len(known)} points failed: see the table")
+        raise InputError(f"{failed} of {len(known)} points failed: see the table")
 
 
 def default_processes(gpus: int) -> list[int]:
@@ -112,7 +114,7 @@ def measure_or_error(point: Point, common: list[str]) -> dict[str, Any]:
     """What was measured, or the error: a point that does not fit the memory must not lose the others."""
     try:
         return measure(point, common)
-    except RuntimeError as error:
+    except InputError as error:
         return {"error": str(error)}
 
 
@@ -127,7 +129,7 @@ def measure(point: Point, common: list[str]) -> dict[str, Any]:
     """What ``interstack bench`` says of one point.
 
     Raises:
-        RuntimeError: with the last lines of the benchmark that failed.
+        InputError: with the last lines of the benchmark that failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.json"
@@ -138,8 +140,8 @@ def measure(point: Point, common: list[str]) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.splitlines()
-            said = [line for line in lines if line.startswith("interstack:")] or lines[-10:]
-            raise RuntimeError(f"the benchmark of {point} failed: " + "\n".join(said))
+            said = [line for line in lines if re.match(r"interstack: |[\w.]+Error: ", line)] or lines[-10:]
+            raise InputError(f"the benchmark of {point} failed: " + "\n".join(said))
         result = read_json(path)
     (row,) = result["depths"]
     rest = ("setting", "depths", "growth", "commit")

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.errors import InputError
 from datamodules.files import write_json, write_text
 from experiments.bench.compare import write_noise
 from experiments.bench.made import earlier, made, training_device
@@ -64,10 +65,10 @@ def bench_suite(
 
     Raises:
         ValueError: a part that does not exist, or a budget that is not positive.
-        RuntimeError: at the end, where a part failed or ran out of time.
+        InputError: at the end, where a part failed or ran out of time.
     """
     if budget is not None and budget <= 0:
-        raise ValueError(f"budget={budget} must be positive")
+        raise InputError(f"budget={budget} must be positive")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the part that runs is ended too
     folder, end = Path(output), time.monotonic() + (budget or float("inf"))
     settings = {**made(training_device(accelerator)), "accelerator": accelerator, "tiny": tiny}
@@ -88,7 +89,7 @@ def bench_suite(
     print(table(folder, state))
     left = [part.name for part in parts if state["parts"][part.name]["status"] != "done"]
     if left:
-        raise RuntimeError(f"not finished: {', '.join(left)}; see {folder / 'logs'}, and call again to go on")
+        raise InputError(f"not finished: {', '.join(left)}; see {folder / 'logs'}, and call again to go on")
 
 
 @contextmanager
@@ -105,7 +106,7 @@ def choose(parts: list[Part], only: list[str] | None) -> list[Part]:
     """The named parts, all where none is named."""
     names = [part.name for part in parts]
     if unknown := sorted(set(only or ()) - set(names)):
-        raise ValueError(f"unknown part {unknown[0]!r}: choose from {', '.join(names)}")
+        raise InputError(f"unknown part {unknown[0]!r}: choose from {', '.join(names)}")
     return [part for part in parts if not only or part.name in only]
 
 

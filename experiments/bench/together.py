@@ -16,6 +16,7 @@ import numpy as np
 
 from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
+from datamodules.errors import InputError
 from datamodules.files import write_json
 from experiments.bench.compare import Place, Variant, write_noise
 from experiments.bench.laps import StepLaps
@@ -53,7 +54,7 @@ def bench_together(
         output: JSON file to write; after every round, so that an interrupted benchmark leaves what it has.
     """
     if min(batch_size, rounds, steps_per_epoch) < 1 or seconds <= 0:
-        raise ValueError(
+        raise InputError(
             f"batch_size={batch_size}, rounds={rounds}, steps_per_epoch={steps_per_epoch} and seconds={seconds} must "
             "be positive"
         )

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from datamodules.errors import InputError
+
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
@@ -18,7 +20,7 @@ def panel(spec: dict[str, Any]) -> Any:
     settings = {key: value for key, value in spec.items() if key != "kind"}
     kinds = {"line": reports.LinePlot, "bar": reports.BarPlot, "scatter": reports.ScatterPlot}
     if spec["kind"] not in kinds:
-        raise ValueError(f"panel {spec.get('title')!r} has kind {spec['kind']!r}: choose from {', '.join(kinds)}")
+        raise InputError(f"panel {spec.get('title')!r} has kind {spec['kind']!r}: choose from {', '.join(kinds)}")
     if spec["kind"] == "scatter":  # of final values, which W&B calls summary metrics
         settings |= {axis: reports.SummaryMetric(settings[axis]) for axis in ("x", "y")}
     return kinds[spec["kind"]](**settings)

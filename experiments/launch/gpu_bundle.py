@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from datamodules.errors import InputError
 from datamodules.files import write_text
 from experiments.launch.gpu_commands import commands
 from experiments.runs import git_commit
@@ -59,7 +60,7 @@ def pinned(packages: list[str], constraints: str) -> list[str]:
     lines = [line.strip() for line in constraints.splitlines() if "==" in line]
     versions = {_normal(line.split("==")[0]): line for line in lines}
     if unknown := [name for name in packages if _normal(name) not in versions]:
-        raise ValueError(f"constraints.txt has no version of {', '.join(unknown)}")
+        raise InputError(f"constraints.txt has no version of {', '.join(unknown)}")
     return [versions[_normal(name)] for name in packages]
 
 
@@ -70,7 +71,7 @@ def _normal(name: str) -> str:
 def pip_command(folder: Path, python: str, wanted: list[str]) -> list[str]:
     """The words that get wheels for a 64-bit Linux with that Python, whatever this machine is."""
     if not re.fullmatch(r"3\.\d+", python):
-        raise ValueError(f"python={python} must be a version such as 3.12")
+        raise InputError(f"python={python} must be a version such as 3.12")
     tags = ["--python-version", python, "--implementation", "cp"]
     for abi in (f"cp{python.replace('.', '')}", "abi3", "none"):
         tags += ["--abi", abi]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from datamodules.errors import InputError
 from datamodules.files import read_json, read_text
 from experiments.report.build import ReportPaths, build_report
 from experiments.report.document import ReferenceRow, Report, ReportNotes, ReportRun
@@ -26,17 +27,17 @@ def report(folders: list[str], output: str | None = None, files: list[str] | Non
     if first.is_file():
         kind = "results.json"
     if kind and len(paths) > 1:
-        raise ValueError(f"{first} is or holds a {kind}: give it alone")
+        raise InputError(f"{first} is or holds a {kind}: give it alone")
     if files is not None and kind not in ("study.json", "results.json"):
-        raise ValueError("--files chooses among the files of a study's report, and this is no study")
+        raise InputError("--files chooses among the files of a study's report, and this is no study")
     if kind == "quickstart.json":
         if into is not None:
-            raise ValueError(f"{first} holds a quickstart.json: give it without --output, its report lies in it")
+            raise InputError(f"{first} holds a quickstart.json: give it without --output, its report lies in it")
         _show(build_report(first, *_quick_start(first)))
     elif kind:
         _show(build_study_report(first, into, files))
     elif into is None:
-        raise ValueError("run folders need --output, the folder for their report")
+        raise InputError("run folders need --output, the folder for their report")
     else:
         runs = [ReportRun(path, path.name) for path in paths]
         _show(build_report(into, runs, [], _notes(folders, str(into))))
@@ -52,7 +53,7 @@ def _show(built: ReportPaths | StudyReport) -> None:
 def _quick_start(folder: Path) -> tuple[list[ReportRun], list[ReferenceRow], ReportNotes]:
     """What the quick start handed to its report, from that report."""
     if not (folder / "report.json").is_file():
-        raise ValueError(f"{folder} holds an unfinished quick start: run `interstack quickstart` again first")
+        raise InputError(f"{folder} holds an unfinished quick start: run `interstack quickstart` again first")
     written = Report.from_json(read_text(folder / "report.json"))
     rows = {row.system: row for row in written.rows}
     runs = []

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import InputError
 from datamodules.files import finite
 from experiments.report.reading import RunLog, read_run
 from experiments.report.tables import (
@@ -113,7 +114,7 @@ class Report:
         """
         values = json.loads(text)
         if values.get("format") != FORMAT:
-            raise ValueError(f"report format is {values.get('format')!r}; this version reads format {FORMAT}")
+            raise InputError(f"report format is {values.get('format')!r}; this version reads format {FORMAT}")
         notes = values["notes"] | {"caveats": tuple(values["notes"]["caveats"])}
         return cls(
             notes=ReportNotes(**notes),
@@ -136,7 +137,7 @@ def read_runs(runs: Sequence[ReportRun]) -> list[Pair]:
     labels = [run.label for run in runs]
     doubled = sorted({label for label in labels if labels.count(label) > 1})
     if doubled:
-        raise ValueError(f"label {doubled[0]!r} names {labels.count(doubled[0])} runs; labels must be unique")
+        raise InputError(f"label {doubled[0]!r} names {labels.count(doubled[0])} runs; labels must be unique")
     return [(run, read_run(run.folder)) for run in runs]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.errors import InputError
 from datamodules.files import read_json, read_lines
 
 TRAIN_SECONDS = "perf/train_seconds"
@@ -110,7 +111,7 @@ def read_run(folder: Path) -> RunLog:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such run folder")
+        raise InputError(f"{folder}: no such run folder")
     summary, events = _read_json(folder / "summary.json", {}), _read_json(folder / "growth.json", [])
     return _run_log(folder, summary, events, read_metrics(folder / "metrics.csv"))
 
@@ -196,12 +197,12 @@ def read_metrics(path: Path) -> dict[str, Series]:
     columns: dict[str, dict[int, float]] = {}
     reader = csv.DictReader(read_lines(path))
     if reader.fieldnames is not None and "step" not in reader.fieldnames:
-        raise ValueError(f"{path}: no column 'step' among {', '.join(reader.fieldnames)}")
+        raise InputError(f"{path}: no column 'step' among {', '.join(reader.fieldnames)}")
     for row in reader:
         try:
             _merge_row(columns, row)
         except (TypeError, ValueError):
-            raise ValueError(f"{path}: line {reader.line_num} holds a value that is not a number") from None
+            raise InputError(f"{path}: line {reader.line_num} holds a value that is not a number") from None
     return {name: _series(values) for name, values in columns.items()}
 
 
@@ -231,7 +232,7 @@ def _growth_mark(folder: Path, event: dict[str, Any]) -> GrowthMark:
             plan=tuple(event.get("plan", ())),
         )
     except KeyError as error:
-        raise ValueError(f"{folder / 'growth.json'}: a growth event lacks the key {error}") from None
+        raise InputError(f"{folder / 'growth.json'}: a growth event lacks the key {error}") from None
 
 
 def _read_json(path: Path, missing: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
+from datamodules.errors import InputError
 from datamodules.files import json_text, write_bytes
 from experiments.report.comparisons import compare, comparison_grid, comparison_notes
 from experiments.report.document import ReportNotes, provenance
@@ -99,7 +100,7 @@ def build_study_report(source: Path, output: Path | None = None, files: Collecti
     texts = study_texts(report)
     names = ["report.md", "report.tex", "report.csv", "report.json", "report.html", RESULTS, *drawings]
     if unknown := [name for name in files or () if name not in names]:
-        raise ValueError(f"the report has no file {', '.join(unknown)}; it has {', '.join(names)}")
+        raise InputError(f"the report has no file {', '.join(unknown)}; it has {', '.join(names)}")
     chosen = [name for name in names if files is None or name in files]
     shown = [(name, each.heading, each.caption) for name, each in drawings.items() if name in chosen]
 
@@ -175,7 +176,7 @@ def study_texts(report: dict[str, Any]) -> dict[str, str]:
         ValueError: another format number.
     """
     if report.get("format") != FORMAT:
-        raise ValueError(f"report format is {report.get('format')!r}; this version reads format {FORMAT}")
+        raise InputError(f"report format is {report.get('format')!r}; this version reads format {FORMAT}")
     results, planned = result_grid(report), comparison_grid(report)
     differences, published = difference_grid(report), published_grid(report)
     parts = [f"# {report['title']}", *(f"> {line}" for line in report["caveats"]), "## Results"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from datamodules.errors import InputError
 from datamodules.files import read_json
 from experiments.report.reading import RunLog, recorded_run, run_record
 
@@ -73,7 +74,7 @@ def study_results(path: Path) -> dict[str, Any]:
     if path.is_file():
         return read_results(path)
     if not (path / "study.json").is_file():
-        raise ValueError(f"{path} holds no study.json: give the --output folder of `interstack reproduce`")
+        raise InputError(f"{path} holds no study.json: give the --output folder of `interstack reproduce`")
     study = read_json(path / "study.json")
     folders = [path / "jobs" / name for name in study.get("jobs") or []] or sorted((path / "jobs").glob("*"))
     return {"study": study, "jobs": [_entry(folder) for folder in folders if (folder / "job.json").is_file()]}
@@ -87,7 +88,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     found = read_json(path) if path.is_file() else None
     if not isinstance(found, dict) or not found.keys() >= {"study", "jobs"}:
-        raise ValueError(f"{path} is no results.json of `interstack reproduce`")
+        raise InputError(f"{path} is no results.json of `interstack reproduce`")
     return found
 
 

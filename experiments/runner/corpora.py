@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from datamodules.errors import InputError
 from experiments.runner.job import Workspace
 from experiments.runner.plan import Job
 from experiments.superb.options import TaskData
@@ -26,7 +27,7 @@ def require_corpora(workspace: Workspace, jobs: Iterable[Job]) -> None:
         except (ValueError, TypeError) as error:
             remedy = f'Give the folder of its corpus with --roots \'{{"{task}": "FOLDER"}}\''
             remedy += ", or pronunciations with --lexicon." if task.startswith("pr") else "."
-            raise ValueError(f"the task {task} cannot be evaluated on {folder}: {error}\n{remedy}") from None
+            raise InputError(f"the task {task} cannot be evaluated on {folder}: {error}\n{remedy}") from None
 
 
 def _data(settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from datamodules.errors import InputError
 from experiments.runner.job import Workspace, execute
 from experiments.runner.plan import Job
 
@@ -56,11 +57,11 @@ class LocalExecutor:
         names, each = visible_gpus(), workspace.devices
         gpus = len(names)
         if gpus and gpus < each:
-            raise ValueError(f"devices={each} for each job, but there are {gpus} GPUs: use {gpus} or fewer")
+            raise InputError(f"devices={each} for each job, but there are {gpus} GPUs: use {gpus} or fewer")
         groups = [",".join(names[n : n + each]) for n in range(0, gpus - each + 1, each)]
         self.capacity = parallel or max(1, len(groups))
         if groups and self.capacity > len(groups):
-            raise ValueError(
+            raise InputError(
                 f"parallel={parallel} jobs of {each} GPUs, but there are {gpus}: use {len(groups)} at most"
             )
         self._workspace, self._stop = workspace, threading.Event()
@@ -126,7 +127,7 @@ class SlurmExecutor:
         try:
             import submitit
         except ImportError:
-            raise ValueError("--executor slurm needs submitit: pip install 'interstack[slurm]'") from None
+            raise InputError("--executor slurm needs submitit: pip install 'interstack[slurm]'") from None
         self.capacity = settings.jobs
         self._workspace, self._settings = workspace, settings
         self._executor = submitit.AutoExecutor(folder=workspace.output / "slurm", cluster=settings.cluster)

@@ -20,6 +20,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from datamodules.errors import InputError
 from datamodules.files import read_json, read_text, write_json, write_text
 from experiments.accounting import measured
 from experiments.report.reading import run_record
@@ -214,7 +215,7 @@ class Workspace:
             if job.kind == "evaluate":
                 path = superb_result(self.path(job), job)
             if not path.is_file():
-                raise ValueError(f"{path} is missing: the command ended well, but left no result")
+                raise InputError(f"{path} is missing: the command ended well, but left no result")
             result |= read_json(path)
             if "test" in result:
                 result["metrics"] = result["test"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.alignments import ALIGNMENTS, alignment_digest, corpus_folder
+from datamodules.errors import InputError
 from datamodules.packed import MARKER, packed_digest
 from experiments.runner.study import Row, Study, row_settings
 
@@ -107,9 +108,9 @@ class Plan:
         earlier_seeds: Sequence[int] = (),
     ) -> None:
         if study.data == "corpus" and root is not None:
-            raise ValueError(f"the study {study.name} synthesizes its corpus: remove --root {root}")
+            raise InputError(f"the study {study.name} synthesizes its corpus: remove --root {root}")
         if unknown := set(roots or {}) - set(study.tasks):
-            raise ValueError(
+            raise InputError(
                 f"--roots names {', '.join(sorted(unknown))}, but the tasks of {study.name} are "
                 f"{', '.join(study.tasks)}"
             )
@@ -294,7 +295,7 @@ def corpus_digest(root: Path) -> str:
         elif path.name == MARKER:
             names.append(f"{path.relative_to(root)} {packed_digest(str(path.parent))}")
     if not names:
-        raise ValueError(
+        raise InputError(
             f"there is no audio below {root}: --root is the folder that holds the splits, and --roots names folders of "
             "other corpora"
         )
@@ -310,7 +311,7 @@ def lexicon_digest(paths: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         if not Path(path).is_file():
-            raise ValueError(f"the lexicon {path} does not exist: --lexicon is a file of lines 'WORD PHONE PHONE ...'")
+            raise InputError(f"the lexicon {path} does not exist: --lexicon is a file of lines 'WORD PHONE PHONE ...'")
         digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
     return digest.hexdigest()[:16]
 

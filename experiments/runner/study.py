@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from callbacks.policies import default_stages
+from datamodules.errors import InputError
 from datamodules.files import read_text
 from experiments.report.study_tables import COLUMNS
 from experiments.settings_yaml import load_settings
@@ -143,7 +144,7 @@ class Study:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise ValueError(f"{self.name} has no row {name!r}: choose from {', '.join(row.name for row in self.rows)}")
+        raise InputError(f"{self.name} has no row {name!r}: choose from {', '.join(row.name for row in self.rows)}")
 
     def described(self) -> dict[str, Any]:
         """Plain values, for ``study.json``."""
@@ -176,15 +177,15 @@ def load_study(name: str) -> Study:
     try:
         rows = [_row(row, changes) for row in values.pop("rows", None) or []]
         if changes:
-            raise ValueError(f"row_overrides of {', '.join(changes)}, which are no rows of it")
+            raise InputError(f"row_overrides of {', '.join(changes)}, which are no rows of it")
         if kept is not None and (missing := set(kept) - {row.name for row in rows}):
-            raise ValueError(f"keep_rows names {', '.join(sorted(missing))}, which are no rows of it")
+            raise InputError(f"keep_rows names {', '.join(sorted(missing))}, which are no rows of it")
         rows = [row for row in rows if kept is None or row.name in kept]
         comparisons = [_build(Comparison, each) for each in values.pop("comparisons", None) or []]
         study = _build(Study, values | {"rows": rows, "comparisons": comparisons})
         _check(study)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     return study
 
 
@@ -192,9 +193,9 @@ def _merged(path: Path) -> dict[str, Any]:
     try:
         own = load_settings(read_text(path)) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(own, dict):
-        raise ValueError(f"{path} must be a mapping of keys such as title and rows, not a {type(own).__name__}")
+        raise InputError(f"{path} must be a mapping of keys such as title and rows, not a {type(own).__name__}")
     bases = own.pop("base", [])
     result: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
@@ -218,22 +219,22 @@ Built = TypeVar("Built")
 def _build(kind: type[Built], values: Mapping[str, Any]) -> Built:
     known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
-        raise ValueError(f"a {kind.__name__.lower()} is a mapping of {', '.join(known)}, not {values}")
+        raise InputError(f"a {kind.__name__.lower()} is a mapping of {', '.join(known)}, not {values}")
     if unknown := set(values) - set(known):
-        raise ValueError(
+        raise InputError(
             f"unknown key {', '.join(sorted(unknown))} in {kind.__name__.lower()}: {', '.join(known)} exist"
         )
     required = [entry.name for entry in fields(kind) if entry.default is entry.default_factory is MISSING]  # type: ignore[arg-type]
     if missing := [name for name in required if name not in values]:
         named = f"{kind.__name__.lower()} {values.get('name', values.get('label', ''))}".rstrip()
-        raise ValueError(f"the {named} lacks {', '.join(missing)}")
+        raise InputError(f"the {named} lacks {', '.join(missing)}")
     return kind(**values)
 
 
 def _row(values: Mapping[str, Any], changes: dict[str, Mapping[str, Any]]) -> Row:
     """Takes its overrides out of ``changes``."""
     if not isinstance(values, Mapping) or "name" not in values:
-        raise ValueError(f"rows are mappings with a name, not {values}")
+        raise InputError(f"rows are mappings with a name, not {values}")
     values = dict(values)
     values["overrides"] = {**values.get("overrides", {}), **changes.pop(values["name"], {})}
     if match := values.get("match"):
@@ -247,28 +248,28 @@ def _check(study: Study) -> None:
     kinds = (("rows have the name", names), ("rows have the label", labels), ("comparisons have the label", compared))
     for kind, values in kinds:
         if repeated := {value for value in values if values.count(value) > 1}:
-            raise ValueError(f"two {kind} {', '.join(sorted(repeated))}: make them unique")
+            raise InputError(f"two {kind} {', '.join(sorted(repeated))}: make them unique")
     if not names or not study.seeds:
-        raise ValueError("a study needs rows and seeds")
+        raise InputError("a study needs rows and seeds")
     if bad := [name for name in names if not name.replace("_", "").isalnum()]:
-        raise ValueError(f"row names may hold letters, digits and underscores only, not {', '.join(bad)}")
+        raise InputError(f"row names may hold letters, digits and underscores only, not {', '.join(bad)}")
     if bad := [task for task in study.tasks if task not in TASKS]:
-        raise ValueError(f"unknown tasks {', '.join(bad)}: choose from {', '.join(TASKS)}")
+        raise InputError(f"unknown tasks {', '.join(bad)}: choose from {', '.join(TASKS)}")
     if presets := [task for task, options in study.evaluation.items() if "preset" in options]:
-        raise ValueError(f"evaluation of {presets[0]} sets a preset: the task {presets[0]}_probe is the probe")
+        raise InputError(f"evaluation of {presets[0]} sets a preset: the task {presets[0]}_probe is the probe")
     if study.data == "corpus" and study.corpus is None:
-        raise ValueError("data is `corpus`, but there are no settings under `corpus`")
+        raise InputError("data is `corpus`, but there are no settings under `corpus`")
     if study.cache_targets and study.baseline is None:
-        raise ValueError("cache_targets takes the layers of the baseline row: name one under `baseline`")
+        raise InputError("cache_targets takes the layers of the baseline row: name one under `baseline`")
     if "teacher" in study.upstreams and "model" not in study.teacher:
-        raise ValueError("a teacher that a job trains is evaluated anyway: remove it from `upstreams`")
+        raise InputError("a teacher that a job trains is evaluated anyway: remove it from `upstreams`")
     if "model" not in study.teacher and study.corpus is None:
-        raise ValueError("a teacher is trained on the corpus, but there are no settings under `corpus`")
+        raise InputError("a teacher is trained on the corpus, but there are no settings under `corpus`")
     for row in study.rows:
         others = [row.match.target, row.match.reference] if row.match else []
         for other in [*others, *([study.baseline] if study.baseline else [])]:
             if study.row(other).match and other in others:
-                raise ValueError(f"{row.name} is matched to {other}, which is matched itself")
+                raise InputError(f"{row.name} is matched to {other}, which is matched itself")
     for comparison in study.comparisons:
         _check_comparison(study, comparison)
 
@@ -277,16 +278,16 @@ def _check_comparison(study: Study, comparison: Comparison) -> None:
     named, names = f"the comparison {comparison.label!r}", [row.name for row in study.rows]
     for name in (comparison.row, comparison.reference):
         if name not in names:
-            raise ValueError(f"{named} names {name}, which is no row of it: choose from {', '.join(names)}")
+            raise InputError(f"{named} names {name}, which is no row of it: choose from {', '.join(names)}")
     task, slash, _ = comparison.measure.partition("/")
     layer = comparison.measure.startswith("val_layer_")
     if not (task in study.tasks if slash else layer or comparison.measure in COMPARED):
-        raise ValueError(
+        raise InputError(
             f"{named} has the measure {comparison.measure}: name TASK/METRIC with a task of the study "
             f"({', '.join(study.tasks) or 'it has none'}), val_layer_N, or one of {', '.join(COMPARED)}"
         )
     if not isinstance(comparison.margin, int | float) or not -math.inf < comparison.margin <= 0:
-        raise ValueError(f"{named} has the margin {comparison.margin}: give 0, or a number below it (how much worse)")
+        raise InputError(f"{named} has the margin {comparison.margin}: give 0, or a number below it (how much worse)")
 
 
 def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
@@ -294,7 +295,7 @@ def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name in [*row.configs, *study.configs]:
         if name not in shipped_names(CONFIGS):
-            raise ValueError(f"{study.name}: row {row.name} names the config {name!r}, which is not shipped")
+            raise InputError(f"{study.name}: row {row.name} names the config {name!r}, which is not shipped")
         settings = merge(settings, load_settings(read_text(CONFIGS / f"{name}.yaml")) or {})
     for key, value in {**study.overrides, **row.overrides}.items():
         for part in reversed(key.split(".")):
@@ -302,7 +303,7 @@ def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
         settings = merge(settings, value)
     if row.random_growth:
         if settings.get("growth", {}).get("policy", "none") == "none":
-            raise ValueError(f"{study.name}: row {row.name} has random_growth, but no growth.policy to grow by")
+            raise InputError(f"{study.name}: row {row.name} has random_growth, but no growth.policy to grow by")
         settings = merge(settings, {"growth": {"schedule": random_schedule(settings, seed)}})
     return settings
 

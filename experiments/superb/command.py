@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from callbacks.guards import DivergedError
+from datamodules.errors import InputError
 from datamodules.files import write_json
 from experiments.loggers import WandbSettings
 from experiments.superb.options import (
@@ -79,9 +80,9 @@ def superb(
     """
     names = task_names(task)
     if "frames" in names and preset != "probe":
-        raise ValueError("task frames is no task of SUPERB's, only a probe: add --preset probe")
+        raise InputError("task frames is no task of SUPERB's, only a probe: add --preset probe")
     if lr is not None and lr_sweep:
-        raise ValueError("--lr and --lr_sweep exclude each other: the sweep runs the rates of --lr_grid")
+        raise InputError("--lr and --lr_sweep exclude each other: the sweep runs the rates of --lr_grid")
     encoder = load_upstream(upstream, normalize)
     folder = Path(output or f"runs/superb/{_folder_name(upstream)}")
     tasks = []
@@ -125,7 +126,7 @@ def task_names(task: str) -> list[str]:
     names = list(SUPERB_TASKS) if task == "all" else task.split(",")
     for name in names:
         if name not in TASK_RECIPES:
-            raise ValueError(f"there is no task {name!r}: choose all, or some of {','.join(TASK_RECIPES)}")
+            raise InputError(f"there is no task {name!r}: choose all, or some of {','.join(TASK_RECIPES)}")
     return names
 
 
@@ -198,7 +199,7 @@ def sweep(
         except DivergedError as error:
             log.warning("the learning rate %g is out: %s", lr, error)
     if not results:
-        raise ValueError(f"every learning rate of the grid {grid} diverged on {settings.task}: give lower ones")
+        raise InputError(f"every learning rate of the grid {grid} diverged on {settings.task}: give lower ones")
     dev = {lr: result["dev"][recipe.monitor] for lr, result in results.items()}
     best = results[(max if recipe.higher_is_better else min)(dev, key=lambda lr: dev[lr])]
     shown = {str(lr): dev.get(lr) for lr in grid}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from datamodules.errors import InputError
 from datamodules.superb.datamodule import SuperbData
 from datamodules.superb.recipes import RECIPES, DataRecipe
 from experiments.loggers import WandbSettings
@@ -80,7 +81,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         if self.eval_every > self.updates:
-            raise ValueError(
+            raise InputError(
                 f"--eval_every {self.eval_every} is more than --updates {self.updates}: dev would never be scored, and "
                 f"no head chosen; give at most {self.updates}"
             )

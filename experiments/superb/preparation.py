@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from datamodules.alignments import corpus_folder
+from datamodules.errors import InputError
 from datamodules.superb.aligned import read_aligned
 from datamodules.superb.datamodule import limited, read_corpus, require_corpus, require_label_lists
 from datamodules.superb.rows import Reading, Row, SuperbCorpus
@@ -77,7 +78,7 @@ def prepare(settings: RunSettings) -> Prepared:
     for test in prepared.corpus.tests:
         for file in prepared.task.hypothesis_files(test, []):
             if file in owners:
-                raise ValueError(
+                raise InputError(
                     f"the test sets {owners[file]!r} and {test!r} would both be written to {file}: rename one of them"
                 )
             owners[file] = test
@@ -96,7 +97,7 @@ def _prepared(settings: RunSettings) -> Prepared:
         corpus = _aligned_corpus("pr", data, settings.seed)
         return _counted(build_task("pr", [], PhoneTokenizer(corpus.labels[0]), settings.decode), corpus)
     if data.lexicon is None:
-        raise ValueError(TABLE_WITHOUT_LEXICON)
+        raise InputError(TABLE_WITHOUT_LEXICON)
     paths = [data.lexicon] if isinstance(data.lexicon, str) else list(data.lexicon)
     tokenizer = PhoneTokenizer(lexicon=read_lexicon(paths))
     corpus, left_out = _known_words(read_corpus("pr", data, settings.seed), tokenizer, data)
@@ -131,7 +132,7 @@ def require_inputs(task: str, data: TaskData) -> None:
         corpus_folder(data.root)
     elif task == "pr" and data.lexicon is None:
         if data.root.endswith(".tsv"):
-            raise ValueError(TABLE_WITHOUT_LEXICON)
+            raise InputError(TABLE_WITHOUT_LEXICON)
         with _asking_for_phones():
             corpus_folder(data.root)
     else:
@@ -143,7 +144,7 @@ def _asking_for_phones() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"task pr needs phones: give --data.lexicon (files of lines 'WORD PHONE PHONE ...'), or a corpus with "
             f"phone alignments ({error})"
         ) from error
@@ -168,7 +169,7 @@ def _known_words(
         return corpus, {}
     words = " ".join(missing[:MOST_WORDS_SHOWN]) + (" ..." if len(missing) > MOST_WORDS_SHOWN else "")
     if data.unknown_words == "error":
-        raise ValueError(
+        raise InputError(
             f"the lexicon lacks {len(missing)} words of the corpus: {words}. Add a lexicon that has them "
             "(SUPERB's is two files), or leave their utterances out with --data.unknown_words skip"
         )
@@ -176,7 +177,7 @@ def _known_words(
     left_out = {name: len(rows) - len(kept[name]) for name, rows in corpus.splits.items()}
     log.warning("left out utterances with one of %d unknown words (%s): %s", len(missing), words, left_out)
     if empty := [name for name, rows in kept.items() if not rows]:
-        raise ValueError(f"no utterance of {empty[0]!r} is left: every one has a word that the lexicon lacks")
+        raise InputError(f"no utterance of {empty[0]!r} is left: every one has a word that the lexicon lacks")
     tests = {name: kept[name] for name in corpus.tests}
     return replace(corpus, train=kept["train"], dev=kept["dev"], tests=tests), left_out
 

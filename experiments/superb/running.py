@@ -16,6 +16,7 @@ from torch import Tensor
 
 from callbacks.guards import NonFiniteGuard
 from datamodules.batching import MicroBatch
+from datamodules.errors import InputError
 from datamodules.files import FolderLock, clear_temporaries, read_json, read_text, write_json, write_text
 from datamodules.superb.datamodule import SuperbDataModule
 from experiments.loggers import build_loggers
@@ -186,7 +187,7 @@ def _require_batches(prepared: Prepared, settings: RunSettings, world_size: int)
     for name, rows in prepared.corpus.splits.items():
         batches = -(-len(rows) // settings.recipe.eval_batch_size)
         if name != "train" and batches < world_size:
-            raise ValueError(
+            raise InputError(
                 f"{name!r} has {batches} batches of {settings.recipe.eval_batch_size}, fewer than {world_size} "
                 "processes: use fewer devices"
             )
@@ -200,7 +201,7 @@ def _require_same(folder: Path, config: dict[str, Any]) -> None:
     different = [key for key in new if old.get(key) != new[key]]
     if different:
         shown = ", ".join(f"{key}: {old.get(key)} there, {new[key]} now" for key in different)
-        raise ValueError(f"{folder} holds a run with other settings ({shown}): choose another --output, or delete it")
+        raise InputError(f"{folder} holds a run with other settings ({shown}): choose another --output, or delete it")
 
 
 IRRELEVANT = ("output", "devices", "wandb", "save_every", "upstream", "data")

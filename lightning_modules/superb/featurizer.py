@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import InputError
+
 MOST_MISSING_FRAMES = 5
 """s3prl refuses utterances whose frames fall short of the rule by this many."""
 
@@ -22,7 +24,7 @@ def frame_counts(num_samples: Iterable[int], rate: int, available: int) -> list[
     """
     wanted = [round(samples / rate) for samples in num_samples]
     if max(wanted) - available >= MOST_MISSING_FRAMES:
-        raise ValueError(
+        raise InputError(
             f"an utterance should have {max(wanted)} frames at {rate} samples a frame, but the upstream gave "
             f"{available}: its rate is wrong"
         )

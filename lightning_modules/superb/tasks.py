@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import InputError
 from lightning_modules.superb.ctc import Decode, collapse, ctc_losses
 from lightning_modules.superb.heads import BiLSTM, FrameLinear, MeanPoolLinear, ProbeLinear
 from lightning_modules.superb.metrics import (
@@ -264,7 +265,7 @@ def build_task(
         ValueError: no such task.
     """
     if name not in SUPERB_TASKS:
-        raise ValueError(f"there is no task {name!r}; choose one of {', '.join(SUPERB_TASKS)}")
+        raise InputError(f"there is no task {name!r}; choose one of {', '.join(SUPERB_TASKS)}")
     if name in ("ks", "ic", "sid"):
         return ClassificationTask(name, labels)
     if name == "pr":

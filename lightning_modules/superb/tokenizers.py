@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from datamodules.errors import InputError
 from datamodules.files import read_lines
 
 VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
@@ -43,7 +44,7 @@ class Tokenizer(Protocol):
         """The text as hypotheses are compared with it."""
 
 
-class UnknownWordError(ValueError):
+class UnknownWordError(InputError):
     """A word that the lexicon lacks."""
 
 
@@ -174,13 +175,13 @@ def read_lexicon(paths: Sequence[str | Path], phones: Sequence[str] = ARPABET) -
     known = set(phones)
     for path in paths:
         if not Path(path).is_file():
-            raise ValueError(f"the lexicon {path} does not exist: give files of lines 'WORD PHONE PHONE ...'")
+            raise InputError(f"the lexicon {path} does not exist: give files of lines 'WORD PHONE PHONE ...'")
         for number, line in enumerate(read_lines(path), 1):
             word, *spoken = line.split() or [""]
             if word and not spoken:
-                raise ValueError(f"{path}, line {number}: {word!r} has no phones")
+                raise InputError(f"{path}, line {number}: {word!r} has no phones")
             if unknown := set(spoken) - known:
-                raise ValueError(
+                raise InputError(
                     f"{path}, line {number}: {min(unknown)!r} is not among the {len(known)} phones; vowels carry "
                     "their stress, as in AH0"
                 )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from datamodules.errors import InputError
 from lightning_modules.export import load_student
 from lightning_modules.teacher import HuggingFaceTeacher, normalize_waveforms, valid_samples
 from lightning_modules.teacher_loading import WHISPER, read_config
@@ -111,7 +112,7 @@ class EncoderUpstream(Upstream):
         states = self.model(waveforms_BT, attention_mask=mask_BT, output_hidden_states=True).hidden_states
         if len(states) != self.num_states:
             # Hugging Face fixes what it captures when a model first runs: layers added later are missing in silence.
-            raise ValueError(
+            raise InputError(
                 f"upstream {self.name} has {self.num_states - 1} layers but returned {len(states)} hidden states: "
                 "use a copy loaded from its checkpoint"
             )
@@ -227,11 +228,11 @@ def load_upstream(name: str, normalize: bool | None = None) -> Upstream:
     try:
         if read_config(name, None).model_type == WHISPER:
             if normalize:
-                raise ValueError("Whisper hears waveforms as they are: leave out --normalize true")
+                raise InputError("Whisper hears waveforms as they are: leave out --normalize true")
             return WhisperUpstream(WhisperTeacher(name), name)
         encoder = HuggingFaceTeacher(name, normalize)
     except ValueError as error:
-        raise ValueError(f"upstream {name!r}: {error}") from error
+        raise InputError(f"upstream {name!r}: {error}") from error
     if encoder.sample_rate != SAMPLE_RATE:
-        raise ValueError(f"upstream {name!r} takes audio of {encoder.sample_rate} Hz; SUPERB's is {SAMPLE_RATE} Hz")
+        raise InputError(f"upstream {name!r} takes audio of {encoder.sample_rate} Hz; SUPERB's is {SAMPLE_RATE} Hz")
     return EncoderUpstream(encoder.model, encoder.normalize, name)

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from callbacks import ddp
+from datamodules.errors import InputError
 
 # -- version guard ----------------------------------------------------------------------------------------------------
 
 
 def test_another_lightning_is_refused() -> None:
     ddp.require_lightning("2.6.6")
-    with pytest.raises(RuntimeError, match=r"lightning 2\.7\.0 is installed.*<2\.7"):
+    with pytest.raises(InputError, match=r"lightning 2\.7\.0 is installed.*<2\.7"):
         ddp.require_lightning("2.7.0")
 
 
@@ -248,7 +249,7 @@ def test_ranks_that_differ_are_named() -> None:
     module, optimizer = stepped()
     same = ddp.checksum(module, optimizer)
     ddp.verify_ranks(gathering([same, same]), module, optimizer)
-    with pytest.raises(RuntimeError, match=r"growth at epoch 3 ranks \[2\] hold other parameters"):
+    with pytest.raises(InputError, match=r"growth at epoch 3 ranks \[2\] hold other parameters"):
         ddp.verify_ranks(gathering([same, same + 1]), module, optimizer)
 
 

@@ -27,6 +27,7 @@ from callbacks import ddp
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.ema import StudentEMA
 from callbacks.fingerprint import ResumeGuard
+from datamodules.errors import InputError
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.optimisation import OptimizerConfig
@@ -156,7 +157,7 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
     with patch, wrappers.watched(hold=scenario.fault == "hold"):
         try:
             start(module, datamodule=data, ckpt_path=scenario.checkpoint)
-        except RuntimeError as problem:
+        except (InputError, RuntimeError) as problem:
             if not scenario.expect_error:
                 raise
             error = str(problem)

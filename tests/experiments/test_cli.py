@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,9 +13,14 @@ import pytest
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks.guards import DivergedError
+from datamodules.audio import BadAudioError
+from datamodules.errors import InputError
 from experiments import training
 from experiments.cli import COMMANDS, complete_switches, help_text, main, run
 from experiments.training import CONFIGS, DistillationCLI, default_name, resolve_configs
+from tests.conftest import REPOSITORY
+from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
 
 
@@ -76,24 +82,72 @@ def test_every_option_has_a_help_text_of_its_own(command: str, capsys: pytest.Ca
     assert "lacks type and help" not in text
 
 
-def test_what_lightning_refuses_is_one_line_and_a_fault_of_the_program_a_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """Lets the next command raise an error."""
+    monkeypatch.setattr("sys.argv", ["interstack", "fit"])
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setattr("experiments.cli.CHATTY_LOGGERS", ())  # other tests listen to them
+
     def fail(error: Exception) -> None:
         def run(args: list[str]) -> None:
             raise error
 
         monkeypatch.setattr("experiments.cli.run", run)
 
-    monkeypatch.setattr("sys.argv", ["interstack", "fit"])
-    monkeypatch.setattr("sys.path", list(sys.path))
-    monkeypatch.setattr("experiments.cli.CHATTY_LOGGERS", ())  # other tests listen to them
-    fail(MisconfigurationException("you asked for 8 GPUs"))
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (InputError("growth.stages must grow"), "growth.stages must grow"),
+        (BadAudioError("a.flac: is empty; copy it again"), "a.flac: is empty; copy it again"),
+        (DivergedError("not finite"), "not finite"),
+        (FileNotFoundError(2, "No such file", "a.json"), "FileNotFoundError: [Errno 2] No such file: 'a.json'"),
+        (MisconfigurationException("you asked for 8 GPUs"), "MisconfigurationException: you asked for 8 GPUs"),
+    ],
+)
+def test_a_foreseen_error_is_one_line(
+    error: Exception, line: str, fail: Callable[[Exception], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail(error)
     assert main() == 2
-    assert capsys.readouterr().err == "interstack: MisconfigurationException: you asked for 8 GPUs\n"
-    fail(KeyError("a key"))
-    with pytest.raises(KeyError):
+    assert capsys.readouterr().err == f"interstack: {line}\n"
+
+
+@pytest.mark.parametrize("error", [KeyError("a key"), ValueError("shapes differ"), RuntimeError("CUDA")])
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(error: Exception, fail: Callable[[Exception], None]) -> None:
+    fail(error)
+    with pytest.raises(type(error)):
         main()
+
+
+TEACHER = """
+from lightning_modules.teacher import HuggingFaceTeacher
+
+class Broken(HuggingFaceTeacher):
+    def forward(self, waveforms_BT, num_samples_B=None):
+        return super().forward(waveforms_BT, num_samples_B).output_BFD @ waveforms_BT
+"""
+
+
+def test_a_fault_in_ones_own_teacher_is_shown_where_it_is(tmp_path: Path) -> None:
+    """On the terminal and in the run's folder; as a process, since it is the interpreter that prints it."""
+    (tmp_path / "mine.py").write_text(TEACHER)
+    teacher, corpus = save_teacher(tmp_path / "teacher"), save_corpus(tmp_path / "corpus", {"train": 2})
+    command = [
+        *(sys.executable, "-m", "experiments.cli", "fit", "--model.teacher", "mine.Broken"),
+        *("--model.teacher.model", str(teacher), "--data.root", str(corpus), "--data.train_splits", "[train]"),
+        *("--data.val_splits", "[]", "--data.batch_size", "2", "--growth.policy", "none", "--trainer.max_epochs", "1"),
+        *("--trainer.accelerator", "cpu", "--wandb.mode", "disabled", "--log_samples", "false"),
+    ]
+    variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    result = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    for told in (result.stderr, (tmp_path / "runs" / "run" / "errors.log").read_text()):
+        assert f'File "{tmp_path / "mine.py"}", line 6, in forward' in told
+        assert "RuntimeError: " in told.strip().splitlines()[-1]
 
 
 def test_a_bare_switch_means_true() -> None:
