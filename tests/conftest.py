@@ -30,6 +30,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def teacher(inputs: Path) -> Path:
+    return inputs / "teacher"
+
+
+@pytest.fixture(scope="module")
+def corpus(inputs: Path) -> Path:
+    return inputs / "corpus"
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real speech (LibriSpeech subsets); tests that need it skip, saying so, where it is absent."""

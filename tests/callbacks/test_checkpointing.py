@@ -22,20 +22,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from callbacks.checkpointing import EXIT_SIGTERM, RunCheckpoint, StopSignals
 from experiments.cli import run
 from tests.callbacks.faults import AskToStop, SendSignal
-from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+from tests.helpers import make_data, make_module, make_stacking, make_trainer
 from tests.patience import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_corpus(tmp_path_factory.mktemp("corpus"), {"train": 12, "dev": 4})
 
 
 Fit = Callable[..., dict[str, Any]]

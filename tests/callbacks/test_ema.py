@@ -22,24 +22,12 @@ from tests.helpers import (
     make_module,
     make_stacking,
     make_trainer,
-    save_corpus,
-    save_teacher,
 )
 
 DECAY = 0.8
 COPYING = sorted(p for p in POLICY_STAGES if get_policy(p).initialise == "copy")
 ZEROED = re.compile(r".*layers\.\d+\.(attention\.out_proj|feed_forward\.output_dense)\.")
 Weights = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_corpus(tmp_path_factory.mktemp("corpus"), {"train": 12, "dev": 4})
 
 
 def weights(module: torch.nn.Module) -> Weights:

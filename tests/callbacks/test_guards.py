@@ -17,17 +17,7 @@ from callbacks.guards import DivergedError, NonFiniteGuard
 from callbacks.summary import RunSummary
 from experiments.loggers import AppendingCSVLogger
 from tests.callbacks.faults import PoisonLoss
-from tests.helpers import make_data, make_module, make_trainer, save_corpus, save_teacher
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_corpus(tmp_path_factory.mktemp("corpus"), {"train": 12, "dev": 4})
+from tests.helpers import make_data, make_module, make_trainer
 
 
 class Snapshots(Callback):

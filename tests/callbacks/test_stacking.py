@@ -24,19 +24,7 @@ from tests.helpers import (
     make_module,
     make_stacking,
     make_trainer,
-    save_corpus,
-    save_teacher,
 )
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_corpus(tmp_path_factory.mktemp("corpus"), {"train": 12, "dev": 4})
 
 
 class Recorder(Callback):

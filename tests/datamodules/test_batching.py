@@ -1,7 +1,5 @@
 """The order of the data: purity, completeness, balance, and the cut over devices and accumulation steps."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -161,17 +159,12 @@ def test_fixed_segments_lie_on_the_grid() -> None:
     assert ((off.num_samples - on.num_samples >= 0) & (off.num_samples - on.num_samples < 1600)).all()
 
 
-def test_an_epochs_order_at_960_hours_is_made_in_moments() -> None:
-    """A seventh of a second of one quiet core; the bound only tells it from minutes, however busy the machine is."""
+def test_an_epoch_at_960_hours_has_every_utterance_once() -> None:
     lengths_N = librispeech_like(LIBRISPEECH_960H_ROWS)
-    seconds = []
-    for _ in range(2):
-        start = time.process_time()
-        plan = plan_by_utterances(np.minimum(lengths_N, MAX_SAMPLES), 64)
-        sampler = GlobalBatchSampler(plan, CropRule(lengths_N, MAX_SAMPLES, "crop", 0), seed=0, accumulate=2)
-        assert sum(len(batch.rows) for batch in sampler) == LIBRISPEECH_960H_ROWS
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 10
+    plan = plan_by_utterances(np.minimum(lengths_N, MAX_SAMPLES), 64)
+    sampler = GlobalBatchSampler(plan, CropRule(lengths_N, MAX_SAMPLES, "crop", 0), seed=0, accumulate=2)
+    rows = np.concatenate([np.asarray(batch.rows) for batch in sampler])
+    assert np.array_equal(np.sort(rows), np.arange(LIBRISPEECH_960H_ROWS))
 
 
 @both_kinds

@@ -13,18 +13,13 @@ from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.optimisation import OptimizerConfig
 from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher, Teacher, TeacherTargets
-from tests.helpers import make_data, make_module, make_trainer, save_corpus, save_teacher
+from tests.helpers import make_data, make_module, make_trainer, save_corpus
 
 
 class Batch(NamedTuple):
     waveforms: Tensor
     num_samples: Tensor
     global_num_samples: Tensor
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="module")

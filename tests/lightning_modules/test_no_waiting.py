@@ -15,7 +15,7 @@ from datamodules.loading import AudioBatch
 from datamodules.target_cache import encode
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import normalize_waveforms
-from tests.helpers import make_data, make_module, save_corpus, save_teacher, save_whisper
+from tests.helpers import make_data, make_module, save_corpus, save_whisper
 from tests.lightning_modules.test_distillation import Batch, make_batch
 
 META = torch.device("meta")
@@ -31,11 +31,6 @@ class RefuseBlockingCopies(TorchDispatchMode):
             if target is not None and torch.device(target) == META != args[0].device:
                 raise RuntimeError("a copy to the device that blocks")
         return function(*args, **kwargs)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def on_meta(folder: Path, **settings: Any) -> DistillationModule:
