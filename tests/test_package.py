@@ -21,6 +21,7 @@ def test_wheel_holds_code_and_data_and_runs_elsewhere(tmp_path: Path) -> None:
         "experiments/configs/interleave_equal.yaml",
         "experiments/report/page.html",
         "datamodules/grammar.txt",
+        *(f"{package}/py.typed" for package in ("lightning_modules", "datamodules", "callbacks", "experiments")),
     ):
         assert needed in names
     assert not [name for name in names if name.startswith("tests/")]
