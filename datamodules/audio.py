@@ -16,6 +16,8 @@ from datamodules.errors import InputError
 from datamodules.packed import piece_of
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3")
+SAMPLE_RATE = 16_000
+"""Samples per second that encoders of speech take."""
 MOST_SAMPLES = 2**40  # libsndfile reports 2**63 - 1 where a FLAC header leaves the length open
 # Decoders, filters and mixes overshoot 1.0 by a few dB. 24 dB over full scale is no such thing, and in a file in 16-bit
 # scale the noise of a quiet room exceeds it.

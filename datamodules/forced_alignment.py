@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from datamodules.alignments import SILENCE, Segment
+from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 
-SAMPLE_RATE = 16_000
 FRAME_SECONDS = 0.01
 BOUNDARY_SECONDS = 0.0078
 """Where frame f begins to speak for the audio, after ``f * FRAME_SECONDS``: half-way between the centres of its window

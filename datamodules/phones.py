@@ -20,10 +20,9 @@ from datamodules.alignments import (
     frame_labels,
     read_split,
 )
-from datamodules.audio import read_audio, usable_samples
+from datamodules.audio import SAMPLE_RATE, read_audio, usable_samples
 from datamodules.errors import InputError
 
-SAMPLE_RATE = 16_000
 IGNORED = -100
 """Label of frames that are padding; torch's ``cross_entropy`` leaves it out by default."""
 

@@ -17,16 +17,18 @@ import numpy as np
 
 from callbacks.policies import default_stages
 from callbacks.schedules import mean_depth, stage_lengths
+from callbacks.stacking import StackingCallback
+from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import read_json
+from datamodules.librispeech import LibriSpeechDataModule
+from experiments.defaults import default_of
 from experiments.report.reading import RunLog, read_run
 from lightning_modules.front_end import CONV_FIELDS, FrontEnd, feat_extract_norm
 from lightning_modules.objective import ObjectiveConfig, intermediate_layers
 from lightning_modules.student import StudentConfig, hubert_config
 from lightning_modules.teacher_loading import WHISPER
 from lightning_modules.whisper import HOP, WINDOW
-
-SAMPLE_RATE = 16_000
 
 
 def conv_frames(config: Any, num_samples: int) -> list[int]:
@@ -151,7 +153,8 @@ class Growth:
         policy = settings.get("policy", "none")
         if policy == "none":
             return cls((num_layers,), (max_epochs,))
-        stages = settings.get("stages") or default_stages(policy, num_layers, settings.get("layers_per_stage", 3))
+        each = settings.get("layers_per_stage", default_of(StackingCallback, "layers_per_stage"))
+        stages = settings.get("stages") or default_stages(policy, num_layers, each)
         return cls(tuple(stages), stage_lengths(settings.get("schedule", "equal"), len(stages), max_epochs))
 
     @property
@@ -181,7 +184,7 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
     model = settings.get("model", {})
     student, objective = StudentConfig(**model.get("student", {})), ObjectiveConfig(**model.get("objective", {}))
     depths, audio = _audio_by_stage(log, summary)
-    batch_size = settings.get("data", {}).get("batch_size") or 64
+    batch_size = settings.get("data", {}).get("batch_size") or default_of(LibriSpeechDataModule, "batch_size")
     num_samples = round(summary["audio_seconds"] * SAMPLE_RATE / (summary["steps"] * batch_size))
     cached = settings.get("data", {}).get("targets") is not None
     cost = step_cost(teacher, student, objective, num_samples, cached, hears_30_seconds(model))

@@ -10,11 +10,11 @@ from typing import NamedTuple
 from jsonargparse.typing import PositiveInt
 
 from datamodules.alignments import ALIGNMENTS, Segment, read_alignment, write_alignment
-from datamodules.audio import BadAudioError, read_audio
+from datamodules.audio import SAMPLE_RATE, BadAudioError, read_audio
 from datamodules.corpus import CorpusSettings, list_files, read_transcripts, split_folders, utterance_id
 from datamodules.errors import InputError
 from datamodules.files import FolderLock, write_text
-from datamodules.forced_alignment import SAMPLE_RATE, AlignmentError, PhoneAligner
+from datamodules.forced_alignment import AlignmentError, PhoneAligner
 from lightning_modules.superb.tokenizers import read_lexicon
 
 log = logging.getLogger(__name__)

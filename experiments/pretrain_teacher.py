@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
 from datamodules.alignments import alignment_digest, phone_inventory, read_split
+from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import write_json
 from datamodules.folders import is_finished, making, write_marker
-from datamodules.phones import SAMPLE_RATE, FrameLabelDataset, stack_crops
+from datamodules.phones import FrameLabelDataset, stack_crops
 from datamodules.placement import trains_on_cuda, workers_for
 from lightning_modules.precision import trainer_precision
 from lightning_modules.pretraining import FrameLabelModule, PretrainingConfig

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import HubertModel
 
-from datamodules.audio import AUDIO_SUFFIXES, read_audio, usable_samples
+from datamodules.audio import AUDIO_SUFFIXES, SAMPLE_RATE, read_audio, usable_samples
 from datamodules.corpus import audio_below, refuse_twins
 from datamodules.errors import InputError
 from datamodules.files import write_bytes, write_json
@@ -37,7 +37,6 @@ from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, no
 
 log = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000
 OUTPUT_PROJECTION = "objective.output_projection."
 NORMALIZER = "objective.normalizer."
 

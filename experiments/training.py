@@ -34,6 +34,7 @@ from datamodules.files import read_text
 from datamodules.librispeech import LibriSpeechDataModule
 from experiments.accumulation import accumulation_steps, utterances_that_fit
 from experiments.command_line import OneLineErrors, common_options
+from experiments.defaults import TRAINER_DEFAULTS
 from experiments.loggers import WandbSettings, build_loggers
 from experiments.runs import RunFolder
 from experiments.settings_yaml import load_settings
@@ -46,14 +47,6 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULT_TEACHER = {
     "class_path": "lightning_modules.teacher.HuggingFaceTeacher",
     "init_args": {"model": "facebook/hubert-base-ls960"},
-}
-TRAINER_DEFAULTS = {
-    "max_epochs": 75,
-    "gradient_clip_val": 5.0,
-    "log_every_n_steps": 50,
-    "num_sanity_val_steps": 0,
-    # The data module cuts global batches by rank itself.
-    "use_distributed_sampler": False,
 }
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.audio import read_audio
+from datamodules.audio import SAMPLE_RATE, read_audio
 from datamodules.batching import MicroBatch
 from datamodules.errors import InputError
 from datamodules.placement import trains_on_cuda, workers_for
 from datamodules.superb.fluent import read_fluent, require_fluent
 from datamodules.superb.librispeech import read_librispeech, require_librispeech
 from datamodules.superb.recipes import RECIPES, WITH_CORPUS, DataRecipe
-from datamodules.superb.rows import SAMPLE_RATE, Reading, Row, SuperbCorpus
+from datamodules.superb.rows import Reading, Row, SuperbCorpus
 from datamodules.superb.samplers import (
     BalancedSampling,
     Crops,

@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from datamodules.audio import BadAudioError, usable_samples
+from datamodules.audio import SAMPLE_RATE, BadAudioError, usable_samples
 from datamodules.errors import InputError
 from datamodules.scanning import Problem
 
-SAMPLE_RATE = 16_000
 MIN_SAMPLES = 400
 """One frame of a HuBERT-like front end; shorter audio is bad audio."""
 

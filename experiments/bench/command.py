@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from callbacks.schedules import mean_depth, stage_lengths
+from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import write_json
 from experiments.accounting import step_cost
@@ -26,7 +27,7 @@ from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.made import made, training_device
 from experiments.bench.memory import resident_megabytes, start_memory_peak
 from experiments.bench.noise import cropped_widths, noise
-from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
+from experiments.bench.random_teacher import save_random_teacher
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.kernels import Kernels
 from lightning_modules.objective import ObjectiveConfig

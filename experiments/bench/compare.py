@@ -20,12 +20,13 @@ import soundfile
 import torch
 
 from callbacks.lookup import find_callback
+from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import read_text, write_json
 from experiments.bench.command import SCHEDULES, growth_speedup
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.made import earlier, made, training_device
-from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
+from experiments.bench.random_teacher import save_random_teacher
 from experiments.cache_targets import TargetsCLI
 from experiments.settings_yaml import load_settings
 from experiments.shipped import find_shipped

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder, HubertPositionalConvEmbedding
 
+from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import write_json
 from experiments.bench.made import made, training_device
-from experiments.bench.random_teacher import SAMPLE_RATE
 from lightning_modules.kernels import compute_dtype, install
 from lightning_modules.precision import computing_in
 

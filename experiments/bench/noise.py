@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.audio import SAMPLE_RATE
 from datamodules.batching import CropRule, GlobalBatchSampler, plan_by_utterances
-from experiments.bench.random_teacher import SAMPLE_RATE
 
 UTTERANCES = 281_241  # of LibriSpeech's three training parts: the fewer, the more is lost by cropping
 MAX_SECONDS = 15.6

@@ -19,12 +19,13 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import read_json, write_json, write_text
 from experiments.bench.command import matmul_peak, objective_for, step_flops
 from experiments.bench.made import made, training_device
 from experiments.bench.noise import noise
-from experiments.bench.random_teacher import SAMPLE_RATE, save_random_teacher
+from experiments.bench.random_teacher import save_random_teacher
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.precision import computing_in
 from lightning_modules.stopwatch import TimePoint, milliseconds, time_point

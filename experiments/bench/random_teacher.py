@@ -5,8 +5,6 @@ from pathlib import Path
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-SAMPLE_RATE = 16_000
-
 
 def save_random_teacher(folder: Path, layers: int = 12, width: int = 768, channels: int = 512) -> Path:
     """Write ``layers`` x ``width`` behind HuBERT Base's convolutions of that many ``channels`` to ``folder``."""

@@ -10,9 +10,11 @@ from rich.table import Table
 from transformers import AutoConfig, HubertConfig
 
 from callbacks.summary import machine
+from datamodules.audio import SAMPLE_RATE
 from datamodules.corpus import audio_below
-from datamodules.librispeech import TRAIN_SPLITS_960H
-from experiments.accounting import SAMPLE_RATE, Growth, hears_30_seconds, run_flops, step_cost
+from datamodules.librispeech import TRAIN_SPLITS_960H, LibriSpeechDataModule
+from experiments.accounting import Growth, hears_30_seconds, run_flops, step_cost
+from experiments.defaults import default_of, max_epochs
 from experiments.runner.job import Workspace, is_done, matched
 from experiments.runner.plan import Job, Plan
 from lightning_modules.objective import ObjectiveConfig
@@ -75,10 +77,11 @@ class Estimator:
             settings = matched(settings, target / reference)  # seconds are taken as proportional
         model, data = settings.get("model", {}), settings.get("data", {})
         student, objective = StudentConfig(**model.get("student", {})), ObjectiveConfig(**model.get("objective", {}))
-        epochs = settings.get("trainer", {}).get("max_epochs", 75)
+        epochs = max_epochs(settings)
         growth = Growth.of(settings.get("growth", {}), student.num_layers, epochs)
-        samples = min(data.get("max_samples", 250_000), round(MEAN_SECONDS[self.plan.study.data] * SAMPLE_RATE))
-        batch_size = data.get("batch_size") or 64
+        longest = data.get("max_samples", default_of(LibriSpeechDataModule, "max_samples"))
+        samples = min(longest, round(MEAN_SECONDS[self.plan.study.data] * SAMPLE_RATE))
+        batch_size = data.get("batch_size") or default_of(LibriSpeechDataModule, "batch_size")
         per_epoch = (data.get("batches_per_epoch") or self._corpus_size(data) // batch_size) * batch_size
         cached, padded = data.get("targets") is not None, hears_30_seconds(model)
         cost = step_cost(self._teacher(), student, objective, samples, cached, padded)

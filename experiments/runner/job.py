@@ -23,6 +23,7 @@ from transformers import AutoConfig
 from datamodules.errors import InputError
 from datamodules.files import read_json, read_text, write_json, write_text
 from experiments.accounting import measured
+from experiments.defaults import max_epochs
 from experiments.report.reading import run_record
 from experiments.runner.plan import Job
 from experiments.runs import RunFolder, git_commit
@@ -235,7 +236,7 @@ def superb_result(folder: Path, job: Job) -> Path:
 def matched(settings: dict[str, Any], ratio: float) -> dict[str, Any]:
     """``settings`` of a run that is ``ratio`` times as long: fewer steps to an epoch, or else fewer epochs."""
     data, trainer = dict(settings.get("data", {})), dict(settings.get("trainer", {}))
-    epochs = trainer.get("max_epochs", 75)
+    epochs = max_epochs(settings)
     if per_epoch := data.get("batches_per_epoch"):
         steps = ratio * per_epoch * epochs
         # The schedule counts steps: a few epochs fewer where that comes nearer to their number.

@@ -15,9 +15,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import yaml
 
-from callbacks.policies import default_stages
 from datamodules.errors import InputError
 from datamodules.files import read_text
+from experiments.accounting import Growth
+from experiments.defaults import max_epochs
 from experiments.report.study_tables import COLUMNS
 from experiments.settings_yaml import load_settings
 from experiments.shipped import find_shipped, shipped_names
@@ -310,11 +311,9 @@ def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
 
 def random_schedule(settings: Mapping[str, Any], seed: int) -> str:
     """Growth at epochs drawn from ``seed``, each between the first and the last."""
-    epochs = settings.get("trainer", {}).get("max_epochs", 75)
+    epochs = max_epochs(settings)
     growth, student = settings["growth"], StudentConfig(**settings.get("model", {}).get("student", {}))
-    stages = growth.get("stages") or default_stages(
-        growth["policy"], student.num_layers, growth.get("layers_per_stage", 3)
-    )
+    stages = Growth.of(growth, student.num_layers, epochs).stages
     generator = np.random.default_rng([seed, epochs])
     drawn = sorted(generator.choice(np.arange(1, epochs), size=len(stages) - 1, replace=False).tolist())
     return "explicit-" + ",".join(map(str, drawn))

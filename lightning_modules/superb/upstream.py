@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from lightning_modules.export import load_student
 from lightning_modules.teacher import HuggingFaceTeacher, normalize_waveforms, valid_samples
@@ -25,7 +26,6 @@ from lightning_modules.teacher_loading import WHISPER, read_config
 from lightning_modules.whisper import HOP, WINDOW, WhisperTeacher
 
 FBANK = "fbank"
-SAMPLE_RATE = 16_000
 PROVENANCE = ("architectures", "dtype", "transformers_version")
 """Keys of a Hugging Face configuration that tell where it comes from, and nothing of what it computes."""
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from datamodules.alignments import SILENCE, phone_sequence
-from datamodules.audio import read_audio
+from datamodules.audio import SAMPLE_RATE, read_audio
 from datamodules.corpus import read_transcripts
-from datamodules.forced_alignment import SAMPLE_RATE, AlignmentError, PhoneAligner, _segments
+from datamodules.forced_alignment import AlignmentError, PhoneAligner, _segments
 
 pocketsphinx = pytest.importorskip("pocketsphinx")
 

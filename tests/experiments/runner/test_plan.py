@@ -1,13 +1,17 @@
 """Ids of jobs: what changes them, and what does not."""
 
+import functools
 from pathlib import Path
 
 import pytest
 
+from callbacks.stacking import StackingCallback
 from datamodules.alignments import HEADER
 from datamodules.corpus import CorpusSettings
 from datamodules.files import write_text
+from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.packing import pack_split
+from experiments.defaults import TRAINER_DEFAULTS
 from experiments.runner.estimate import Estimator
 from experiments.runner.job import matched, superb_result
 from experiments.runner.plan import Job, Plan, corpus_digest, teacher_digest
@@ -190,6 +194,32 @@ def test_a_packed_corpus_has_an_id_by_content_and_a_size(tmp_path: Path) -> None
     assert costs[0] == costs[1] > 0  # 70 utterances are a batch of 64, fewer are none
     save_corpus(corpus, {"train": 71}, seed=1)
     assert pack() != before
+
+
+@pytest.mark.parametrize(
+    ("owner", "change"),
+    [
+        (LibriSpeechDataModule, {"max_samples": 30_000}),
+        (LibriSpeechDataModule, {"batch_size": 8}),
+        (StackingCallback, {"layers_per_stage": 6}),
+    ],
+)
+def test_costs_follow_the_defaults_of_what_runs(
+    owner: type, change: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan(tmp_path)
+    before = Estimator(planned, on_gpu=True).of(planned.distil["b", 0]).flops
+    changed = functools.partialmethod(owner.__init__, **change)
+    monkeypatch.setattr(owner, "__init__", changed)
+    assert 0 < Estimator(planned, on_gpu=True).of(planned.distil["b", 0]).flops != before
+
+
+def test_costs_follow_the_default_number_of_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = plan(tmp_path)
+    before = Estimator(planned, on_gpu=True).of(planned.distil["a", 0]).flops
+    monkeypatch.setitem(TRAINER_DEFAULTS, "max_epochs", 25)
+    assert Estimator(planned, on_gpu=True).of(planned.distil["a", 0]).flops == pytest.approx(before / 3)
+    assert matched({}, 0.8) == {"data": {}, "trainer": {"max_epochs": 20}}
 
 
 @pytest.mark.parametrize(
