@@ -1,4 +1,4 @@
-"""``python -m experiments.report.copies --results FILE``: are copies more alike than layers that are as far apart elsewhere?
+"""``python -m experiments.report.copies --results FILE``: copies beside layers that are as far apart in other rows.
 
 The third claim of the paper as ``docs/table1_whisper.md`` states it. For every pair of layers of a row's final students
 that descend from one first-stage layer, its linear CKA is compared with the mean CKA of all pairs at the same distance
