@@ -61,18 +61,15 @@ def target_dimensions(
         max_seconds: longest part of a file that is used.
         teacher: hub name or folder, instead of the one that the checkpoint names.
     """
-    waveforms = read_waveforms(Path(root), utterances, max_seconds)
-    table = Table(
-        "checkpoint", "target", "largest: variance, %", "largest: loss, %", "largest: R2", "others: median R2"
-    )
+    waveforms, console = read_waveforms(Path(root), utterances, max_seconds), Console()
     for path in map(Path, checkpoints):
+        largest = (f"largest: {measured}" for measured in ("variance, %", "loss, %", "R2"))
+        table = Table("target", "loss", *largest, "others: median R2")
         for name, found in measure(path, waveforms, teacher).items():
             shares = (f"{100 * share:.1f}" for share in (found.variance_share, found.loss_share))
             explained = (f"{r2:.3f}" for r2 in (found.largest_r2, found.median_r2))
-            table.add_row(_short(path), name, f"{found.loss:.3g}", *shares, *explained)
-    console = Console()
-    console.width = max(console.width, 120)
-    console.print(table)
+            table.add_row(name, f"{found.loss:.3g}", *shares, *explained)
+        console.print(str(path), table, soft_wrap=True)
 
 
 @torch.no_grad()
@@ -103,11 +100,6 @@ def measure(path: Path, waveforms: Sequence[Tensor], teacher: str | None = None)
 def _pair(projection: Any, hidden_BFD: Tensor, target_BFD: Tensor) -> tuple[Tensor, Tensor]:
     """Prediction and target of one utterance, each (F, D)."""
     return linear(hidden_BFD, projection.weight, projection.bias)[0], target_BFD[0]
-
-
-def _short(path: Path) -> str:
-    """Name of the run and of the file, where it lies in a run's folder."""
-    return f"{path.parent.parent.name}/{path.name}" if path.parent.name == "checkpoints" else str(path)
 
 
 def _load(path: Path, teacher: str | None) -> DistillationModule:
