@@ -61,9 +61,8 @@ def copies(results: str, row: str = "interleave_equal") -> None:
 
 def stages_of(study: StudyFolder, row: str) -> dict[int, tuple[list[int | None], Matrix]]:
     """Ancestry and CKA of a row's students at their last stage, by seed."""
-    jobs = [job for job in study.of("similarity", row) if job.result.get("runs")]
-    stages = {job.seed or 0: job.result["runs"][-1]["stages"][-1] for job in jobs}
-    return {seed: (stage["ancestry"], stage["cka"]) for seed, stage in stages.items()}
+    results = {job.seed or 0: job.result for job in study.of("similarity", row) if job.result.get("runs")}
+    return {seed: (each["runs"][-1]["stages"][-1]["ancestry"], each["cka"]) for seed, each in results.items()}
 
 
 if __name__ == "__main__":

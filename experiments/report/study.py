@@ -30,6 +30,7 @@ from experiments.report.study_reading import (
     failures,
     matched_costs,
     read_study,
+    results_text,
     study_results,
 )
 from experiments.report.study_tables import (
@@ -107,8 +108,10 @@ def build_study_report(source: Path, output: Path | None = None, files: Collecti
     def content(name: str) -> bytes:
         if drawing := drawings.get(name):
             return drawing.png() if isinstance(drawing, Picture) else drawing.text.encode()
-        if name in ("report.json", RESULTS):
-            return json_text(report if name == "report.json" else study_results(source)).encode()
+        if name == RESULTS:
+            return results_text(study_results(source)).encode()
+        if name == "report.json":
+            return json_text(report).encode()
         if name == "report.html":
             return study_page(report, list(drawings.values())).encode()
         pictures = _markdown_pictures(shown) + _markdown_made(report) if name == "report.md" else ""

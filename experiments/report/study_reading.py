@@ -1,19 +1,22 @@
 """Read the folder of a study, or its ``results.json``, which holds all that a report needs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from datamodules.errors import InputError
-from datamodules.files import read_json
+from datamodules.files import json_text, read_json
 from experiments.report.reading import RunLog, recorded_run, run_record
 
 RATIOS = {"speed_up": "train_seconds", "student_speed_up": "student_seconds", "flops_ratio": "flops"}
 MATCHED = {"train_seconds": "training seconds", "flops": "FLOPs"}
 MISSING, FAILED = "missing", "failed"
+MATRICES = ("cka", "cosine", "cka_teacher")
 MUST_AGREE = ("hardware", "commit")
 """Of two runs whose seconds are divided by each other."""
 
@@ -80,6 +83,12 @@ def study_results(path: Path) -> dict[str, Any]:
     return {"study": study, "jobs": [_entry(folder) for folder in folders if (folder / "job.json").is_file()]}
 
 
+def results_text(results: Mapping[str, Any]) -> str:
+    """``results.json``, a line for each job."""
+    jobs = ",\n".join(json_text(job, None).rstrip() for job in results["jobs"])
+    return f'{{"study": {json_text(results["study"], None).rstrip()},\n"jobs": [\n{jobs}\n]}}\n'
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """Content of a ``results.json``.
 
@@ -100,7 +109,23 @@ def _entry(folder: Path) -> dict[str, Any]:
         run = folder.parent.parent / result["run"]
         result |= run_record(run) if run.is_dir() else {}
     known = ("id", "kind", "row", "seed", "task", "status", "seconds", "log")
-    return {"id": folder.name} | {key: record[key] for key in known if key in record} | {"result": result}
+    kept = {key: record[key] for key in known if key in record}
+    return {"id": folder.name} | kept | {"result": None if result is None else _slim(result)}
+
+
+def _slim(result: dict[str, Any]) -> dict[str, Any]:
+    """Without what no report needs, since a study has hundreds of results: settings, and similarity stage by stage."""
+    slim = _without(result, ("config", "versions"))
+    slim |= {key: np.round(slim[key], 4).tolist() for key in MATRICES if key in slim}
+    if "cka" in slim and "runs" in slim:
+        slim["runs"] = [
+            run | {"stages": [_without(stage, MATRICES) for stage in run["stages"]]} for run in slim["runs"]
+        ]
+    return slim
+
+
+def _without(mapping: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in keys}
 
 
 def _job(entry: Mapping[str, Any]) -> StudyJob:

@@ -24,9 +24,9 @@ def test_other_pairs_are_taken_at_the_same_distances() -> None:
 def results(path: Path, ancestry: list[int]) -> str:
     def job(row: str, seed: int, near: float) -> dict[str, object]:
         cka = np.eye(4) + near * (1 - np.eye(4))
-        stage = {"ancestry": ancestry if row == "grown" else [0, 1, 0, 1], "cka": cka.tolist()}
+        stage = {"ancestry": ancestry if row == "grown" else [0, 1, 0, 1]}
         known = {"id": f"{row}{seed}", "kind": "similarity", "row": row, "seed": seed, "status": "done"}
-        return known | {"result": {"runs": [{"stages": [stage]}]}}
+        return known | {"result": {"runs": [{"stages": [stage]}], "cka": cka.tolist()}}
 
     jobs = [job("grown", 0, 0.9), job("grown", 1, 0.8), job("other", 0, 0.4)]
     return str(write_json(path, {"study": {"rows": [{"name": "grown"}, {"name": "other"}]}, "jobs": jobs}))
