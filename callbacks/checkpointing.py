@@ -141,7 +141,7 @@ class RunCheckpoint(Checkpoint):
 
     Raises:
         OSError: a checkpoint cannot be written; all ranks raise it. It names the folder.
-        ValueError: the run is asked to stop before its first step.
+        InputError: the run is asked to stop before its first step.
     """
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_stages: bool = True) -> None:

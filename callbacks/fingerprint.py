@@ -140,7 +140,7 @@ class ResumeGuard(Callback):
         """Refuse ``checkpoint`` where it belongs to another run; one without a fingerprint passes.
 
         Raises:
-            ValueError: names each setting that differs, with both values, and how a new run starts from the weights.
+            InputError: names each setting that differs, with both values, and how a new run starts from the weights.
         """
         path, depth = Path(trainer.ckpt_path or ""), state_dict_depth(checkpoint["state_dict"], STUDENT_PREFIX)
         anew = (

@@ -55,7 +55,7 @@ def register_policy(
     """Decorator: make a plan function available under ``name``.
 
     Raises:
-        ValueError: the name is taken.
+        InputError: the name is taken.
     """
 
     def register(plan: Callable[..., Plan]) -> Callable[..., Plan]:
@@ -71,7 +71,7 @@ def get_policy(name: str) -> Policy:
     """The policy of that name, or the plan function of that dotted path (``my_module.my_plan``).
 
     Raises:
-        ValueError: there is none; the message lists those that there are.
+        InputError: there is none; the message lists those that there are.
     """
     found = find_named(name, POLICIES, "policy", "a plan function, my_module.my_plan")
     return found if isinstance(found, Policy) else Policy(name, found)
@@ -88,7 +88,7 @@ def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> 
             ``last`` or the ``first`` is cloned.
 
     Raises:
-        ValueError: an unknown policy or offset, an offset for a policy that has none, or numbers that the
+        InputError: an unknown policy or offset, an offset for a policy that has none, or numbers that the
             policy cannot serve; the message says which would fit.
     """
     chosen = get_policy(policy)
@@ -118,7 +118,7 @@ def kept_positions(plan: Sequence[int | None], depth: int) -> list[int]:
     """New position of each of the ``depth`` old layers: the first position that names it.
 
     Raises:
-        ValueError: the plan loses a layer, or names one that does not exist.
+        InputError: the plan loses a layer, or names one that does not exist.
     """
     named = {source for source in plan if source is not None}
     if named != set(range(depth)):
@@ -140,7 +140,7 @@ def default_stages(policy: str, num_layers: int = 12, layers_per_stage: int = 3)
             number of layers that every growth adds.
 
     Raises:
-        ValueError: an unknown policy, or depths that do not lead from ``layers_per_stage`` to ``num_layers``.
+        InputError: an unknown policy, or depths that do not lead from ``layers_per_stage`` to ``num_layers``.
     """
     get_policy(policy)
     if not 1 <= layers_per_stage < num_layers:

@@ -25,7 +25,7 @@ def stage_lengths(schedule: str | Sequence[int], num_stages: int, max_epochs: in
         max_epochs: epochs T of the whole run.
 
     Raises:
-        ValueError: an unknown schedule, fewer epochs than stages, or growth epochs that are not increasing,
+        InputError: an unknown schedule, fewer epochs than stages, or growth epochs that are not increasing,
             not inside the run, or not ``num_stages - 1`` many.
     """
     if max_epochs < num_stages:

@@ -56,7 +56,7 @@ def corpus_folder(root: str | Path) -> Path:
     """The folder that holds the splits and ``alignments``: ``root``, or ``LibriSpeech`` in it.
 
     Raises:
-        ValueError: neither has a folder ``alignments``.
+        InputError: neither has a folder ``alignments``.
     """
     for folder in (Path(root), Path(root) / "LibriSpeech"):
         if (folder / ALIGNMENTS).is_dir():
@@ -79,7 +79,7 @@ def read_alignment(path: str | Path) -> dict[str, list[Segment]]:
     """Read one file.
 
     Raises:
-        ValueError: a wrong header, a line that is not four fields, a time that is no number, phones that
+        InputError: a wrong header, a line that is not four fields, a time that is no number, phones that
             overlap or run backwards, or an utterance whose lines are not together. File and line are named.
     """
     lines = read_lines(path)
@@ -141,7 +141,7 @@ def read_split(root: str | Path, split: str) -> dict[str, list[Segment]]:
     """All alignments of one split.
 
     Raises:
-        ValueError: there are none, or two files give the same utterance.
+        InputError: there are none, or two files give the same utterance.
     """
     merged: dict[str, list[Segment]] = {}
     for path in _split_files(root, split):
@@ -156,7 +156,7 @@ def find_audio(root: str | Path, split: str, utterances: Iterable[str]) -> dict[
     """The audio file of each utterance, in the order given.
 
     Raises:
-        ValueError: an utterance has none or two; the first is named. (Audio without an alignment is only warned of.)
+        InputError: an utterance has none or two; the first is named. (Audio without an alignment is only warned of.)
     """
     folder = corpus_folder(root) / split
     audio = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES]

@@ -148,7 +148,7 @@ def plan_by_samples(lengths_N: np.ndarray, batch_samples: int) -> BatchPlan:
     with it an epoch's number of steps, never changes.
 
     Raises:
-        ValueError: the longest utterance alone has more than ``batch_samples``.
+        InputError: the longest utterance alone has more than ``batch_samples``.
     """
     order = _length_order(lengths_N)
     sorted_N = lengths_N[order]
@@ -218,7 +218,7 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     (micro-batches to leave out) holds for the epoch that a resume continues.
 
     Raises:
-        ValueError: a global batch has fewer items than there are parts to cut it into.
+        InputError: a global batch has fewer items than there are parts to cut it into.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ def split_folders(settings: CorpusSettings) -> list[tuple[str, str]]:
     A root is the folder that holds the splits, or its parent.
 
     Raises:
-        ValueError: a root does not exist, a split is in none of them, or a root's subfolders leave a choice.
+        InputError: a root does not exist, a split is in none of them, or a root's subfolders leave a choice.
     """
     homes = list(dict.fromkeys(_home_of_splits(root, settings.splits) for root in settings.absolute_roots))
     found: list[tuple[str, str]] = []
@@ -102,7 +102,7 @@ def list_files(folders: Sequence[tuple[str, str]]) -> list[CorpusFile]:
     """All audio and transcript files of the splits, in order of split, root and path.
 
     Raises:
-        ValueError: a split has no audio file, or an utterance has two.
+        InputError: a split has no audio file, or an utterance has two.
     """
     files: list[CorpusFile] = []
     with ThreadPoolExecutor(max_workers=8) as pool:  # network file systems answer in parallel
@@ -129,7 +129,7 @@ def read_transcripts(path: str) -> dict[str, str]:
     """Utterance id -> text of one transcript file; blanks or a tab stand between them.
 
     Raises:
-        ValueError: the file is not UTF-8 text.
+        InputError: the file is not UTF-8 text.
     """
     lines = [line.split(maxsplit=1) for line in read_lines(path)]
     return {line[0]: line[1].strip() if len(line) == 2 else "" for line in lines if line}
@@ -139,7 +139,7 @@ def refuse_twins(paths: Iterable[str]) -> None:
     """Refuse two files of one name but for the suffix, as a corpus that was converted in place has.
 
     Raises:
-        ValueError: naming the first two.
+        InputError: naming the first two.
     """
     seen: dict[str, str] = {}
     for path in paths:

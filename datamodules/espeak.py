@@ -75,7 +75,7 @@ class Synthesizer:
         seed: of the library's random numbers.
 
     Raises:
-        ValueError: the library cannot start, or has no such voice.
+        InputError: the library cannot start, or has no such voice.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ def read_text(path: str | Path) -> str:
     """Contents of a UTF-8 file, without a byte order mark.
 
     Raises:
-        ValueError: the file is in another encoding. It names the file, the line and how to convert it.
+        InputError: the file is in another encoding. It names the file, the line and how to convert it.
         OSError: the file cannot be read.
     """
     data = Path(path).read_bytes()
@@ -57,7 +57,7 @@ def read_json(path: str | Path, remedy: str = "restore the file") -> Any:
         remedy: what to do where it is damaged.
 
     Raises:
-        ValueError: the file is not UTF-8 or not JSON. It names the file and the line.
+        InputError: the file is not UTF-8 or not JSON. It names the file and the line.
         OSError: the file cannot be read.
     """
     text = read_text(path)
@@ -162,7 +162,7 @@ class FolderLock:
         remedy: what to do where another process has it.
 
     Raises:
-        ValueError: another process has it; the message names that process and its machine.
+        InputError: another process has it; the message names that process and its machine.
         OSError: the folder cannot be written to.
     """
 

@@ -23,7 +23,7 @@ def is_finished(folder: Path, marker: str, settings: Mapping[str, Any], overwrit
         overwrite: allow replacing a result of other settings.
 
     Raises:
-        ValueError: it holds something else, or a result of other settings without ``overwrite``. Something
+        InputError: it holds something else, or a result of other settings without ``overwrite``. Something
             else is never replaced, so that no flag deletes a real corpus or model.
     """
     if not folder.exists():

@@ -36,7 +36,7 @@ class PhoneAligner:
         lexicon: further words with their phones, whose stress is dropped; the dictionary's own words stay as they are.
 
     Raises:
-        ValueError: pocketsphinx is not installed.
+        InputError: pocketsphinx is not installed.
     """
 
     def __init__(self, lexicon: Mapping[str, Sequence[str]] | None = None) -> None:

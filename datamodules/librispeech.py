@@ -94,7 +94,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
             settings hand out the same micro-batches; ``None``: each loads its own.
 
     Raises:
-        ValueError: settings that contradict each other; from ``prepare_data``, a split that is missing or empty, or
+        InputError: settings that contradict each other; from ``prepare_data``, a split that is missing or empty, or
             bad audio; from the loaders, global batches too small for the number of processes.
     """
 
@@ -175,7 +175,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         """Let training batches bring the cached targets of these hidden layers; the module calls it in its ``setup``.
 
         Raises:
-            ValueError: the cache in ``targets`` was made with another teacher, corpus or segments.
+            InputError: the cache in ``targets`` was made with another teacher, corpus or segments.
         """
         assert self.targets is not None
         cache = TargetCache(self.targets)

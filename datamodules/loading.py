@@ -222,7 +222,7 @@ class ResumableLoader(DataLoader[AudioBatch]):
         """Continue after the batches that were handed out.
 
         Raises:
-            ValueError: the state is one of mid-epoch, and accumulation or the number of batches has changed.
+            InputError: the state is one of mid-epoch, and accumulation or the number of batches has changed.
         """
         sampler = self.batch_sampler
         epoch, start = state["epoch"], state["yielded"]

@@ -108,7 +108,7 @@ def prepare_manifest(settings: CorpusSettings, cache_dir: str | None = None) -> 
     """The manifest of the corpus as it is now: from the cache if no file has changed, else built and cached.
 
     Raises:
-        ValueError: a split is missing or empty, or (with ``on_bad_audio="error"``) a file cannot be used.
+        InputError: a split is missing or empty, or (with ``on_bad_audio="error"``) a file cannot be used.
     """
     cache = _cache_folder(settings, cache_dir)
     listing = _list_corpus(settings)
@@ -126,7 +126,7 @@ def load_manifest(settings: CorpusSettings, cache_dir: str | None = None) -> Man
     """The manifest that :func:`prepare_manifest` left for these settings, without a look at the corpus.
 
     Raises:
-        ValueError: there is none.
+        InputError: there is none.
     """
     cache = _cache_folder(settings, cache_dir)
     pointer = os.path.join(cache, "current")

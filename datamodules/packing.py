@@ -60,7 +60,7 @@ def pack_split(
     """Pack the one split of ``settings`` into ``output/SPLIT``; a finished pack is verified and kept.
 
     Raises:
-        ValueError: ``output/SPLIT`` holds something else or a pack of another corpus, or is damaged.
+        InputError: ``output/SPLIT`` holds something else or a pack of another corpus, or is damaged.
         BadAudioError: a file cannot be decoded, or has samples that 16 bits cannot hold. ``on_bad_audio="skip"``
             leaves out only files whose header shows that they cannot be used.
     """

@@ -50,7 +50,7 @@ class FrameLabelDataset(Dataset[FrameBatch]):
         seed: of order and crops.
 
     Raises:
-        ValueError: alignments without audio, audio that cannot be used, or phones outside the inventory.
+        InputError: alignments without audio, audio that cannot be used, or phones outside the inventory.
     """
 
     def __init__(

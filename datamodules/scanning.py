@@ -50,7 +50,7 @@ def scan(files: Sequence[CorpusFile], settings: CorpusSettings) -> tuple[list[Ro
 
     Raises:
         BadAudioError: there is bad input and ``on_bad_audio`` is "error".
-        ValueError: nothing of a split is usable.
+        InputError: nothing of a split is usable.
     """
     audio = [file for file in files if file.is_audio]
     transcripts = _read_all_transcripts(files)

@@ -30,7 +30,7 @@ def only_writer(folder: Path) -> FolderLock:
     """The right to make ``folder``: a second call at the same time is refused.
 
     Raises:
-        ValueError: another process makes it.
+        InputError: another process makes it.
     """
     return FolderLock(folder.parent, f".{folder.name}.lock", "wait for it, or choose another output folder")
 

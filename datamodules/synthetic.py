@@ -72,7 +72,7 @@ def plan_speakers(minutes: float, voices: int, seed: int) -> list[Speaker]:
     """Who speaks how long in which split: a sixth of the voices (at least one) each for dev and test.
 
     Raises:
-        ValueError: fewer voices than splits or more than there are, or too little speech for each to say
+        InputError: fewer voices than splits or more than there are, or too little speech for each to say
             anything.
     """
     if not len(SPLITS) <= voices <= MOST_VOICES:
@@ -215,7 +215,7 @@ def synthesize_corpus(
         The folder of splits, ``output/LibriSpeech``.
 
     Raises:
-        ValueError: impossible settings, a corpus with others is there, or espeakng-loader is not installed.
+        InputError: impossible settings, a corpus with others is there, or espeakng-loader is not installed.
     """
     corpus = Path(output) / "LibriSpeech"
     settings = {"format": FORMAT, "minutes": float(minutes), "voices": voices, "seed": seed}

@@ -74,7 +74,7 @@ class TargetCache:
         layers: hidden layers to read besides the output, ascending; default: all.
 
     Raises:
-        ValueError: there is no finished cache.
+        InputError: there is no finished cache.
     """
 
     def __init__(self, folder: str, layers: Sequence[int] | None = None) -> None:
@@ -96,7 +96,7 @@ class TargetCache:
         """Refuse a cache that was not made with these settings; it may hold more layers.
 
         Raises:
-            ValueError: names each setting that differs, with both values.
+            InputError: names each setting that differs, with both values.
         """
         own = NOT_IN_OLDER_CACHES | self.settings
         differing = [

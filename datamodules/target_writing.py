@@ -106,7 +106,7 @@ def room_for(folder: Path, plan: TargetPlan) -> int:
     """Bytes that ``folder`` may take, what an interrupted call has written of it included.
 
     Raises:
-        ValueError: the targets need more.
+        InputError: the targets need more.
     """
     unfinished = unfinished_folder(folder)
     unfinished.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def is_cached(folder: Path, made_with: dict[str, Any], overwrite: bool) -> bool:
     """Whether ``folder`` holds the finished cache of these settings; its checksums are compared.
 
     Raises:
-        ValueError: it holds something else, a cache of other settings without ``overwrite``, or a damaged one.
+        InputError: it holds something else, a cache of other settings without ``overwrite``, or a damaged one.
     """
     if not is_finished(folder, MARKER, made_with, overwrite):
         return False
@@ -149,7 +149,7 @@ def write_targets(
         statistics: measures mean and deviation (2, S, D) before ``source`` is asked, which standardizes with them.
 
     Raises:
-        ValueError: the source gives other shapes than the plan has, or targets that are not finite.
+        InputError: the source gives other shapes than the plan has, or targets that are not finite.
     """
     with only_writer(folder):
         unfinished = unfinished_folder(folder)

@@ -24,7 +24,7 @@ def read_aligned(
     and counts. Utterances without any phone are left out.
 
     Raises:
-        ValueError: no alignments, none of them with a phone, or bad audio.
+        InputError: no alignments, none of them with a phone, or bad audio.
     """
     skipped: list[Problem] = []
 

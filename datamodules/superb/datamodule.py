@@ -83,7 +83,7 @@ def read_corpus(task: str, data: SuperbData, seed: int = 1337) -> SuperbCorpus:
     """The corpus of a task, cut down where ``data`` says so.
 
     Raises:
-        ValueError: no such task, the corpus is not there, or something in it is wrong.
+        InputError: no such task, the corpus is not there, or something in it is wrong.
     """
     if task not in WITH_CORPUS:
         raise InputError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
@@ -99,7 +99,7 @@ def require_corpus(task: str, data: SuperbData) -> None:
     """Look whether the folder has the layout of the task's corpus; no audio is read.
 
     Raises:
-        ValueError: no such task, or what is not there.
+        InputError: no such task, or what is not there.
     """
     if task not in WITH_CORPUS:
         raise InputError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
@@ -117,7 +117,7 @@ def require_label_lists(task: str, data: SuperbData) -> None:
     """The setting ``labels`` must fit the task.
 
     Raises:
-        ValueError: the task has no labels, its corpus fixes them, or there are more or fewer lists.
+        InputError: the task has no labels, its corpus fixes them, or there are more or fewer lists.
     """
     if data.labels is None:
         return
@@ -246,7 +246,7 @@ class SuperbDataModule(L.LightningDataModule):
         keep_bytes: of decoded training audio to keep in memory, in each loading process.
 
     Raises:
-        ValueError: window sampling without ``target_length``; from ``setup``, what is wrong with the corpus; from
+        InputError: window sampling without ``target_length``; from ``setup``, what is wrong with the corpus; from
             ``train_dataloader``, full recipe batches smaller than the number of ranks.
     """
 

@@ -20,7 +20,7 @@ def read_fluent(root: str, labels: list[list[str]] | None = None, reading: Readi
     """Labels are, unless given, the values of the train csv in order of first appearance.
 
     Raises:
-        ValueError: a file is not there, a label does not occur in train, or bad audio.
+        InputError: a file is not there, a label does not occur in train, or bad audio.
     """
     root = require_fluent(root)
     splits = {split: _rows(root, name) for split, name in CSV.items()}
@@ -33,7 +33,7 @@ def require_fluent(root: str) -> str:
     """The folder that holds ``fluent_speech_commands_dataset``, once the corpus is found in it.
 
     Raises:
-        ValueError: a file is not there.
+        InputError: a file is not there.
     """
     root = os.path.abspath(root)
     if os.path.basename(root) == FOLDER:

@@ -30,7 +30,7 @@ def read_librispeech(
     """Rows with transcripts; every test split is a test of its own. The manifest is cached.
 
     Raises:
-        ValueError: the corpus or a split is not there, an utterance has no transcript, or bad audio.
+        InputError: the corpus or a split is not there, an utterance has no transcript, or bad audio.
     """
     require_librispeech(root, [*train_splits, *dev_splits, *test_splits])
     skipped: list[Problem] = []
@@ -66,7 +66,7 @@ def require_librispeech(root: str, splits: Sequence[str]) -> None:
     """Find the splits in ``root``, or in a folder in it.
 
     Raises:
-        ValueError: the folder or a split is not there.
+        InputError: the folder or a split is not there.
     """
     PUBLISHED.require(root)
     root = os.path.abspath(os.path.expanduser(root))

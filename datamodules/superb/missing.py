@@ -21,7 +21,7 @@ class Published:
         """Raise unless all the paths exist, and those of texts can be read.
 
         Raises:
-            ValueError: one does not, or is not UTF-8 text without a byte order mark.
+            InputError: one does not, or is not UTF-8 text without a byte order mark.
         """
         for path in paths:
             if not os.path.exists(path):

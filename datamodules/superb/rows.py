@@ -61,7 +61,7 @@ def measure(rows: Iterable[Row], reading: Reading) -> tuple[list[Row], list[Prob
 
     Raises:
         BadAudioError: a file cannot be used and ``reading.on_bad_audio`` is "error".
-        ValueError: two rows of one corpus have the same key, or nothing is usable.
+        InputError: two rows of one corpus have the same key, or nothing is usable.
     """
     rows = list(rows)
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
@@ -95,7 +95,7 @@ def measured_corpus(
         targets: for each label list, what picks a row's label.
 
     Raises:
-        ValueError: an empty split, a key that occurs twice, or a label outside its list.
+        InputError: an empty split, a key that occurs twice, or a label outside its list.
     """
     measured: dict[str, list[Row]] = {}
     skipped: list[Problem] = []
@@ -114,7 +114,7 @@ def require_labels(split: str, rows: Iterable[Row], pick: Callable[[Row], str], 
     """Every label must be in the list, or its utterance could not be counted.
 
     Raises:
-        ValueError: naming the first label that is not, and its file.
+        InputError: naming the first label that is not, and its file.
     """
     classes = set(known)
     for row in rows:

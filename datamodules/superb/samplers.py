@@ -145,7 +145,7 @@ class EndlessSampler(Sampler[MicroBatch]):
     has something to compute; whoever trains leaves it out (``rank >= len(global_num_samples)``).
 
     Raises:
-        ValueError: a full micro-batch has fewer items than there are ranks.
+        InputError: a full micro-batch has fewer items than there are ranks.
     """
 
     def __init__(self, sampling: Sampling, crops: Crops, start: int = 0, rank: int = 0, world_size: int = 1) -> None:

@@ -28,7 +28,7 @@ def read_snips(root: str, labels: list[list[str]] | None = None, reading: Readin
     """The published split by speaker; the corpus's one label list is its slot types.
 
     Raises:
-        ValueError: a file is not there, words and tags differ in number, an unknown slot type, or bad audio.
+        InputError: a file is not there, words and tags differ in number, an unknown slot type, or bad audio.
     """
     root = require_snips(root)
     slots = labels[0] if labels else read_slots(os.path.join(root, "SNIPS", "slots.txt"))
@@ -43,7 +43,7 @@ def require_snips(root: str) -> str:
     """The folder that holds ``SNIPS``, once the corpus is found in it.
 
     Raises:
-        ValueError: a file or folder is not there.
+        InputError: a file or folder is not there.
     """
     root = os.path.abspath(root)
     if os.path.basename(root) == "SNIPS":
@@ -65,7 +65,7 @@ def require_slots(split: str, rows: list[Row], slots: list[str]) -> None:
     """Every target must have a tag for every word, and every tag be a known slot type or ``O``.
 
     Raises:
-        ValueError: naming the first that does not.
+        InputError: naming the first that does not.
     """
     known = {NO_SLOT, *slots}
     for row in rows:

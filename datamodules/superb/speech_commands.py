@@ -35,7 +35,7 @@ def read_speech_commands(root: str, test_root: str | None = None, reading: Readi
     The recordings of background noise belong to train and to dev, one row each; a data module crops them.
 
     Raises:
-        ValueError: a folder is not there, or bad audio.
+        InputError: a folder is not there, or bad audio.
     """
     train_root, test_root = require_speech_commands(root, test_root)
     splits: dict[str, list[Row]] = {"train": [], "dev": [], "test": list(_test_rows(test_root))}
@@ -52,7 +52,7 @@ def require_speech_commands(root: str, test_root: str | None = None) -> tuple[st
     """The folders of words and of the test, once they are found.
 
     Raises:
-        ValueError: a folder is not there.
+        InputError: a folder is not there.
     """
     train_root = os.path.join(root, TRAIN_ARCHIVE)
     train_root = train_root if os.path.isdir(train_root) else root

@@ -35,7 +35,7 @@ def read_table(
     """Rows in the table's order; label lists are, unless given, the sorted values that occur in train.
 
     Raises:
-        ValueError: the table is not there, lacks a column, a value or a split, a label does not occur in train, or bad
+        InputError: the table is not there, lacks a column, a value or a split, a label does not occur in train, or bad
             audio.
     """
     splits = _splits(path, task)
@@ -56,7 +56,7 @@ def require_table(path: str, task: str) -> None:
     """Read the table without its audio.
 
     Raises:
-        ValueError: it is not there, or lacks a column, a value or a split.
+        InputError: it is not there, or lacks a column, a value or a split.
     """
     _splits(path, task)
 

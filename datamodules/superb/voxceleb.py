@@ -21,7 +21,7 @@ def read_voxceleb1(root: str, labels: list[list[str]] | None = None, reading: Re
     """The class of id10001 is 0, of id11251 1250, whether or not the speaker occurs.
 
     Raises:
-        ValueError: a file is not there, a speaker outside the labels, or bad audio.
+        InputError: a file is not there, a speaker outside the labels, or bad audio.
     """
     require_voxceleb1(root)
     splits = {split: _rows(root, split) for split in ("train", "dev", "test")}
@@ -32,7 +32,7 @@ def require_voxceleb1(root: str) -> None:
     """Find the corpus in ``root``.
 
     Raises:
-        ValueError: a file or folder is not there.
+        InputError: a file or folder is not there.
     """
     PUBLISHED.require(os.path.join(root, "wav"), os.path.join(root, SPLIT_FILE))
 
