@@ -215,7 +215,7 @@ class RunCheckpoint(Checkpoint):
         raise SIGTERMException(EXIT_SIGTERM if trainer.local_rank == 0 else 0)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Set the exit status of Lightning's own SIGTERM exception (before the first batch, in ``validate``), else 0."""
+        """Set the exit status of Lightning's SIGTERM exception, else 0 before the first batch and in ``validate``."""
         if isinstance(exception, SIGTERMException) and exception.code is None and trainer.local_rank == 0:
             exception.code = EXIT_SIGTERM
 
