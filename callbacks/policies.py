@@ -104,7 +104,7 @@ def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> 
         raise InputError(f"{policy} has no offset: remove growth.offset={offset} (only {strided} can have it)")
     plan = chosen.plan(depth, target, offset) if chosen.has_offset else chosen.plan(depth, target)
     if len(plan) != target:
-        raise InputError(f"{policy} made {len(plan)} layers of {depth} where {target} were asked for")
+        raise InputError(f"{policy} made {len(plan)} layers of {depth} where {target} were requested")
     kept_positions(plan, depth)
     return plan
 

@@ -315,8 +315,8 @@ class LibriSpeechDataModule(L.LightningDataModule):
     def _require_fixed(self) -> None:
         if (self.crop, self.length) != ("fixed", "crop"):
             raise InputError(
-                f"cached targets need data.crop=fixed and data.length=crop (not {self.crop} and {self.length}): what "
-                f"the teacher says changes with the place of a crop and with padding"
+                f"cached targets need data.crop=fixed and data.length=crop (not {self.crop} and {self.length}): the "
+                f"teacher's targets change with the position of a crop and with padding"
             )
 
     def _stages(self) -> list[str]:

@@ -110,7 +110,7 @@ def verify_packed(folder: str) -> None:
 
 def _damaged(path: str, problem: str) -> ValueError:
     return ValueError(
-        f"{path} {problem} since it was packed: copy the packed split again, or make it anew with "
+        f"{path} {problem} since it was packed: copy the packed split again, or make it again with "
         f"`interstack pack --overwrite true`"
     )
 

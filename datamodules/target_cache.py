@@ -168,7 +168,7 @@ def shard_name(number: int) -> str:
 
 def _damaged(path: str, problem: str) -> ValueError:
     return ValueError(
-        f"{path} {problem} since the targets were cached: copy the cache again, or make it anew with "
+        f"{path} {problem} since the targets were cached: copy the cache again, or make it again with "
         f"`interstack cache-targets --overwrite true`"
     )
 

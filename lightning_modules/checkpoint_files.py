@@ -40,7 +40,7 @@ def damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except zipfile.BadZipFile:
-        return f"its {size} bytes are cut off, or are no checkpoint"
+        return f"its {size} bytes are cut off, or are not a checkpoint"
     except Exception as error:  # many types: a changed byte may lie anywhere in the archive's tables
         return f"its table of contents has changed, {error}"
     if damaged:

@@ -81,9 +81,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{str(path)!r} is no interstack checkpoint: {reason}") from error
+        raise InputError(f"{str(path)!r} is not an interstack checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "interstack" not in checkpoint:
-        raise InputError(f"{str(path)!r} is no interstack checkpoint: it has no 'interstack' entry")
+        raise InputError(f"{str(path)!r} is not an interstack checkpoint: it has no 'interstack' entry")
     return checkpoint
 
 
@@ -98,7 +98,7 @@ def _load_folder(folder: Path) -> StudentCheckpoint:
 def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
     version = meta.get("format")
     if not isinstance(version, int):
-        raise InputError(f"{str(path)!r} is no interstack checkpoint: its format is {version!r}")
+        raise InputError(f"{str(path)!r} is not an interstack checkpoint: its format is {version!r}")
     if version > CHECKPOINT_FORMAT:
         raise InputError(
             f"{str(path)!r} has format {version}, but this interstack reads up to {CHECKPOINT_FORMAT}: "
@@ -156,7 +156,7 @@ def _refuse_used(output: Path, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(f"output folder {str(output)!r} is not empty: give another one, or set overwrite=true")
     if not (output / META_FILE).is_file():  # a user's files, which a typing error must not delete
-        raise InputError(f"output folder {str(output)!r} is no earlier export, so it is kept: give another one")
+        raise InputError(f"output folder {str(output)!r} is not an earlier export, so it is kept: give another one")
 
 
 def model_card(student: StudentCheckpoint, name: str) -> str:

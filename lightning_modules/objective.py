@@ -132,7 +132,7 @@ def intermediate_layers(config: ObjectiveConfig, num_layers: int) -> list[int]:
         raise InputError(f"model.objective.layers={config.layers}: the teacher has layers 1 to {num_layers}, not {bad}")
     if config.intermediate == "l2l" and (bad := [layer for layer in config.layers if layer > output]):
         raise InputError(
-            f"model.objective.layers={config.layers}: {bad} would stand above the student's last layer, which learns "
+            f"model.objective.layers={config.layers}: {bad} would be above the student's last layer, which learns "
             f"teacher layer {output}; choose layers from 1 to {output}, or another model.objective.output_layer"
         )
     return sorted(set(config.layers))

@@ -61,7 +61,7 @@ class Upstream(nn.Module, ABC):
         return super().__call__(waveforms, longest)
 
     def architecture(self) -> str:
-        """Settings beside the weights that change the output, such as heads and strides; part of the digest."""
+        """Settings besides the weights that change the output, such as heads and strides; part of the digest."""
         return ""
 
     def digest(self) -> str:
