@@ -162,7 +162,7 @@ class RunCheckpoint(Checkpoint):
         if trainer.should_stop and trainer.fit_loop._can_stop_early:
             raise InputError(
                 "the run would stop before its first step: trainer.max_time counts the time of all attempts, so raise "
-                "it to continue (or a callback has set trainer.should_stop)"
+                "it to go on (or a callback has set trainer.should_stop)"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -130,7 +130,7 @@ class NonFiniteGuard(Callback):
         if self._overdue is None:
             return
         root = Path(trainer.default_root_dir)
-        places = (root / "checkpoints" / "last.ckpt", root / "last.ckpt")  # of RunCheckpoint, of a SUPERB head
+        places = (root / "checkpoints" / "last.ckpt", root / "last.ckpt")  # files of RunCheckpoint and of a SUPERB head
         last = next((place for place in places if place.is_file()), None)
         found = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         raise DivergedError(

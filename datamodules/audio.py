@@ -97,7 +97,7 @@ def read_audio(
     Args:
         path: FLAC, WAV or MP3 file.
         sample_rate: rate in Hz of the result; ``start`` and ``stop`` count at this rate.
-        resample: convert a file of another rate (with soxr, high quality) and take the mean over channels; off, such
+        resample: convert a file of another rate (with soxr, high quality) and take the mean over channels; if off, such
             a file is an error.
 
     Returns:

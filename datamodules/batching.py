@@ -58,7 +58,7 @@ class MicroBatch(NamedTuple):
     rows: np.ndarray  # (B,)
     starts: np.ndarray  # (B,) first sample to read
     num_samples: np.ndarray  # (B,) samples to read
-    global_num_samples: np.ndarray  # (G,) the same of every item of the global batch; its maximum is the batch's width
+    global_num_samples: np.ndarray  # (G,) samples to read of all items of the global batch; the largest is its width
 
 
 class Crop(Protocol):

@@ -150,11 +150,10 @@ def _speak_until(synthesizer: Synthesizer, request: dict[str, Any]) -> list[tupl
 
 
 def main(request_path: str, result_path: str) -> None:
-    """Speak the request's texts until ``seconds`` are reached, leaving out those shorter or longer than
-    allowed.
+    """Synthesise the request's texts until ``seconds`` are reached, and leave out utterances of other lengths.
 
-    The result holds, over all kept utterances one after another: ``samples``; ``phones`` and ``phone_starts``
-    (samples from the start of its utterance); ``text`` (index into the texts), ``num_samples`` and
+    The result has these arrays, over all kept utterances one after another: ``samples``; ``phones`` and
+    ``phone_starts`` (in samples from the start of the utterance); ``text`` (index into the texts), ``num_samples`` and
     ``num_phones``.
     """
     request = read_json(request_path)

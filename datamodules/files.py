@@ -173,7 +173,7 @@ class FolderLock:
         self._handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # POSIX leaves the choice to the system
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             holder = os.read(self._handle, 1000).decode().strip() or "just started"
             self.release()
             raise InputError(f"{folder} is in use by another command ({holder}): {remedy}") from None

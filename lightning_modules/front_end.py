@@ -31,7 +31,7 @@ def copyable_front_end(feature_extractor: nn.Module, config: Any) -> FrontEnd | 
     layout = {name: list(value) if isinstance(value, tuple) else value for name, value in layout.items()}
     layout["feat_extract_norm"] = feat_extract_norm(config)
     layout["num_feat_extract_layers"] = len(layout["conv_dim"])
-    # A plain dict of copies: `assign=True` below is remembered in a state dict's metadata, and a student that loads
+    # A plain dict of copies. `assign=True` below is stored in a state dict's metadata, and a student that loads
     # the same object would then silently share, and train, the teacher's own weights.
     state_dict = {name: value.clone() for name, value in feature_extractor.state_dict().items()}
     with torch.device("meta"):  # draws no random numbers and takes no memory

@@ -71,7 +71,7 @@ def load_weights(
             )
         except OSError as error:
             raise InputError(_not_found(model, error)) from error
-    # Hugging Face draws missing weights at random and only logs it; such a teacher teaches noise.
+    # Hugging Face draws missing weights at random and only logs it; such a teacher's targets are noise.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
     if missing:
         raise InputError(
@@ -89,7 +89,7 @@ def load_model(model: str, revision: str | None, attn_implementation: str | None
             f"teacher {model!r} ({type(encoder).__name__}) has no feature_extractor or no encoder.layers: {ADVICE}"
         )
     if getattr(encoder, "adapter", None) is not None:
-        encoder.adapter = None  # shortens the frames of last_hidden_state for a decoder; no layer's output
+        encoder.adapter = None  # shortens last_hidden_state for a decoder, but no layer's output
     return encoder
 
 
@@ -139,7 +139,7 @@ def resolve_normalize(model: str, normalize: bool | None, extractor: Any, config
     elif hasattr(extractor, "do_normalize"):
         resolved, source = bool(extractor.do_normalize), "its preprocessor_config.json says so"
     else:
-        # Released models saw normalised audio if their convolutions have layer norm, raw audio if group norm.
+        # Released models were trained on normalised audio if their convolutions have layer norm, else on raw audio.
         norm = feat_extract_norm(config)
         resolved, source = norm == "layer", f"guessed from feat_extract_norm={norm!r}: no feature extractor"
     logger.info("teacher %s: normalize=%s (%s; set `normalize` to override)", model, resolved, source)
