@@ -1,18 +1,17 @@
-"""Checkpoints from which a grown run resumes exactly, and stopping with one when the machine is taken away.
+"""Checkpoints from which a grown run resumes exactly, and a clean stop with a checkpoint when a signal arrives.
 
-Why not Lightning's ``ModelCheckpoint``: a file that it saves in ``on_train_batch_end`` of an epoch's last
-batch makes the *next* resume replay data, and right after a resume it can save in the middle of an
-accumulation window, which loses the partial gradients (both reproduced on Lightning 2.6.6 without any
-growth). This callback saves only between optimizer steps, and at an epoch's end only in
-``on_train_epoch_end``.
+It does not use Lightning's ``ModelCheckpoint``. A file that it saves in ``on_train_batch_end`` of an epoch's last
+batch makes the *next* resume replay data. Right after a resume it can save in the middle of an accumulation window,
+which loses the partial gradients. (Both were reproduced on Lightning 2.6.6 without any growth.) This callback saves
+only between optimizer steps, and at an epoch's end only in ``on_train_epoch_end``.
 
-Why not its file writing: it moves a file from the system's temporary folder, which is no atomic rename but a
-copy where that is another file system, and a kill leaves the temporary file for good.
+It does not use Lightning's file writing, which moves a file from the system's temporary folder. On another file system
+that is a copy, not an atomic rename, and a kill leaves the temporary file behind.
 
-Why not its signal handlers (2.6.6, ``signal_connector.py``): they act wherever the signal finds the program.
-SIGTERM's calls a collective from inside the handler, a deadlock when only one rank gets the signal, and
-training stops after any micro-batch; SLURM's saves in the middle of an accumulation window, of an optimizer
-step even. Here signals are noted, and acted upon between optimizer steps.
+It does not use Lightning's signal handlers (2.6.6, ``signal_connector.py``), which act at whatever point the program
+has reached. The handler of SIGTERM calls a collective, a deadlock when only one rank gets the signal, and training
+stops after any micro-batch. SLURM's saves in the middle of an accumulation window or even of an optimizer step. Here
+signals are recorded, and handled between optimizer steps.
 """
 
 import logging
@@ -41,7 +40,7 @@ from lightning_modules.checkpoint_files import global_step, serialised
 
 log = logging.getLogger(__name__)
 
-EXIT_SIGTERM = 128 + signal.SIGTERM  # 143, what shells call a program that SIGTERM has ended
+EXIT_SIGTERM = 128 + signal.SIGTERM  # 143, the shells' exit status of a program that SIGTERM has ended
 SHOULD_STOP, TERMINATE, REQUEUE = 1, 2, 3
 REASONS = {
     SHOULD_STOP: "by trainer.max_time (which counts the time of all attempts) or by a callback",
@@ -51,11 +50,11 @@ REASONS = {
 
 
 class StopSignals:
-    """What asks a run to stop, noted when it comes, agreed on by all ranks when asked.
+    """Requests to stop a run, recorded when they arrive and agreed on by all ranks between optimizer steps.
 
-    SIGTERM and SLURM's requeue signal, in place of Lightning's handlers until ``fit`` ends; then Lightning puts back
-    what was there before both. And ``trainer.should_stop``, which ``max_time`` and callbacks set: Lightning would end
-    the epoch there and then, after any micro-batch, as if it were complete.
+    They are SIGTERM and SLURM's requeue signal, whose handlers replace Lightning's until ``fit`` ends; then Lightning
+    restores the handlers from before. ``trainer.should_stop``, which ``max_time`` and callbacks set, is another.
+    Lightning would end the epoch at once, after any micro-batch, as if it were complete.
     """
 
     def __init__(self) -> None:
@@ -63,7 +62,7 @@ class StopSignals:
         self._requeue: Any = None
 
     def listen(self, trainer: L.Trainer) -> None:
-        """Note signals from now on; outside the main thread Python has no handlers, and nothing is done."""
+        """Start to record signals. Outside the main thread, where Python allows no handlers, it does nothing."""
         self.received = TERMINATE if trainer.received_sigterm else 0
         if threading.current_thread() is not threading.main_thread():
             return
@@ -75,7 +74,7 @@ class StopSignals:
         signal.signal(signal.SIGTERM, self._note_sigterm)
 
     def take_over(self, trainer: L.Trainer) -> None:
-        """Note ``trainer.should_stop``, and take it back; before ``min_epochs`` or ``min_steps`` it is left to wait."""
+        """Record ``trainer.should_stop`` and reset it; before ``min_epochs`` or ``min_steps`` it is left as it is."""
         if trainer.should_stop and trainer.fit_loop._can_stop_early:
             trainer.should_stop = False
             self.received = max(self.received, SHOULD_STOP)
@@ -87,11 +86,11 @@ class StopSignals:
         self.received = REQUEUE
 
     def agreed(self, trainer: L.Trainer) -> int:
-        """The strongest signal that any rank has got; every rank must ask at the same point of its program.
+        """The strongest signal that any rank has received; every rank must call this at the same point.
 
-        Costs, with several ranks only, an all-reduce of 8 bytes, for which the host waits. Asked once per
-        optimizer step, outside the backward pass, so it cannot cross DDP's own collectives. (Lightning itself
-        broadcasts as much before every micro-batch.)
+        With several ranks it costs an all-reduce of 8 bytes, for which the host waits. It is called once per
+        optimizer step, outside the backward pass, so it cannot interleave with DDP's own collectives. (Lightning
+        itself broadcasts as much before every micro-batch.)
         """
         if trainer.world_size == 1:
             return self.received
@@ -99,9 +98,9 @@ class StopSignals:
         return int(trainer.strategy.reduce(own, reduce_op="max"))
 
     def requeue(self, trainer: L.Trainer, path: Path) -> None:
-        """On all ranks, run Lightning's handler: ``hpc_ckpt_N.ckpt``, then ``scontrol requeue``.
+        """Run Lightning's handler on all ranks, which saves ``hpc_ckpt_N.ckpt`` and calls ``scontrol requeue``.
 
-        Its checkpoint, of which one per requeue stays for good, becomes another name of ``path``, with the same state.
+        Lightning keeps one such checkpoint per requeue. It is replaced by a link to ``path``, which has the same state.
         """
         if callable(self._requeue):
             self._requeue(signal.SIGUSR1, None)
@@ -112,36 +111,37 @@ class StopSignals:
 
 
 class RunCheckpoint(Checkpoint):
-    """Save every N optimizer steps, at every epoch's end (before a growth), once per stage, and at a stop.
+    """Saves every N optimizer steps, at every epoch's end (before a growth), once per stage, and at a stop.
 
     Files in ``RUN/checkpoints``: ``step=000001234.ckpt`` (the newest ``keep`` of this attempt), ``last.ckpt`` (the
     newest of them), ``stage_3.ckpt`` (the end of each stage, kept). A file is written under a temporary name and
-    renamed, so a kill or a full disk at any moment leaves a ``last.ckpt`` that loads, and at most one temporary file,
+    renamed. So a kill or a full disk at any moment leaves a ``last.ckpt`` that loads, and at most one temporary file,
     which the next attempt removes.
 
-    Removes only what this attempt has written. An attempt that begins at an older checkpoint moves the later ones to
-    ``checkpoints/abandoned_TIME`` before it writes its first.
+    It removes only files that this attempt has written. An attempt that begins at an older checkpoint moves the later
+    ones to ``checkpoints/abandoned_TIME`` before it writes its first.
 
-    Stops: after SIGTERM to any rank, after ``trainer.max_time``, or when a callback sets ``trainer.should_stop``; with
-    a checkpoint at the next optimizer step that is not an epoch's last, else at the epoch's end (after its
-    validation), and exit status 143 of each node's first process (the others say 0: Lightning's launcher would take
-    another status for a crash and kill the first). The same command with ``--ckpt_path last`` goes on from there.
+    Stop: a run stops after SIGTERM to any rank, after ``trainer.max_time``, or when a callback sets
+    ``trainer.should_stop``. It writes a checkpoint at the next optimizer step that is not an epoch's last, else at the
+    epoch's end (after its validation). The first process of each node exits with status 143, the others with 0, because
+    Lightning's launcher would treat another status as a crash and kill the first. The same command with
+    ``--ckpt_path last`` continues the run.
 
-    SLURM: requeues as Lightning does it. ``SLURMEnvironment`` is chosen by Lightning under ``srun`` (one task
+    SLURM: a run is requeued as Lightning does it. Lightning chooses ``SLURMEnvironment`` under ``srun`` (one task
     per device, job not named bash or interactive); ``sbatch --requeue --signal=SIGUSR1@120`` sends the signal
-    two minutes before the end. Then a checkpoint as above, Lightning's own ``hpc_ckpt_N.ckpt`` with the same
-    state, ``scontrol requeue``, and the same exit. Other signals, or none: ``trainer.plugins`` with a
-    ``SLURMEnvironment`` of other ``requeue_signal`` or ``auto_requeue``. The command must hold ``--ckpt_path
+    two minutes before the end. Then the run writes a checkpoint as above and Lightning's own ``hpc_ckpt_N.ckpt`` with
+    the same state, calls ``scontrol requeue``, and exits as above. For another signal, or none, set ``trainer.plugins``
+    to a ``SLURMEnvironment`` with other ``requeue_signal`` or ``auto_requeue``. The command must have ``--ckpt_path
     last`` from the start.
 
     Args:
         every_n_steps: optimizer steps between files; 0 saves at epochs' ends only.
-        keep: how many step files to keep; at least 1.
+        keep: number of step files to keep; at least 1.
         keep_stages: also keep the model at the end of each stage.
 
     Raises:
-        OSError: a checkpoint cannot be written; all ranks raise it. It names the folder.
-        ValueError: the run is asked to stop before its first step.
+        OSError: a checkpoint cannot be written. All ranks raise it, and it names the folder.
+        InputError: ``trainer.should_stop`` is set before the first step.
     """
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_stages: bool = True) -> None:
@@ -161,8 +161,8 @@ class RunCheckpoint(Checkpoint):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.should_stop and trainer.fit_loop._can_stop_early:
             raise InputError(
-                "the run is asked to stop before its first step: trainer.max_time counts the time of all attempts, so "
-                "raise it to go on (or a callback has set trainer.should_stop)"
+                "the run would stop before its first step: trainer.max_time counts the time of all attempts, so raise "
+                "it to go on (or a callback has set trainer.should_stop)"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -215,7 +215,7 @@ class RunCheckpoint(Checkpoint):
         raise SIGTERMException(EXIT_SIGTERM if trainer.local_rank == 0 else 0)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Lightning's own SIGTERM exception, before the first batch or in ``validate``, would exit with 0."""
+        """Set the exit status of Lightning's SIGTERM exception, else 0 before the first batch and in ``validate``."""
         if isinstance(exception, SIGTERMException) and exception.code is None and trainer.local_rank == 0:
             exception.code = EXIT_SIGTERM
 
@@ -235,14 +235,14 @@ class RunCheckpoint(Checkpoint):
                 self._prune(path)
             except OSError as error:
                 problem = _describe(error, folder)
-        # The others wait here; they learn of a failure and stop too, rather than in the next collective.
+        # The other ranks wait here and stop on a failure too, instead of waiting in the next collective.
         problem = trainer.strategy.broadcast(problem)
         if problem:
             raise OSError(problem)
         return path
 
     def _prune(self, newest: Path) -> None:
-        """Leave ``keep`` of the step files that this attempt has written."""
+        """Delete all but the newest ``keep`` of the step files that this attempt has written."""
         self._written = [path for path in self._written if path != newest] + [newest]
         for path in self._written[: -self.keep]:
             path.unlink(missing_ok=True)
@@ -250,10 +250,10 @@ class RunCheckpoint(Checkpoint):
 
 
 def rescale_progress(fit_loop: dict[str, Any], accumulate: int) -> None:
-    """Restate a position in mid-epoch, which Lightning counts in micro-batches, for another accumulation; in place.
+    """Convert a mid-epoch position, which Lightning counts in micro-batches, to another accumulation; in place.
 
-    A checkpoint lies between optimizer steps, and the global batch is the same however it is cut, so nothing is
-    lost: steps that are done stay done. Positions that are no whole number of steps are left for the loader to judge.
+    A checkpoint is made between optimizer steps, and the global batch is the same however it is split, so finished
+    steps stay finished. A position that is not a whole number of steps is not changed; the loader checks it.
     """
     for loader in fit_loop["state_dict"].get("combined_loader", []):
         saved, done = loader.get("accumulate", accumulate), loader.get("yielded", 0)
@@ -284,7 +284,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # some file systems say only here that the disk is full
+        os.fsync(file.fileno())  # some file systems report a full disk only here
 
 
 def _link(source: Path, target: Path) -> None:
@@ -297,10 +297,9 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _clear(folder: Path, step: int) -> None:
-    """Before the first checkpoint of an attempt that began at ``step``: nothing that lies here may be overwritten.
+    """Move later checkpoints aside before an attempt that began at ``step`` writes its first one.
 
-    Temporary files are of a process that was killed: no other works here now. Later checkpoints are of a branch that
-    this attempt has left.
+    It also deletes temporary files. They belong to a process that was killed, as no other process uses the folder.
     """
     clear_temporaries(folder)
     later = [path for path in folder.glob("*.ckpt") if _is_later(path, step)]
@@ -309,7 +308,7 @@ def _clear(folder: Path, step: int) -> None:
     aside = folder / f"abandoned_{datetime.now(UTC):%Y%m%dT%H%M%S}"
     for path in later:
         _link(path, aside / path.name)
-        if path.name != "last.ckpt":  # there is one at any time
+        if path.name != "last.ckpt":  # must exist at any time
             path.unlink()
     log.warning("this attempt began at step %d: %d later checkpoints are now in %s", step, len(later), aside)
 
@@ -318,4 +317,4 @@ def _is_later(path: Path, step: int) -> bool:
     try:
         return global_step(path) > step
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError):
-        return True  # damaged: it is kept too
+        return True  # a damaged file is moved aside too

@@ -1,7 +1,7 @@
-"""The one place that touches Lightning's strategy: taking a model out of DDP, putting it back, comparing ranks.
+"""Access to Lightning's strategy: unwrapping a model from DDP, wrapping it again, and comparing ranks.
 
-Checked against Lightning 2.6 (``DDPStrategy.configure_ddp``, ``Strategy.model``); ``tests/callbacks/test_ddp.py``
-fails loudly if either changes.
+It was checked against Lightning 2.6 (``DDPStrategy.configure_ddp``, ``Strategy.model``);
+``tests/callbacks/test_ddp.py`` fails if either changes. No other code uses the strategy.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ CHECKED_AGAINST = "2.6."
 
 
 def require_lightning(version: str = L.__version__) -> None:
-    """Refuse a Lightning whose internals nobody has compared with what the callbacks rely on.
+    """Refuse a version of Lightning for which the internals that the callbacks rely on were not checked.
 
     Raises:
-        InputError: another version than 2.6.
+        InputError: the version is not 2.6.
     """
     if not version.startswith(CHECKED_AGAINST):
         raise InputError(
@@ -51,14 +51,14 @@ def require_supported(trainer: L.Trainer) -> None:
 
 
 def unwrap(trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Drop the DDP wrapper; with it die its reducer and the hooks that it has on the parameters."""
+    """Drop the DDP wrapper, and with it its reducer and its hooks on the parameters."""
     trainer.strategy.model = module
 
 
 def rewrap(trainer: L.Trainer) -> None:
-    """Wrap the grown model anew, so that every rank reduces the gradients of the new parameters too.
+    """Wrap the grown model again, so that the gradients of the new parameters are reduced over the ranks too.
 
-    Without this nothing fails and nothing warns: the ranks silently drift apart.
+    Without this the weights of the ranks would diverge without an error or a warning.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy):
@@ -72,7 +72,7 @@ def rewrap(trainer: L.Trainer) -> None:
 
 
 def checksum(module: nn.Module, optimizer: Optimizer) -> Tensor:
-    """SHA-256 over all parameters, buffers and optimizer state, as 4 int64 numbers."""
+    """SHA-256 of all parameters, buffers and optimizer state, as 4 int64 numbers."""
     digest = hashlib.sha256()
     for tensor in _tensors(module, optimizer):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -89,7 +89,7 @@ def _tensors(module: nn.Module, optimizer: Optimizer) -> Iterator[Tensor]:
 
 
 def verify_ranks(trainer: L.Trainer, module: L.LightningModule, optimizer: Optimizer) -> None:
-    """Stop the run unless all ranks hold bit-identical parameters and optimizer state (one all-gather)."""
+    """Stop the run unless all ranks have bit-identical parameters and optimizer state (one all-gather)."""
     if trainer.world_size == 1:
         return
     own = checksum(module, optimizer).to(trainer.strategy.root_device)

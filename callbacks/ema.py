@@ -18,22 +18,22 @@ from lightning_modules.student import Initialise, Student
 class StudentEMA(WeightAveraging):
     """Average student and objective: average <- decay x average + (1 - decay) x weights, after optimizer steps.
 
-    Acts: as Lightning's ``WeightAveraging``. The first update copies the weights. Validation and the model that
-    ``fit`` leaves behind have the averaged weights; training does not see them.
+    Acts: as Lightning's ``WeightAveraging``. The first update copies the weights. Validation uses the averaged weights,
+    and the model has them after ``fit``; training does not use them.
 
-    Changes: nothing of the training itself, bit for bit. At a growth ``StackingCallback`` calls :meth:`grow`: copies
-    in the average are made of the average's own source layers, so that source and copy start equal there too. The
-    optimizer-state and learning-rate settings of a growth do not concern it.
+    Changes: nothing in the training itself, bit for bit. At a growth ``StackingCallback`` calls :meth:`grow`, which
+    copies the average's own source layers, so that source and copy start equal in the average too. The
+    optimizer-state and learning-rate settings of a growth do not affect it.
 
-    Resumes: exactly, from a checkpoint of any depth. Its ``state_dict`` holds the average (what validation and
-    export read), ``current_model_state`` the weights that training goes on with. A checkpoint made without the
-    callback starts a new average at its weights.
+    Resumes: exactly, from a checkpoint of any depth. The checkpoint's ``state_dict`` is the average, which validation
+    and export read, and ``current_model_state`` is the weights with which training continues. A checkpoint made without
+    the callback starts a new average at its weights.
 
-    Memory: one copy of student and objective, on the student's device; never the teacher.
+    Memory: one copy of student and objective on the student's device, but not of the teacher.
 
     Args:
-        decay: weight of the past at each update, in [0, 1).
-        every_n_steps: optimizer steps between updates, at least 1; the first follows the first step.
+        decay: weight of the old average at each update, in [0, 1).
+        every_n_steps: optimizer steps between updates, at least 1; the first update follows the first step.
     """
 
     def __init__(self, decay: float = 0.999, every_n_steps: int = 1) -> None:
@@ -50,18 +50,18 @@ class StudentEMA(WeightAveraging):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            # Not the module itself, as Lightning has it: a deep copy of that holds a copy of the teacher as well.
+            # Lightning averages the module itself, but a deep copy of it would include a copy of the teacher.
             self._average_model = AveragedModel(_weights(pl_module), use_buffers=self._use_buffers, **self._kwargs)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Follow what came after ``setup``: the student's first depth, loaded weights, the move to a device."""
+        """Apply to the average what changed after ``setup``: the student's first depth, loaded weights, the device."""
         assert self._average_model is not None
         if self._average_model.n_averaged == 0:
             self._average_model.module.load_state_dict(_weights(pl_module).state_dict())
         self._average_model.to(pl_module.device)
 
     def grow(self, plan: Sequence[int | None], initialise: Initialise, seed: int) -> None:
-        """Grow the average as :meth:`Student.grow` grows the student; fresh layers get the student's values."""
+        """Grow the average like the student, with :meth:`Student.grow`; fresh layers get the student's values."""
         self.student.grow(plan, initialise, seed)
 
     @property
@@ -72,10 +72,10 @@ class StudentEMA(WeightAveraging):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What distinguishes this average from another, in plain values."""
+        """Settings that distinguish this average from another, in plain values."""
         return {"decay": self.decay, "every_n_steps": self.every_n_steps}
 
 
 def _weights(module: L.LightningModule) -> nn.ModuleDict:
-    """The registered parts of ``module`` under the names that its state dict has for them."""
+    """The registered submodules of ``module``, under their names in its state dict."""
     return nn.ModuleDict(dict(module.named_children()))

@@ -1,4 +1,4 @@
-"""ResumeGuard: a checkpoint continues only in the run that it belongs to."""
+"""ResumeGuard: refuses to resume from the checkpoint of another run."""
 
 import hashlib
 import logging
@@ -23,15 +23,15 @@ from lightning_modules.teacher import Teacher
 log = logging.getLogger(__name__)
 
 HOW_NOT_WHAT = frozenset({"compile", "compile_backend", "kernels"})
-"""Settings of student and teacher that change how they are computed but not what is learnt."""
+"""Settings of student and teacher that change how they are computed but not what is learned."""
 TOLD_OTHERWISE = frozenset({"model", "revision", "normalize", "attn_implementation"})
-"""Settings of a teacher that its weights and waveforms tell, and its attention's implementation."""
+"""Settings of a teacher that other entries of the fingerprint cover, and the implementation of its attention."""
 TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
-"""Settings of the trainer that change what is learnt; the length of the run is told by its stages and steps."""
+"""Settings of the trainer that change what is learned; stages and steps cover the length of the run."""
 
 
 def teacher_digest(teacher: Teacher) -> str:
-    """Hash of the teacher's weights: name, shape and the first 64 values of each; where they lie does not matter."""
+    """Hash of the name, shape and first 64 values of each of the teacher's weights; their path does not matter."""
     digest = hashlib.sha256()
     for name, parameter in sorted(teacher.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
@@ -40,7 +40,7 @@ def teacher_digest(teacher: Teacher) -> str:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one with dotted names; lists as they are."""
+    """Flatten nested dictionaries into one with dotted names; lists do not change."""
     if not isinstance(value, dict):
         return {prefix: value}
     flat: dict[str, Any] = {}
@@ -55,12 +55,12 @@ def _tell(text: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Lightning's enumerations as the texts that they stand for."""
+    """The string value of one of Lightning's enumerations; other values do not change."""
     return str(value.value) if isinstance(value, Enum) else value
 
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """One phrase for each setting that differs, by name."""
+    """A phrase for each setting that differs, sorted by name."""
     old, new = flatten(saved), flatten(current)
     return [
         f"{name} was {old.get(name, 'not set')}, is {new.get(name, 'not set')}"
@@ -70,34 +70,34 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 
 class ResumeGuard(Callback):
-    """Store what a run is in its checkpoints, and refuse to resume another run's.
+    """Stores a run's settings in its checkpoints, and refuses to resume from another run's checkpoint.
 
     Acts: when a checkpoint is saved, and in ``fit`` before the weights of one are loaded.
 
-    Compared are the growth settings and stage lengths, the steps of the learning-rate schedule, student, objective,
+    It compares the growth settings and stage lengths, the steps of the learning-rate schedule, student, objective,
     optimizer, clipping, precision (of trainer and teacher), average of the weights, seed, the teacher's weights,
-    settings and what it hears, and the corpus; not the number of devices, accumulation steps, compilation and kernels,
-    validation, folders or loggers, which may change. A run that starts or stops averaging is another run too. What an
-    older checkpoint does not record is not compared.
+    settings and waveforms, and the corpus. The number of devices, accumulation steps, compilation and kernels,
+    validation, folders and loggers may change. A run that starts or stops averaging is another run too. Settings that
+    an older checkpoint does not record are not compared.
 
-    Refuses too: a finished run's checkpoint in another run's folder, where nothing would be left to train.
+    It also refuses a finished run's checkpoint in another run's folder, because nothing would be left to train.
 
     Args:
-        allow_config_change: resume all the same; what differs is then this run's choice.
+        allow_config_change: resume with other settings all the same; the new settings apply.
     """
 
     def __init__(self, allow_config_change: bool = False) -> None:
         self.allow_config_change = allow_config_change
 
     def fingerprint(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-        """What this run is, in plain values."""
+        """Settings that identify this run, in plain values."""
         assert isinstance(module, DistillationModule)
         stacking = find_callback(trainer, StackingCallback)
         average = find_callback(trainer, StudentEMA)
         datamodule = getattr(trainer, "datamodule", None)
         model = {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")}
         model["student"] = {key: value for key, value in model["student"].items() if key not in HOW_NOT_WHAT}
-        # Left out where they are not used, as in checkpoints older than them.
+        # Settings that are not used are left out, as in older checkpoints from before they existed.
         if model["student"]["conv_channels"] is None:
             del model["student"]["conv_channels"]
         model["objective"] = dict(model["objective"])
@@ -131,16 +131,16 @@ class ResumeGuard(Callback):
         checkpoint.setdefault("interstack", {})["fingerprint"] = self.fingerprint(trainer, pl_module)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # A callback's own hook comes after the weights: those of another student or teacher would fail first,
-        # with shapes instead of settings.
+        # A callback's own hook runs after the weights are loaded. Those of another student or teacher would fail
+        # before it, with an error about shapes instead of settings.
         if stage == "fit" and isinstance(pl_module, DistillationModule):
             pl_module.checkpoint_checks = [partial(self.check, trainer, pl_module)]
 
     def check(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse ``checkpoint`` where it belongs to another run; one without a fingerprint passes.
+        """Refuse ``checkpoint`` if it belongs to another run; one without a fingerprint passes.
 
         Raises:
-            ValueError: names each setting that differs, with both values, and how a new run starts from the weights.
+            InputError: a setting differs. The message names each with both values, and how to start a new run.
         """
         path, depth = Path(trainer.ckpt_path or ""), state_dict_depth(checkpoint["state_dict"], STUDENT_PREFIX)
         anew = (
@@ -155,7 +155,7 @@ class ResumeGuard(Callback):
                     f"this checkpoint belongs to another run: {'; '.join(changed)}. Resume with the settings that made "
                     f"it, or pass --allow-config-change. {anew}"
                 )
-        loops = checkpoint.get("loops")  # not in one of weights alone, which Lightning refuses later
+        loops = checkpoint.get("loops")  # missing in a checkpoint of weights alone, which Lightning refuses later
         done = loops["fit_loop"]["epoch_progress"]["current"]["processed"] if loops else 0
         if done >= (trainer.max_epochs or 0):
             finished = f"{path} is of a finished run of {done} epochs: nothing is left to train. {anew}"

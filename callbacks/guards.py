@@ -1,4 +1,4 @@
-"""NonFiniteGuard: one bad batch costs one step, not the run."""
+"""NonFiniteGuard: skips optimizer steps with a non-finite loss or gradient, so that a bad batch does not end a run."""
 
 import logging
 import math
@@ -19,36 +19,35 @@ log = logging.getLogger(__name__)
 
 
 class DivergedError(InputError, RuntimeError):
-    """A run whose numbers are lost, and which only other settings can save."""
+    """The losses or gradients of a run are not finite, and only other settings can help."""
 
 
 class NonFiniteGuard(Callback):
     """Skip optimizer steps whose loss or gradient norm is not finite; stop a run that only has such steps.
 
     Acts: before each optimizer step, before gradients are clipped. A fused optimizer (AdamW's default on a GPU)
-    leaves a bad step out by itself, on the device, so that no step waits: the host learns of it one step later, or
-    when a checkpoint is written. Any other costs one wait of the host for the device per optimizer step.
+    skips a bad step by itself, on the device, so that no step waits. The host learns of it one step later, or
+    when a checkpoint is written. With any other optimizer the host waits for the device once per optimizer step.
 
-    Changes: a skipped step has no gradients, so parameters (weight decay too) and optimizer state stay bit
-    for bit. The step counts all the same: ``global_step``, the learning-rate schedule and the data go on.
-    With a gradient scaler (``16-mixed``) nothing is touched: the scaler skips by itself and lowers its scale;
-    the guard counts.
+    Changes: a skipped step has no gradients, so parameters (under weight decay too) and optimizer state stay equal bit
+    for bit. The step still counts for ``global_step``, the learning-rate schedule and the data. With a gradient scaler
+    (``16-mixed``) the guard only counts, because the scaler skips by itself and lowers its scale.
 
-    Logs: ``train/skipped_steps``, the total so far, at each skipped step. Warns of a validation whose metrics are not
-    finite.
+    Logs: ``train/skipped_steps``, the total so far, at each skipped step. It warns of a validation whose metrics are
+    not finite.
 
     Resumes: both counts are in the checkpoint.
 
     Args:
-        max_skipped_steps: this many skipped steps in a row stop the run; at least 1.
+        max_skipped_steps: number of skipped steps in a row that stops the run; at least 1.
 
     Attributes:
-        skipped_steps: in all.
-        skipped_in_a_row: since the last step that was made.
+        skipped_steps: number of all skipped steps.
+        skipped_in_a_row: number of skipped steps since the last step that was not skipped.
 
     Raises:
-        DivergedError: ``max_skipped_steps`` in a row. It names the step and the last checkpoint, a good one:
-            no skipped step has touched the model. Also at the end of a run that has skipped all of its steps.
+        DivergedError: ``max_skipped_steps`` in a row were skipped. It names the step and the last checkpoint, which is
+            good, because no skipped step changes the model. Also raised at the end of a run that skipped all steps.
     """
 
     def __init__(self, max_skipped_steps: int = 10) -> None:
@@ -64,14 +63,14 @@ class NonFiniteGuard(Callback):
         self._trainer, self._pending, self._overdue = trainer, None, None
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        # A loss that is not finite can have finite gradients, and may be known to one rank only. So it makes
-        # them NaN, which the reduction spreads; a finite loss adds 0. This costs no wait and no collective.
+        # A loss that is not finite can have finite gradients, and may occur on one rank only. So it makes them
+        # NaN, which the reduction spreads to all ranks; a finite loss adds 0. This needs no wait and no collective.
         factor = loss.detach() * 0
         loss.register_hook(lambda gradient: gradient + factor)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        # All ranks decide alike without asking each other: the last backward of the accumulation window has
-        # averaged the gradients over the ranks, so each computes the norm of the same bits.
+        # All ranks decide alike without communication, because the last backward pass of the accumulation window has
+        # averaged the gradients over the ranks, and each rank computes the norm of the same bits.
         self._settle()
         self._stop_if_overdue(trainer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -84,7 +83,7 @@ class NonFiniteGuard(Callback):
         self._settle()
         self._stop_if_overdue(trainer)
         if self.skipped_steps > skipped and not _has_scaler(trainer):
-            # Clipping and the update leave out parameters without gradients.
+            # Clipping and the update skip parameters without gradients.
             optimizer.zero_grad(set_to_none=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -109,11 +108,11 @@ class NonFiniteGuard(Callback):
     def learned_nothing(self, trainer: L.Trainer) -> bool:
         """Whether the run, with all that it was resumed from, has skipped every one of its steps."""
         if trainer.fast_dev_run and _has_scaler(trainer):  # type: ignore[attr-defined]
-            return False  # the scaler is still looking for its scale
+            return False  # the scaler has not found its scale yet
         return 0 < trainer.global_step <= self.skipped_steps
 
     def _settle(self) -> None:
-        """Count the step that was looked at last."""
+        """Count the result of the last step that was checked."""
         if self._pending is None:
             return
         assert self._trainer is not None  # set before any step
@@ -131,7 +130,7 @@ class NonFiniteGuard(Callback):
         if self._overdue is None:
             return
         root = Path(trainer.default_root_dir)
-        places = (root / "checkpoints" / "last.ckpt", root / "last.ckpt")  # of RunCheckpoint, of a SUPERB head
+        places = (root / "checkpoints" / "last.ckpt", root / "last.ckpt")  # files of RunCheckpoint and of a SUPERB head
         last = next((place for place in places if place.is_file()), None)
         found = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         raise DivergedError(
@@ -165,7 +164,7 @@ def _warn(text: str, trainer: L.Trainer, bad: list[str]) -> None:
 
 
 class _Verdict:
-    """Whether a step is bad, on its way from the device to the host."""
+    """Whether a step is bad, while the flag is copied from the device to the host."""
 
     def __init__(self, step: int, bad: Tensor) -> None:
         self.step, self._bad = step, bad
@@ -176,14 +175,14 @@ class _Verdict:
             self._copied.record(torch.cuda.current_stream(bad.device))
 
     def is_bad(self) -> bool:
-        """Waits for the step's gradients, not for what was submitted after them."""
+        """Whether the step is bad; waits for the step's gradients, but not for work submitted after them."""
         if self._copied is not None:
             self._copied.synchronize()
         return bool(self._bad)
 
 
 def _skips_by_itself(optimizer: Optimizer) -> bool:
-    """A fused optimizer takes gradient scalers' flag of a bad step; it leaves parameters and state as they are."""
+    """Whether the optimizer is fused: then it reads a gradient scaler's flag and skips a bad step by itself."""
     return all(group.get("fused") for group in optimizer.param_groups)
 
 

@@ -1,4 +1,4 @@
-"""Finding another callback of the same trainer."""
+"""Look-up of another callback of the same trainer."""
 
 from typing import TypeVar
 
@@ -9,6 +9,6 @@ Found = TypeVar("Found", bound=Callback)
 
 
 def find_callback(trainer: L.Trainer, kind: type[Found]) -> Found | None:
-    """The first callback of that class, or ``None``."""
+    """The first callback of this class, or ``None``."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, kind)), None)

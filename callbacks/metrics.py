@@ -12,12 +12,12 @@ from lightning_modules.distillation import DistillationModule
 
 
 class TrainingMetrics(Callback):
-    """Log ``train/...`` for the first step and every ``log_every_n_steps`` after.
+    """Logs ``train/...`` for the first step and then every ``log_every_n_steps`` steps.
 
-    A micro-batch is a share of a global batch; its loss alone says little. The terms of one accumulation window are
-    summed on the device and reduced over the ranks only at the steps that are logged, so nothing waits in between.
+    The terms of one accumulation window are summed, since a micro-batch is only a share of a global batch. They are
+    summed on the device and reduced over the ranks only at logged steps, so no other step waits.
 
-    Resumes: the sum over the epoch so far is in the checkpoint, and so is the last ``epoch_loss``.
+    Resumes: the sum over the epoch so far and the last ``epoch_loss`` are in the checkpoint.
 
     Attributes:
         epoch_loss: mean of ``train/loss`` over the optimizer steps of the last finished epoch (global batches).
@@ -37,7 +37,7 @@ class TrainingMetrics(Callback):
         self._window, self._epoch = {}, self._epoch.to(pl_module.device)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        self._rate = optimizer.param_groups[0]["lr"]  # by the end of the batch the scheduler has moved on
+        self._rate = optimizer.param_groups[0]["lr"]  # at the end of the batch the scheduler has changed it
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -72,12 +72,12 @@ class TrainingMetrics(Callback):
         self._window, self._epoch = {}, torch.zeros_like(self._epoch)
 
     def _reduce(self, trainer: L.Trainer) -> None:
-        """Give every rank the mean over all, which a later mean leaves as it is."""
+        """Give every rank the mean over all ranks; repeating it does not change the mean."""
         self._epoch = cast(Tensor, trainer.strategy.reduce(self._epoch, reduce_op="mean"))
 
     def state_dict(self) -> dict[str, Any]:
         assert self._trainer is not None  # set before any checkpoint
-        self._reduce(self._trainer)  # only rank zero's state is written, but all ranks ask for theirs
+        self._reduce(self._trainer)  # only rank zero's state is written, but all ranks call this
         return {"epoch_loss": self.epoch_loss, "epoch_so_far": self._epoch.tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""Growth policies: which layer of the current student each layer of the deeper one comes from.
+"""Growth policies, which choose the source layer of each layer of the deeper student.
 
 A policy is a pure function from (depth, target) to a plan. A plan lists, for each new position, the 0-based
 index of the current layer that it comes from, or ``None`` for a fresh layer. The first position that names a
-layer keeps that very module and its optimizer state; every further one is a clone. Every current layer
+layer keeps that same module and its optimizer state; every further one gets a clone. Every current layer
 appears in every plan.
 
 ``interleaved`` is the paper's policy ("Fast Speech Foundation Model Distillation Using Interleaved Stacking",
@@ -32,12 +32,12 @@ class Policy:
     """A named policy.
 
     Attributes:
-        name: what configurations call it.
-        plan: (depth, target) -> plan; with ``has_offset`` a third argument, the offset.
-        initialise: what new layers start from: ``copy`` of their source, ``zero_output`` (a copy whose
-            attention and feed-forward output projections are zero), ``fresh`` (drawn anew; the plan names no
+        name: name of the policy in configurations.
+        plan: function (depth, target) -> plan; with ``has_offset`` the offset is a third argument.
+        initialise: initial values of new layers: ``copy`` of their source, ``zero_output`` (a copy whose
+            attention and feed-forward output projections are zero), ``fresh`` (drawn at random; the plan names no
             source).
-        has_offset: whether the phase of a stride can be chosen.
+        has_offset: whether the phase of the stride can be chosen.
     """
 
     name: str
@@ -52,10 +52,10 @@ POLICIES: dict[str, Policy] = {}
 def register_policy(
     name: str, initialise: Initialise = "copy", has_offset: bool = False
 ) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:
-    """Decorator: make a plan function available under ``name``.
+    """Decorator that makes a plan function available under ``name``.
 
     Raises:
-        ValueError: the name is taken.
+        InputError: the name is taken.
     """
 
     def register(plan: Callable[..., Plan]) -> Callable[..., Plan]:
@@ -68,28 +68,28 @@ def register_policy(
 
 
 def get_policy(name: str) -> Policy:
-    """The policy of that name, or the plan function of that dotted path (``my_module.my_plan``).
+    """The policy with this name, or the plan function at this dotted path (``my_module.my_plan``).
 
     Raises:
-        ValueError: there is none; the message lists those that there are.
+        InputError: there is no such policy; the message lists the known names.
     """
     found = find_named(name, POLICIES, "policy", "a plan function, my_module.my_plan")
     return found if isinstance(found, Policy) else Policy(name, found)
 
 
 def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> Plan:
-    """Plan that grows ``depth`` layers to ``target``.
+    """Make the plan that grows ``depth`` layers to ``target``.
 
     Args:
         policy: a name in ``POLICIES``.
         depth: current number of layers, at least 1.
         target: number of layers after the growth, above ``depth``.
-        offset: phase of the stride of ``interleaved`` and ``identity``: of each group of b layers the
-            ``last`` or the ``first`` is cloned.
+        offset: phase of the stride of ``interleaved`` and ``identity``, which clone the ``last`` or the ``first``
+            layer of each group of b layers.
 
     Raises:
-        ValueError: an unknown policy or offset, an offset for a policy that has none, or numbers that the
-            policy cannot serve; the message says which would fit.
+        InputError: the policy or offset is unknown, the policy has no offset, or the numbers do not fit the
+            policy; the message names numbers that would fit.
     """
     chosen = get_policy(policy)
     if depth < 1 or target <= depth:
@@ -104,7 +104,7 @@ def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> 
         raise InputError(f"{policy} has no offset: remove growth.offset={offset} (only {strided} can have it)")
     plan = chosen.plan(depth, target, offset) if chosen.has_offset else chosen.plan(depth, target)
     if len(plan) != target:
-        raise InputError(f"{policy} made {len(plan)} layers of {depth} where {target} were asked for")
+        raise InputError(f"{policy} made {len(plan)} layers of {depth} where {target} were requested")
     kept_positions(plan, depth)
     return plan
 
@@ -115,10 +115,10 @@ def compose_ancestry(ancestry: Sequence[int | None], plan: Sequence[int | None])
 
 
 def kept_positions(plan: Sequence[int | None], depth: int) -> list[int]:
-    """New position of each of the ``depth`` old layers: the first position that names it.
+    """New position of each of the ``depth`` old layers, which is the first position that names it.
 
     Raises:
-        ValueError: the plan loses a layer, or names one that does not exist.
+        InputError: the plan loses a layer, or names one that does not exist.
     """
     named = {source for source in plan if source is not None}
     if named != set(range(depth)):
@@ -136,11 +136,11 @@ def default_stages(policy: str, num_layers: int = 12, layers_per_stage: int = 3)
     Args:
         policy: a name in ``POLICIES``.
         num_layers: depth of the last stage.
-        layers_per_stage: K, the depth of the first stage and, where the policy does not say otherwise, the
-            number of layers that every growth adds.
+        layers_per_stage: K, the depth of the first stage and, unless the policy defines another, the number of
+            layers that every growth adds.
 
     Raises:
-        ValueError: an unknown policy, or depths that do not lead from ``layers_per_stage`` to ``num_layers``.
+        InputError: the policy is unknown, or its depths do not lead from ``layers_per_stage`` to ``num_layers``.
     """
     get_policy(policy)
     if not 1 <= layers_per_stage < num_layers:
@@ -193,21 +193,21 @@ def _clone_strided(depth: int, target: int, offset: Offset) -> Plan:
 
 @register_policy("interleaved", has_offset=True)
 def interleaved(depth: int, target: int, offset: Offset = "last") -> Plan:
-    """InterleaveStack: K clones spread evenly, so that every layer keeps its relative depth."""
+    """InterleaveStack: spread K clones evenly, so that every layer keeps its relative depth."""
     _require_divisible("interleaved", depth, target)
     return _clone_strided(depth, target, offset)
 
 
 @register_policy("gradual")
 def gradual(depth: int, target: int) -> Plan:
-    """GradStack: the last K layers again, on top."""
+    """GradStack: repeat the last K layers on top."""
     _require_at_most_double("gradual", depth, target)
     return [*range(depth), *range(2 * depth - target, depth)]
 
 
 @register_policy("midas")
 def midas(depth: int, target: int) -> Plan:
-    """MIDAS: of n = depth / K blocks, block ceil(n / 2) again, right after itself."""
+    """MIDAS: repeat block ceil(n / 2) of n = depth / K blocks right after itself."""
     _require_divisible("midas", depth, target)
     added = target - depth
     end = (depth // added + 1) // 2 * added
@@ -216,7 +216,7 @@ def midas(depth: int, target: int) -> Plan:
 
 @register_policy("lidas")
 def lidas(depth: int, target: int) -> Plan:
-    """LIDAS: the exact middle K layers again, right after themselves; the start is rounded down."""
+    """LIDAS: repeat the exact middle K layers right after themselves; their start is rounded down."""
     _require_at_most_double("lidas", depth, target)
     added = target - depth
     start = (depth - added) // 2
@@ -225,21 +225,21 @@ def lidas(depth: int, target: int) -> Plan:
 
 @register_policy("stackbert")
 def stackbert(depth: int, target: int) -> Plan:
-    """StackBERT: the whole stack again, on top."""
+    """StackBERT: repeat the whole stack on top."""
     _require(target == 2 * depth, "stackbert", depth, target, "target = 2 x depth", [2 * depth])
     return [*range(depth), *range(depth)]
 
 
 @register_policy("one_shot_stack")
 def one_shot_stack(depth: int, target: int) -> Plan:
-    """G_stack: the whole stack target / depth times, in one hop."""
+    """G_stack: repeat the whole stack target / depth times, in one growth."""
     _require_multiple("one_shot_stack", depth, target)
     return [*range(depth)] * (target // depth)
 
 
 @register_policy("one_shot_interleave")
 def one_shot_interleave(depth: int, target: int) -> Plan:
-    """Every layer target / depth times in a row, in one hop."""
+    """Repeat every layer target / depth times in a row, in one growth."""
     _require_multiple("one_shot_interleave", depth, target)
     return [layer for layer in range(depth) for _ in range(target // depth)]
 
@@ -252,15 +252,15 @@ def _require_multiple(policy: str, depth: int, target: int) -> None:
 
 @register_policy("random", initialise="fresh")
 def random(depth: int, target: int) -> Plan:
-    """Control: K fresh layers on top."""
+    """Control condition: add K fresh layers on top."""
     return [*range(depth), *[None] * (target - depth)]
 
 
 @register_policy("identity", initialise="zero_output", has_offset=True)
 def identity(depth: int, target: int, offset: Offset = "last") -> Plan:
-    """New layers whose output projections start at zero, inserted as ``interleaved`` inserts its clones.
+    """Insert layers whose output projections start at zero, at the positions of the clones of ``interleaved``.
 
-    HuBERT normalises after each residual sum, so even these layers change the function a little.
+    HuBERT normalises after each residual sum, so even these layers change the model's output a little.
     """
     _require_divisible("identity", depth, target)
     return _clone_strided(depth, target, offset)

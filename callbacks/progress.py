@@ -1,4 +1,4 @@
-"""DistillationProgressBar: depth, loss and throughput at a glance."""
+"""DistillationProgressBar: shows depth, loss and throughput."""
 
 import logging
 import sys
@@ -17,14 +17,14 @@ REFRESH_SECONDS = 0.5
 
 
 class DistillationProgressBar(TQDMProgressBar):
-    """A bar on a terminal; elsewhere one logged line per epoch, and in long epochs one per minute.
+    """Shows a bar on a terminal; elsewhere it logs one line per epoch, and in long epochs one per minute.
 
-    Shows the student's depth, the loss of the last batch and the audio seconds trained on per second. They
-    are read when they are shown, at most twice a second: reading a loss waits for the GPU.
+    It shows the student's depth, the loss of the last batch and the seconds of audio trained on per second. They
+    are read only when they are shown, at most twice a second, because reading a loss waits for the GPU.
 
     Args:
-        seconds_between_lines: time between two lines within an epoch, where there is no bar.
-        bar: on a terminal; without it there are lines there too.
+        seconds_between_lines: seconds between two lines within an epoch, where there is no bar.
+        bar: show a bar on a terminal; without it lines are logged there too.
     """
 
     def __init__(self, seconds_between_lines: float = 60.0, bar: bool = True) -> None:
@@ -69,7 +69,7 @@ class DistillationProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Depth, loss, audio seconds per second; then whatever else the module shows. No version number."""
+        """Depth, loss and audio seconds per second, then the module's other metrics, without a version number."""
         others = super().get_metrics(trainer, pl_module)
         others.pop("v_num", None)
         shown: dict[str, int | str | float | dict[str, float]] = {}

@@ -1,4 +1,4 @@
-"""SampleSpectrograms: what the data sound like to the models, as pictures in the run's folder."""
+"""SampleSpectrograms: writes spectrograms of a few training items to the run's folder."""
 
 import importlib.util
 import logging
@@ -22,18 +22,18 @@ FRAME_SECONDS, HOP_SECONDS, MEL_BANDS = 0.025, 0.010, 80
 class SampleSpectrograms(Callback):
     """Write log-mel spectrograms of a few training items to ``RUN/samples/ROW.png`` and to W&B, once per run.
 
-    Acts: before training starts, on rank zero. A resumed run, whose folder has them already, does nothing;
-    neither does one whose data module has no ``example_batch``. Draws no random numbers. Without matplotlib
-    (the ``report`` extra) it says so in one line.
+    Acts: before training starts, on rank zero. It does nothing in a resumed run, whose folder has them already,
+    and if the data module has no ``example_batch``. It draws no random numbers. Without matplotlib (the ``report``
+    extra) it only logs a line.
 
     Args:
-        num_items: how many items, at most.
+        num_items: largest number of items.
     """
 
     def __init__(self, num_items: int = 4) -> None:
         self.num_items = num_items
 
-    # Not in on_train_start: importing librosa takes seconds, and the clock of training runs there.
+    # Not in on_train_start, because importing librosa takes seconds and training time is already measured there.
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = Path(trainer.default_root_dir) / "samples"
@@ -57,7 +57,7 @@ class SampleSpectrograms(Callback):
 
 
 def log_mel(samples_T: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
-    """Log-mel spectrogram (80, frames), 100 frames per second, in dB below its loudest point, at most 80."""
+    """Log-mel spectrogram (80, frames), 100 frames per second, in dB from -80 to 0 at its loudest point."""
     import librosa
 
     power = librosa.feature.melspectrogram(
@@ -72,7 +72,7 @@ def log_mel(samples_T: NDArray[np.float32], sample_rate: int) -> NDArray[np.floa
 
 def draw(spectrogram_MF: NDArray[np.float32], title: str, path: Path) -> None:
     """Write one spectrogram (mel bands, frames) as a PNG file, atomically."""
-    from matplotlib.figure import Figure  # without pyplot, so that no display and no global state are touched
+    from matplotlib.figure import Figure  # not pyplot, which uses a display and global state
 
     num_bands, num_frames = spectrogram_MF.shape
     figure = Figure(figsize=(8, 3), layout="constrained")

@@ -1,8 +1,8 @@
-"""Growth schedules: how many epochs each stage lasts, and so when the student grows.
+"""Growth schedules, which set the number of epochs of each stage and so the epochs at which the student grows.
 
-A schedule is written as one word: ``equal``; ``prop-ALPHA`` (PROP-alpha: stage i of B gets a share
-proportional to i^alpha, so ``prop-0`` is ``equal``); or ``explicit-E1,E2,...``, the epochs (0-based) at whose
-start the student grows.
+A schedule is written as one word. ``equal`` gives all stages the same length. ``prop-ALPHA`` (PROP-alpha) gives stage i
+of B a share proportional to i^alpha, so ``prop-0`` is ``equal``. ``explicit-E1,E2,...`` lists the epochs (0-based) at
+whose start the student grows.
 """
 
 import re
@@ -17,16 +17,16 @@ _EXPLICIT = re.compile(r"explicit-(\d+(?:,\d+)*)")
 
 
 def stage_lengths(schedule: str | Sequence[int], num_stages: int, max_epochs: int) -> list[int]:
-    """Epochs of every stage, each at least 1; they sum to ``max_epochs``.
+    """Number of epochs of every stage, each at least 1; they sum to ``max_epochs``.
 
     Args:
         schedule: ``equal``, ``prop-ALPHA``, ``explicit-E1,E2,...``, or the list [E1, E2, ...] itself.
-        num_stages: number of stages B, one more than there are growths.
+        num_stages: number of stages B, one more than the number of growths.
         max_epochs: epochs T of the whole run.
 
     Raises:
-        ValueError: an unknown schedule, fewer epochs than stages, or growth epochs that are not increasing,
-            not inside the run, or not ``num_stages - 1`` many.
+        InputError: the schedule is unknown, there are fewer epochs than stages, or the growth epochs are not
+            increasing, not inside the run, or not ``num_stages - 1`` in number.
     """
     if max_epochs < num_stages:
         raise InputError(
@@ -47,7 +47,7 @@ def stage_lengths(schedule: str | Sequence[int], num_stages: int, max_epochs: in
 
 def _proportional(alpha: float, num_stages: int, max_epochs: int) -> list[int]:
     """T i^alpha / sum_j j^alpha, rounded by largest remainder; ties go to the earlier stage."""
-    # Fractions, since a tie between two remainders must not be decided by a rounding error.
+    # Fractions are used, since a rounding error must not decide a tie between two remainders.
     weights = [Fraction(stage**alpha) for stage in range(1, num_stages + 1)]
     shares = [max_epochs * weight / sum(weights) for weight in weights]
     lengths = [int(share) for share in shares]
@@ -61,7 +61,7 @@ def _proportional(alpha: float, num_stages: int, max_epochs: int) -> list[int]:
 
 
 def _between(epochs: list[int], num_stages: int, max_epochs: int) -> list[int]:
-    """Lengths of the stages that growths at the start of ``epochs`` leave."""
+    """Lengths of the stages between growths at the start of ``epochs``."""
     if len(epochs) != num_stages - 1:
         raise InputError(
             f"the schedule names {len(epochs)} growth epochs {epochs}, but {num_stages} stages need {num_stages - 1}"
@@ -76,7 +76,7 @@ def _between(epochs: list[int], num_stages: int, max_epochs: int) -> list[int]:
 
 
 def growth_epochs(lengths: Sequence[int]) -> list[int]:
-    """The epochs (0-based) at whose start the student grows: one fewer than there are stages."""
+    """The epochs (0-based) at whose start the student grows, one fewer than the number of stages."""
     return list(accumulate(lengths))[:-1]
 
 
@@ -86,5 +86,5 @@ def depth_at(epoch: int, stages: Sequence[int], lengths: Sequence[int]) -> int:
 
 
 def mean_depth(stages: Sequence[int], lengths: Sequence[int]) -> float:
-    """Layers averaged over epochs: what to match where policies with different stages are compared."""
+    """Depth averaged over epochs, which must be equal in a comparison of policies with different stages."""
     return sum(depth * length for depth, length in zip(stages, lengths, strict=True)) / sum(lengths)

@@ -1,7 +1,7 @@
-"""StackingCallback: when the student grows, and what follows from it.
+"""StackingCallback: grows the student during training.
 
-The depth is a pure function of the epoch, so the callback keeps no state that training depends on: a resumed run
-grows exactly where an uninterrupted one would. It looks twice, in ``on_train_start`` and in
+The depth is a pure function of the epoch, so the callback keeps no state that training depends on. A resumed run
+grows exactly where an uninterrupted one would. The depth is checked in ``on_train_start`` and in
 ``on_train_epoch_start``, because Lightning skips the latter for the first epoch of some resumed runs.
 """
 
@@ -37,32 +37,34 @@ AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 class StackingCallback(Callback):
     """Grow the student at epoch boundaries.
 
-    A ``fast_dev_run`` has one epoch, so it trains at the depth of the first stage; the plans of all are checked.
+    A ``fast_dev_run`` has one epoch, so it trains at the depth of the first stage; the plans of all stages are checked.
 
     Acts: at the start of the first epoch of each stage, before its first batch. The checkpoint written at the end of
-    the epoch before still holds the shallower model, the one that its metrics belong to.
+    the previous epoch has the shallower model, to which its metrics belong.
 
     Changes: the student's stack (``Student.grow``), its average if there is one (``StudentEMA``), the parameter lists
-    and state of the one optimizer (the object and its scheduler stay), DDP's wrapper (dropped before, built anew
-    after).
+    and state of the one optimizer (the object and its scheduler stay), and DDP's wrapper (dropped before a growth,
+    built again after it).
 
     Refuses: a run that is not measured in epochs (``max_steps``), layers of the L2L loss that fall between the
     student's at some depth, another depth than the schedule has; for a growing run also strategies other than single
     device and DDP, more than one optimizer, weight averaging other than ``StudentEMA``, fewer epochs than stages,
-    stages that do not end at the student's ``num_layers``, a checkpoint with an average where there is no
-    ``StudentEMA`` to take it.
+    stages that do not end at the student's ``num_layers``, and a checkpoint with an average in a run without
+    ``StudentEMA``.
 
-    Resumes: by itself; the depth comes from the state dict and the epoch.
+    Resumes: without state of its own; the depth follows from the state dict and the epoch.
 
     Args:
-        policy: name in ``callbacks.policies.POLICIES``, or ``none`` for training at full depth throughout.
+        policy: name in ``callbacks.policies.POLICIES``, or ``none`` to train at full depth throughout.
         schedule: ``equal``, ``prop-ALPHA``, or ``explicit-E1,E2,...`` (the epochs at which to grow).
-        layers_per_stage: K, the layers added at each growth, where the policy does not say otherwise.
-        stages: depths instead of ``layers_per_stage``, e.g. ``[3, 6, 12]``.
+        layers_per_stage: K, the number of layers added at each growth, unless the policy defines another.
+        stages: depth of each stage, e.g. ``[3, 6, 12]``; replaces ``layers_per_stage``.
         offset: phase of the stride of ``interleaved``: ``last`` (the paper's figure) or ``first``.
-        optimizer_state: of new layers: ``copy`` of their source's, ``zero``, or ``reset`` for all layers.
-        lr_after_growth: ``continue`` the one global schedule, or ``rewarm`` over ``rewarm_steps``.
-        rewarm_steps: length of that warm-up in optimizer steps.
+        optimizer_state: optimizer state after a growth: ``copy`` gives new layers their source's state, ``zero`` gives
+            new layers a zero state, ``reset`` all layers.
+        lr_after_growth: learning rate after a growth: ``continue`` the one global schedule, or ``rewarm`` over
+            ``rewarm_steps``.
+        rewarm_steps: length in optimizer steps of the warm-up after a growth.
         measure_loss: measure the loss before and after each growth, on one fixed batch without gradients.
         verify: compare a checksum of parameters and optimizer state across ranks after each growth.
     """
@@ -107,7 +109,7 @@ class StackingCallback(Callback):
             pl_module.objective.positions(depth, range(self.stages[0]))
 
     def _divide(self, module: DistillationModule, full_depth: int, epochs: int | None) -> None:
-        """Stages and their plans; the student begins with the first. Without ``epochs`` they last one each."""
+        """Set stages and plans, and cut the student to the first depth. Without ``epochs`` each stage is one epoch."""
         self.stages = tuple(self.requested_stages or default_stages(self.policy, full_depth, self.layers_per_stage))
         if self.stages[-1] != full_depth:
             raise InputError(
@@ -201,10 +203,10 @@ class StackingCallback(Callback):
         self._record(trainer, event)
 
     def _loss(self, trainer: L.Trainer, module: DistillationModule) -> float | None:
-        """Loss on one fixed batch, in eval mode and without gradients: nothing of the run changes by it.
+        """Loss on one fixed batch, in eval mode and without gradients, so that the run does not change.
 
-        It is no part of what a growth costs, so the run's clock stands still. A compiled student is measured eagerly:
-        graphs for evaluation would take longer to compile than the measurement saves.
+        The run's clock is paused, since the measurement is not part of the cost of a growth. A compiled student is
+        measured eagerly, because compiling graphs for evaluation would take longer than the measurement.
         """
         datamodule = getattr(trainer, "datamodule", None)
         if not self.measure_loss or datamodule is None or not hasattr(datamodule, "example_batch"):
@@ -230,7 +232,7 @@ class StackingCallback(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         averaged = find_callback(trainer, StudentEMA) is not None
         if trainer.state.fn == "fit" and "current_model_state" in checkpoint and not averaged:
-            # Lightning would silently train on from the averaged weights, with the optimizer state of the others.
+            # Lightning would silently continue from the averaged weights, with the other weights' optimizer state.
             raise InputError(
                 "this checkpoint holds an average of the weights beside them: add "
                 "--trainer.callbacks+=callbacks.ema.StudentEMA to resume from it"
@@ -245,7 +247,7 @@ class StackingCallback(Callback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What this run will do, for logs and summaries."""
+        """Growth settings of this run, for logs and summaries."""
         return {
             "policy": self.policy,
             "schedule": self.schedule,
@@ -284,7 +286,7 @@ def _train_seconds(trainer: L.Trainer) -> float | None:
 
 
 def _epochs(trainer: L.Trainer) -> int:
-    """Length of the run, in which its stages, learning rate and end are measured."""
+    """Length of the run in epochs; stages and learning-rate schedule depend on it."""
     epochs = trainer.max_epochs or 0
     # A fast_dev_run sets max_steps itself, to the length of its one epoch.
     if epochs < 1 or (trainer.max_steps != -1 and not trainer.fast_dev_run):  # type: ignore[attr-defined]

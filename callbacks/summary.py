@@ -1,4 +1,4 @@
-"""RunSummary: what a finished run comes to, as ``RUN/summary.json`` and in the W&B summary."""
+"""RunSummary: writes the results of a finished run to ``RUN/summary.json`` and to the W&B summary."""
 
 import os
 import platform
@@ -24,23 +24,23 @@ from lightning_modules.distillation import DistillationModule
 
 
 def hardware(device: torch.device, world_size: int = 1) -> str:
-    """What computed, in words: so many GPUs like ``device``, or the CPU with its threads."""
+    """Describe the hardware of a run: ``world_size`` GPUs like ``device``, or the CPU with its threads."""
     if device.type == "cuda":
         return f"{world_size} x {torch.cuda.get_device_name(device)}"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
 
 
 def machine() -> str:
-    """The machine in words: all GPUs that are visible, or the CPU."""
+    """Describe the machine: all visible GPUs, or the CPU."""
     gpus = torch.cuda.device_count()
     return hardware(torch.device("cuda" if gpus else "cpu"), gpus)
 
 
 class RunSummary(Callback):
-    """Write the summary when ``fit`` ends by itself; an interrupted run has none, so its absence says so.
+    """Writes the summary when ``fit`` ends normally. A run without a summary is not finished.
 
-    Resumes: a run that was interrupted between its last checkpoint and its summary gets it when it is continued, though
-    nothing is left to train: the last validation's metrics are then those in the checkpoint.
+    Resumes: a run that was interrupted between its last checkpoint and its summary writes it when it is continued, even
+    with nothing left to train. The last validation's metrics are then those in the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -77,17 +77,17 @@ def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[st
         "epochs": trainer.current_epoch,
         "depth": module.student.depth,
         "mean_depth": mean_depth(stacking.stages, stacking.lengths) if stacking else float(module.student.depth),
-        # As one text each: W&B makes columns of texts, and none of the list of growth events.
+        # One string each, because W&B makes a column from a string, but not from a list of growth events.
         "plans": _joined(stacking.events, "plan") if stacking else None,
         "ancestry": _joined(stacking.events[-1:], "ancestry") if stacking else None,
         "parameters": sum(p.numel() for p in module.student.parameters()),
         "train_seconds": clock.train_seconds if clock else None,
-        # More than one: seconds are this student's own and those of what it shares, not comparable with a run alone.
+        # With several students the seconds include shared work, and cannot be compared with those of a run alone.
         "students": clock.students if clock else 1,
         "audio_seconds": clock.audio_seconds if clock else None,
         "train_loss": training.epoch_loss if training else None,
         "val_loss": validation["loss"],
-        # Comparable between systems whose intermediate losses differ, which val_loss is not.
+        # Can be compared between systems whose intermediate losses differ, unlike val_loss.
         "val_output": validation["output"],
         "without_transcript": getattr(trainer.datamodule, "without_transcript", None),  # type: ignore[attr-defined]
         "world_size": trainer.world_size,
@@ -103,5 +103,5 @@ def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[st
 
 
 def _joined(events: Sequence[Mapping[str, Any]], key: str) -> str:
-    """Plans or ancestries as text, one growth after the other; ``*`` is a layer that descends from none."""
+    """Plans or ancestries as text, one growth after the other; ``*`` stands for a layer without a source."""
     return " | ".join(" ".join("*" if place is None else str(place) for place in event[key]) for event in events)

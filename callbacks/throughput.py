@@ -1,12 +1,12 @@
-"""ThroughputCallback: how fast a run trains, and where the time of a step goes.
+"""ThroughputCallback: measures the training speed of a run and the time of each part of a step.
 
-Two clocks, for two questions:
+There are two clocks:
 
-* ``perf/train_seconds`` is wall-clock time, what a run costs. It runs from the start of training to its end,
+* ``perf/train_seconds`` is wall-clock time, the cost of a run. It runs from the start of training to its end,
   growth and the start of data loaders included, but not while validation runs, a checkpoint is written or the loss
   before and after a growth is measured.
-* ``perf/*_ms`` are parts of a step, in the time of the device: CUDA events in the stream of work, which are
-  read only when a row is logged, so no step waits for the device; the host's clock elsewhere.
+* ``perf/*_ms`` are the times of parts of a step on the device. On a GPU they come from CUDA events, which are
+  read only when a row is logged, so no step waits for the device. Elsewhere they come from the host's clock.
 """
 
 import resource
@@ -27,7 +27,7 @@ from lightning_modules.stopwatch import Section, StepStopwatch, TimePoint, milli
 
 
 class Lap(NamedTuple):
-    """Time points of one micro-batch; ``previous_end`` is missing where more than a wait lies before it."""
+    """Time points of one micro-batch; ``previous_end`` is ``None`` if more than a wait for data came before it."""
 
     previous_end: TimePoint | None
     start: TimePoint
@@ -37,27 +37,27 @@ class Lap(NamedTuple):
 
 
 class ThroughputCallback(Callback):
-    """Log ``perf/...`` every N optimizer steps and at the end of training. It only looks: nothing is changed.
+    """Logs ``perf/...`` every N optimizer steps and at the end of training, without changing the training.
 
     Metrics, each over the optimizer steps since the last row:
 
-    * ``perf/audio_seconds_per_second``: audio of all ranks by wall-clock time.
+    * ``perf/audio_seconds_per_second``: seconds of audio of all ranks per second of wall-clock time.
     * ``perf/step_ms``: one optimizer step with all its micro-batches; the sum of the next four.
-    * ``perf/data_ms``: from the end of a micro-batch to the start of the next, on the device: what it waits
-      for data. The first batch of an epoch is left out, since growth and the start of workers lie there.
+    * ``perf/data_ms``: wait for data on the device, from the end of a micro-batch to the start of the next. The first
+      batch of an epoch is left out, since growth and the start of workers come before it.
     * ``perf/teacher_ms`` and any other section of the module's ``stopwatch``.
     * ``perf/optimizer_ms``: clipping, the update and the learning-rate schedule.
     * ``perf/student_ms``: the rest, that is forward, losses, backward and the exchange of gradients.
-    * ``perf/memory_gb``: the most that this process ever held, in 10^9 bytes; of the GPU where there is one
-      (tensors only), else resident in main memory.
+    * ``perf/memory_gb``: peak memory of this process in 10^9 bytes; on a GPU the memory of tensors, else
+      resident main memory.
     * ``perf/train_seconds``, ``perf/audio_seconds``: totals of the run, kept over resumes.
 
     Times and memory are those of rank zero. Audio is counted once per optimizer step from
     ``global_num_samples`` of its last micro-batch, which lists the items of all ranks and accumulation steps.
-    A wait for data in which validation ran or a checkpoint was written is in no number, since its share is
+    A wait for data in which validation ran or a checkpoint was written is not counted, since its share is
     unknown.
 
-    Resumes: the totals are in the checkpoint; steps that a kill undid are not counted twice.
+    Resumes: the totals are in the checkpoint; steps that were lost by a kill are not counted twice.
 
     Args:
         every_n_steps: optimizer steps between rows; default: the trainer's ``log_every_n_steps``.
@@ -65,8 +65,8 @@ class ThroughputCallback(Callback):
     Attributes:
         train_seconds: wall-clock training time up to the last batch.
         audio_seconds: audio that was trained on, of all ranks.
-        students: that are trained side by side in this process; the times of the others are not in those of this run,
-            while the teacher's and the loading, which they share, are in ``train_seconds`` of each.
+        students: number of students trained side by side in this process. ``train_seconds`` of each includes the
+            shared time of teacher and loading, but not the time of the other students.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
@@ -86,7 +86,7 @@ class ThroughputCallback(Callback):
 
     @property
     def audio_seconds_per_second(self) -> float | None:
-        """Rate in the last logged window, before that so far; ``None`` before the first step."""
+        """Rate of the last logged window, or of all steps so far; ``None`` before the first step."""
         if self._last_rate is not None:
             return self._last_rate
         seconds = self.train_seconds - self._window_seconds
@@ -108,13 +108,13 @@ class ThroughputCallback(Callback):
         if self._running_since is None:
             return
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # submitted training work must not be charged to what comes next
+            torch.cuda.synchronize(device)  # submitted training work must not count as part of what comes next
         self._bank()
         self._running_since = self._previous_end = None
 
     @contextmanager
     def aside(self, device: torch.device) -> Iterator[None]:
-        """Leave the block out of both clocks: what others do on ``device`` in the meantime is no part of this run."""
+        """Pause both clocks during the block, for work on ``device`` that is not part of this run."""
         running, in_epoch = self._running_since is not None, self._previous_end is not None
         self._pause(device)
         yield
@@ -124,7 +124,7 @@ class ThroughputCallback(Callback):
             self._previous_end = time_point(device)
 
     def charge(self, seconds: float) -> None:
-        """Add what another run on this device has paid for and this one has used: an equal cost for equal work."""
+        """Add the time of shared work that another run on this device did, so that equal work has equal cost."""
         if self._running_since is not None:
             self.train_seconds += seconds
 
@@ -218,7 +218,7 @@ class ThroughputCallback(Callback):
 
 
 def step_parts(laps: list[Lap], num_steps: int) -> dict[str, float]:
-    """Milliseconds of one optimizer step, in all and by part, the mean of ``num_steps`` steps in ``laps``."""
+    """Milliseconds of one optimizer step, in total and by part, as a mean over ``num_steps`` steps in ``laps``."""
     busy = sum(milliseconds(lap.start, lap.end) for lap in laps)
     updates = [milliseconds(lap.optimizer, lap.end) for lap in laps if lap.optimizer is not None]
     parts = {"optimizer_ms": sum(updates)}
@@ -235,7 +235,7 @@ def step_parts(laps: list[Lap], num_steps: int) -> dict[str, float]:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory that this process held so far, in 10^9 bytes: tensors on a GPU, else resident."""
+    """Peak memory of this process so far, in 10^9 bytes: tensors on a GPU, else resident main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

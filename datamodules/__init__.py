@@ -1,4 +1,4 @@
-"""Speech corpora and what is made of them; names load when they are used, so that an import stays light."""
+"""Speech corpora and the batches made from them. Names load on first use, so that an import stays fast."""
 
 from typing import Any
 

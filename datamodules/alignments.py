@@ -1,13 +1,13 @@
-"""Phone alignments: who says which phone when. Reading, writing and frame labels, as pure functions.
+"""Phone alignments, the phones of each utterance with their times: reading, writing and frame labels.
 
-Format, for a corpus of your own as for the synthetic one: UTF-8 files ``ROOT/alignments/SPLIT/*.tsv`` (any
+Format, for your own corpus and for the synthetic one: UTF-8 files ``ROOT/alignments/SPLIT/*.tsv`` (any
 names, any depth; ROOT holds the folders of splits), tab-separated, with this first line::
 
     utterance<TAB>phone<TAB>start_seconds<TAB>end_seconds
 
 and one line per phone, in order of time within an utterance. ``utterance`` is the audio file's name without
-its ending (``84-121123-0000``), ``phone`` any symbol without white space, silence is ``SIL``. Phones may not
-overlap; what no line covers is silence. All lines of an utterance stand in one file, without lines of others
+its suffix (``84-121123-0000``), ``phone`` any symbol without white space; silence is ``SIL``. Phones may not
+overlap. Time that no line covers is silence. All lines of an utterance are in one file, without lines of others
 between them.
 
 Shapes: F frames.
@@ -37,7 +37,7 @@ HEADER = ("utterance", "phone", "start_seconds", "end_seconds")
 HOP = 320
 """Samples from one frame to the next, in every HuBERT-like front end (20 ms at 16 kHz)."""
 WINDOW = 400
-"""Samples that one frame sees (25 ms): frame f covers samples [HOP f, HOP f + WINDOW)."""
+"""Samples in the window of one frame (25 ms): frame f covers samples [HOP f, HOP f + WINDOW)."""
 
 
 class Segment(NamedTuple):
@@ -49,14 +49,14 @@ class Segment(NamedTuple):
 
 
 Alignment = Mapping[str, Sequence[Segment]]
-"""Utterance id -> its segments in order of time."""
+"""Segments of each utterance in order of time, by utterance id."""
 
 
 def corpus_folder(root: str | Path) -> Path:
     """The folder that holds the splits and ``alignments``: ``root``, or ``LibriSpeech`` in it.
 
     Raises:
-        ValueError: neither has a folder ``alignments``.
+        InputError: neither folder has a subfolder ``alignments``.
     """
     for folder in (Path(root), Path(root) / "LibriSpeech"):
         if (folder / ALIGNMENTS).is_dir():
@@ -68,7 +68,7 @@ def corpus_folder(root: str | Path) -> Path:
 
 
 def write_alignment(path: str | Path, alignment: Alignment) -> None:
-    """Write one file, atomically; times are rounded to 0.1 ms, which is finer than a sample at 8 kHz."""
+    """Write one alignment file, atomically. Times are rounded to 0.1 ms, which is finer than a sample at 8 kHz."""
     lines = ["\t".join(HEADER)]
     for utterance, segments in alignment.items():
         lines += [f"{utterance}\t{s.phone}\t{s.start_seconds:.4f}\t{s.end_seconds:.4f}" for s in segments]
@@ -76,11 +76,11 @@ def write_alignment(path: str | Path, alignment: Alignment) -> None:
 
 
 def read_alignment(path: str | Path) -> dict[str, list[Segment]]:
-    """Read one file.
+    """Read one alignment file.
 
     Raises:
-        ValueError: a wrong header, a line that is not four fields, a time that is no number, phones that
-            overlap or run backwards, or an utterance whose lines are not together. File and line are named.
+        InputError: the header is wrong, a line does not have four fields, a time is not a number, phones
+            overlap or run backwards, or the lines of an utterance are not together. File and line are named.
     """
     lines = read_lines(path)
     if not lines or tuple(lines[0].split("\t")) != HEADER:
@@ -129,7 +129,7 @@ def _split_files(root: str | Path, split: str) -> list[Path]:
 
 
 def alignment_digest(root: str | Path, splits: Iterable[str]) -> str:
-    """Hash of all alignments of these splits: tells a changed corpus from the same one."""
+    """Hash of all alignments of these splits, by which a changed corpus is recognised."""
     digest = hashlib.sha256()
     for split in splits:
         for path in _split_files(root, split):
@@ -138,10 +138,10 @@ def alignment_digest(root: str | Path, splits: Iterable[str]) -> str:
 
 
 def read_split(root: str | Path, split: str) -> dict[str, list[Segment]]:
-    """All alignments of one split.
+    """Read all alignments of one split.
 
     Raises:
-        ValueError: there are none, or two files give the same utterance.
+        InputError: the split has no alignments, or two files give the same utterance.
     """
     merged: dict[str, list[Segment]] = {}
     for path in _split_files(root, split):
@@ -153,10 +153,10 @@ def read_split(root: str | Path, split: str) -> dict[str, list[Segment]]:
 
 
 def find_audio(root: str | Path, split: str, utterances: Iterable[str]) -> dict[str, Path]:
-    """The audio file of each utterance, in the order given.
+    """Find the audio file of each utterance, in the order given.
 
     Raises:
-        ValueError: an utterance has none or two; the first is named. (Audio without an alignment is only warned of.)
+        InputError: an utterance has no audio file or two; the first is named. Audio without an alignment is a warning.
     """
     folder = corpus_folder(root) / split
     audio = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES]
@@ -166,7 +166,7 @@ def find_audio(root: str | Path, split: str, utterances: Iterable[str]) -> dict[
     if missing := [utterance for utterance in utterances if utterance not in paths]:
         raise InputError(
             f"{missing[0]} (and {len(missing) - 1} more) is aligned but has no audio file below {folder}: "
-            "an utterance is called as its .flac, .wav or .mp3 file without the ending"
+            "an utterance has the name of its .flac, .wav or .mp3 file without the suffix"
         )
     if unaligned := len(found) - len(paths):
         logger.warning(
@@ -176,7 +176,7 @@ def find_audio(root: str | Path, split: str, utterances: Iterable[str]) -> dict[
 
 
 def phone_sequence(segments: Iterable[Segment]) -> list[str]:
-    """The phones that were said, in order, without silence. A phone said twice in a row stays twice."""
+    """The spoken phones in order, without silence. A phone spoken twice in a row stays twice."""
     return [segment.phone for segment in segments if segment.phone != SILENCE]
 
 
@@ -186,7 +186,7 @@ def timed_phones(segments: Iterable[Segment]) -> str:
 
 
 def segments_of(text: str) -> list[Segment]:
-    """The segments of which :func:`timed_phones` made this text."""
+    """Parse the segments from a text of :func:`timed_phones`."""
     parts = (word.rsplit(":", 2) for word in text.split())
     return [Segment(phone, float(start), float(end)) for phone, start, end in parts]
 
@@ -198,7 +198,7 @@ def phone_inventory(alignments: Iterable[Alignment]) -> list[str]:
 
 
 def frame_count(num_samples: int) -> int:
-    """Frames whose window lies inside so many samples; equals the lengths of HuBERT's seven convolutions."""
+    """Number of frames whose window lies inside ``num_samples``, as HuBERT's seven convolutions output."""
     return max(0, (num_samples - WINDOW) // HOP + 1)
 
 
@@ -214,10 +214,10 @@ def frame_labels(
 
     Args:
         segments: one utterance's phones in order of time.
-        num_frames: F.
-        phones: the inventory; must hold ``SIL`` and every phone of ``segments``.
-        start_sample: where the audio was cropped; frame 0 covers ``[start_sample, start_sample + WINDOW)``.
-        sample_rate: of the audio that the frames are counted in, Hz.
+        num_frames: number of frames F.
+        phones: the inventory; must contain ``SIL`` and every phone of ``segments``.
+        start_sample: first sample of the crop; frame 0 covers ``[start_sample, start_sample + WINDOW)``.
+        sample_rate: sample rate of the audio in Hz.
         hop: samples from one frame to the next.
     """
     index = {phone: number for number, phone in enumerate(phones)}

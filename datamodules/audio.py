@@ -1,7 +1,7 @@
-"""The only place that reads audio: headers, and mono float32 waveforms from FLAC, WAV and MP3 files.
+"""Reading of audio: headers, and mono float32 waveforms from FLAC, WAV and MP3 files. No other module reads audio.
 
-Everything that can be wrong with a file is a :class:`BadAudioError` of the form ``PATH: what is wrong; what
-would be right``, so that a data module can either stop with it or list the file and go on.
+Every fault of a file is a :class:`BadAudioError` of the form ``PATH: fault; remedy``, so that a data module can either
+stop with it or list the file and continue.
 """
 
 import os
@@ -19,20 +19,20 @@ AUDIO_SUFFIXES = (".flac", ".wav", ".mp3")
 SAMPLE_RATE = 16_000
 """Samples per second that encoders of speech take."""
 MOST_SAMPLES = 2**40  # libsndfile reports 2**63 - 1 where a FLAC header leaves the length open
-# Decoders, filters and mixes overshoot 1.0 by a few dB. 24 dB over full scale is no such thing, and in a file in 16-bit
-# scale the noise of a quiet room exceeds it.
+# Decoders, filters and mixes overshoot 1.0 by a few dB, but not by 24 dB over full scale. In a file in 16-bit scale the
+# noise of a quiet room exceeds this limit.
 LOUDEST = 16.0
-# Where a block of the file stands for samples of its own. Other codecs (MP3, Vorbis, ADPCM) carry a state from block to
+# Formats whose blocks can be decoded independently. Other codecs (MP3, Vorbis, ADPCM) carry a state from block to
 # block, and seeking in them is approximate.
 EXACT_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
-# The log of libsndfile, which shortens a truncated file in silence. Truncated FLAC and MP3 files keep the promised
-# length and are found when they are decoded.
+# Matches the log of libsndfile, which shortens a truncated file without an error. Truncated FLAC and MP3 files keep the
+# length of their header and are found when they are decoded.
 _SHORTER = re.compile(r"^\s*(?:data|ssnd|riff size)\b.*?(?P<promised>\d+) \(should be", re.MULTILINE | re.IGNORECASE)
-_SIZE_OF_ZERO = re.compile(r"^data : 0\n(?:\*\*\*|Have)", re.MULTILINE)  # what follows is no chunk: it is the samples
+_SIZE_OF_ZERO = re.compile(r"^data : 0\n(?:\*\*\*|Have)", re.MULTILINE)  # the samples follow instead of a chunk
 
 
 class BadAudioError(InputError):
-    """An audio file that cannot be used; the message names it, what is wrong and what would be right."""
+    """An audio file cannot be used; the message names the file, the fault and the remedy."""
 
     @classmethod
     def of(cls, path: str, problem: str) -> "BadAudioError":
@@ -40,7 +40,7 @@ class BadAudioError(InputError):
 
 
 class AudioInfo(NamedTuple):
-    """What a file's header says."""
+    """The contents of a file's header."""
 
     num_samples: int  # per channel, at the file's own rate
     sample_rate: int  # Hz
@@ -52,9 +52,9 @@ def audio_info(path: str) -> AudioInfo:
     """Read a file's header.
 
     Raises:
-        BadAudioError: the file is missing, empty or no audio, or a WAV file that is shorter than its header
-            says or leaves its length open. A WAV file from a pipe, whose header promises all that fits, is as long as
-            it is.
+        BadAudioError: the file is missing, empty or not audio, or a WAV file is shorter than its header says or does
+            not state its length. A WAV file from a pipe, whose header has the largest possible length, is accepted
+            with its actual length.
     """
     if (piece := piece_of(path)) is not None:
         return AudioInfo(piece.num_samples, piece.sample_rate, channels=1)
@@ -99,15 +99,15 @@ def read_audio(
     Args:
         path: FLAC, WAV or MP3 file.
         sample_rate: rate in Hz of the result; ``start`` and ``stop`` count at this rate.
-        resample: convert a file of another rate (with soxr, high quality) and take the mean over channels; off, such
+        resample: convert a file of another rate (with soxr, high quality) and take the mean over channels; if off, such
             a file is an error.
 
     Returns:
         float32 array (T,) with T = stop - start exactly; a slice equals the same slice of the whole file.
 
     Raises:
-        BadAudioError: the file is unreadable, of another rate, not mono, has fewer samples than asked for, or one of
-            them is not finite or far beyond full scale.
+        BadAudioError: the file is unreadable, has another rate, is not mono, has fewer samples than requested, or has
+            a sample that is not finite or far beyond full scale.
     """
     info = audio_info(path)
     _require_usable(path, info, sample_rate, resample)
@@ -116,7 +116,7 @@ def read_audio(
     if stop > total:
         raise BadAudioError.of(path, f"has {total} samples at {sample_rate} Hz, not {stop}; it has changed")
     if info.sample_rate != sample_rate:
-        # The filter looks to both sides, so that a slice is cut after conversion.
+        # The filter depends on samples on both sides, so a slice is cut after conversion.
         whole = _decode(path, 0, info.num_samples)
         return _resample(whole, info.sample_rate, sample_rate, total)[start:stop]
     if not info.seeks_exactly:
@@ -162,8 +162,8 @@ def _decode(path: str, start: int, stop: int) -> np.ndarray:
 
 
 def _require_sound(path: str, samples: np.ndarray, start: int, rate: int) -> None:
-    """Refuse what no microphone gives; ``samples`` are (T,) or (T, C)."""
-    # Both comparisons are false with NaN. 1 % of the time of decoding FLAC.
+    """Refuse samples that are not finite or far beyond full scale; ``samples`` are (T,) or (T, C)."""
+    # Both comparisons are false with NaN. They take 1 % of the time of decoding FLAC.
     if not samples.size or (samples.min() >= -LOUDEST and samples.max() <= LOUDEST):
         return
     bad_T = ~np.isfinite(samples.reshape(len(samples), -1)).all(axis=1)
@@ -178,13 +178,13 @@ def _require_sound(path: str, samples: np.ndarray, start: int, rate: int) -> Non
 
 
 def _resample(waveform_T: np.ndarray, from_rate: int, to_rate: int, num_samples: int) -> np.ndarray:
-    """soxr rounds the length in its own way; the manifest's length is made exact by a sample more or less."""
+    """Resample with soxr and cut or pad to the manifest's length, since soxr rounds the length differently."""
     resampled_T = soxr.resample(waveform_T, from_rate, to_rate)[:num_samples]
     return np.pad(resampled_T, (0, num_samples - len(resampled_T)))
 
 
 def _made_by_a_pipe(promised_bytes: int) -> bool:
-    """Whether a size stands for "unknown", as ffmpeg (2**32 - 1), SoX (just below 2**31) and arecord (2**31) write."""
+    """Whether a size means "unknown": ffmpeg writes 2**32 - 1, SoX just below 2**31, arecord 2**31."""
     return 2**31 - 2**16 <= promised_bytes <= 2**31 or promised_bytes >= 2**32 - 2**16
 
 

@@ -1,10 +1,9 @@
-"""Which utterances form which optimizer step: length buckets, an order per epoch, and its cut over devices.
+"""Assignment of utterances to optimizer steps: length buckets, an order per epoch, and its split over devices.
 
-A *global batch* is what one optimizer step sees, over all ranks and accumulation steps. Rows are sorted by
-effective length (at most ``max_samples``) and cut into contiguous buckets; every pass over the corpus
+A *global batch* is the batch of one optimizer step, over all ranks and accumulation steps. Rows are sorted by
+effective length (at most ``max_samples``) and split into contiguous buckets. Every pass over the corpus
 permutes the rows inside each bucket, fills the batches from them and shuffles the order of the batches. All
-of it is a pure function of (seed, pass), so that nothing has to be remembered for an exact resume, and a rank
-needs to know of no other.
+of it is a pure function of (seed, pass), so an exact resume needs no stored state, and ranks need not communicate.
 
 Shapes: N rows, M micro-batches of a global batch, G items of a global batch, B items of a micro-batch.
 """
@@ -19,19 +18,19 @@ from torch.utils.data import Sampler
 
 from datamodules.errors import InputError
 
-# More buckets lose less audio by cropping to the shortest, fewer mix more. Measured on 281,241 lengths drawn
-# like LibriSpeech's (batches of 64, 4,395 of them, at most 15.6 s): 63 buckets of 69 or 70 batches lose 0.9 %
+# With more buckets, cropping to the shortest loses less audio; with fewer, batches mix more. Measured on 281,241
+# lengths drawn like LibriSpeech's (4,395 batches of 64, at most 15.6 s): 63 buckets of 69 or 70 batches lose 0.9 %
 # of the audio, 32 lose 1.7 %, 16 lose 3.4 %; without any mixing 0.01 % is lost.
 MOST_BUCKETS = 64
-# A small corpus has fewer: two batches at least, or an epoch would only reorder fixed batches. On 1,003 clips
-# of 1.5 to 32 s in batches of 8 that loses 1.4 %, with four batches 2.5 %; on 144 clips in batches of 8, 7 %
+# A small corpus has fewer buckets, of at least two batches, or an epoch would only reorder fixed batches. On 1,003
+# clips of 1.5 to 32 s in batches of 8 this loses 1.4 %, with four batches 2.5 %; on 144 clips in batches of 8, 7 %
 # and 15 %.
 FEWEST_BATCHES_PER_BUCKET = 2
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The fixed part of the order: batch b holds positions ``starts[b]`` to ``starts[b + 1]`` of ``rows``."""
+    """The fixed part of the order. Batch b has positions ``starts[b]`` to ``starts[b + 1]`` of ``rows``."""
 
     rows: np.ndarray  # (N,) rows in order of (effective length, row)
     starts: np.ndarray  # (number of batches + 1,) positions
@@ -47,35 +46,35 @@ class BatchPlan:
 
 
 class PassOrder(NamedTuple):
-    """One pass over the corpus: the rows to fill the batches with, and the order in which batches come."""
+    """One pass over the corpus: the rows that fill the batches, and the order of the batches."""
 
     rows: np.ndarray  # (N,)
     batches: np.ndarray  # (number of batches,)
 
 
 class MicroBatch(NamedTuple):
-    """What one rank reads for one accumulation step; fully resolved, so that workers need no state."""
+    """The segments that one rank reads for one accumulation step; fully resolved, so that workers need no state."""
 
     rows: np.ndarray  # (B,)
     starts: np.ndarray  # (B,) first sample to read
     num_samples: np.ndarray  # (B,) samples to read
-    global_num_samples: np.ndarray  # (G,) the same of every item of the global batch; its maximum is the batch's width
+    global_num_samples: np.ndarray  # (G,) samples to read of all items of the global batch; the largest is its width
 
 
 class Crop(Protocol):
-    """What is read of the rows of a global batch."""
+    """Chooses the segments to read for the rows of a global batch."""
 
     def resolve(self, rows_G: np.ndarray, pass_index: int) -> MicroBatch:
-        """The global batch, uncut."""
+        """The whole global batch, before it is split."""
 
 
 @dataclass(frozen=True)
 class CropRule:
-    """How items of one global batch come to one length.
+    """Brings the items of one global batch to one length.
 
-    ``length="crop"``: all to the shortest effective length; "pad": each to its own, padded to the longest.
-    A crop starts anywhere in the utterance with equal probability, at a place that is a function of (seed,
-    pass, row); without a seed it starts at 0. With a ``grid`` the shortest is cut on, see :func:`on_grid`.
+    ``length="crop"`` crops all to the shortest effective length; "pad" keeps each one's own, padded to the longest.
+    All start positions of a crop are equally likely, and the position is a function of (seed, pass, row). Without a
+    seed a crop starts at 0. With a ``grid`` the shortest length is reduced further, see :func:`on_grid`.
     """
 
     num_samples: np.ndarray = field(repr=False)  # (N,)
@@ -96,13 +95,13 @@ class CropRule:
 
 
 def on_grid(num_samples: int, grid: int) -> int:
-    """The largest multiple of ``grid`` that is not longer; what is shorter than ``grid`` stays as it is."""
+    """Round ``num_samples`` down to a multiple of ``grid``; a number below ``grid`` does not change."""
     return int(num_samples // grid * grid or num_samples)
 
 
 @dataclass(frozen=True)
 class FixedSegments:
-    """One segment of each row, the same in every pass: what is known of it can be kept on disk."""
+    """One segment of each row, the same in every pass, so that its targets can be cached on disk."""
 
     starts: np.ndarray = field(repr=False)  # (N,) first sample
     num_samples: np.ndarray = field(repr=False)  # (N,)
@@ -115,11 +114,11 @@ class FixedSegments:
 def fix_segments(
     plan: BatchPlan, num_samples_N: np.ndarray, max_samples: int, length: str, seed: int, grid: int = 1
 ) -> FixedSegments:
-    """Segments that fit whatever batch of its bucket a row gets into.
+    """Choose segments that fit into every batch of a row's bucket.
 
-    ``length="crop"``: every row of a bucket has the shortest effective length of the bucket, which loses more audio
-    than cropping each batch to its shortest row, and loses it for good; "pad": its own effective length. The place
-    is a function of (seed, row).
+    ``length="crop"`` gives every row of a bucket the shortest effective length of the bucket. This loses more audio
+    than cropping each batch to its shortest row, and the same audio in every epoch. "pad" gives each row its own
+    effective length. The position is a function of (seed, row).
     """
     available_N = np.asarray(num_samples_N, dtype=np.int64)
     taken_N = np.minimum(available_N, max_samples)
@@ -131,9 +130,9 @@ def fix_segments(
 
 
 def plan_by_utterances(lengths_N: np.ndarray, batch_size: int) -> BatchPlan:
-    """ceil(N / batch_size) batches of sizes that differ by at most one.
+    """Plan ceil(N / batch_size) batches of sizes that differ by at most one.
 
-    Sizes are balanced instead of leaving a short last batch, which would weigh its utterances more.
+    Sizes are balanced, because the utterances of a short last batch would have a larger weight.
     """
     sizes = _balanced_sizes(len(lengths_N), batch_size)
     num_buckets = max(1, len(sizes) // _batches_per_bucket(len(sizes)))
@@ -142,13 +141,13 @@ def plan_by_utterances(lengths_N: np.ndarray, batch_size: int) -> BatchPlan:
 
 
 def plan_by_samples(lengths_N: np.ndarray, batch_samples: int) -> BatchPlan:
-    """Batches of at most ``batch_samples`` samples, padding included, whatever rows of its bucket one gets.
+    """Plan batches of at most ``batch_samples`` samples, padding included, for any choice of rows of the bucket.
 
     A bucket's batches have floor(batch_samples / its longest) utterances or fewer, so that their number, and
     with it an epoch's number of steps, never changes.
 
     Raises:
-        ValueError: the longest utterance alone has more than ``batch_samples``.
+        InputError: the longest utterance alone has more than ``batch_samples``.
     """
     order = _length_order(lengths_N)
     sorted_N = lengths_N[order]
@@ -157,8 +156,8 @@ def plan_by_samples(lengths_N: np.ndarray, batch_samples: int) -> BatchPlan:
             f"data.batch_seconds holds {batch_samples} samples, but the longest utterance (after data.max_samples) has "
             f"{sorted_N[-1]}; raise data.batch_seconds or lower data.max_samples"
         )
-    # From the longest down, buckets of whole batches: equal parts of the corpus, each rounded up to whole
-    # batches, made 40 % more batches than the audio needs on a corpus of 3 hours (now 3 %).
+    # Buckets of whole batches are filled from the longest row down. Equal parts of the corpus, each rounded up to
+    # whole batches, made 40 % more batches than the audio needs on a corpus of 3 hours (now 3 %).
     per_bucket = _batches_per_bucket(int(-(-sorted_N.sum() // batch_samples)))
     end, sizes_per_bucket = len(order), []
     while end > 0:
@@ -173,7 +172,7 @@ def plan_by_samples(lengths_N: np.ndarray, batch_samples: int) -> BatchPlan:
 
 
 def order_of_pass(plan: BatchPlan, seed: int, pass_index: int) -> PassOrder:
-    """Rows permuted inside their buckets, and batches shuffled: a pure function of (seed, pass)."""
+    """Permute rows inside their buckets and shuffle batches, as a pure function of (seed, pass)."""
     generator = np.random.default_rng([seed, pass_index])
     rows = plan.rows.copy()
     edges = plan.starts[plan.buckets]
@@ -183,14 +182,14 @@ def order_of_pass(plan: BatchPlan, seed: int, pass_index: int) -> PassOrder:
 
 
 def fixed_order(plan: BatchPlan) -> PassOrder:
-    """The order of validation: by length, the same in every pass."""
+    """The order of validation, by length and the same in every pass."""
     return PassOrder(plan.rows, np.arange(plan.num_batches))
 
 
 def uniform(seed: int, pass_index: int, rows: np.ndarray) -> np.ndarray:
     """Uniform numbers in [0, 1), one per row, each a function of (seed, pass, row) alone.
 
-    The finaliser of SplitMix64 (Steele, Lea and Flood, 2014) on a counter; a generator per row would take
+    It applies the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) to a counter. A generator per row would take
     seconds per epoch.
     """
     key = np.random.SeedSequence([seed, pass_index]).generate_state(1, np.uint64)
@@ -201,7 +200,7 @@ def uniform(seed: int, pass_index: int, rows: np.ndarray) -> np.ndarray:
 
 
 def cut(batch: MicroBatch, part: int, num_parts: int) -> MicroBatch:
-    """Every ``num_parts``-th item: parts differ by at most one item, and all know the global lengths."""
+    """Take every ``num_parts``-th item. Parts differ by at most one item, and all have the global lengths."""
     chosen = slice(part, None, num_parts)
     return MicroBatch(batch.rows[chosen], batch.starts[chosen], batch.num_samples[chosen], batch.global_num_samples)
 
@@ -211,14 +210,14 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
 
     Epoch e takes ``steps_per_epoch`` global batches from an endless stream of passes, after those of the
     epochs before it; by default that is pass e. Micro-batch (step s, rank r) is part ``s * world_size + r``
-    of its global batch, so that 1 process with 2A accumulation steps and 2 with A see the same global
+    of its global batch, so that 1 process with 2A accumulation steps and 2 processes with A have the same global
     batches.
 
-    Lightning calls ``set_epoch`` on ``loader.batch_sampler.sampler`` only, hence ``sampler``. ``start``
-    (micro-batches to leave out) holds for the epoch that a resume continues.
+    Lightning calls ``set_epoch`` on ``loader.batch_sampler.sampler`` only, hence the property ``sampler``. ``start``
+    (number of micro-batches to skip) applies to the epoch that a resume continues.
 
     Raises:
-        ValueError: a global batch has fewer items than there are parts to cut it into.
+        InputError: a global batch has fewer items than the number of parts.
     """
 
     def __init__(
@@ -251,11 +250,11 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
             self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
-        """Micro-batches of a full epoch, whatever ``start`` is."""
+        """Number of micro-batches of a full epoch, independent of ``start``."""
         return self.steps_per_epoch * self.accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        # Epoch and start are bound here, not at the first item: the loader resets them in between.
+        # Epoch and start are bound here, not at the first item, because the loader resets them in between.
         return self._micro_batches(self.epoch, self.start)
 
     def _micro_batches(self, epoch: int, start: int) -> Iterator[MicroBatch]:

@@ -1,4 +1,4 @@
-"""A speech corpus on disk in LibriSpeech's layout: where its splits are, which files it has, what was said.
+"""A speech corpus on disk in LibriSpeech's layout: its splits, files and transcripts.
 
 ::
 
@@ -24,16 +24,16 @@ TRANSCRIPT_SUFFIX = ".trans.txt"
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """Everything that decides which rows a corpus has.
+    """All settings that determine the rows of a corpus.
 
     Args:
         roots: folders that hold splits, or their parents.
-        splits: names of the folders below them.
-        sample_rate: wanted rate in Hz.
-        min_samples: files with fewer samples are bad audio.
+        splits: names of the split folders.
+        sample_rate: required sample rate in Hz.
+        min_samples: smallest number of samples; shorter files are bad audio.
         resample: whether files of another rate or of several channels are good audio.
         on_bad_audio: ``error`` or ``skip``; see :mod:`datamodules.scanning`.
-        transcripts: ``optional`` (text where there is some) or ``required`` (an utterance without text is bad input).
+        transcripts: ``optional``, or ``required`` (an utterance without text is bad input).
     """
 
     roots: tuple[str, ...]
@@ -50,7 +50,7 @@ class CorpusSettings:
 
 
 class CorpusFile(NamedTuple):
-    """An audio or transcript file, with what tells that it has changed."""
+    """An audio or transcript file, with size and modification time to detect changes."""
 
     split: str
     folder: str  # folder of the split
@@ -64,7 +64,7 @@ class CorpusFile(NamedTuple):
 
     @property
     def relative(self) -> str:
-        """Path from the corpus root, the same wherever the corpus lies: SPLIT/SPEAKER/CHAPTER/NAME."""
+        """Path SPLIT/SPEAKER/CHAPTER/NAME from the corpus root, the same wherever the corpus is stored."""
         return "/".join((self.split, *self._parts))
 
     @property
@@ -86,7 +86,7 @@ def split_folders(settings: CorpusSettings) -> list[tuple[str, str]]:
     A root is the folder that holds the splits, or its parent.
 
     Raises:
-        ValueError: a root does not exist, a split is in none of them, or a root's subfolders leave a choice.
+        InputError: a root does not exist, no root has a split, or several subfolders of a root have the splits.
     """
     homes = list(dict.fromkeys(_home_of_splits(root, settings.splits) for root in settings.absolute_roots))
     found: list[tuple[str, str]] = []
@@ -102,7 +102,7 @@ def list_files(folders: Sequence[tuple[str, str]]) -> list[CorpusFile]:
     """All audio and transcript files of the splits, in order of split, root and path.
 
     Raises:
-        ValueError: a split has no audio file, or an utterance has two.
+        InputError: a split has no audio file, or an utterance has two.
     """
     files: list[CorpusFile] = []
     with ThreadPoolExecutor(max_workers=8) as pool:  # network file systems answer in parallel
@@ -118,7 +118,7 @@ def list_files(folders: Sequence[tuple[str, str]]) -> list[CorpusFile]:
 
 
 def audio_below(root: str) -> Iterator[str]:
-    """Paths of all audio below a folder of any layout, in no order: files, and utterances of packed splits."""
+    """Paths of all audio below a folder of any layout, unordered: files, and utterances of packed splits."""
     for folder, _, names in os.walk(root):
         yield from (os.path.join(folder, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES))
         if is_packed(folder):
@@ -126,20 +126,20 @@ def audio_below(root: str) -> Iterator[str]:
 
 
 def read_transcripts(path: str) -> dict[str, str]:
-    """Utterance id -> text of one transcript file; blanks or a tab stand between them.
+    """Texts of one transcript file by utterance id; spaces or a tab separate id and text in a line.
 
     Raises:
-        ValueError: the file is not UTF-8 text.
+        InputError: the file is not UTF-8 text.
     """
     lines = [line.split(maxsplit=1) for line in read_lines(path)]
     return {line[0]: line[1].strip() if len(line) == 2 else "" for line in lines if line}
 
 
 def refuse_twins(paths: Iterable[str]) -> None:
-    """Refuse two files of one name but for the suffix, as a corpus that was converted in place has.
+    """Refuse two files whose names differ in the suffix only, as in a corpus that was converted in place.
 
     Raises:
-        ValueError: naming the first two.
+        InputError: there are two such files; the first two are named.
     """
     seen: dict[str, str] = {}
     for path in paths:
@@ -153,7 +153,7 @@ def utterance_id(path: str) -> str:
 
 
 def _home_of_splits(root: str, splits: Sequence[str]) -> str:
-    """The root itself if it has any of the splits, else its one subfolder that has (LibriSpeech first)."""
+    """The root itself if it has any of the splits, else its one subfolder with splits (LibriSpeech first)."""
     if not os.path.isdir(root):
         raise InputError(f"the corpus folder {root} does not exist")
     children = [os.path.join(root, name) for name in sorted(os.listdir(root))]
@@ -189,7 +189,7 @@ def _walk(entry: os.DirEntry[str]) -> Iterator[tuple[str, int, int]]:
     elif entry.name.lower().endswith((*AUDIO_SUFFIXES, TRANSCRIPT_SUFFIX)):
         try:
             status = entry.stat()
-        except OSError:  # a link to nothing: reported with the bad audio
+        except OSError:  # a broken link: reported as bad audio
             yield entry.path, -1, -1
         else:
             yield entry.path, status.st_size, status.st_mtime_ns

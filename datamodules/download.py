@@ -1,4 +1,4 @@
-"""Fetching LibriSpeech's splits where there is a network."""
+"""Download of LibriSpeech's splits."""
 
 import logging
 import os
@@ -9,10 +9,10 @@ logger = logging.getLogger(__name__)
 
 
 def download_missing(roots: Sequence[str], splits: Sequence[str]) -> None:
-    """Fetch splits that no root has into the first root, through torchaudio (openslr.org).
+    """Download splits that no root has into the first root, through torchaudio (openslr.org).
 
-    torchaudio takes a split whose extraction was interrupted for complete; so a split is extracted in a
-    folder of its own and moved when it is whole.
+    torchaudio treats a split whose extraction was interrupted as complete. So a split is extracted in a separate
+    folder and moved when it is complete.
     """
     first = os.path.abspath(os.path.expanduser(roots[0]))
     home = first if os.path.basename(first) == "LibriSpeech" else os.path.join(first, "LibriSpeech")

@@ -2,14 +2,14 @@
 
 
 class InputError(ValueError):
-    """A foreseen error: an option, a file or the machine is not as it must be.
+    """A foreseen error: an option, a file or the machine does not meet a requirement.
 
-    The message names what is wrong and says what would be right, so the command line prints it as one line. An error
-    that nobody foresaw keeps its traceback there.
+    The message names the problem and the remedy, so the command line prints it as one line. An unforeseen error keeps
+    its traceback there.
     """
 
 
 def is_foreseen(error: BaseException) -> bool:
-    """Whether the message alone says enough: ours, those of files, and Lightning's of settings that do not fit."""
-    # Lightning's exception is known by its name: to import it would cost every command seconds.
+    """Whether the message is enough without a traceback: our errors, file errors, Lightning's errors of settings."""
+    # Lightning's exception is recognised by its name, because importing it would cost every command seconds.
     return isinstance(error, InputError | OSError) or type(error).__name__ == "MisconfigurationException"

@@ -1,13 +1,12 @@
-"""eSpeak NG through its C interface: text in, samples and timed phones out. Runs as a program of its own::
+"""Speech synthesis by eSpeak NG's C interface, from text to samples and timed phones. It runs as a separate program::
 
     python -P datamodules/espeak.py REQUEST.json RESULT.npz
 
-One process speaks for one speaker, because the library carries random state (flutter, breath, roughness) from
-one utterance to the next that no call resets: only a fresh process gives the same samples again. It also
-keeps a GPL-3.0 library out of the process of this Apache-2.0 program, and a crash in C from taking the caller
-along.
+One process synthesises one speaker. The library carries random state (flutter, breath, roughness) from one utterance
+to the next, and no call resets it, so only a new process gives the same samples again. The separate process also keeps
+a GPL-3.0 library out of the process of this Apache-2.0 program, and a crash in C does not end the caller.
 
-Needs numpy and the standard library only, so that it starts in 0.2 s. Interface: ``speak_lib.h`` of eSpeak NG
+It needs numpy and the standard library only, so that it starts in 0.2 s. The interface is ``speak_lib.h`` of eSpeak NG
 1.52.
 """
 
@@ -31,7 +30,7 @@ _SYNCHRONOUS, _PHONEME_EVENTS, _PHONEME_IPA, _DONT_EXIT = 2, 1, 2, 0x8000
 _EVENT_END, _EVENT_PHONEME = 0, 7
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _CHARACTERS, _UTF8 = 1, 1
-# The library keeps its data path in 160 bytes and fails beyond them.
+# The library has 160 bytes for its data path and fails with a longer one.
 _LONGEST_DATA_PATH = 140
 
 
@@ -56,7 +55,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class Utterance(NamedTuple):
-    """One spoken text: samples at 22.05 kHz, and (first sample, IPA symbol) of each phone; "" is a pause."""
+    """One synthesised text: samples at 22.05 kHz, and (first sample, IPA symbol) of each phone; "" is a pause."""
 
     samples: NDArray[np.int16]
     phones: list[tuple[int, str]]
@@ -72,10 +71,10 @@ class Synthesizer:
         pitch: 0 to 99.
         pitch_range: 0 (monotone) to 99.
         words_per_minute: 80 to 450.
-        seed: of the library's random numbers.
+        seed: seed of the library's random numbers.
 
     Raises:
-        ValueError: the library cannot start, or has no such voice.
+        InputError: the library cannot start, or does not have the voice.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class Synthesizer:
         options = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
         rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data), options)
         if rate != SAMPLE_RATE:
-            raise InputError(f"eSpeak NG did not start with the data in {data} (it answered {rate})")
+            raise InputError(f"eSpeak NG did not start with the data in {data} (it returned {rate})")
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise InputError(f"eSpeak NG has no voice {voice!r}")
         for parameter, value in ((_RATE, words_per_minute), (_PITCH, pitch), (_RANGE, pitch_range)):
@@ -100,7 +99,7 @@ class Synthesizer:
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         self._pieces: list[NDArray[np.int16]] = []
         self._phones: list[tuple[int, str]] = []
-        self._callback = _Callback(self._receive)  # kept: the library holds no reference
+        self._callback = _Callback(self._receive)  # kept here, as the library holds no reference
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _receive(self, samples: Any, count: int, events: Any) -> int:
@@ -115,7 +114,7 @@ class Synthesizer:
         return 0
 
     def speak(self, text: str) -> Utterance:
-        """Synthesise ``text``; depends on all that this object has spoken before."""
+        """Synthesise ``text``; the result depends on all texts that this object has synthesised before."""
         self._pieces, self._phones = [], []
         encoded = text.encode()
         self._library.espeak_Synth(
@@ -127,7 +126,7 @@ class Synthesizer:
 
 @contextmanager
 def short_path(data: str) -> Iterator[str]:
-    """``data``, or a link to it with a path that the library can keep."""
+    """``data``, or a link to it whose path is short enough for the library."""
     if len(os.fsencode(data)) <= _LONGEST_DATA_PATH:
         yield data
         return
@@ -151,11 +150,10 @@ def _speak_until(synthesizer: Synthesizer, request: dict[str, Any]) -> list[tupl
 
 
 def main(request_path: str, result_path: str) -> None:
-    """Speak the request's texts until ``seconds`` are reached, leaving out those shorter or longer than
-    allowed.
+    """Synthesise the request's texts until ``seconds`` are reached, and leave out utterances of other lengths.
 
-    The result holds, over all kept utterances one after another: ``samples``; ``phones`` and ``phone_starts``
-    (samples from the start of its utterance); ``text`` (index into the texts), ``num_samples`` and
+    The result has these arrays, over all kept utterances one after another: ``samples``; ``phones`` and
+    ``phone_starts`` (in samples from the start of the utterance); ``text`` (index into the texts), ``num_samples`` and
     ``num_phones``.
     """
     request = read_json(request_path)

@@ -1,7 +1,7 @@
-"""Text and JSON files: one way to read them, one way to write them.
+"""Reading and atomic writing of text and JSON files, and locks of folders.
 
-Writing goes to a temporary name of this process and is renamed, so that a kill or a full disk leaves the old file.
-A folder that one command fills over a long time is locked against a second.
+A file is written under a temporary name of this process and renamed, so that a kill or a full disk leaves the old file.
+A folder that one command fills over a long time is locked against a second command.
 """
 
 import codecs
@@ -28,7 +28,7 @@ def read_text(path: str | Path) -> str:
     """Contents of a UTF-8 file, without a byte order mark.
 
     Raises:
-        ValueError: the file is in another encoding. It names the file, the line and how to convert it.
+        InputError: the file is in another encoding. It names the file, the line and how to convert it.
         OSError: the file cannot be read.
     """
     data = Path(path).read_bytes()
@@ -44,20 +44,20 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Lines of a UTF-8 file, without their ends; errors as :func:`read_text`'s."""
-    # str.splitlines would also cut at a line separator inside of a sentence.
+    """Lines of a UTF-8 file, without line ends; raises the errors of :func:`read_text`."""
+    # str.splitlines would also split at a Unicode line separator inside a sentence.
     return [line.rstrip("\n") for line in io.StringIO(read_text(path), newline=None)]
 
 
 def read_json(path: str | Path, remedy: str = "restore the file") -> Any:
-    """Value of a JSON file.
+    """Read the value of a JSON file.
 
     Args:
         path: the file.
-        remedy: what to do where it is damaged.
+        remedy: what the user should do if it is damaged, for the message.
 
     Raises:
-        ValueError: the file is not UTF-8 or not JSON. It names the file and the line.
+        InputError: the file is not UTF-8 or not JSON. It names the file and the line.
         OSError: the file cannot be read.
     """
     text = read_text(path)
@@ -68,29 +68,29 @@ def read_json(path: str | Path, remedy: str = "restore the file") -> Any:
 
 
 def write_bytes(path: str | Path, content: bytes | memoryview) -> Path:
-    """Write a file whole or not at all; the folder is made where it is missing. Returns the path, as the others do."""
+    """Write a whole file or nothing, make its folder if missing, and return the path, as the other functions do."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return Path(path)
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write UTF-8 text with newlines as they are."""
+    """Write UTF-8 text without converting newlines."""
     return write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
-    """Write a value as JSON that every program reads: numbers that are not finite become ``null``."""
+    """Write a value as standard JSON, in which numbers that are not finite become ``null``."""
     return write_text(path, json_text(value, indent))
 
 
 def json_text(value: Any, indent: int | None = 1) -> str:
-    """What `write_json` writes."""
+    """The text that `write_json` writes."""
     return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def clear_temporaries(folder: str | Path) -> None:
-    """Remove what killed processes left below a folder that is locked."""
+    """Remove the temporary files of killed processes below a locked folder."""
     for path in Path(folder).rglob("*.tmp"):
         if re.fullmatch(r".+-\d+\.tmp", path.name):  # as :func:`replacing` names them
             path.unlink(missing_ok=True)
@@ -98,10 +98,10 @@ def clear_temporaries(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Name what was being written in an error of the disk: it shows at a write, which knows no name.
+    """Add the path to a disk error in the block, since an error of a write has no file name.
 
     Raises:
-        OSError: of the path, in place of the error of another kind in which safetensors wraps it.
+        OSError: the error with the path; it also replaces the error of another type in which safetensors wraps it.
     """
     try:
         yield
@@ -116,7 +116,7 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def what_to_do(error: OSError) -> str:
-    """How to go on where a file could not be written, for the end of a message; nothing for other errors."""
+    """Advice for the end of a message if a file could not be written; empty for other errors."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "; make room there and give the same command again, what is finished is kept"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -125,7 +125,7 @@ def what_to_do(error: OSError) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same containers, with ``None`` for every NaN and infinity: JSON has no such numbers."""
+    """Copy containers with ``None`` for every NaN and infinity, because JSON has no such numbers."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -135,12 +135,12 @@ def finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A name to write to, of this process alone: renamed to ``path`` at the end, removed where that is not reached."""
+    """Yield a temporary path of this process; it is renamed to ``path`` at the end, or removed after an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
-        temporary.unlink()  # of a killed process that had the same number
+        temporary.unlink()  # left by a killed process with the same number
     try:
         with naming(path):
             yield temporary
@@ -151,18 +151,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 class FolderLock:
-    """A folder taken for this process, until it is released or the process ends, however that ends.
+    """A lock on a folder, held by this process until it is released or the process ends in any way.
 
     The lock is the kernel's (POSIX, over NFS as well), so that no dead process holds it, and processes that this one
-    forks do not have it. The file stays behind, and means nothing by itself.
+    forks do not have it. The lock file stays after release and has no meaning by itself.
 
     Args:
-        folder: made where it is missing.
-        name: of the lock's file.
-        remedy: what to do where another process has it.
+        folder: the folder to lock; made if missing.
+        name: name of the lock file.
+        remedy: what the user should do if another process has the lock, for the message.
 
     Raises:
-        ValueError: another process has it; the message names that process and its machine.
+        InputError: another process has the lock; the message names that process and its machine.
         OSError: the folder cannot be written to.
     """
 
@@ -173,7 +173,7 @@ class FolderLock:
         self._handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # POSIX leaves the choice to the system
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             holder = os.read(self._handle, 1000).decode().strip() or "just started"
             self.release()
             raise InputError(f"{folder} is in use by another command ({holder}): {remedy}") from None
@@ -184,7 +184,7 @@ class FolderLock:
         os.write(self._handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def release(self) -> None:
-        """Let others have the folder; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1

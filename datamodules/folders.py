@@ -1,4 +1,4 @@
-"""Folders that are complete or absent: made under a temporary name, known by the settings stored in them."""
+"""Folders that are complete or absent: made under a temporary name, and identified by the settings stored in them."""
 
 import glob
 import os
@@ -17,14 +17,14 @@ def is_finished(folder: Path, marker: str, settings: Mapping[str, Any], overwrit
     """Whether ``folder`` already holds the result of ``settings``.
 
     Args:
-        folder: where the result belongs.
-        marker: name of the JSON file in it whose key ``settings`` says what it was made with.
-        settings: plain values, as JSON gives them back.
+        folder: folder of the result.
+        marker: name of the JSON file in it whose key ``settings`` has the settings that it was made with.
+        settings: settings in plain values, as read back from JSON.
         overwrite: allow replacing a result of other settings.
 
     Raises:
-        ValueError: it holds something else, or a result of other settings without ``overwrite``. Something
-            else is never replaced, so that no flag deletes a real corpus or model.
+        InputError: the folder was not made by this command, or has other settings and ``overwrite`` is off. A folder
+            that was not made by this command is never replaced, so that no flag deletes a real corpus or model.
     """
     if not folder.exists():
         return False
@@ -41,15 +41,15 @@ def is_finished(folder: Path, marker: str, settings: Mapping[str, Any], overwrit
 
 
 def write_marker(folder: Path, marker: str, settings: Mapping[str, Any], **more: Any) -> None:
-    """Store the settings and what else is worth knowing, as readable JSON."""
+    """Store the settings and further values as readable JSON."""
     write_json(folder / marker, {"settings": settings, **more}, indent=2)
 
 
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of ``folder`` when the block ends without an exception.
+    """Yield an empty folder that replaces ``folder`` when the block ends without an exception.
 
-    What a killed call of this machine has left is removed; a folder that it had just moved away is put back.
+    The temporary folders of killed calls on this machine are removed; a folder that one had moved away is put back.
     """
     folder = folder.absolute()
     prefix = f".unfinished-{folder.name}-{socket.gethostname()}-"
@@ -76,7 +76,7 @@ def _put_back(old: Path, folder: Path) -> None:
 
 
 def _is_alive(process: str) -> bool:
-    if process == str(os.getpid()):  # of a former life: a container's processes have the same numbers every time
+    if process == str(os.getpid()):  # left by an earlier process: in a container numbers repeat
         return False
     try:
         os.kill(int(process), 0)

@@ -1,8 +1,9 @@
 """Forced alignment of transcribed speech to phones, with pocketsphinx.
 
-Its package carries an acoustic model of English (``en-us``, 16 kHz) and the CMU dictionary, so nothing is downloaded.
-The words of the transcript are searched first, among the pronunciations that the dictionary has; then the phones of
-what was found are aligned to frames of 10 ms. Phones are ARPABET without stress; silence and noise are ``SIL``.
+Its package contains an acoustic model of English (``en-us``, 16 kHz) and the CMU dictionary, so nothing is downloaded.
+First the words of the transcript are aligned, with a search over the dictionary's pronunciations. Then the phones of
+the pronunciations found are aligned to frames of 10 ms. Phones are ARPABET without stress; silence and noise are
+``SIL``.
 """
 
 import re
@@ -17,26 +18,27 @@ from datamodules.errors import InputError
 
 FRAME_SECONDS = 0.01
 BOUNDARY_SECONDS = 0.0078
-"""Where frame f begins to speak for the audio, after ``f * FRAME_SECONDS``: half-way between the centres of its window
-of 25.6 ms and of the one before."""
+"""Offset of the boundary before frame f from ``f * FRAME_SECONDS``. The boundary is half-way between the centres of the
+frame's window of 25.6 ms and of the window before."""
 LEAST_SCORE = -40.0
-"""Of the mean acoustic score of a phone's frame. The worst of 1,082 utterances of LibriSpeech has -34.5. With the words
-of another utterance 101 of 152 have no path at all, and 46 of the others less than this."""
+"""Smallest accepted mean acoustic score of a phone's frame. The lowest of 1,082 utterances of LibriSpeech is -34.5.
+With the words of another utterance 101 of 152 have no path at all, and 46 of the others have a lower score than this.
+"""
 SILENT_SAMPLES = 8000
 
 
 class AlignmentError(InputError):
-    """An utterance that cannot be aligned; the message says why."""
+    """An utterance cannot be aligned; the message gives the reason."""
 
 
 class PhoneAligner:
-    """An acoustic model and a dictionary.
+    """Aligns utterances with an acoustic model and a dictionary.
 
     Args:
-        lexicon: further words with their phones, whose stress is dropped; the dictionary's own words stay as they are.
+        lexicon: phones of further words, whose stress is dropped; the dictionary's own words do not change.
 
     Raises:
-        ValueError: pocketsphinx is not installed.
+        InputError: pocketsphinx is not installed.
     """
 
     def __init__(self, lexicon: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -49,19 +51,19 @@ class PhoneAligner:
             hmm=pocketsphinx.get_model_path("en-us/en-us"),
             dict=pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"),
             lm=None,
-            bestpath=False,  # its lattice has no end in one utterance of eight
+            bestpath=False,  # for one utterance of eight its lattice has no final node
             loglevel="FATAL",
         )
 
     def align(self, samples_T: np.ndarray, text: str) -> list[Segment]:
-        """The phones that were said and when.
+        """Align the phones of an utterance.
 
         Args:
-            samples_T: float32 at 16 kHz.
-            text: what was said, words separated by spaces.
+            samples_T: audio in float32 at 16 kHz.
+            text: transcript, words separated by spaces.
 
         Returns:
-            Segments without a gap; neighbouring silences are one.
+            Segments without a gap; neighbouring silences are merged.
 
         Raises:
             AlignmentError: there is no text or no audio, a word has no pronunciation, or the words do not fit.
@@ -97,7 +99,7 @@ class PhoneAligner:
 
     def _phones(self, pcm: bytes, text: str) -> list[Any]:
         """Phones with frames and scores."""
-        # Scoring begins with the densities that were likely at the end of the audio before: always let it be silence.
+        # Scoring starts with the likely densities at the end of the previous audio, so that is always made silence.
         self._search("a", bytes(2 * SILENT_SAMPLES))
         self._search(text, pcm)
         self._decoder.set_alignment()

@@ -1,8 +1,8 @@
 """LibriSpeech, or any corpus in its layout: manifest, length-bucketed batches, resumable loaders.
 
-The corpus (960 h: the three train splits) is read where it lies; see :mod:`datamodules.corpus` for the
-layout. Its table is built once and cached (:mod:`datamodules.manifest`); which utterances form which
-optimizer step is decided in :mod:`datamodules.batching`; :mod:`datamodules.loading` decodes them.
+The corpus (960 h, the three train splits) is read in place; see :mod:`datamodules.corpus` for the layout. Its table is
+built once and cached (:mod:`datamodules.manifest`). :mod:`datamodules.batching` assigns utterances to optimizer steps,
+and :mod:`datamodules.loading` decodes them.
 """
 
 import hashlib
@@ -46,12 +46,12 @@ __all__ = ["AudioBatch", "LibriSpeechDataModule"]
 
 logger = logging.getLogger(__name__)
 
-# Settings that change which samples an optimizer step sees.
+# Settings that change the samples of an optimizer step.
 ORDER_SETTINGS = (
     *("sample_rate", "batch_size", "batch_seconds", "length", "max_samples", "min_samples", "resample"),
     *("batches_per_epoch", "seed"),
 )
-# Settings that change the fixed segments; the corpus itself is told by its rows.
+# Settings that change the fixed segments; the rows identify the corpus itself.
 SEGMENT_SETTINGS = ("sample_rate", "batch_size", "batch_seconds", "max_samples", "resample", "segment_seed")
 TRAIN_SPLITS_960H = ("train-clean-100", "train-clean-360", "train-other-500")
 
@@ -60,42 +60,45 @@ class LibriSpeechDataModule(L.LightningDataModule):
     """Batches of speech for distillation.
 
     Args:
-        root: folder that holds the splits (LibriSpeech/) or its parent; several may be given.
+        root: folder with the splits (LibriSpeech/) or its parent; several may be given.
         train_splits: folders to train on.
-        val_splits: folders to validate on; none is allowed.
-        sample_rate: rate of the waveforms in Hz.
+        val_splits: folders to validate on; may be empty.
+        sample_rate: sample rate of the waveforms in Hz.
         batch_size: utterances per optimizer step, over all ranks and accumulation steps.
-        batch_seconds: seconds of audio per optimizer step at most, padding included; needs ``batch_size: null``.
+        batch_seconds: most seconds of audio per optimizer step, padding included; needs ``batch_size: null``.
         length: ``crop`` every item to the shortest of its global batch (no padding), or ``pad`` to the longest.
-        crop: ``random`` places that change with the epoch, or ``fixed``: one segment of each utterance for the whole
-            run, as long as the shortest of its bucket; another recipe, but what the teacher says can be cached.
-        segment_seed: of the places of fixed segments; apart from ``seed``, so that runs of several seeds share them.
+        crop: ``random`` takes crops at positions that change with the epoch. ``fixed`` takes one segment of each
+            utterance for the whole run, as long as the shortest of its bucket. This is another recipe, but with it
+            teacher targets can be cached.
+        segment_seed: random seed of the positions of fixed segments. It is separate from ``seed``, so that runs of
+            several seeds share the segments.
         targets: folder of teacher targets made by ``interstack cache-targets``, read instead of running the teacher in
             training steps; needs fixed segments. ``on_bad_audio="skip"`` then leaves out only files whose header shows
             that they cannot be used.
-        length_grid: cut the length that a batch is cropped to down to a multiple of so many samples (1: not at all).
-            Fewer lengths, so that a GPU plans and compiles less: 1600 leave at most 156, and lose under 1 % of audio.
-        max_samples: longer utterances are cropped to this.
-        min_samples: shorter files are bad audio; 400 samples make one frame.
-        resample: convert files of another rate or several channels (to their mean) instead of calling them bad audio.
+        length_grid: round the length that a batch is cropped to down to a multiple of this number of samples; 1 does
+            not round. With fewer lengths a GPU plans and compiles less. 1600 gives at most 156 lengths and loses less
+            than 1 % of the audio.
+        max_samples: largest number of samples of an utterance; longer ones are cropped.
+        min_samples: smallest number of samples of a file; shorter ones are bad audio. 400 samples make one frame.
+        resample: convert files of another rate or several channels (to their mean) instead of treating them as bad.
         on_bad_audio: ``error`` stops at the first bad file; ``skip`` leaves bad files out, counts them and lists them
             in ``skipped_audio.tsv`` in the run's folder.
         batches_per_epoch: optimizer steps of a virtual epoch; by default an epoch is one pass over the corpus.
         val_batch_size: utterances per validation batch over all ranks; by default as in training.
-        num_workers: loader processes per rank; default: 2, on a GPU one less than the cores for each process, from 2
-            to 8.
-        download: fetch missing splits through torchaudio.
-        cache_dir: where manifests are kept; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
-        seed: of the order of batches and the places of random crops.
+        num_workers: loader processes per rank. The default is 2; on a GPU it is the number of cores per process minus
+            one, from 2 to 8.
+        download: download missing splits through torchaudio.
+        cache_dir: folder of the cached manifests; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
+        seed: random seed of the order of batches and the positions of random crops.
         run_dir: folder for the list of skipped audio; ``interstack fit`` sets it to the run's folder.
 
     Attributes:
-        relay: makes the relay of the ``train`` and of the ``val`` loader, where several data modules of equal
-            settings hand out the same micro-batches; ``None``: each loads its own.
+        relay: makes the relay of the ``train`` and of the ``val`` loader if several data modules with equal
+            settings share their micro-batches; ``None``: each loads its own.
 
     Raises:
-        ValueError: settings that contradict each other; from ``prepare_data``, a split that is missing or empty, or
-            bad audio; from the loaders, global batches too small for the number of processes.
+        InputError: settings contradict each other; from ``prepare_data``, a split is missing or empty, or audio is
+            bad; from the loaders, global batches are too small for the number of processes.
     """
 
     def __init__(
@@ -141,11 +144,10 @@ class LibriSpeechDataModule(L.LightningDataModule):
         self._check_settings()
 
     def prepare_data(self) -> None:
-        """Download what is missing and bring the manifests up to date.
+        """Download missing splits if ``download`` is set, and update the manifests.
 
         Lightning runs this on one process per node, inside a barrier without a timeout (its
-        ``_InfiniteBarrier``), so that the others wait for the manifest of a large corpus however long it
-        takes.
+        ``_InfiniteBarrier``), so that the others wait for the manifest of a large corpus as long as needed.
         """
         for stage in self._stages():
             if self.download:
@@ -166,16 +168,16 @@ class LibriSpeechDataModule(L.LightningDataModule):
 
     @property
     def without_transcript(self) -> int | None:
-        """Utterances without text, in splits that have some; ``None`` where no split has. Distillation needs none."""
+        """Number of utterances without text in splits with texts; ``None`` if there are none. Texts are not needed."""
         counts = [manifest.without_transcript for manifest in self._manifests.values()]
         known = [count for count in counts if count is not None]
         return sum(known) if known else None
 
     def use_targets(self, teacher: Mapping[str, Any], layers: Sequence[int]) -> None:
-        """Let training batches bring the cached targets of these hidden layers; the module calls it in its ``setup``.
+        """Add the cached targets of these hidden layers to training batches; the module calls this in its ``setup``.
 
         Raises:
-            ValueError: the cache in ``targets`` was made with another teacher, corpus or segments.
+            InputError: the cache in ``targets`` was made with another teacher, corpus or segments.
         """
         assert self.targets is not None
         cache = TargetCache(self.targets)
@@ -184,11 +186,11 @@ class LibriSpeechDataModule(L.LightningDataModule):
 
     @property
     def cached_statistics(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and deviation by which the cached targets in use were standardized; ``None`` where there are none."""
+        """Mean and deviation with which the cached targets were standardized; ``None`` if they were not."""
         return None if self._cache is None else self._cache.statistics
 
     def statistics_batches(self, seconds: float) -> Iterator[AudioBatch]:
-        """About so many seconds of single utterances, spread evenly over the training data, each from its start."""
+        """Single utterances of ``seconds`` in all, spread evenly over the training data, each read from its start."""
         rule, dataset = self._crop_rule("train", seed=None), self._dataset("train")
         taken_N = np.minimum(rule.num_samples, self.max_samples)
         count = min(len(taken_N), -(-int(seconds * self.sample_rate) // int(taken_N.mean())))
@@ -196,7 +198,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
             yield dataset[rule.resolve(np.array([row]), pass_index=0)]
 
     def segment_settings(self) -> dict[str, Any]:
-        """What decides the fixed segments, in plain values; equal wherever the corpus lies."""
+        """Plain values that determine the fixed segments; they do not depend on the path of the corpus."""
         self._require_fixed()
         manifest, segments = self._require("train", self._manifests), self.segments
         digest = hashlib.sha256(segments.starts.tobytes() + segments.num_samples.tobytes()).hexdigest()[:16]
@@ -209,7 +211,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         }
 
     def segment_loader(self, batches: Sequence[np.ndarray]) -> DataLoader[AudioBatch]:
-        """The segments of these batches of rows, once; a file that cannot be decoded is an error."""
+        """Load the segments of these batches of rows once; a file that cannot be decoded is an error."""
         segments, manifest = self.segments, self._require("train", self._manifests)
         micro_batches: Any = [segments.resolve(rows, 0) for rows in batches]
         return DataLoader(
@@ -228,7 +230,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         return fix_segments(plan, lengths, self.max_samples, self.length, self.segment_seed, self.length_grid)
 
     def train_dataloader(self) -> ResumableLoader:
-        """``steps_per_epoch * accumulate_grad_batches`` micro-batches per epoch for this rank."""
+        """Loader of ``steps_per_epoch * accumulate_grad_batches`` micro-batches per epoch for this rank."""
         trainer = self.trainer
         if self.targets is not None and self._cache is None:
             raise InputError("data.targets is set, but this module trains without a teacher's targets: leave it out")
@@ -240,13 +242,13 @@ class LibriSpeechDataModule(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
             accumulate=trainer.accumulate_grad_batches if trainer else 1,
-            # On a resume the loader's iterator is made before the trainer calls set_epoch.
+            # On a resume the loader's iterator is created before the trainer calls set_epoch.
             epoch=_finished_epochs(trainer),
         )
         return self._loader("train", sampler)
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
-        """Batches in order of length, cropped at the utterance's start: the same in every epoch."""
+        """Loader of batches in order of length, cropped from the utterance's start, the same in every epoch."""
         if not self.val_splits:
             return []
         sampler = GlobalBatchSampler(
@@ -258,9 +260,9 @@ class LibriSpeechDataModule(L.LightningDataModule):
         return self._loader("val", sampler)
 
     def example_batch(self, num_items: int) -> AudioBatch:
-        """The training utterances around the median length (all, if fewer), cut as validation batches are.
+        """``num_items`` training utterances around the median length (all, if fewer), cropped as in validation.
 
-        Read directly: no loader, no random numbers, the same whenever it is called.
+        They are read without a loader and without random numbers, and are the same in every call.
         """
         rows = self._require("train", self._plans).rows
         first = max(0, (len(rows) - num_items) // 2)
@@ -268,7 +270,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         return self._dataset("train")[batch]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the training data and their order, in plain values; equal wherever the corpus lies."""
+        """Plain values that determine the training data and their order, whatever the path of the corpus."""
         manifest = self._require("train", self._manifests)
         return {
             "train_splits": list(self.train_splits),
@@ -276,7 +278,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
             "row_hash": manifest.row_hash,
             "skipped": len(manifest.skipped),
             **{name: getattr(self, name) for name in ORDER_SETTINGS},
-            # Left out where they are not used, as in checkpoints older than them.
+            # Settings that are not used are left out, as in older checkpoints from before they existed.
             **({"length_grid": self.length_grid} if self.length_grid > 1 else {}),
             **({"crop": self.crop, "segment_seed": self.segment_seed} if self.crop == "fixed" else {}),
             **({"targets": self._cache.settings["dtype"]} if self._cache is not None else {}),
@@ -313,8 +315,8 @@ class LibriSpeechDataModule(L.LightningDataModule):
     def _require_fixed(self) -> None:
         if (self.crop, self.length) != ("fixed", "crop"):
             raise InputError(
-                f"cached targets need data.crop=fixed and data.length=crop (not {self.crop} and {self.length}): what "
-                f"the teacher says changes with the place of a crop and with padding"
+                f"cached targets need data.crop=fixed and data.length=crop (not {self.crop} and {self.length}): the "
+                f"teacher's targets change with the position of a crop and with padding"
             )
 
     def _stages(self) -> list[str]:
@@ -342,7 +344,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
         return plan_by_samples(lengths_N, int(self.batch_seconds * self.sample_rate))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Only waveforms and targets move: lengths are used on the host; reading them back would stall a GPU."""
+        """Move waveforms and targets. Lengths are used on the host, since reading them back would stall a GPU."""
         targets = None if batch.targets is None else batch.targets.to(device)
         return batch._replace(waveforms=batch.waveforms.to(device, non_blocking=True), targets=targets)
 

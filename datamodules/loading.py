@@ -1,4 +1,4 @@
-"""From micro-batches of rows to tensors: the dataset decodes, the loader can resume in mid-epoch."""
+"""Dataset that decodes micro-batches of rows to tensors, and loader that can resume in mid-epoch."""
 
 import logging
 import os
@@ -23,8 +23,8 @@ from datamodules.target_cache import StoredTargets, TargetCache
 logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_audio.tsv"
-SECONDS_AFTER_SIGTERM = 15  # how long a worker goes on: several optimizer steps
-LONGEST_WAIT = 300  # seconds for a batch of the workers, half of NCCL's own limit; see ResumableLoader.explain
+SECONDS_AFTER_SIGTERM = 15  # time for which a worker continues: several optimizer steps
+LONGEST_WAIT = 300  # seconds to wait for a batch of the workers, half of NCCL's limit; see ResumableLoader.explain
 SECONDS_AFTER_A_COLLECTIVE = 0.01
 
 
@@ -33,23 +33,23 @@ class AudioBatch(NamedTuple):
 
     waveforms: Tensor  # (B, T) float32, T is the longest item of the global batch, zeros after an item's end
     num_samples: Tensor  # (B,) int64 valid samples; T everywhere with length="crop"
-    global_num_samples: Tensor  # (G,) int64 the same of every item of the global batch
+    global_num_samples: Tensor  # (G,) int64 valid samples of every item of the global batch
     index: Tensor  # type: ignore[assignment]  # (B,) int64 manifest rows; hides tuple.index
-    targets: StoredTargets | None = None  # of these segments, where they are read from a cache
+    targets: StoredTargets | None = None  # of these segments, if they are read from a cache
 
 
 Load = Callable[[int], Iterator[AudioBatch]]
-"""Micro-batches of the loader's epoch from the one of that number on."""
+"""Function that loads the micro-batches of the loader's epoch, starting with the one of the given number."""
 Relay = Callable[[int, int, Load], Iterator[AudioBatch]]
-"""(epoch, first micro-batch, how to load them) -> the same micro-batches, from wherever they are known already."""
+"""Function of (epoch, first micro-batch, function that loads them) that returns loaded or shared micro-batches."""
 
 
 class AudioDataset(Dataset[AudioBatch]):
-    """Decodes micro-batches. Holds a memory-mapped manifest and no state: workers cost no copy.
+    """Decodes micro-batches. It holds a memory-mapped manifest and no state, so that workers need no copy.
 
     With ``skip_bad_audio`` an item that cannot be decoded is replaced by the next longer utterance that can,
-    which is the same in every run and on every rank; the file is listed in ``run_dir`` (if given) and logged.
-    With ``targets`` nothing is replaced: those of another segment are not at hand.
+    which is the same in every run and on every rank. The file is listed in ``run_dir`` (if given) and logged.
+    With ``targets`` nothing is replaced, because the targets of the other segment are missing.
 
     Raises:
         BadAudioError: a file cannot be decoded and bad audio is not skipped, or nothing can replace it.
@@ -67,7 +67,7 @@ class AudioDataset(Dataset[AudioBatch]):
         self.manifest, self.targets = manifest, targets
         self.sample_rate, self.resample = sample_rate, resample
         self.skip_bad_audio, self.run_dir = skip_bad_audio and targets is None, run_dir
-        self.notes: Tensor | None = None  # (workers, 2) int64 in shared memory: process id, row that it reads
+        self.notes: Tensor | None = None  # (workers, 2) int64 in shared memory: process id, current row
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -87,7 +87,7 @@ class AudioDataset(Dataset[AudioBatch]):
             None if self.targets is None else self.targets.read(index_B),
         )
 
-    # A batch sampler's item is a whole micro-batch; this is where the loader hands it over.
+    # The item of a batch sampler is a whole micro-batch, which the loader passes to this method.
     __getitems__ = __getitem__
 
     def _read(self, row: int, start: int, num_samples: int) -> tuple[int, np.ndarray]:
@@ -114,12 +114,12 @@ class AudioDataset(Dataset[AudioBatch]):
         return read_audio(path, self.sample_rate, start, start + num_samples, self.resample)
 
     def _note(self, row: int) -> None:
-        """Leave word of what this worker reads: one that is killed cannot tell any more."""
+        """Record the current row, so that the parent can name it if this worker dies."""
         if self.notes is not None and (worker := get_worker_info()) is not None:
             self.notes[worker.id] = torch.tensor([os.getpid(), row])
 
     def last_read(self, process: int) -> str | None:
-        """The file that the worker of that process id read last; ``None`` for no worker of this dataset."""
+        """The file that the worker with this process id read last; ``None`` if it is not a worker of this dataset."""
         notes = [] if self.notes is None else self.notes.tolist()
         return next((self.manifest.path(row) for pid, row in notes if pid == process), None)
 
@@ -130,17 +130,17 @@ class AudioDataset(Dataset[AudioBatch]):
 
 
 class ResumableLoader(DataLoader[AudioBatch]):
-    """Lightning's stateful loader protocol; counts micro-batches handed out, not those prefetched.
+    """A loader with Lightning's stateful protocol; it counts micro-batches yielded, not those prefetched.
 
     A state at the end of an epoch means the start of the next. A state of an epoch before the sampler's own
-    is ignored: the trainer has finished that epoch, perhaps early (``limit_train_batches``).
+    is ignored, because the trainer has finished that epoch, perhaps early (``limit_train_batches``).
 
     Args:
-        dataset: decodes.
-        batch_sampler: which micro-batches an epoch has.
-        num_workers: processes that decode.
-        relay: between loading and handing out, where several loaders hand out the same micro-batches.
-        pin_memory: put batches where a CUDA device can fetch them without the host's waiting.
+        dataset: dataset that decodes micro-batches.
+        batch_sampler: sampler of the micro-batches of an epoch.
+        num_workers: number of processes that decode.
+        relay: function that shares micro-batches between several loaders; ``None``: this loader loads its own.
+        pin_memory: put batches in pinned memory, from which a CUDA device can copy without the host waiting.
     """
 
     batch_sampler: GlobalBatchSampler  # type: ignore[assignment]
@@ -175,23 +175,23 @@ class ResumableLoader(DataLoader[AudioBatch]):
         return self._counted(self._relay(self._epoch, self._yielded, self._load))
 
     def _load(self, start: int) -> Iterator[AudioBatch]:
-        # DataLoader asks the sampler for its iterator more than once with workers, so that it may not forget
+        # With workers, DataLoader requests the sampler's iterator more than once, so the sampler must not reset
         # its start by itself.
         self.batch_sampler.start = start
         if self.num_workers and torch.distributed.is_initialized():
-            # A thread of gloo still gives back what the last collective held, by a Python thread state of its own.
-            # CPython up to 3.11 hangs in a child that is forked while such a state is being made or dropped.
+            # A thread of gloo may still release objects of the last collective, with its own Python thread state.
+            # CPython up to 3.11 hangs in a child that is forked while such a state is created or deleted.
             time.sleep(SECONDS_AFTER_A_COLLECTIVE)
         batches = super().__iter__()
         self.batch_sampler.start = 0
         return batches
 
     def explain(self, error: BaseException) -> None:
-        """Add to torch's error about a dead worker which file it was reading; other errors stay as they are.
+        """Add the file that was being read to torch's error about a dead worker; other errors do not change.
 
-        torch raises it from a signal handler, wherever the main process happens to be, so the message is amended
-        where the run's exceptions pass by. The workers can also be silent for ever: storage that hangs, or a fork
-        that met a lock (see ``_load``).
+        torch raises the error from a signal handler, at any point of the main process, so the message is amended
+        where the run's exceptions are handled. Workers can also hang without an error, because storage hangs or a
+        fork met a lock (see ``_load``).
         """
         if "DataLoader timed out" in str(error):
             error.args = (
@@ -219,10 +219,10 @@ class ResumableLoader(DataLoader[AudioBatch]):
         return position | {"length": len(sampler), "accumulate": sampler.accumulate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the batches that were handed out.
+        """Continue after the batches that were already yielded.
 
         Raises:
-            ValueError: the state is one of mid-epoch, and accumulation or the number of batches has changed.
+            InputError: the state is from mid-epoch, and accumulation or the number of batches has changed.
         """
         sampler = self.batch_sampler
         epoch, start = state["epoch"], state["yielded"]
@@ -242,7 +242,7 @@ class ResumableLoader(DataLoader[AudioBatch]):
 def list_skipped(run_dir: str | None, problems: Sequence[Problem]) -> None:
     """Append files that are not yet listed to ``run_dir/skipped_audio.tsv`` (path, reason).
 
-    One write in append mode, so that lines of several workers and ranks do not mix.
+    It is one write in append mode, so that lines of several workers and ranks do not mix.
     """
     if run_dir is None or not problems:
         return
@@ -262,7 +262,7 @@ def list_skipped(run_dir: str | None, problems: Sequence[Problem]) -> None:
 
 
 def _next_longer(num_samples_N: np.ndarray, row: int, needed: int) -> Iterator[int]:
-    """Other rows that have ``needed`` samples: the longer ones upwards, then those below downwards."""
+    """Other rows with at least ``needed`` samples: longer ones in ascending, then shorter ones in descending order."""
     order_N = np.argsort(num_samples_N, kind="stable")
     place = int(np.flatnonzero(order_N == row)[0])
     for other in (*order_N[place + 1 :], *order_N[:place][::-1]):
@@ -271,9 +271,9 @@ def _next_longer(num_samples_N: np.ndarray, row: int, needed: int) -> Iterator[i
 
 
 def _outlive_sigterm(worker: int) -> None:
-    # A scheduler signals the whole process group; workers that died of it at once would take the run along before
-    # it has written its checkpoint. They may not ignore it either: it is also how a broken loader ends the workers
-    # that it cannot reach. So they die of it later.
+    # A scheduler signals the whole process group. If workers ended at once, the run would fail before it has written
+    # its checkpoint. They cannot ignore the signal, since a broken loader uses it to end workers that it cannot
+    # reach. So they end with a delay.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
 
 

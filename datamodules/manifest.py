@@ -1,8 +1,8 @@
 """The rows of a corpus as memory-mapped columns, cached on disk and rebuilt when the corpus has changed.
 
-:func:`prepare_manifest` builds (one process), :func:`load_manifest` opens what it left (every process). A
+:func:`prepare_manifest` builds a manifest (in one process), :func:`load_manifest` opens it (in every process). A
 manifest is a folder of plain ``.npy`` columns; strings are one UTF-8 blob and offsets. Opened with
-``mmap_mode="r"`` it costs no memory of its own per process: 281,241 rows open in milliseconds, and loader
+``mmap_mode="r"`` it needs no memory of its own per process. 281,241 rows open in milliseconds, and loader
 workers share the pages.
 
 Cache layout::
@@ -56,12 +56,12 @@ class StringColumn:
 
 
 class Manifest:
-    """One corpus table; row i is an utterance. Pickles as its folder's name.
+    """One corpus table; row i is an utterance. It is pickled as its folder's name.
 
     Attributes:
         num_samples: (N,) int64, samples at the manifest's sample rate.
-        row_hash: hash of the table (relative paths and lengths), equal wherever the corpus lies.
-        skipped: (path, reason) of each thing left out.
+        row_hash: hash of the table (relative paths and lengths), which does not depend on the corpus's path.
+        skipped: (path, reason) of each file that was left out.
     """
 
     def __init__(self, folder: str) -> None:
@@ -92,7 +92,7 @@ class Manifest:
 
     @property
     def without_transcript(self) -> int | None:
-        """Utterances without text; ``None`` where none has any."""
+        """Number of utterances without text; ``None`` if no utterance has text."""
         return int((~self._has_transcript).sum()) if self._has_transcript.any() else None
 
     def transcript(self, row: int) -> str | None:
@@ -105,10 +105,10 @@ class _Listing(NamedTuple):
 
 
 def prepare_manifest(settings: CorpusSettings, cache_dir: str | None = None) -> Manifest:
-    """The manifest of the corpus as it is now: from the cache if no file has changed, else built and cached.
+    """Return the manifest of the present corpus, from the cache if no file has changed, else built and cached.
 
     Raises:
-        ValueError: a split is missing or empty, or (with ``on_bad_audio="error"``) a file cannot be used.
+        InputError: a split is missing or empty, or (with ``on_bad_audio="error"``) a file cannot be used.
     """
     cache = _cache_folder(settings, cache_dir)
     listing = _list_corpus(settings)
@@ -123,10 +123,10 @@ def prepare_manifest(settings: CorpusSettings, cache_dir: str | None = None) -> 
 
 
 def load_manifest(settings: CorpusSettings, cache_dir: str | None = None) -> Manifest:
-    """The manifest that :func:`prepare_manifest` left for these settings, without a look at the corpus.
+    """Open the manifest that :func:`prepare_manifest` made for these settings, without reading the corpus.
 
     Raises:
-        ValueError: there is none.
+        InputError: there is no such manifest.
     """
     cache = _cache_folder(settings, cache_dir)
     pointer = os.path.join(cache, "current")
@@ -136,7 +136,7 @@ def load_manifest(settings: CorpusSettings, cache_dir: str | None = None) -> Man
 
 
 def write_manifest(folder: str, rows: Sequence[Row], problems: Sequence[Problem] = ()) -> None:
-    """Write the columns beside ``folder`` and move them there when they are complete."""
+    """Write the columns to a temporary folder beside ``folder`` and rename it when they are complete."""
     parent = os.path.dirname(folder)
     os.makedirs(parent, exist_ok=True)
     unfinished = tempfile.mkdtemp(prefix="unfinished-", dir=parent)
@@ -144,10 +144,10 @@ def write_manifest(folder: str, rows: Sequence[Row], problems: Sequence[Problem]
         _write_columns(unfinished, rows)
         meta = {"format": FORMAT, "row_hash": _row_hash(rows), "skipped": list(problems)}
         write_json(os.path.join(unfinished, "meta.json"), meta)
-        os.chmod(unfinished, 0o755)  # mkdtemp's folder is for its owner alone; a cache may be shared
+        os.chmod(unfinished, 0o755)  # only its owner can read mkdtemp's folder, but a cache may be shared
         os.replace(unfinished, folder)
     except OSError:
-        if not os.path.isdir(folder):  # else another process has just finished the same manifest
+        if not os.path.isdir(folder):  # else another process has finished the same manifest
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

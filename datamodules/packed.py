@@ -1,16 +1,16 @@
 """Reading a packed split: 16-bit samples of many utterances in a few large files.
 
 Small compressed files cost decoding and, on network storage, a round trip each. A packed split (made by ``interstack
-pack``, :mod:`datamodules.packing`) has the place and name of the split that it was made from::
+pack``, :mod:`datamodules.packing`) has the layout and name of the split that it was made from::
 
     ROOT/SPLIT/packed.json                   settings, sample rate, size and SHA-256 of every shard and of the index
     ROOT/SPLIT/index.jsonl                   [shard, first sample, number of samples, SPEAKER/CHAPTER/NAME] per line
     ROOT/SPLIT/00000.pcm, 00001.pcm, ...     samples, int16, little-endian, utterance after utterance
     ROOT/SPLIT/SPEAKER/CHAPTER/*.trans.txt   transcripts
 
-so that ``data.root`` alone chooses it. An utterance in it has a path like those of files,
-``ROOT/SPLIT/00003.pcm/FIRST-NUMBER/SPEAKER/CHAPTER/NAME.flac``, which messages and manifests can carry. Samples are
-those of the 16-bit files, exactly: both are int16 divided by 32768.
+so that ``data.root`` alone chooses it. An utterance in it has a path like that of a file,
+``ROOT/SPLIT/00003.pcm/FIRST-NUMBER/SPEAKER/CHAPTER/NAME.flac``, for messages and manifests. Samples are exactly equal
+to those of the 16-bit files, since both are int16 divided by 32768.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _PATH = re.compile(r"(?P<shard>(?P<folder>.+)/\d{5}\.pcm)/(?P<first>\d+)-(?P<num
 
 
 class Piece(NamedTuple):
-    """Where an utterance's samples are."""
+    """The location of an utterance's samples in a shard."""
 
     shard: str
     first: int
@@ -55,14 +55,14 @@ class Piece(NamedTuple):
 
 
 def piece_of(path: str) -> Piece | None:
-    """The piece that a path means; ``None`` for an ordinary file."""
+    """The piece to which a path refers; ``None`` for an ordinary file."""
     if ".pcm/" not in path or (match := _PATH.fullmatch(path)) is None:
         return None
     return Piece(match["shard"], int(match["first"]), int(match["number"]))
 
 
 def unpacked_path(path: str) -> str:
-    """ROOT/SPLIT/SPEAKER/CHAPTER/NAME of an utterance, packed or not."""
+    """Path ROOT/SPLIT/SPEAKER/CHAPTER/NAME of an utterance, packed or not."""
     if ".pcm/" not in path or (match := _PATH.fullmatch(path)) is None:
         return path
     return f"{match['folder']}/{match['relative']}"
@@ -73,15 +73,15 @@ def is_packed(folder: str) -> bool:
 
 
 def packed_digest(folder: str) -> str:
-    """A hash of all that was packed, from the checksums that were written with it; nothing is read again."""
-    parts = read_json(os.path.join(folder, MARKER))["parts"]  # it may have been packed anew since
+    """Hash of the packed data, from the stored checksums; the data are not read again."""
+    parts = read_json(os.path.join(folder, MARKER))["parts"]  # not cached, since it may have been packed again
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def list_packed(folder: str) -> Iterator[tuple[str, int, int]]:
     """(path, size, modification time in ns) of every utterance, in the order of the corpus that was packed.
 
-    Size and time are those of its shard, so that a changed shard tells in all of its utterances.
+    Size and time are those of its shard, so that a changed shard changes all of its utterances.
     """
     shards: dict[int, tuple[str, int, int]] = {}
     for line in read_lines(os.path.join(folder, INDEX)):
@@ -97,12 +97,12 @@ def shard_name(number: int) -> str:
 
 
 def verify_packed(folder: str) -> None:
-    """Compare every shard and the index with the checksums that were written with them.
+    """Compare every shard and the index with the stored checksums.
 
     Raises:
-        ValueError: one is missing or differs; the first is named.
+        ValueError: a file is missing or differs; the first is named.
     """
-    for remembered in (_marker, _samples):  # the split may have been packed anew since
+    for remembered in (_marker, _samples):  # the split may have been packed again
         remembered.cache_clear()
     if (damage := first_damage(folder, _marker(folder)["parts"])) is not None:
         raise _damaged(*damage)
@@ -110,7 +110,7 @@ def verify_packed(folder: str) -> None:
 
 def _damaged(path: str, problem: str) -> ValueError:
     return ValueError(
-        f"{path} {problem} since it was packed: copy the packed split again, or make it anew with "
+        f"{path} {problem} since it was packed: copy the packed split again, or make it again with "
         f"`interstack pack --overwrite true`"
     )
 
@@ -133,7 +133,7 @@ def _samples(shard: str) -> np.ndarray:
     """All samples of a shard, memory-mapped once per process."""
     folder, name = os.path.split(shard)
     _, size, _ = _status(shard)
-    # Reading past the end of a mapped file kills the process without a word.
+    # Reading past the end of a mapped file kills the process without a message.
     if size != _marker(folder)["parts"][name]["bytes"]:
         raise _damaged(shard, "has changed its size")
     return np.memmap(shard, dtype="<i2", mode="r")

@@ -1,7 +1,7 @@
 """Writing a packed split (format: :mod:`datamodules.packed`), one shard after another.
 
-Shards grow in ``ROOT/.unfinished-SPLIT``, which becomes ``ROOT/SPLIT`` when all are there. An interrupted call goes on
-with the first shard that is not finished; finished ones are kept if their checksum is right.
+Shards are written to ``ROOT/.unfinished-SPLIT``, which becomes ``ROOT/SPLIT`` when it is complete. After an interrupted
+call the next one continues with the first unfinished shard; finished ones are kept if their checksum is right.
 """
 
 import json
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class PackedTotals(NamedTuple):
-    """What a packed split holds."""
+    """Counts and sizes of a packed split."""
 
     utterances: int
     seconds: float
@@ -60,8 +60,9 @@ def pack_split(
     """Pack the one split of ``settings`` into ``output/SPLIT``; a finished pack is verified and kept.
 
     Raises:
-        ValueError: ``output/SPLIT`` holds something else or a pack of another corpus, or is damaged.
-        BadAudioError: a file cannot be decoded, or has samples that 16 bits cannot hold. ``on_bad_audio="skip"``
+        InputError: ``output/SPLIT`` was not made by this command, or is a pack of another corpus.
+        ValueError: ``output/SPLIT`` is damaged.
+        BadAudioError: a file cannot be decoded, or has samples of more than 16 bits. ``on_bad_audio="skip"``
             leaves out only files whose header shows that they cannot be used.
     """
     (split,) = settings.splits
@@ -108,14 +109,14 @@ def _require_space(folder: Path, num_bytes: int) -> None:
 
 
 def _relative_paths(manifest: Manifest, folders: list[str]) -> list[str]:
-    """SPEAKER/CHAPTER/NAME of every row."""
+    """Path SPEAKER/CHAPTER/NAME of every row."""
     paths = [unpacked_path(manifest.path(row)) for row in range(len(manifest))]
     sources = [next(folder for folder in folders if path.startswith(folder + os.sep)) for path in paths]
     return [os.path.relpath(path, source).replace(os.sep, "/") for path, source in zip(paths, sources, strict=True)]
 
 
 def _shards(manifest: Manifest, shard_bytes: int) -> Iterator[range]:
-    """Rows of each shard: as many as fit, at least one."""
+    """Rows of each shard, as many as fit and at least one."""
     first, filled = 0, 0
     for row, num_samples in enumerate(manifest.num_samples.tolist()):
         if row > first and filled + num_samples * BYTES_PER_SAMPLE > shard_bytes:

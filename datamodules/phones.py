@@ -1,4 +1,4 @@
-"""Speech with phone alignments as tensors: crops with a label per frame.
+"""A dataset of speech with phone alignments: random crops with a label per frame.
 
 Shapes: B batch, T samples (16 kHz), F frames.
 """
@@ -35,21 +35,21 @@ class FrameBatch(NamedTuple):
 
 
 class FrameLabelDataset(Dataset[FrameBatch]):
-    """``length`` random crops of aligned utterances; item i is a pure function of (seed, i).
+    """A dataset of ``length`` random crops of aligned utterances; item i is a pure function of (seed, i).
 
-    Items ``e N ... (e + 1) N - 1`` are a permutation of the N utterances, drawn anew for every pass e, so
+    Items ``e N ... (e + 1) N - 1`` are a permutation of the N utterances, another one in every pass e, so
     that a loader that reads the items in order needs no state.
 
     Args:
-        root: folder of the splits, with ``alignments`` beside them.
+        root: folder with the splits and ``alignments``.
         splits: splits to read.
         phones: the inventory; see ``alignments.phone_inventory``.
         crop_samples: samples per item; a shorter utterance is padded at its end.
-        length: items; ``None``: one pass.
-        seed: of order and crops.
+        length: number of items; ``None``: one pass.
+        seed: random seed of the order and the crops.
 
     Raises:
-        ValueError: alignments without audio, audio that cannot be used, or phones outside the inventory.
+        InputError: an alignment has no audio, audio cannot be used, or a phone is not in the inventory.
     """
 
     def __init__(

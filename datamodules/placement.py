@@ -1,4 +1,4 @@
-"""What a loader should do for the device that its batches go to: pinned memory, and how many workers."""
+"""Settings of a loader that depend on the device: pinned memory and the number of workers."""
 
 import os
 
@@ -8,15 +8,15 @@ MOST_WORKERS = 8
 
 
 def trains_on_cuda(trainer: L.Trainer | None) -> bool:
-    """Whether batches go to a CUDA device; that a machine has one says nothing of this run."""
+    """Whether batches go to a CUDA device; a run may use the CPU on a machine that has one."""
     return trainer is not None and trainer.strategy.root_device.type == "cuda"
 
 
 def workers_for(setting: int | None, trainer: L.Trainer | None) -> int:
-    """Loader processes of each rank: the user's number, or by the device and the cores that this process may use.
+    """Number of loader processes per rank: ``setting``, or a number for the device and the available cores.
 
-    A CPU's cores are busy with training itself. A GPU leaves them to the loader, and takes in more than two workers
-    deliver (7,200 seconds of audio per second: see benchmarks/README.md).
+    A CPU's cores are busy with training itself. With a GPU they are free for the loader, and the GPU needs more than
+    two workers deliver (7,200 seconds of audio per second: see benchmarks/README.md).
     """
     if setting is not None:
         return setting

@@ -1,10 +1,9 @@
-"""From the files of a corpus to its rows: read every header, attach transcripts, find bad input.
+"""Scan of a corpus's files for its rows: read every header, attach transcripts, find bad input.
 
-What is bad input: an audio file whose header shows that it cannot be used
-(:func:`datamodules.audio.usable_samples`) or that is not in a SPEAKER/CHAPTER folder and, where text is
-required, an utterance without text and a transcript line without audio. With ``on_bad_audio="error"`` the
-first is raised, with the number of all; with "skip" they are left out and returned as a list. Where text is
-optional, gaps between transcripts and audio are only warned of.
+Bad input is an audio file whose header shows that it cannot be used (:func:`datamodules.audio.usable_samples`) or that
+is not in a SPEAKER/CHAPTER folder. Where text is required, an utterance without text and a transcript line without
+audio are bad input too. With ``on_bad_audio="error"`` the first one is raised with the number of all; with "skip" they
+are left out and returned as a list. Where text is optional, gaps between transcripts and audio are only warned of.
 """
 
 import logging
@@ -32,7 +31,7 @@ class Row(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A file that was left out, and why."""
+    """A file that was left out, and the reason."""
 
     path: str
     reason: str
@@ -46,11 +45,11 @@ class Transcripts(NamedTuple):
 
 
 def scan(files: Sequence[CorpusFile], settings: CorpusSettings) -> tuple[list[Row], list[Problem]]:
-    """Rows of the usable audio files, and what was left out (empty unless ``on_bad_audio`` is "skip").
+    """Return the rows of the usable audio files, and the files left out (empty unless ``on_bad_audio`` is "skip").
 
     Raises:
         BadAudioError: there is bad input and ``on_bad_audio`` is "error".
-        ValueError: nothing of a split is usable.
+        InputError: no file of a split is usable.
     """
     audio = [file for file in files if file.is_audio]
     transcripts = _read_all_transcripts(files)
@@ -113,7 +112,7 @@ class _Headers:
     def map(
         self, inspect: Callable[[CorpusFile], int | Problem], files: Sequence[CorpusFile]
     ) -> Iterator[int | Problem]:
-        # One task per file would cost more than the headers.
+        # One task per file would cost more than reading its header.
         chunks = [files[start : start + 256] for start in range(0, len(files), 256)]
         for found in self._pool.map(lambda chunk: [inspect(file) for file in chunk], chunks):
             self._progress.advance(self._task, len(found))

@@ -1,7 +1,6 @@
-"""English sentences from a small grammar (``grammar.txt``): varied, and the same for the same seed
-everywhere.
+"""English sentences from a small grammar (``grammar.txt``), varied and the same for the same seed on every machine.
 
-Sentences only have to be sayable and to use every English phone in many neighbourhoods, since a synthesiser
+Sentences only have to be pronounceable and to use every English phone in many contexts, since a synthesiser
 reads them and small models are trained on the sound. They are in the past tense, so they need no agreement
 rules.
 """
@@ -27,7 +26,7 @@ _SPELLING = {
 
 @cache
 def _grammar() -> dict[str, list[str]]:
-    """Choices of each slot; ``sentence`` is where a sentence starts."""
+    """Choices of each slot; ``sentence`` is the start symbol."""
     text = (files("datamodules") / "grammar.txt").read_text(encoding="utf-8")
     parts = re.split(r"^\[(\w+)\]$", text, flags=re.MULTILINE)[1:]
     slots = {name: body.split() for name, body in zip(parts[::2], parts[1::2], strict=True)}
@@ -46,12 +45,12 @@ def _sentence(generator: random.Random) -> str:
 
 
 def sentences(seed: int | str) -> Iterator[str]:
-    """Yield texts of one or two sentences without end; a pure function of ``seed`` (strings are digested)."""
+    """Yield texts of one or two sentences without end, as a pure function of ``seed`` (strings are hashed)."""
     generator = random.Random(str(seed))
     while True:
         yield " ".join(_sentence(generator) for _ in range(generator.choice((1, 1, 2))))
 
 
 def transcript(text: str) -> str:
-    """``text`` as LibriSpeech writes it: upper case, letters, apostrophes and single spaces only."""
+    """``text`` in LibriSpeech's form, with upper-case letters, apostrophes and single spaces only."""
     return " ".join(re.sub(r"[^A-Z' ]", " ", text.upper()).split())

@@ -1,9 +1,9 @@
-"""Folders of large files that are written one after another: whole or absent, resumable, known by their checksums.
+"""Folders of large files that are written one after another: complete or absent, resumable, with checksums.
 
-While it is being made, a folder ``NAME`` is ``.unfinished-NAME`` beside its place. Each finished file of it has a
-record (``FILE.json``: settings and checksum), so that an interrupted call goes on with the first file that has none,
-or another's. The finished folder keeps the records, and what makes it finished is a marker file with the checksums of
-all (:mod:`datamodules.folders`).
+While it is being made, a folder ``NAME`` is called ``.unfinished-NAME``. Each finished file in it has a record
+(``FILE.json`` with settings and checksum). After an interrupted call the next one continues with the first file that
+has no record or one with other settings. The finished folder keeps the records, and a marker file with all checksums
+marks it as finished (:mod:`datamodules.folders`).
 """
 
 import hashlib
@@ -18,25 +18,25 @@ from datamodules.files import FolderLock, clear_temporaries, read_json, replacin
 from datamodules.folders import write_marker
 
 Part = dict[str, Any]
-"""What is known of a finished file: ``bytes``, ``sha256`` and whatever its maker adds."""
+"""Description of a finished file: ``bytes``, ``sha256`` and further values of the code that writes it."""
 
 
 def unfinished_folder(folder: Path) -> Path:
-    """Where ``folder`` grows."""
+    """The temporary folder in which ``folder`` is made."""
     return folder.with_name(f".unfinished-{folder.name}")
 
 
 def only_writer(folder: Path) -> FolderLock:
-    """The right to make ``folder``: a second call at the same time is refused.
+    """Lock ``folder`` for one writer; a second call at the same time is refused.
 
     Raises:
-        ValueError: another process makes it.
+        InputError: another process is making the folder.
     """
     return FolderLock(folder.parent, f".{folder.name}.lock", "wait for it, or choose another output folder")
 
 
 def checksum(path: str) -> str | None:
-    """SHA-256 of a file; ``None`` where there is none."""
+    """SHA-256 of a file; ``None`` if the file is missing."""
     if not os.path.isfile(path):
         return None
     with open(path, "rb") as file:
@@ -44,7 +44,7 @@ def checksum(path: str) -> str | None:
 
 
 def first_damage(folder: str, parts: Mapping[str, Part]) -> tuple[str, str] | None:
-    """Path and problem of the first part that is missing or does not have its checksum."""
+    """Path and problem of the first part that is missing or has another checksum."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing releases the interpreter lock
         found = pool.map(lambda name: checksum(os.path.join(folder, name)), parts)
         for (name, part), sha256 in zip(parts.items(), found, strict=True):
@@ -54,7 +54,7 @@ def first_damage(folder: str, parts: Mapping[str, Part]) -> tuple[str, str] | No
 
 
 def kept_part(folder: Path, name: str, made_with: Mapping[str, Any]) -> Part | None:
-    """What is known of a file that an earlier call finished with the same settings, if its content is right."""
+    """Description of a file that an earlier call finished with the same settings; ``None`` if its checksum differs."""
     record_path = _record_path(folder, name)
     if not record_path.is_file():
         return None
@@ -65,7 +65,7 @@ def kept_part(folder: Path, name: str, made_with: Mapping[str, Any]) -> Part | N
 
 
 def write_part(path: Path, chunks: Iterable[bytes]) -> Part:
-    """Write a file under a temporary name, bring it to the disk and rename it."""
+    """Write a file under a temporary name, flush it to the disk and rename it."""
     digest, size = hashlib.sha256(), 0
     with replacing(path) as temporary, temporary.open("wb") as file:
         for data in chunks:
@@ -78,24 +78,24 @@ def write_part(path: Path, chunks: Iterable[bytes]) -> Part:
 
 
 def record_part(folder: Path, name: str, made_with: Mapping[str, Any], part: Part) -> None:
-    """Remember a finished file for a later call."""
+    """Record a finished file for a later call."""
     write_json(_record_path(folder, name), {"settings": made_with, "part": part}, indent=None)
 
 
 def part_of(path: Path) -> Part:
-    """What is known of a small file that was written otherwise."""
+    """Description of a small file that was not written by :func:`write_part`."""
     return {"bytes": path.stat().st_size, "sha256": checksum(str(path))}
 
 
 def free_bytes(folder: Path, shards: str) -> int:
-    """Room for a folder that grows; what an earlier call has already written (files like ``shards``) is free."""
+    """Bytes available to an unfinished folder; files of an earlier call (that match ``shards``) count as free."""
     return shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.glob(shards))
 
 
 def finish_folder(
     folder: Path, shards: str, marker: str, made_with: Mapping[str, Any], parts: Mapping[str, Part], **more: Any
 ) -> None:
-    """Give the unfinished folder its marker and its place, without what calls with other settings left in it."""
+    """Write the marker of the unfinished folder and rename it; files of calls with other settings are removed first."""
     unfinished = unfinished_folder(folder)
     clear_temporaries(unfinished)
     for leftover in [*unfinished.glob(f"{shards}.json"), *unfinished.glob(shards)]:
@@ -104,7 +104,7 @@ def finish_folder(
     write_marker(unfinished, marker, made_with, **more, parts=dict(parts))
     replaced = unfinished.with_name(f"{unfinished.name}-replaced")
     if folder.exists():
-        # Left by a call that was killed in its last line. Where ``folder`` is missing, it may be the only whole copy.
+        # Left by a call that was killed before it deleted it. If ``folder`` is missing, it may be the only whole copy.
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(folder, replaced)
     os.replace(unfinished, folder)

@@ -1,16 +1,15 @@
-"""A corpus of synthetic speech in the exact layout of LibriSpeech, for people without one:
-``synthesize_corpus``.
+"""A corpus of synthetic speech in the exact layout of LibriSpeech, for users without a corpus.
 
 eSpeak NG reads sentences of a small grammar in many voices; 20 minutes take seconds. It reports each phone
-with its time, and these alignments are stored beside the audio::
+with its time, and these alignments are stored with the audio::
 
     ROOT/LibriSpeech/SPEAKERS.TXT, CHAPTERS.TXT, synthetic.json (the settings)
     ROOT/LibriSpeech/{train-clean-100,dev-clean,test-clean}/SPEAKER/CHAPTER/*.flac and *.trans.txt
     ROOT/LibriSpeech/alignments/SPLIT/SPEAKER-CHAPTER.tsv (format: see alignments.py)
 
 Licence: eSpeak NG is GPL-3.0. It comes with the optional package espeakng-loader (``pip install
-'interstack[synthetic]'``), is not part of this distribution and runs in processes of its own; speech made
-with it is not covered by its licence.
+'interstack[synthetic]'``), is not part of this distribution and runs in separate processes. Its licence does not cover
+speech made with it.
 """
 
 import importlib
@@ -61,7 +60,7 @@ class Speaker(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """One utterance at 16 kHz: int16 samples, what was said, and when."""
+    """One utterance at 16 kHz: int16 samples, transcript, and phones with times."""
 
     samples_T: NDArray[np.int16]
     text: str
@@ -69,11 +68,10 @@ class Recording(NamedTuple):
 
 
 def plan_speakers(minutes: float, voices: int, seed: int) -> list[Speaker]:
-    """Who speaks how long in which split: a sixth of the voices (at least one) each for dev and test.
+    """Plan the speakers of each split and their seconds; dev and test get a sixth of the voices each, at least one.
 
     Raises:
-        ValueError: fewer voices than splits or more than there are, or too little speech for each to say
-            anything.
+        InputError: there are fewer voices than splits or more than exist, or too little speech for each voice.
     """
     if not len(SPLITS) <= voices <= MOST_VOICES:
         raise InputError(f"voices={voices} must be between {len(SPLITS)} (one per split) and {MOST_VOICES}")
@@ -99,9 +97,9 @@ def _library() -> dict[str, str]:
 
 
 def _speak(speaker: Speaker, library: dict[str, str]) -> Iterator[Recording]:
-    """All recordings of one speaker, from a fresh process; see ``espeak.py`` for why."""
+    """Synthesise all recordings of one speaker in a new process; see ``espeak.py`` for the reason."""
     name, pitch, pitch_range, words_per_minute = speaker.voice[1:]
-    # Far more texts than are used: even the shortest that is kept lasts MIN_SECONDS, and few are left out.
+    # Far more texts than are used, since even the shortest kept one lasts MIN_SECONDS and few are left out.
     texts = list(islice(sentences(f"{speaker.seed}/{speaker.number}"), 50 + math.ceil(speaker.seconds)))
     request = {
         "synthesizer": {
@@ -113,7 +111,7 @@ def _speak(speaker: Speaker, library: dict[str, str]) -> Iterator[Recording]:
     with tempfile.TemporaryDirectory(prefix="interstack-") as folder:
         request_path, result_path = Path(folder) / "request.json", Path(folder) / "result.npz"
         write_json(request_path, request)
-        # -P: the script's folder must not hide installed modules behind its neighbours' names.
+        # -P: modules in the script's folder must not shadow installed ones.
         command = [sys.executable, "-P", espeak.__file__, str(request_path), str(result_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -137,15 +135,15 @@ def _recordings(result: dict[str, NDArray[Any]], texts: Sequence[str]) -> Iterat
 def phone_segments(
     events: Sequence[tuple[int, str]], num_samples: int, sample_rate: int = espeak.SAMPLE_RATE
 ) -> list[Segment]:
-    """Events (first sample, IPA symbol; "" is a pause) as segments that cover the utterance without a gap.
+    """Convert events (first sample, IPA symbol; "" is a pause) to segments that cover the utterance without a gap.
 
-    Stress marks are removed, pauses become ``SIL``, neighbouring pauses one; a phone of no length (eSpeak
-    reports some at the end of a sentence) is dropped, so that every phone that remains can be heard.
+    Stress marks are removed. Pauses become ``SIL``, and neighbouring ones are merged. A phone of zero length (eSpeak
+    reports some at the end of a sentence) is dropped, so that every remaining phone is audible.
     """
     bounded = [(0, ""), *events, (num_samples, "")]
     segments: list[Segment] = []
     for (start, symbol), (end, _) in pairwise(bounded):
-        # Some accents' tables write a plain colon for the length mark.
+        # The tables of some accents use a plain colon as the length mark.
         phone = symbol.strip(_STRESS_MARKS).replace(":", _LENGTH_MARK) or SILENCE
         if end <= start:
             continue
@@ -200,22 +198,22 @@ def _write_tables(root: Path, chapters: dict[Speaker, list[tuple[int, float]]]) 
 def synthesize_corpus(
     output: str | Path, minutes: float = 20.0, voices: int = 12, seed: int = 0, overwrite: bool = False
 ) -> Path:
-    """Write the corpus, or keep the one that is there; its files are a pure function of the settings.
+    """Write the corpus, or keep an existing one; its files are a pure function of the settings.
 
-    The same samples come out bit for bit on every run of one version of eSpeak NG, soxr and libsndfile.
+    The samples are equal bit for bit in every run with the same versions of eSpeak NG, soxr and libsndfile.
 
     Args:
-        output: the folder that gets ``LibriSpeech/``.
-        minutes: of speech, over all splits.
-        voices: speakers, 3 to 102 (see ``voices.py``); a sixth each are held out for dev-clean and test-clean.
-        seed: of sentences and voices.
+        output: folder in which ``LibriSpeech/`` is made.
+        minutes: minutes of speech, over all splits.
+        voices: number of speakers, 3 to 102 (see ``voices.py``); dev-clean and test-clean get a sixth each.
+        seed: random seed of sentences and voices.
         overwrite: replace a synthetic corpus that has other settings.
 
     Returns:
         The folder of splits, ``output/LibriSpeech``.
 
     Raises:
-        ValueError: impossible settings, a corpus with others is there, or espeakng-loader is not installed.
+        InputError: the settings are impossible, a corpus with other settings exists, or espeakng-loader is missing.
     """
     corpus = Path(output) / "LibriSpeech"
     settings = {"format": FORMAT, "minutes": float(minutes), "voices": voices, "seed": seed}

@@ -1,15 +1,15 @@
-"""Reading a cache of teacher targets: what the teacher says about fixed segments, a few large files for a whole corpus.
+"""Reading a cache of teacher targets for fixed segments, stored in a few large files for a whole corpus.
 
 ``interstack cache-targets`` writes it (:mod:`datamodules.target_writing`)::
 
     CACHE/targets.json           settings, measured error of each target, size and SHA-256 of every other file
     CACHE/places.npy             (N, 3) int64 by manifest row: shard, first byte, frames
-    CACHE/statistics.npy         (2, S, D) float32, mean and deviation, where the targets were standardized with them
-    CACHE/00000.targets, ...     row after row, each at its place
+    CACHE/statistics.npy         (2, S, D) float32, mean and deviation, if the targets were standardized with them
+    CACHE/00000.targets, ...     row after row, each at the byte in places.npy
 
-A row is, for the output and then for each hidden layer upwards, its frames: with int8 the scales of all of them
-((S, F) float32) and then the values ((S, F, D) int8), with bf16 only the values. The settings name the teacher (hashes
-of its weights), the corpus and the segments; :meth:`TargetCache.require` refuses any others.
+A row has the frames of the output and then of each hidden layer upwards. With int8 all scales ((S, F) float32) come
+first and then the values ((S, F, D) int8); with bf16 there are only the values. The settings identify the teacher
+(hashes of its weights), the corpus and the segments; :meth:`TargetCache.require` refuses any others.
 
 Shapes: S targets (the output and each hidden layer), B batch, F frames, D width of the teacher, N rows.
 """
@@ -38,13 +38,13 @@ NOT_IN_OLDER_CACHES = {"objective.normalize_targets": "none"}
 
 
 class StoredTargets(NamedTuple):
-    """Targets in the form in which they are kept, which is also how they travel to the device."""
+    """Targets in their stored form, in which they are also copied to the device."""
 
     values: Tensor  # (S, B, F, D) bfloat16 or int8; the output first
     scales: Tensor | None  # (S, B, F, 1) float32 with int8
 
     def decoded(self) -> Tensor:
-        """(S, B, F, D) in bfloat16, or float32 from int8."""
+        """Decoded targets (S, B, F, D), in bfloat16, or in float32 from int8."""
         return self.values if self.scales is None else self.values * self.scales
 
     def to(self, device: torch.device) -> "StoredTargets":
@@ -53,7 +53,7 @@ class StoredTargets(NamedTuple):
 
 
 def encode(targets_SBFD: Tensor, dtype: str) -> StoredTargets:
-    """Targets rounded to ``bf16``, or to ``int8`` with one scale per frame, its largest value / 127."""
+    """Round targets to ``bf16``, or to ``int8`` with one scale per frame, its largest value / 127."""
     if dtype == "bf16":
         return StoredTargets(targets_SBFD.bfloat16(), None)
     scales_SBF1 = targets_SBFD.abs().amax(-1, keepdim=True).float() / INT8_MAX
@@ -62,19 +62,19 @@ def encode(targets_SBFD: Tensor, dtype: str) -> StoredTargets:
 
 
 def frame_bytes(num_targets: int, width: int, dtype: str) -> int:
-    """Of one frame of all targets."""
+    """Number of bytes of one frame of all targets."""
     return num_targets * (width * VALUE_BYTES[dtype] + (SCALE_BYTES if dtype == "int8" else 0))
 
 
 class TargetCache:
-    """A finished cache. Pickles as its folder and choice of layers: a loader's worker maps the files itself.
+    """A finished cache. It is pickled as folder and layers, so that a loader's worker maps the files itself.
 
     Args:
-        folder: made by ``interstack cache-targets``.
+        folder: folder made by ``interstack cache-targets``.
         layers: hidden layers to read besides the output, ascending; default: all.
 
     Raises:
-        ValueError: there is no finished cache.
+        InputError: the folder has no finished cache.
     """
 
     def __init__(self, folder: str, layers: Sequence[int] | None = None) -> None:
@@ -82,7 +82,7 @@ class TargetCache:
         if not os.path.isfile(os.path.join(self.folder, MARKER)):
             raise InputError(
                 f"{folder} holds no finished cache of targets: make one with `interstack cache-targets --output "
-                f"{folder}` and the options of this run, or continue it so"
+                f"{folder}` and the options of this run; the same command continues an unfinished one"
             )
         self.settings: dict[str, Any] = _marker(self.folder)["settings"]
         stored: list[int] = self.settings["layers"]
@@ -93,10 +93,10 @@ class TargetCache:
         return TargetCache, (self.folder, self.layers)
 
     def require(self, settings: Mapping[str, Any]) -> None:
-        """Refuse a cache that was not made with these settings; it may hold more layers.
+        """Refuse a cache that was not made with these settings; it may have more layers.
 
         Raises:
-            ValueError: names each setting that differs, with both values.
+            InputError: a setting differs. The message names each with both values.
         """
         own = NOT_IN_OLDER_CACHES | self.settings
         differing = [
@@ -115,9 +115,9 @@ class TargetCache:
         """Compare every file with its checksum.
 
         Raises:
-            ValueError: one is missing or differs; the first is named.
+            ValueError: a file is missing or differs; the first is named.
         """
-        for remembered in (_marker, _places, _shard):  # the cache may have been made anew since
+        for remembered in (_marker, _places, _shard):  # the cache may have been made again
             remembered.cache_clear()
         if (damage := first_damage(self.folder, _marker(self.folder)["parts"])) is not None:
             raise _damaged(*damage)
@@ -136,7 +136,7 @@ class TargetCache:
         return mean_SD, deviation_SD
 
     def read(self, rows_B: np.ndarray) -> StoredTargets:
-        """Targets of rows whose segments have one length.
+        """Read the targets of rows whose segments have one length.
 
         Raises:
             ValueError: a file is missing or has changed its size.
@@ -168,7 +168,7 @@ def shard_name(number: int) -> str:
 
 def _damaged(path: str, problem: str) -> ValueError:
     return ValueError(
-        f"{path} {problem} since the targets were cached: copy the cache again, or make it anew with "
+        f"{path} {problem} since the targets were cached: copy the cache again, or make it again with "
         f"`interstack cache-targets --overwrite true`"
     )
 
@@ -192,7 +192,7 @@ def _shard(folder: str, name: str) -> np.ndarray:
 
 
 def _require_size(folder: str, name: str) -> None:
-    """Reading past the end of a mapped file kills the process without a word."""
+    """Refuse a file of another size, since reading past the end of a mapped file kills the process silently."""
     path = os.path.join(folder, name)
     if not os.path.isfile(path):
         raise _damaged(path, "is missing")

@@ -1,7 +1,7 @@
 """Writing a cache of teacher targets (format: :mod:`datamodules.target_cache`), one shard after another.
 
-Rows come in order of length, so that a batch for the teacher has one length and nothing is padded. Who runs the teacher
-hands in a function from batches of rows to targets; this module knows no teacher.
+Rows are in order of length, so that a batch for the teacher has one length and nothing is padded. The caller passes a
+function that runs the teacher, from batches of rows to targets; this module does not depend on the teacher.
 
 Shapes: S targets (the output and each hidden layer), B batch, F frames, D width, N rows.
 """
@@ -47,21 +47,21 @@ from datamodules.target_cache import (
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30
-_SUMS = ("squared_error", "squared_norm")  # of each target over a shard, kept in its record
+_SUMS = ("squared_error", "squared_norm")  # sums of each target over a shard, stored in its record
 
 Source = Callable[[Sequence[np.ndarray]], Iterator[Tensor]]
-"""From batches of rows to the targets (S, B, F, D) float32 of each, the output first."""
+"""Function from batches of rows to the targets (S, B, F, D) float32 of each batch, the output first."""
 
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """What goes where.
+    """Layout of a cache: the order of rows and their shards.
 
     Attributes:
         rows: (N,) manifest rows in the order in which they are written.
-        num_samples: (N,) of the segments, by manifest row.
-        num_frames: (N,) of the segments, by manifest row.
-        row_bytes: (N,) by manifest row.
+        num_samples: (N,) number of samples of each segment, by manifest row.
+        num_frames: (N,) number of frames of each segment, by manifest row.
+        row_bytes: (N,) number of bytes of each row, by manifest row.
         shards: positions in ``rows`` of each shard.
     """
 
@@ -90,7 +90,7 @@ class TargetPlan:
 def plan_targets(
     segments: FixedSegments, num_frames: np.ndarray, num_targets: int, width: int, dtype: str, shard_bytes: int
 ) -> TargetPlan:
-    """Rows in order of (length, row), cut into shards of at most ``shard_bytes``, each of at least one row."""
+    """Sort rows by (length, row) and split them into shards of at most ``shard_bytes``, each of at least one row."""
     rows = np.argsort(segments.num_samples, kind="stable")
     row_bytes = num_frames * frame_bytes(num_targets, width, dtype)
     shards, first, filled = [], 0, 0
@@ -103,10 +103,10 @@ def plan_targets(
 
 
 def room_for(folder: Path, plan: TargetPlan) -> int:
-    """Bytes that ``folder`` may take, what an interrupted call has written of it included.
+    """Bytes available to ``folder``, including the bytes that an interrupted call has already written.
 
     Raises:
-        ValueError: the targets need more.
+        InputError: the targets need more bytes.
     """
     unfinished = unfinished_folder(folder)
     unfinished.mkdir(parents=True, exist_ok=True)
@@ -119,10 +119,11 @@ def room_for(folder: Path, plan: TargetPlan) -> int:
 
 
 def is_cached(folder: Path, made_with: dict[str, Any], overwrite: bool) -> bool:
-    """Whether ``folder`` holds the finished cache of these settings; its checksums are compared.
+    """Whether ``folder`` has the finished cache of these settings; its checksums are verified.
 
     Raises:
-        ValueError: it holds something else, a cache of other settings without ``overwrite``, or a damaged one.
+        InputError: it was not made by this command, or is a cache of other settings and ``overwrite`` is off.
+        ValueError: the cache is damaged.
     """
     if not is_finished(folder, MARKER, made_with, overwrite):
         return False
@@ -138,18 +139,18 @@ def write_targets(
     batch_samples: int,
     statistics: Callable[[], np.ndarray] | None = None,
 ) -> dict[str, float]:
-    """Write what is missing of a cache and give it its place; returns the relative L2 error of each target.
+    """Write the missing shards of a cache and finish its folder; return the relative L2 error of each target.
 
     Args:
-        folder: of the finished cache.
-        made_with: the settings that decide its content, in plain values; ``dtype`` and ``layers`` are among them.
-        plan: of the same settings.
-        source: runs the teacher.
-        batch_samples: the most that ``source`` is asked for at once.
-        statistics: measures mean and deviation (2, S, D) before ``source`` is asked, which standardizes with them.
+        folder: folder of the finished cache.
+        made_with: plain settings that determine the content, including ``dtype`` and ``layers``.
+        plan: layout of the cache, made with the same settings.
+        source: function that runs the teacher.
+        batch_samples: largest number of samples in a batch for ``source``.
+        statistics: measures mean and deviation (2, S, D), with which ``source`` standardizes; called before it.
 
     Raises:
-        ValueError: the source gives other shapes than the plan has, or targets that are not finite.
+        InputError: ``source`` returns other shapes than planned, or targets that are not finite.
     """
     with only_writer(folder):
         unfinished = unfinished_folder(folder)
@@ -177,7 +178,7 @@ def write_targets(
 
 
 class _ShardWriter:
-    """One shard: targets are asked for, rounded, measured and laid out row after row."""
+    """Writes one shard: computes targets, rounds them, measures the error and lays them out row after row."""
 
     def __init__(self, plan: TargetPlan, made_with: dict[str, Any], source: Source, progress: "_Progress") -> None:
         self.plan, self.made_with, self.source, self.progress = plan, made_with, source, progress
@@ -231,14 +232,14 @@ def _places(plan: TargetPlan) -> np.ndarray:
 
 
 def _relative_errors(parts: list[Part], layers: list[int]) -> dict[str, float]:
-    """Over all frames, against the targets before they were rounded."""
+    """Relative L2 error of each rounded target over all frames, against the targets before rounding."""
     names = ["output", *(f"layer_{layer}" for layer in layers)]
     sums = [[sum(values) for values in zip(*(part[k] for part in parts), strict=True)] for k in _SUMS]
     return {name: math.sqrt(e / n) if n else 0.0 for name, e, n in zip(names, *sums, strict=True)}
 
 
 class _Progress:
-    """Lines on how far the writing is, by frames; rates are those of this call."""
+    """Logs the progress of writing in frames; rates are those of this call."""
 
     def __init__(self, plan: TargetPlan) -> None:
         self._plan, self._total = plan, int(plan.num_frames.sum())

@@ -1,9 +1,9 @@
-"""The speakers of the synthetic corpus: eSpeak's voice variants, each with a pitch and a speed of its own.
+"""The speakers of the synthetic corpus: eSpeak's voice variants, each with its own pitch and speed.
 
-Up to 24 speakers are those of `VOICES`. A larger corpus mixes them with others, so that women and men are in every
-split. After 68 of them eSpeak's usable variants are spent; those that follow have a variant of the training split once
-more, with the other accent, another pitch and another speed. They share the formants of the first, so they are less new
-than the others, and none of these variants is ever held out.
+The first 24 speakers are those of `VOICES`. A larger corpus mixes them with others, so that every split has women and
+men. After 68 speakers all usable variants of eSpeak are used. Further speakers repeat a variant of the training split
+with the other accent, another pitch and another speed. They share the formants of the first speaker of the variant, so
+they add less variety, and none of these variants is ever held out.
 """
 
 from itertools import chain, zip_longest
@@ -20,8 +20,8 @@ class Voice(NamedTuple):
     words_per_minute: int
 
 
-# Two accents, American (en-us) and British (en): each adds phones of its own, and minutes of speech teach no
-# more of them. Held-out speakers come first; they differ from the others in voice, not in accent.
+# Two accents, American (en-us) and British (en). Each adds its own phones, and minutes of speech are not enough to
+# learn those of more accents. Held-out speakers come first; they differ from the others in voice, not in accent.
 VOICES = (
     Voice("M", "en-us+m3", 44, 55, 165),
     Voice("F", "en+f2", 52, 50, 175),
@@ -50,9 +50,8 @@ VOICES = (
 )
 
 _ACCENTS = ("en-us", "en")
-# Variants without robots and whispers, and without near copies of one in VOICES: such a copy in the training split
-# would let a held-out speaker be heard there. The first 17 may be held out; those that are alike among themselves
-# stand last.
+# Variants without robots and whispers, and without near copies of one in VOICES. Such a copy in the training split
+# would sound like a held-out speaker. The first 17 may be held out; variants that resemble each other come last.
 _MORE_VARIANTS = (
     *("Nguyen", "Marco", "ed", "sandro", "travis", "boris", "Alex", "Denis", "Jacky", "Lee", "Mario", "Reed"),
     *("announcer", "antonio", "croak", "david", "gustave"),
@@ -64,7 +63,7 @@ _FEMALE_VARIANTS = ("Alicia", "Andrea", "grandma", "shelby")
 
 
 def _more_voices() -> list[Voice]:
-    """One speaker for each further variant; accent, pitch, its range and speed are spread over those of VOICES."""
+    """One speaker for each further variant; accent, pitch, its range and speed vary over the values in VOICES."""
     return [
         Voice(
             "F" if variant in _FEMALE_VARIANTS else "M",
@@ -78,19 +77,19 @@ def _more_voices() -> list[Voice]:
 
 
 def _again(voice: Voice, pitch_change: int) -> Voice:
-    """Another speaker of the same variant."""
+    """Another speaker with the same variant."""
     accent, variant = voice.name.split("+")
     return voice._replace(
         name=f"{_ACCENTS[1 - _ACCENTS.index(accent)]}+{variant}",
         pitch=voice.pitch + pitch_change,
-        words_per_minute=345 - voice.words_per_minute,  # 155 to 190, from the other end
+        words_per_minute=345 - voice.words_per_minute,  # 155 to 190, reversed
     )
 
 
 def _large() -> tuple[Voice, ...]:
     pairs = zip_longest(VOICES, _more_voices())
     first = [voice for voice in chain.from_iterable(pairs) if voice is not None]
-    trained = first[len(first) // 2 :]  # never held out: of all 102 speakers the first 34 are
+    trained = first[len(first) // 2 :]  # never held out, as only the first 34 of all 102 speakers are
     return (*first, *(_again(voice, 25 if at % 2 else -25) for at, voice in enumerate(trained)))
 
 
@@ -99,5 +98,5 @@ MOST_VOICES = len(_LARGE)
 
 
 def choose_voices(count: int) -> tuple[Voice, ...]:
-    """``count`` speakers, those to hold out (a third at most) first; up to 24 they are those of `VOICES`."""
+    """``count`` speakers, starting with those to hold out (a third at most); up to 24 they are those of `VOICES`."""
     return (VOICES if count <= len(VOICES) else _LARGE)[:count]

@@ -1,7 +1,7 @@
-"""Checkpoint files: whether one is whole, and which of a folder's is the newest.
+"""Checks of checkpoint files: whether a file is undamaged, and which one of a folder is the newest.
 
-``torch.load`` finds a file that is cut off, but takes changed bytes in the middle of one without a word. The file is a
-ZIP archive, though, and has a checksum of every tensor: to verify all of them takes 0.3 s per GB.
+``torch.load`` refuses a file that is cut off, but loads one whose bytes have changed in the middle. The file is a ZIP
+archive with a checksum of every tensor. Verifying all checksums takes 0.3 s per GB.
 """
 
 import io
@@ -18,14 +18,14 @@ from lightning_modules.damage import POINTER
 
 
 def serialised(state: Any) -> memoryview:
-    """The bytes of a checkpoint file: torch's own writing to a path does not tell why it failed."""
+    """The bytes of a checkpoint file. When torch itself writes to a path, its error does not give the cause."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getbuffer()
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, in a few words; ``None`` where it is whole.
+    """Describe in a few words what is wrong with a checkpoint file; ``None`` if it is undamaged.
 
     Raises:
         OSError: the file cannot be read at all.
@@ -40,8 +40,8 @@ def damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except zipfile.BadZipFile:
-        return f"its {size} bytes are cut off, or are no checkpoint"
-    except Exception as error:  # of many kinds: a changed byte may fall anywhere in the archive's own tables
+        return f"its {size} bytes are cut off, or are not a checkpoint"
+    except Exception as error:  # many types: a changed byte may lie anywhere in the archive's tables
         return f"its table of contents has changed, {error}"
     if damaged:
         return f"its bytes have changed in {damaged}"
@@ -50,7 +50,7 @@ def damage(path: Path) -> str | None:
     except RuntimeError as error:
         return str(error).split("\n")[0]
     except pickle.UnpicklingError:
-        return None  # whole, but with objects that torch does not load: told where it is loaded
+        return None  # undamaged, but with objects that torch does not load; loading it reports them
     return None
 
 
@@ -59,21 +59,21 @@ def require_sound(path: Path, advice: str = "") -> None:
 
     Args:
         path: the checkpoint.
-        advice: how to go on; by default to copy the file again.
+        advice: what the user should do, for the message; default: copy the file again.
 
     Raises:
-        ValueError: names the file and what is wrong with it.
+        InputError: the checkpoint is damaged. The message names the file and the damage.
     """
     if problem := damage(path):
         raise InputError(f"{path} is damaged ({problem}): {advice or 'copy it again, or use another checkpoint'}")
 
 
 def newest_sound(paths: Iterable[Path]) -> Path | None:
-    """The whole checkpoint with the most optimizer steps; of equal ones the last by name (``step=`` names)."""
+    """The undamaged checkpoint with the most optimizer steps; of equal ones the last by name (``step=`` names)."""
     found = [(global_step(path), path.name, path) for path in paths if damage(path) is None]
     return max(found)[-1] if found else None
 
 
 def global_step(path: Path) -> int:
-    """Optimizer steps of a whole checkpoint, read without its tensors."""
+    """Number of optimizer steps of an undamaged checkpoint, read without its tensors."""
     return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])

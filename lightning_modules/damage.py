@@ -1,6 +1,6 @@
-"""Files of a model that did not arrive whole: pointers of git-lfs, and copies that were cut off.
+"""Detection of damaged model files: git-lfs pointers, and copies that were cut off.
 
-The libraries that read them name no file. So when loading has failed, and only then, the files are looked at.
+The errors of the libraries that read them name no file. So the files are examined, but only once loading has failed.
 """
 
 import contextlib
@@ -15,16 +15,18 @@ from datamodules.errors import InputError
 from datamodules.files import read_json
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-TORCH_STARTS = (b"PK", b"\x80")  # of a zip archive, and of a pickle as older versions of torch wrote it
+TORCH_STARTS = (b"PK", b"\x80")  # first bytes of a zip archive, and of a pickle, the format of older versions of torch
 DESCRIPTIONS = ("config.json", "interstack.json")
 
 
 @contextlib.contextmanager
 def naming_damage(folder: str | Path) -> Iterator[None]:
-    """Replace an error by one that names the damaged file of a model's folder; others, and of hub names, stay.
+    """Replace an error by one that names the damaged file of a model's folder.
+
+    Other errors pass unchanged, as do all errors when ``folder`` is the name of a model on the hub.
 
     Raises:
-        ValueError: a file is damaged. It says how to get it whole.
+        InputError: a file is damaged. The message says how to restore it.
     """
     try:
         yield
@@ -36,7 +38,7 @@ def naming_damage(folder: str | Path) -> Iterator[None]:
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a file of a model and how to get it whole; ``None`` where nothing is seen."""
+    """Describe what is wrong with a model's file and how to restore it; ``None`` if no damage is found."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -57,19 +59,19 @@ def _unreadable(path: Path, start: bytes) -> str | None:
             with safe_open(path, "pt"):
                 pass
         elif not start.startswith(TORCH_STARTS):
-            return "no file of torch"
+            return "not a file of torch"
         else:
             torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds: a cut may fall anywhere
+    except Exception as error:  # many types: the file may be cut off anywhere
         text = str(error).strip().removeprefix(f"{path}, ")
-        if "Unsupported global" in text:  # whole, but with objects that torch does not load
+        if "Unsupported global" in text:  # undamaged, but with objects that torch does not load
             return None
         return re.split(r"[;\n]|\. ", text)[0] or type(error).__name__
     return None
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """What is read of a model: its descriptions, and the weights of the first kind that is there."""
+    """The files that are read to load a model: its descriptions, and the weights of the first kind that exists."""
     for kind in ("safetensors", "bin"):
         weights = sorted(folder.glob(f"*.{kind}"))
         indices = sorted(folder.glob(f"*.{kind}.index.json"))

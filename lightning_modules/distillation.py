@@ -1,4 +1,4 @@
-"""DistillationModule: wires teacher, student, objective and optimisation for Lightning.
+"""DistillationModule: connects teacher, student, objective and optimisation for Lightning.
 
 Shapes: B batch, T samples, F frames, D width.
 """
@@ -39,39 +39,40 @@ log = logging.getLogger(__name__)
 
 
 class Batch(Protocol):
-    """What the module needs of a batch; ``datamodules`` makes them. Lengths stay on the host: see ``lengths``."""
+    """The fields that the module reads of a batch of ``datamodules``. Lengths stay on the host: see ``lengths``."""
 
     waveforms: Tensor  # (B, T) float32, this rank's share of this accumulation step
     num_samples: Tensor  # (B,) valid samples
     global_num_samples: Tensor  # (G,) valid samples of every item of the global batch
-    # and ``targets``, where the data module read from a cache what the teacher says
+    # and ``targets``, if the data module read the teacher's outputs from a cache
 
 
-# Takes what asks the teacher about the batch of this step; returns the targets, asked for or known already.
+# Takes the function that computes the targets of this step's batch; returns the targets, computed or already known.
 TargetSharing = Callable[[Callable[[], TeacherTargets]], TeacherTargets]
 
 
 class DistillationModule(L.LightningModule):
     """Distil a frozen teacher into a student whose depth a callback may change.
 
-    The teacher is no submodule: it is in no checkpoint, in no gradient reducer, and ``train()`` does not reach it.
+    The teacher is not a submodule, so no checkpoint holds it, no gradient reducer sees it, and ``train()`` does not
+    affect it.
 
     Args:
         teacher: the frozen encoder, or (from a checkpoint) ``{"class_path": ..., "init_args": ...}``.
-        student: sizes and settings of the student; like the other settings, a plain dict of its fields does as well.
+        student: sizes and settings of the student. This and the other settings may also be a plain dict of the fields.
         objective: the losses.
         optimizer: optimizer and learning-rate schedule.
-        seed: of dropout, masking and fresh layers. Randomness is a function of (seed, epoch, step, slice of the global
-            batch), so a resumed run draws what the uninterrupted one would have drawn, N processes draw what N
-            accumulation steps of one draw, and no generator state is saved.
+        seed: random seed of dropout, masking and fresh layers. Random numbers depend only on (seed, epoch, step, slice
+            of the global batch). So a resumed run draws the same as the uninterrupted one, N processes draw the same as
+            N accumulation steps of one process, and no generator state is saved.
         total_steps: length of the learning-rate schedule in optimizer steps; default: epochs x the data module's
-            steps per epoch (the loader is never touched for it: that would break resuming).
-        init_from: checkpoint whose student and projections a new run starts from, with a schedule of its own: for a
-            longer run of a finished one. A resumed run does not read it.
-        cuda: how a GPU computes, in the whole process.
+            steps per epoch. The loader is never used to count them, because that would break resuming.
+        init_from: checkpoint whose student and projections a new run starts from, with a new schedule. Use it to train
+            a finished run further. A resumed run does not read it.
+        cuda: CUDA settings of the whole process.
 
     Attributes:
-        target_sharing: between a step and the teacher, where other students see the same batch; ``None``: none do.
+        target_sharing: supplies the targets of a step where other students train on the same batch; ``None`` if none.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class DistillationModule(L.LightningModule):
         return self._hidden_teacher[0]
 
     def share_teacher(self, teacher: Teacher) -> None:
-        """Ask ``teacher``, which must be equal to this module's own, from now on; its own is given up."""
+        """Replace this module's teacher by ``teacher``, which must be equal to it."""
         self._hidden_teacher = [teacher]
         if self.student.config.front_end == "shared":
             teacher.share_front_end()
@@ -130,7 +131,7 @@ class DistillationModule(L.LightningModule):
     # -- one step -------------------------------------------------------------------------------------------------
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Waveforms (B, T) as the teacher wants them, and valid samples (B,) where something is padded."""
+        """Waveforms (B, T) prepared for the teacher, and valid samples (B,); ``None`` if no item is padded."""
         num_samples = batch.num_samples if is_padded(batch.num_samples, batch.waveforms.shape[1]) else None
         waveforms_BT = batch.waveforms
         if self.teacher.normalize:
@@ -138,9 +139,9 @@ class DistillationModule(L.LightningModule):
         return waveforms_BT, num_samples
 
     def targets(self, batch: Batch) -> TeacherTargets:
-        """What the teacher says about this share of a global batch: the batch's own word for it, else asked.
+        """Targets of this share of a global batch: cached ones if the batch carries them, else a teacher forward.
 
-        From a cache they come normalised, the teacher's own are still to be.
+        Cached targets are already normalised; those of a teacher forward are not yet.
         """
         with self.stopwatch.section("teacher"):
             if (cached := getattr(batch, "targets", None)) is not None:
@@ -149,9 +150,9 @@ class DistillationModule(L.LightningModule):
             return self.teacher(*self.inputs(batch))
 
     def losses(self, batch: Batch, scale: float = 1.0, targets: TeacherTargets | None = None) -> LossTerms:
-        """Loss terms of this share of a global batch, times ``scale``; those of :meth:`targets` where they are known.
+        """Loss terms of this share of a global batch, times ``scale``; ``targets`` default to :meth:`targets`.
 
-        Sums over this share's frames are divided by the *global* number of frames; ``scale`` = ranks x accumulation
+        Sums over this share's frames are divided by the *global* number of frames. ``scale`` = ranks x accumulation
         steps undoes the averaging of DDP and of accumulation, so that the gradient is that of the global mean.
         """
         if targets is None:
@@ -185,7 +186,7 @@ class DistillationModule(L.LightningModule):
         return self.losses(batch, scale, None if share is None else share(lambda: self.targets(batch)))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # The slice's number is that of ``GlobalBatchSampler``: which process computes it changes nothing.
+        # Slices are numbered as in ``GlobalBatchSampler``, so the result does not depend on which process computes one.
         step, part = divmod(batch_idx, self.trainer.accumulate_grad_batches)
         place = part * self.trainer.world_size + self.global_rank
         words = np.random.SeedSequence([self.seed, self.trainer.current_epoch, step, place]).generate_state(2)
@@ -196,12 +197,12 @@ class DistillationModule(L.LightningModule):
     # -- optimisation ---------------------------------------------------------------------------------------------
 
     def parameter_groups(self) -> ParameterGroups:
-        """The optimizer's groups in canonical order; the one source for a new optimizer and for a growth."""
+        """The optimizer's groups in canonical order, for a new optimizer and after a growth alike."""
         modules: Iterator[tuple[str, nn.Module]] = iter([("student", self.student), ("objective", self.objective)])
         return parameter_groups(modules, self.optimizer_config.weight_decay)
 
     def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch, from the data module and ``limit_train_batches``, without touching a loader."""
+        """Optimizer steps per epoch, from the data module and ``limit_train_batches``, without using a loader."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None or not hasattr(datamodule, "steps_per_epoch"):
             raise InputError(
@@ -216,7 +217,7 @@ class DistillationModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.optimizer_config
         if config.implementation == "auto" and self.trainer.precision == "16-mixed":
-            # A fused optimizer unscales gradients itself, after clipping: Lightning refuses the pair.
+            # A fused optimizer unscales gradients itself, after clipping; Lightning refuses that combination.
             config = replace(config, implementation="foreach")
         optimizer = build_optimizer(self.parameter_groups(), config)
         if self.growth_epochs or self.total_steps is None:
@@ -238,8 +239,8 @@ class DistillationModule(L.LightningModule):
     ) -> None:
         """Clip the norm with torch itself: Lightning refuses to clip for fused AdamW under any mixed precision.
 
-        Gradients are unscaled at this point (bf16 has no scaler; with one, fused optimizers unscale in ``step``,
-        and clipping scaled gradients would be wrong, so that stays Lightning's refusal).
+        Gradients are unscaled at this point, because bf16 has no scaler. With a scaler, fused optimizers unscale in
+        ``step`` and clipping scaled gradients would be wrong, so that case is left to Lightning, which refuses it.
         """
         if not gradient_clip_val:
             return
@@ -264,7 +265,7 @@ class DistillationModule(L.LightningModule):
             datamodule.use_targets(settings, self.teacher.hidden_layers)
 
     def _load_initial_weights(self, path: Path) -> None:
-        """Take the student, and the projections of equal losses; the student already has the run's first depth."""
+        """Load the student, and the projections if the losses are equal. The student already has its first depth."""
         other = read_checkpoint(path)["state_dict"]
         if (depth := state_dict_depth(other, STUDENT_PREFIX)) != self.student.depth:
             raise InputError(
@@ -280,17 +281,17 @@ class DistillationModule(L.LightningModule):
                 detail = " ".join(str(error).split())[:300]
                 if part is self.student:
                     raise InputError(f"model.init_from={path} has a student of other sizes: {detail}") from error
-                log.warning("the projections of %s are of other losses, these start anew: %s", path, detail)
+                log.warning("the projections of %s belong to other losses, so new ones are drawn: %s", path, detail)
 
     def on_fit_start(self) -> None:
-        if self.init_from is not None and self.trainer.ckpt_path is None:  # which Lightning tells from here on only
+        if self.init_from is not None and self.trainer.ckpt_path is None:  # Lightning sets ckpt_path only now
             self._load_initial_weights(Path(self.init_from))
         self.on_validation_start()
         if self.objective.normalizer.kind == "standardize":
             self._settle_statistics()
 
     def _settle_statistics(self) -> None:
-        """Those of the checkpoint, else of the cache, else what the first process measures."""
+        """Set the target statistics: from the checkpoint, else from the cache, else measured by the first process."""
         normalizer, datamodule = self.objective.normalizer, getattr(self.trainer, "datamodule", None)
         pair = getattr(datamodule, "cached_statistics", None)
         cached = None if pair is None else TargetStatistics(*pair)
@@ -306,10 +307,10 @@ class DistillationModule(L.LightningModule):
             )
 
     def measure_targets(self, datamodule: Any, device: torch.device) -> TargetStatistics:
-        """Mean and deviation of the targets over a fixed part of the training data.
+        """Measure mean and standard deviation of the targets over a fixed part of the training data.
 
         Raises:
-            ValueError: the data module cannot name such a part.
+            InputError: the data module has no ``statistics_batches``.
         """
         if not hasattr(datamodule, "statistics_batches"):
             raise InputError(
@@ -327,12 +328,12 @@ class DistillationModule(L.LightningModule):
             _check_shared_convolutions(self.teacher, self.student)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let callbacks refuse a checkpoint before its weights are loaded; their own hooks come after."""
+        """Let callbacks refuse a checkpoint before its weights are loaded; their own hooks run after that."""
         for check in self.checkpoint_checks:
             check(checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What is needed to rebuild, export and describe the student, in plain values."""
+        """Add to the checkpoint, in plain values, all that is needed to rebuild, export and describe the student."""
         trainer = self._trainer
         datamodule = getattr(trainer, "datamodule", None)
         metrics = trainer.callback_metrics if trainer is not None else {}
@@ -358,7 +359,7 @@ class DistillationModule(L.LightningModule):
 
 
 def _plain(value: Any) -> Any:
-    """Containers of primitives, as ``torch.load(weights_only=True)`` and YAML need them."""
+    """Convert to containers of primitives, as ``torch.load(weights_only=True)`` and YAML need them."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -367,8 +368,8 @@ def _plain(value: Any) -> Any:
 
 
 def _check_shared_convolutions(teacher: Teacher, student: Student) -> None:
-    """Refuse weights, of a checkpoint say, that make the student's front end another one than the teacher's."""
-    assert teacher.front_end is not None  # the student's was made of it
+    """Refuse a student whose front end differs from the teacher's, for example after a checkpoint was loaded."""
+    assert teacher.front_end is not None  # the student's is a copy of it
     own = student.hubert.feature_extractor.state_dict()
     for name, value in teacher.front_end.state_dict.items():
         if not torch.equal(own[name].cpu(), value):
@@ -379,7 +380,7 @@ def _check_shared_convolutions(teacher: Teacher, student: Student) -> None:
 
 
 def _check_frame_rates(teacher: Teacher, student: Student) -> None:
-    """Refuse a teacher whose frames do not fall on the student's, at lengths from 0.1 to 10 s."""
+    """Refuse a teacher with another number of frames than the student, at lengths from 0.1 to 10 s."""
     num_samples = torch.tensor([1600, 8000, 16_000, 16_079, 40_000, 160_000])
     teacher_frames, student_frames = teacher.num_frames(num_samples), student.num_frames(num_samples)
     if not torch.equal(teacher_frames.to(torch.long), student_frames):

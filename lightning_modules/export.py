@@ -1,10 +1,10 @@
-"""From a training checkpoint of any depth to a Hugging Face folder, and back to a model.
+"""Export of a training checkpoint of any depth to a Hugging Face folder, and loading of both as a model.
 
     interstack export --checkpoint runs/NAME/checkpoints/last.ckpt --output my-student
 
 The folder holds ``config.json`` and ``model.safetensors`` (``HubertModel.from_pretrained``),
 ``preprocessor_config.json`` (``AutoFeatureExtractor``), ``README.md`` (a model card made from the run) and
-``interstack.json`` (all that the checkpoint says of the run).
+``interstack.json`` (the checkpoint's whole description of the run).
 """
 
 import json
@@ -32,10 +32,10 @@ REQUIRED = ("student_config", "normalize", "sample_rate", "teacher")
 
 
 class StudentCheckpoint(NamedTuple):
-    """A student as it was saved.
+    """A saved student and the description of its run.
 
     Attributes:
-        model: in float32 on the CPU, in eval mode.
+        model: the student in float32 on the CPU, in eval mode.
         meta: plain values that describe the run: config, recipe, teacher, ancestry, growth, data, metrics.
     """
 
@@ -44,10 +44,10 @@ class StudentCheckpoint(NamedTuple):
 
 
 def load_student(path: str | Path) -> StudentCheckpoint:
-    """The student in a training checkpoint (of any depth) or in an exported folder.
+    """Load the student of a training checkpoint (of any depth) or of an exported folder.
 
     Raises:
-        ValueError: if ``path`` is neither, or was written by a newer version.
+        InputError: ``path`` is neither, or was written by a newer version.
     """
     path = Path(path)
     if path.is_dir():
@@ -69,10 +69,10 @@ def load_student(path: str | Path) -> StudentCheckpoint:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Contents of a training checkpoint, on the CPU.
+    """Load the contents of a training checkpoint on the CPU.
 
     Raises:
-        ValueError: if ``path`` is none, or is damaged.
+        InputError: ``path`` is not a training checkpoint, or is damaged.
     """
     if not path.is_file():
         raise InputError(f"there is no checkpoint {str(path)!r}: give a .ckpt file or an exported folder")
@@ -81,15 +81,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{str(path)!r} is no interstack checkpoint: {reason}") from error
+        raise InputError(f"{str(path)!r} is not an interstack checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "interstack" not in checkpoint:
-        raise InputError(f"{str(path)!r} is no interstack checkpoint: it has no 'interstack' entry")
+        raise InputError(f"{str(path)!r} is not an interstack checkpoint: it has no 'interstack' entry")
     return checkpoint
 
 
 def _load_folder(folder: Path) -> StudentCheckpoint:
     if not (folder / META_FILE).is_file():
-        raise InputError(f"{str(folder)!r} holds no {META_FILE}: give a .ckpt file, or what `interstack export` wrote")
+        raise InputError(f"{str(folder)!r} holds no {META_FILE}: give a .ckpt file or a folder of `interstack export`")
     with naming_damage(folder):
         meta = _checked(read_json(folder / META_FILE), folder / META_FILE)
         return StudentCheckpoint(HubertModel.from_pretrained(folder).eval(), meta)
@@ -98,7 +98,7 @@ def _load_folder(folder: Path) -> StudentCheckpoint:
 def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
     version = meta.get("format")
     if not isinstance(version, int):
-        raise InputError(f"{str(path)!r} is no interstack checkpoint: its format is {version!r}")
+        raise InputError(f"{str(path)!r} is not an interstack checkpoint: its format is {version!r}")
     if version > CHECKPOINT_FORMAT:
         raise InputError(
             f"{str(path)!r} has format {version}, but this interstack reads up to {CHECKPOINT_FORMAT}: "
@@ -116,7 +116,7 @@ def export(checkpoint: str, output: str, overwrite: bool = False) -> None:
     Args:
         checkpoint: training checkpoint of any depth.
         output: folder to write.
-        overwrite: replace an earlier export.
+        overwrite: replace an earlier export in the output folder.
     """
     student = export_student(checkpoint, output, overwrite)
     logger.info(
@@ -128,10 +128,10 @@ def export(checkpoint: str, output: str, overwrite: bool = False) -> None:
 
 
 def export_student(checkpoint: str | Path, output: str | Path, overwrite: bool = False) -> StudentCheckpoint:
-    """Write the folder at once or not at all, and return what was written.
+    """Write the whole folder or nothing, and return the student that was written.
 
     Raises:
-        ValueError: if the checkpoint cannot be read, or ``output`` must not be replaced.
+        InputError: the checkpoint cannot be read, or ``output`` must not be replaced.
     """
     output = Path(output)
     _refuse_used(output, overwrite)
@@ -140,7 +140,7 @@ def export_student(checkpoint: str | Path, output: str | Path, overwrite: bool =
         student.model.save_pretrained(folder)
         Wav2Vec2FeatureExtractor(
             do_normalize=student.meta["normalize"],
-            return_attention_mask=True,  # as in training, where padded items carried a mask
+            return_attention_mask=True,  # as in training, where padded items have a mask
             sampling_rate=student.meta["sample_rate"],
         ).save_pretrained(folder)
         write_text(folder / "README.md", model_card(student, output.name))
@@ -155,14 +155,14 @@ def _refuse_used(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"output folder {str(output)!r} is not empty: give another one, or set overwrite=true")
-    if not (output / META_FILE).is_file():  # someone's files, which a slip must not delete
-        raise InputError(f"output folder {str(output)!r} is no earlier export, so it stays: give another one")
+    if not (output / META_FILE).is_file():  # a user's files, which a typing error must not delete
+        raise InputError(f"output folder {str(output)!r} is not an earlier export, so it is kept: give another one")
 
 
 def model_card(student: StudentCheckpoint, name: str) -> str:
-    """Markdown with the front matter of the Hugging Face hub, made from what the checkpoint says of the run.
+    """Markdown with the front matter of the Hugging Face hub, made from the checkpoint's description of the run.
 
-    The licence is left out, as that of the teacher and of the data is not known here.
+    It names no licence, because the licences of the teacher and of the data are not known here.
     """
     config, meta = student.model.config, student.meta
     teacher, settings = _teacher_name(meta["teacher"]), _growth_settings(meta)
@@ -198,13 +198,13 @@ def _teacher_name(spec: dict[str, Any]) -> str:
 
 
 def _growth_settings(meta: dict[str, Any]) -> dict[str, Any]:
-    """Policy, schedule and stages; from the events where the checkpoint keeps no settings."""
+    """Growth policy, schedule and stages; taken from the growth events if the checkpoint keeps no settings."""
     events = meta.get("growth") or []
     return dict(meta.get("growth_settings") or ({"policy": events[-1]["policy"]} if events else {}))
 
 
 def _growth_table(events: list[dict[str, Any]]) -> str:
-    """One row per growth; layers count from 0, a dash stands for a fresh one."""
+    """A table with one row per growth. Layers count from 0, and a dash stands for a fresh layer."""
     if not events:
         return "The student did not grow: it has had this depth from the start."
     head = [

@@ -1,4 +1,4 @@
-"""Convolutional front ends: from waveforms to frames, and from a teacher to a student.
+"""Convolutional front ends, which turn waveforms into frames, and copies of a teacher's for a student.
 
 Shapes: T samples.
 """
@@ -26,12 +26,12 @@ class FrontEnd(NamedTuple):
 
 
 def copyable_front_end(feature_extractor: nn.Module, config: Any) -> FrontEnd | None:
-    """The front end as a HuBERT student holds it; ``None`` if HuBERT's weights or outputs would differ."""
+    """A copy of the front end for a HuBERT student; ``None`` if HuBERT's weight names or outputs would differ."""
     layout: dict[str, Any] = {name: getattr(config, name) for name in CONV_FIELDS}
     layout = {name: list(value) if isinstance(value, tuple) else value for name, value in layout.items()}
     layout["feat_extract_norm"] = feat_extract_norm(config)
     layout["num_feat_extract_layers"] = len(layout["conv_dim"])
-    # A plain dict of copies: `assign=True` below is remembered in a state dict's metadata, and a student that loads
+    # A plain dict of copies. `assign=True` below is stored in a state dict's metadata, and a student that loads
     # the same object would then silently share, and train, the teacher's own weights.
     state_dict = {name: value.clone() for name, value in feature_extractor.state_dict().items()}
     with torch.device("meta"):  # draws no random numbers and takes no memory
@@ -46,11 +46,11 @@ def copyable_front_end(feature_extractor: nn.Module, config: Any) -> FrontEnd | 
 
 
 def feat_extract_norm(config: Any) -> str:
-    """``group`` or ``layer``."""
-    # data2vec-audio lacks the field and norms every layer.
+    """The kind of norm in the convolutions, ``group`` or ``layer``."""
+    # data2vec-audio lacks the field and normalises every layer.
     return getattr(config, "feat_extract_norm", "layer")
 
 
 def noise() -> Tensor:
-    """One second (1, T) from a generator of its own: the caller's random numbers stay as they were."""
+    """One second of noise (1, T) from a separate generator, so that the caller's random state does not change."""
     return torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))

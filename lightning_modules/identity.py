@@ -1,4 +1,4 @@
-"""What decides a teacher's targets, in plain values: by it a cache of targets knows the teacher that made it."""
+"""Plain values that determine a teacher's targets. A cache of targets stores them to recognise its teacher."""
 
 import hashlib
 import re
@@ -12,9 +12,9 @@ from lightning_modules.teacher_loading import UNUSED_WEIGHTS
 
 
 def teacher_settings(teacher: Teacher) -> dict[str, Any]:
-    """Settings of a teacher whose layers are chosen, by name; where its weights lie does not matter.
+    """Settings, by name, of a teacher whose layers are chosen; the path of its weights is not among them.
 
-    Each target has a hash of all weights up to its layer, so that teachers which differ above it are the same to it.
+    Each target has a hash of all weights up to its layer, so that weights above the layer do not change the hash.
     """
     digests = weight_digests(teacher)
     return {
@@ -26,15 +26,15 @@ def teacher_settings(teacher: Teacher) -> dict[str, Any]:
 
 
 def weight_digests(teacher: Teacher) -> dict[int, str]:
-    """For each chosen layer the hash of names, shapes and bytes of the weights that its output depends on.
+    """Hash, for each chosen layer, the names, shapes and bytes of the weights that its output depends on.
 
-    Of a teacher without ``layer_prefix`` all weights count.
+    If the teacher has no ``layer_prefix``, the hash covers all weights.
     """
     pattern = None if teacher.layer_prefix is None else re.compile(re.escape(teacher.layer_prefix) + r"(\d+)\.")
     layers: dict[int, list[tuple[str, Tensor]]] = {}
     for name, weight in sorted(teacher.state_dict().items()):
         match = None if pattern is None else pattern.match(name)
-        # Hugging Face draws weights that a checkpoint may lack at random.
+        # Hugging Face draws at random the weights that a checkpoint may lack.
         if not name.removeprefix("model.").startswith(UNUSED_WEIGHTS):
             layers.setdefault(int(match[1]) + 1 if match else 0, []).append((name, weight))
     digest, digests = hashlib.sha256(), {}

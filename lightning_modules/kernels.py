@@ -1,9 +1,9 @@
-"""Other ways to compute a convolutional front end: the same module and weights, features with channels last.
+"""Another way to compute a convolutional front end: the same module and weights, but channels last.
 
-Hugging Face's front end keeps channels before time. A GPU's fast convolutions want them last, so that every layer costs
+Hugging Face's front end keeps channels before time. A GPU's fast convolutions need them last, so that every layer costs
 transposes around it, and the norm over time and GELU round and move their values several times. Here time comes before
-channels from the waveform on: the first layer is a matrix product on windows, and a convolution of stride 2 is one
-matrix product on pairs of frames, and a second one on the third tap of a kernel of 3. Nothing is copied for them.
+channels from the waveform on. The first layer is a matrix product on windows. A convolution of stride 2 is one matrix
+product on pairs of frames, and with a kernel of 3 a second one on the third tap. Nothing is copied for these products.
 
 Shapes: B batch, T frames or samples, N output frames, C input and O output channels.
 """
@@ -20,16 +20,16 @@ Kernels = Literal["auto", "plain", "channels_last"]
 
 
 AUTO: Kernels = "plain"
-"""What ``auto`` means, on every device: on a CPU the plain path is faster, and a GPU has not been measured."""
+"""The kernels that ``auto`` stands for on every device. The plain path is faster on a CPU; no GPU was measured."""
 
 
 def install(extractor: nn.Module, kernels: Kernels) -> None:
-    """Let a front end of Hugging Face compute by ``kernels`` from now on, in place.
+    """Make a front end of Hugging Face compute with ``kernels``, in place.
 
-    Only its class changes: weights, state dict, copies and ``compile`` stay what they are.
+    Only its class changes. Weights, state dict, copies and ``compile`` are not affected.
 
     Raises:
-        ValueError: ``channels_last`` for convolutions that it does not know.
+        InputError: ``channels_last`` does not support these convolutions.
     """
     if (AUTO if kernels == "auto" else kernels) == "plain" or isinstance(extractor, _ChannelsLast):
         return
@@ -43,7 +43,7 @@ def install(extractor: nn.Module, kernels: Kernels) -> None:
 
 
 def _problem(extractor: nn.Module) -> str | None:
-    """What is unknown of the convolutions, in words; ``None``: nothing."""
+    """Describe the first unsupported property of the convolutions; ``None`` if all are supported."""
     for number, layer in enumerate(getattr(extractor, "conv_layers", [])):
         conv, norm = layer.conv, getattr(layer, "layer_norm", None)
         kernel, stride = conv.kernel_size[0], conv.stride[0]
@@ -57,10 +57,10 @@ def _problem(extractor: nn.Module) -> str | None:
 
 
 class _ChannelsLast(nn.Module):
-    """What :func:`install` adds to the class of a front end."""
+    """The base class that :func:`install` adds to the class of a front end."""
 
     def forward(self, input_values: Tensor) -> Tensor:
-        """Features (B, C, N) of waveforms (B, T), as the class that this one extends."""
+        """Features (B, C, N) of waveforms (B, T), equal to those of the extended class within rounding."""
         dtype = compute_dtype(input_values)
         layers: Any = self.conv_layers
         first, *others = layers
@@ -81,24 +81,24 @@ def _with_channels_last(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def compute_dtype(values: Tensor) -> torch.dtype:
-    """What matrix products of ``values`` are computed in: autocast's, where it is on."""
+    """Data type of matrix products of ``values``: autocast's where it is on, else their own."""
     device_type = values.device.type
-    # Dynamo cannot trace the question whether a device has autocast at all; `meta` has not.
+    # Dynamo cannot trace a check whether a device supports autocast; `meta` does not.
     on = device_type != "meta" and torch.is_autocast_enabled(device_type)
     return torch.get_autocast_dtype(device_type) if on else values.dtype
 
 
 def _first_convolution(waveforms_BT: Tensor, conv: Any) -> Tensor:
-    """(B, N, O): windows of the waveform times the kernels."""
+    """First convolution as a product (B, N, O): windows of the waveform times the kernels."""
     windows_BNK = waveforms_BT.unfold(1, conv.kernel_size[0], conv.stride[0])
     hidden_BNO = windows_BNK @ conv.weight[:, 0].to(waveforms_BT.dtype).t()
     return hidden_BNO if conv.bias is None else hidden_BNO + conv.bias.to(waveforms_BT.dtype)
 
 
 def _normalised(hidden_BNC: Tensor, layer: Any) -> Tensor:
-    """By the layer's own norm, if it has one: over the channels of a frame, or over the time of a channel.
+    """Apply the layer's norm, if it has one, over the channels of a frame or over the time of a channel.
 
-    The second in float32 and, under autocast, rounded once.
+    The norm over time is computed in float32 and, under autocast, rounded once.
     """
     norm = getattr(layer, "layer_norm", None)
     if norm is None:
@@ -111,7 +111,7 @@ def _normalised(hidden_BNC: Tensor, layer: Any) -> Tensor:
     return torch.addcmul(norm.bias - mean_B1C * scale_B1C, exact_BNC, scale_B1C)
 
 
-# Operators of their own and no `autograd.Function`: dynamo (torch 2.11) traces into one and loses gradients.
+# Custom operators instead of an `autograd.Function`: dynamo (torch 2.11) traces into the latter and loses gradients.
 @torch.library.custom_op("interstack::halving_convolution", mutates_args=())
 def halving_convolution(hidden_BTC: Tensor, weight_OCK: Tensor) -> Tensor:
     """A convolution (B, N, O) of stride 2 and kernel 2 or 3 without bias, as matrix products on views of (B, T, C).
@@ -131,7 +131,7 @@ def halving_convolution(hidden_BTC: Tensor, weight_OCK: Tensor) -> Tensor:
 def halving_convolution_backward(
     gradient_BNO: Tensor, hidden_BTC: Tensor, weight_OCK: Tensor, to_hidden: bool, to_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the two inputs of :func:`halving_convolution`; an empty tensor where one is not asked for."""
+    """Gradients of the two inputs of :func:`halving_convolution`; an empty tensor for one that is not needed."""
     hidden_BTC, gradient_BNO = hidden_BTC.contiguous(), gradient_BNO.contiguous()
     frames, taps_KOC = gradient_BNO.shape[1], weight_OCK.permute(2, 0, 1)
     to_hidden_BTC, to_weight_OCK = hidden_BTC.new_empty(0), weight_OCK.new_empty(0)
@@ -184,15 +184,15 @@ def _output_frames(hidden_BTC: Tensor, weight_OCK: Tensor) -> int:
 
 
 def _pairs(hidden_BTC: Tensor, frames: int) -> Tensor:
-    """View (B, N, 2 C) of a contiguous tensor: frames 0 and 1, 2 and 3, ... beside each other."""
+    """View (B, N, 2 C) of a contiguous tensor, with frames 0 and 1, 2 and 3, ... beside each other."""
     return hidden_BTC[:, : 2 * frames].unflatten(1, (frames, 2)).flatten(2)
 
 
 def _third_taps(hidden_BTC: Tensor, frames: int) -> Tensor:
-    """View (B, N, C): frames 2, 4, ..."""
+    """View (B, N, C) of frames 2, 4, ..."""
     return hidden_BTC[:, 2::2][:, :frames]
 
 
 def _per_item(matrix: Tensor, hidden_BTC: Tensor) -> Tensor:
-    """One matrix for every item of the batch, without a copy."""
+    """Expand a matrix to every item of the batch, without a copy."""
     return matrix.expand(len(hidden_BTC), -1, -1)

@@ -1,15 +1,15 @@
-"""Lengths in a batch. They are on the host, and what depends on them is decided there: reading a value back from a
-device would make the host wait for all the work before it."""
+"""Lengths in a batch. They stay on the host, and decisions that depend on them are made there, because reading a value
+back from a device would make the host wait for all the work before it."""
 
 import torch
 from torch import Tensor
 
 
 def is_padded(num_samples_B: Tensor | None, width: int) -> bool:
-    """Whether an item ends before ``width``; ``None``: none does."""
+    """Whether an item ends before ``width``; with ``None`` none does."""
     return num_samples_B is not None and bool((num_samples_B != width).any())
 
 
 def before_the_end(lengths_B: Tensor, width: int, device: torch.device) -> Tensor:
-    """(B, width) on ``device``, true before each item's end. The lengths are sent without waiting."""
+    """Mask (B, width) on ``device``, true before each item's end. The lengths are copied without waiting."""
     return torch.arange(width, device=device) < lengths_B.to(device, non_blocking=True).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Choosing one of several by name: what ships, or a user's own by module path."""
+"""Look up a built-in choice by name, or a user's own object by its module path."""
 
 import importlib
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from datamodules.errors import InputError
 
 
 def find_named(name: str, known: Mapping[str, Any], what: str, own: str) -> Any:
-    """``known[name]``, or what the dotted path ``name`` (``my_module.my_function``) leads to.
+    """Return ``known[name]``, or import the object at the dotted path ``name`` (``my_module.my_function``).
 
     Args:
-        name: as typed.
-        known: what ships.
-        what: the option, for the message.
-        own: what a path may lead to, for the message.
+        name: a known name, or the dotted path of an object.
+        known: the built-in choices by name.
+        what: name of the option, for the message.
+        own: description of what a dotted path may point to, for the message.
 
     Raises:
-        ValueError: there is neither; the message lists those that there are.
+        InputError: the name is neither; the message lists the known names.
     """
     if name in known:
         return known[name]

@@ -43,19 +43,19 @@ DISTANCES: dict[str, Distance] = {"mse": mse, "l1": l1, "l1_cosine": l1_cosine}
 
 
 def get_distance(name: str) -> Distance:
-    """The distance of that name, or the function of that dotted path (``my_module.my_distance``).
+    """The distance with this name, or the function at this dotted path (``my_module.my_distance``).
 
     Raises:
-        ValueError: there is none; the message lists those that there are.
+        InputError: there is no such distance; the message lists the known names.
     """
     own = "a function of two (B, F, D) tensors, my_module.my_distance"
     return cast(Distance, find_named(name, DISTANCES, "model.objective.distance", own))
 
 
 class ProjectedDistance(nn.Linear):
-    """A projection from student to teacher width, and the distance from there to a target, summed over valid frames.
+    """A projection from student to teacher width, and the distance of its output to a target, summed over valid frames.
 
-    Both in one module, so that compilation can fuse the distance with the product that it is taken of.
+    Both are in one module, so that compilation can fuse the distance with the matrix product before it.
     """
 
     def __init__(self, student_width: int, teacher_width: int, distance: Distance) -> None:
@@ -65,7 +65,7 @@ class ProjectedDistance(nn.Linear):
     def forward(  # type: ignore[override]  # a Linear for its state dict and initialisation only
         self, hidden_BFD: Tensor, target_BFD: Tensor, valid_BF: Tensor | None
     ) -> Tensor:
-        """Sum over the valid frames, a scalar, of hidden states (B, F, student D) and a target (B, F, teacher D)."""
+        """Scalar distance between hidden states (B, F, student D) and a target (B, F, teacher D), over valid frames."""
         distance_BF = self.distance(super().forward(hidden_BFD), target_BFD)
         if valid_BF is not None:
             distance_BF = distance_BF.masked_fill(~valid_BF, 0.0)
@@ -74,27 +74,27 @@ class ProjectedDistance(nn.Linear):
 
 @dataclass
 class ObjectiveConfig:
-    """What the student learns from; the defaults are the paper's L2L objective.
+    """Losses of the student; the defaults are the paper's L2L objective.
 
     Args:
-        distance: ``mse``, ``l1``, ``l1_cosine``, or the path of your own, ``my_module.my_distance``; for the output and
-            the intermediate loss alike.
+        distance: ``mse``, ``l1``, ``l1_cosine``, or the dotted path of a function of your own, such as
+            ``my_module.my_distance``. It is used for the output loss and the intermediate loss.
         intermediate: ``l2l`` (student layers against teacher layers), ``prediction`` (heads on the last student layer
             predict the teacher layers) or ``none``.
-        weight: of the intermediate loss; at 0 it is not computed at all.
+        weight: factor of the intermediate loss; at 0 that loss is not computed at all.
         layers: teacher layers (from 1) of the intermediate loss; default: at one and two thirds of
             the output layer, i.e. 4 and 8 of 12, or 8 and 16 of 24.
         output_layer: teacher layer of the output loss; default: the last.
-        attach: where a target stands after a growth: on the last layer of its block (``block_end``), or on the module
-            that carried it in the first stage (``original``).
-        projection: ``per_target``, one linear student -> teacher width for each target, which moves with it; or
-            ``shared``, the output loss's projection for all.
-        normalize_targets: ``none`` (the paper's) takes the teacher's values as they are; ``layer`` gives every frame
-            mean 0 and variance 1 over the width, as data2vec; ``standardize`` gives every dimension mean 0 and
+        attach: student layer that learns a target after a growth. ``block_end`` is the last layer of the target's
+            block, ``original`` the module that learned it in the first stage.
+        projection: ``per_target`` has one linear layer from student to teacher width for each target, which moves with
+            it; ``shared`` uses the projection of the output loss for all targets.
+        normalize_targets: ``none`` (as in the paper) keeps the teacher's values; ``layer`` gives every frame
+            mean 0 and variance 1 over the width, as data2vec does; ``standardize`` gives every dimension mean 0 and
             variance 1 over a fixed part of the training data, measured once before the first step. Teachers with a
-            few very large dimensions, such as Whisper, need one of the latter.
-        statistics_seconds: of audio, from utterances spread over the training data, from which ``standardize`` takes
-            mean and deviation.
+            few very large dimensions, such as Whisper, need ``layer`` or ``standardize``.
+        statistics_seconds: seconds of audio from which ``standardize`` measures mean and deviation, in utterances
+            spread over the training data.
     """
 
     distance: str = "mse"
@@ -132,7 +132,7 @@ def intermediate_layers(config: ObjectiveConfig, num_layers: int) -> list[int]:
         raise InputError(f"model.objective.layers={config.layers}: the teacher has layers 1 to {num_layers}, not {bad}")
     if config.intermediate == "l2l" and (bad := [layer for layer in config.layers if layer > output]):
         raise InputError(
-            f"model.objective.layers={config.layers}: {bad} would stand above the student's last layer, which learns "
+            f"model.objective.layers={config.layers}: {bad} would be above the student's last layer, which learns "
             f"teacher layer {output}; choose layers from 1 to {output}, or another model.objective.output_layer"
         )
     return sorted(set(config.layers))
@@ -147,15 +147,15 @@ def l2l_positions(
 ) -> dict[int, int]:
     """Student hidden state (from 1) that learns each teacher layer, at equal relative depth.
 
-    With ``block_end`` teacher layer t of T stands at student layer t x depth / T, the last layer of its block:
-    teacher 4, 8, 12 at student 1, 2, 3, then 2, 4, 6, then 3, 6, 9, then 4, 8, 12. With ``original`` the target stays
-    with the module that carried it in the first stage, wherever that module now stands.
+    With ``block_end`` student layer t x depth / T, the last of its block, learns teacher layer t of T. Student layers
+    1, 2, 3 learn teacher layers 4, 8, 12, then 2, 4, 6, then 3, 6, 9, then 4, 8, 12. With ``original`` the module that
+    learned a target in the first stage keeps it, at whatever position that module is now.
 
     Args:
-        originals: for each first-stage layer (0-based), where that module now stands (0-based).
+        originals: for each first-stage layer (0-based), the present position of that module (0-based).
 
     Raises:
-        ValueError: a layer falls between the student's; the message says which depths and which layers would fit.
+        InputError: a teacher layer falls between two student layers; the message names depths and layers that fit.
     """
     reference = depth if attach == "block_end" else len(originals)
     positions: dict[int, int] = {}
@@ -177,7 +177,7 @@ def l2l_positions(
 
 
 class LossTerms(NamedTuple):
-    """Scalars: the loss that is minimised and its parts (unweighted)."""
+    """The loss that is minimised and its unweighted parts, all scalars."""
 
     total: Tensor
     output: Tensor
@@ -185,7 +185,7 @@ class LossTerms(NamedTuple):
     layers: dict[int, Tensor]
 
     def named(self) -> dict[str, Tensor]:
-        """Detached terms by their metric names."""
+        """The detached terms by metric name."""
         terms = {"loss": self.total, "output": self.output}
         if self.layers:
             terms["intermediate"] = self.intermediate
@@ -197,11 +197,11 @@ class Objective(nn.Module):
     """Projections from student to teacher width and the sum of the losses.
 
     Args:
-        config: settings.
+        config: settings of the losses.
         student_width: D of the student.
         teacher_width: D of the teacher.
         teacher_layers: depth of the teacher.
-        compile_backend: compiles projections and distances with it; ``None``: they stay eager.
+        compile_backend: backend of ``torch.compile`` for projections and distances; ``None``: they run eagerly.
     """
 
     def __init__(
@@ -238,19 +238,19 @@ class Objective(nn.Module):
         valid_BF: Tensor | None,
         num_frames: Tensor | float,
     ) -> LossTerms:
-        """Losses of one (micro-)batch.
+        """Compute the losses of one (micro-)batch.
 
         Args:
-            hidden_states: depth + 1 of (B, F, D).
-            targets: of the teacher, on the same frames, normalised.
-            originals: see :func:`l2l_positions`.
-            valid_BF: true where a frame is not padding; ``None`` where nothing is padded.
-            num_frames: what the sums over frames are divided by: the valid frames of the *global* batch. Dividing by
-                them, not by this rank's, makes the sum over ranks and accumulation steps exact also where these hold
+            hidden_states: the student's hidden states, depth + 1 tensors (B, F, D).
+            targets: normalised targets of the teacher for the same frames.
+            originals: positions of the first-stage layers; see :func:`l2l_positions`.
+            valid_BF: true where a frame is not padding; ``None`` if no item is padded.
+            num_frames: divisor of the sums over frames, the number of valid frames of the *global* batch. With it,
+                instead of this rank's number, the sum over ranks and accumulation steps is exact also where these hold
                 different numbers of frames.
 
         Raises:
-            ValueError: teacher and student disagree on the number of frames.
+            InputError: teacher and student output different numbers of frames.
         """
         if hidden_states[-1].shape[1] != targets.output_BFD.shape[1]:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Optimizer, parameter groups and learning-rate schedules; carrying optimizer state over a growth.
+"""Optimizer, parameter groups, learning-rate schedules, and the transfer of optimizer state over a growth.
 
 Everything here is a pure function of its arguments, except :func:`rebind`, which edits an optimizer in place.
 """
@@ -19,18 +19,18 @@ OptimizerState = Literal["copy", "zero", "reset"]
 
 @dataclass
 class OptimizerConfig:
-    """Optimizer and learning-rate schedule; the defaults are the paper's, or ours where it is silent.
+    """Optimizer and learning-rate schedule; the defaults are the paper's, or ours where it does not state a value.
 
     Args:
         name: ``adamw``, or ``sgd`` (momentum ``betas[0]``).
         lr: peak learning rate.
-        weight_decay: on matrices and convolution kernels; biases and norms have none.
+        weight_decay: weight decay of matrices and convolution kernels; biases and norms have none.
         betas: AdamW's two decay rates (not stated in the paper).
         eps: AdamW's epsilon (not stated in the paper).
         implementation: ``foreach``, ``fused``, or ``auto`` (fused on CUDA, else torch's default).
         schedule: ``linear`` decay to zero, ``cosine``, ``wsd`` (warm-up, stable, linear decay) or ``constant``.
         warmup_fraction: share of all steps with a rising learning rate.
-        decay_fraction: share of all steps that ``wsd`` decays over.
+        decay_fraction: share of all steps in which ``wsd`` lowers the learning rate.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -61,8 +61,8 @@ def learning_rate_factor(
     """Factor on the peak learning rate at optimizer step ``step`` (0-based).
 
     Args:
-        growth_steps: steps at which the model grew or will grow.
-        rewarm_steps: length of the linear warm-up after each growth; 0 continues the one global schedule.
+        growth_steps: optimizer steps at which the model grew or will grow.
+        rewarm_steps: length in steps of the linear warm-up after each growth; 0 continues the one global schedule.
     """
     warmup = round(config.warmup_fraction * total_steps)
     if step < warmup:
@@ -76,7 +76,7 @@ def learning_rate_factor(
 
 
 def _decay(step: int, steps: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Factor ``step`` steps after the warm-up, of ``steps`` that follow it."""
+    """Factor on the learning rate at ``step``, counted from the end of the warm-up, of ``steps`` after it."""
     left = max(0.0, 1 - step / steps)
     if config.schedule == "constant":
         return 1.0
@@ -91,8 +91,8 @@ def _decay(step: int, steps: int, total_steps: int, config: OptimizerConfig) -> 
 def parameter_groups(modules: Iterable[tuple[str, nn.Module]], weight_decay: float) -> ParameterGroups:
     """Two groups, decay and no decay, with names, in the canonical order of ``named_parameters``.
 
-    The order matters: torch's ``Optimizer.load_state_dict`` matches state by position and checks no shapes, so any
-    other order after a growth would silently swap Adam moments on resume. The names stored beside them are checked.
+    The order matters, since torch's ``Optimizer.load_state_dict`` matches state by position and checks no shapes. Any
+    other order after a growth would silently swap Adam moments on resume. The stored names are checked on loading.
     """
     decay: list[tuple[str, nn.Parameter]] = []
     no_decay: list[tuple[str, nn.Parameter]] = []
@@ -107,7 +107,7 @@ def parameter_groups(modules: Iterable[tuple[str, nn.Module]], weight_decay: flo
 
 
 def build_optimizer(groups: ParameterGroups, config: OptimizerConfig) -> Optimizer:
-    """The optimizer of ``config`` over named ``groups``; it refuses a state dict whose parameters differ."""
+    """Build the optimizer of ``config`` over named ``groups``; it refuses a state dict of other parameters."""
     if config.name == "sgd":
         optimizer: Optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
     else:
@@ -134,18 +134,18 @@ def _check_names(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
 
 IMPLEMENTATION = ("foreach", "fused", "capturable")
-"""Keys of a parameter group that say how an update is computed, not what."""
+"""Keys of a parameter group that choose how an update is computed and do not change its result."""
 
 
 def _keep_implementation(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state with this optimizer's own implementation.
+    """Replace the implementation settings in a loaded state by this optimizer's own.
 
-    torch would take the checkpoint's: a run that goes on on a GPU would keep a CPU's loop over parameters, with a wait
-    in every step, and the other way round. With it goes where the step counts lie: a fused optimizer has them on the
-    device, the others on the host.
+    torch would take the checkpoint's. A run that moves from a CPU to a GPU would keep the CPU's loop over parameters,
+    with a wait in every step, and the other way round. The step counts move along, since a fused optimizer keeps them
+    on the device and the others on the host.
     """
     if len(optimizer.param_groups) != len(state_dict["param_groups"]):
-        return state_dict  # torch says what is wrong with it
+        return state_dict  # torch raises the error
     groups = [
         saved | {key: own[key] for key in IMPLEMENTATION if key in own}
         for own, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
@@ -162,10 +162,10 @@ def _keep_implementation(optimizer: Optimizer, state_dict: dict[str, Any]) -> di
 
 
 def rebind(optimizer: Optimizer, groups: ParameterGroups) -> None:
-    """Give ``optimizer`` the parameters of ``groups`` after a growth; the object, and so its schedulers, stay.
+    """Give ``optimizer`` the parameters of ``groups`` after a growth, and keep the object and so its schedulers.
 
-    State of kept parameters carries over by itself (it is keyed by tensor). ``add_param_group`` is no way: the
-    learning-rate schedulers hold the number of groups.
+    The state of kept parameters stays valid, because its keys are the tensors. ``add_param_group`` cannot be used,
+    because the learning-rate schedulers rely on the number of groups.
     """
     if len(groups) != len(optimizer.param_groups):
         raise RuntimeError(f"{len(optimizer.param_groups)} parameter groups became {len(groups)} at a growth")
@@ -180,12 +180,12 @@ def rebind(optimizer: Optimizer, groups: ParameterGroups) -> None:
 def carry_state(
     optimizer: Optimizer, sources: dict[nn.Parameter, nn.Parameter | None], setting: OptimizerState
 ) -> None:
-    """Optimizer state after a growth.
+    """Set the optimizer state of the parameters after a growth.
 
     Args:
-        sources: new parameter -> the one that it was copied from, ``None`` for values of its own.
-        setting: ``copy``: new parameters get a copy of their source's state (those without a source start at
-            zero); ``zero``: new parameters start at zero; ``reset``: all parameters do.
+        sources: new parameter -> the parameter that it was copied from, ``None`` if it was not copied.
+        setting: ``copy`` gives new parameters a copy of their source's state (those without a source start at
+            zero); with ``zero`` new parameters start at zero; with ``reset`` all parameters do.
     """
     if setting == "reset":
         optimizer.state.clear()

@@ -1,8 +1,8 @@
-"""A teacher from frame labels: a small HuBERT that learns which phone is said in each frame.
+"""Training of a teacher on frame labels: a small HuBERT that learns to classify the phone of each frame.
 
-For people without a pretrained model. Masked prediction learns nothing in minutes; phone labels at several
-layers give hidden states that a linear probe can read, on two cores in minutes. Needs a corpus with
-alignments (format: see ``datamodules/alignments.py``).
+It is for users without a pretrained model. Masked prediction learns nothing in minutes. Phone labels at several layers
+give hidden states that a linear probe can read, in minutes on two cores. The corpus must have alignments (format: see
+``datamodules/alignments.py``).
 
 Shapes: B batch, T samples (16 kHz), F frames, C classes (phones).
 """
@@ -30,15 +30,15 @@ class PretrainingConfig:
 
     Args:
         hidden_size: width D of the Transformer.
-        num_layers: depth; the losses stand at a third, two thirds and all of it.
+        num_layers: depth, a multiple of 3; the losses are at one third, two thirds and all of the layers.
         num_heads: attention heads per layer.
         intermediate_size: width of the feed-forward layers.
         conv_channels: width of the seven convolutions.
-        dropout: on hidden states, attention weights and feed-forward activations.
+        dropout: dropout of hidden states, attention weights and feed-forward activations.
         batch_size: crops per step; at equal audio, many small steps learn far more than few large ones.
         crop_seconds: length of a crop; a shorter utterance is padded, and its padding is not scored.
         lr: peak learning rate.
-        warmup: share of the steps in which the learning rate rises linearly; then it falls linearly to zero.
+        warmup: share of the steps in which the learning rate rises linearly; after them it falls linearly to zero.
     """
 
     hidden_size: int = 128
@@ -92,36 +92,36 @@ def hubert_config(config: PretrainingConfig) -> HubertConfig:
 
 
 def initial_model(config: PretrainingConfig, seed: int) -> HubertModel:
-    """The untrained model: a function of sizes and seed, so it is where the training starts from."""
+    """The untrained model from which training starts; it depends on sizes and seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return HubertModel(hubert_config(config))
 
 
 def supervised_loss(logits: Sequence[Tensor], labels_BF: Tensor) -> Tensor:
-    """Mean over layers of the cross entropy of (B, F, C) logits, over the frames that are not padding."""
+    """Mean over layers of the cross entropy of (B, F, C) logits, over frames that are not padding."""
     return torch.stack([nn.functional.cross_entropy(x_BFC.transpose(1, 2), labels_BF) for x_BFC in logits]).mean()
 
 
 class Batch(Protocol):
-    """What the module needs of a batch; ``datamodules.phones`` makes them."""
+    """The fields that the module reads of a batch of ``datamodules.phones``."""
 
     waveforms: Tensor  # (B, T) float32
     labels: Tensor  # (B, F) int64, IGNORED where the audio is padding
 
 
 class FrameLabelModule(L.LightningModule):
-    """Train a small ``HubertModel`` to name the phone of every frame, at three layers.
+    """Train a small ``HubertModel`` to classify the phone of every frame, at three layers.
 
     Attributes:
-        hubert: the model; what is kept.
-        classifiers: one linear layer per supervised layer; thrown away after training.
+        hubert: the model, which is kept after training.
+        classifiers: one linear layer per supervised layer; discarded after training.
 
     Args:
-        config: sizes and training settings; a plain dict of its fields does as well.
-        num_phones: classes C.
+        config: sizes and training settings; a plain dict of its fields is accepted too.
+        num_phones: number of classes C.
         steps: optimizer steps of the learning-rate schedule.
-        seed: of the initialisation.
+        seed: random seed of the initialisation.
     """
 
     def __init__(

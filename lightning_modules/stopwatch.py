@@ -1,8 +1,7 @@
-"""StepStopwatch: how long named parts of a training step take, without waiting for the device.
+"""StepStopwatch: measures the time of named parts of a training step, without waiting for the device.
 
-A module wraps a part in ``with self.stopwatch.section("teacher"):``; whoever wants the times calls ``start``
-before the step and ``stop`` after it. Between the two a section leaves two time points, at all other times
-nothing.
+A module wraps a part in ``with self.stopwatch.section("teacher"):``. A caller that needs the times calls ``start``
+before the step and ``stop`` after it. Between the two a section records two time points, at all other times nothing.
 """
 
 import time
@@ -12,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-# Host clock in seconds, or a CUDA event, which marks a place in the stream of work and can be read once that
-# is done.
+# Host clock in seconds, or a CUDA event, which marks a place in the stream of work and can be read once the work before
+# it is done.
 TimePoint = float | torch.cuda.Event
 
 
@@ -26,8 +25,8 @@ class Section(NamedTuple):
 
 
 def time_point(device: torch.device) -> TimePoint:
-    """Now, in the order of the work on ``device``: what is submitted later is later. Devices without CUDA
-    events have the host's clock, which is exact where work is done as it is submitted, as on a CPU."""
+    """The present time in the order of the work on ``device``: work submitted later is later. Devices without CUDA
+    events use the host's clock, which is exact where work is done when it is submitted, as on a CPU."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -45,18 +44,18 @@ def milliseconds(start: TimePoint, end: TimePoint) -> float:
 
 
 class StepStopwatch:
-    """Records the sections of one step at a time, if anybody asks."""
+    """Records the sections of one step at a time, between ``start`` and ``stop``."""
 
     def __init__(self) -> None:
         self._device: torch.device | None = None
         self._sections: list[Section] = []
 
     def start(self, device: torch.device) -> None:
-        """Record from now on; what an unfinished step left behind is dropped."""
+        """Start recording; sections of an unfinished step are dropped."""
         self._device, self._sections = device, []
 
     def stop(self) -> list[Section]:
-        """Record no more; returns the sections since ``start`` in the order in which they ended."""
+        """Stop recording and return the sections since ``start`` in the order in which they ended."""
         sections, self._device, self._sections = self._sections, None, []
         return sections
 

@@ -4,14 +4,14 @@ Shapes: B batch, T samples (16 kHz), F frames, D width, L layers.
 
 Facts that shape this file were measured on transformers 5.23:
 
-* LayerDrop and SpecAugment are on by default in ``HubertConfig``; both are off here unless asked for, since a
-  skipped layer has no gradient and no hidden state.
+* LayerDrop and SpecAugment are on by default in ``HubertConfig``. Here LayerDrop is off, since a skipped layer has no
+  gradient and no hidden state, and SpecAugment is on only with ``mask_time_prob``.
 * Hugging Face installs its hidden-state capture hooks once per model, so a layer added later can be missing from
   ``hidden_states``. The forward pass below is an explicit loop over the layers instead; its values are identical.
 * ``requires_grad_(False)`` alone leaves the backward pass of the convolutions on;
   ``feature_extractor._freeze_parameters()`` removes it (a step took 4.6 s with the flag only, 2.8 s really frozen).
-  The cause is ``feature_extractor._requires_grad``, which asks for the gradient to the waveform: a third of the first
-  convolution's cost, which nothing uses, so it is off for a trained front end too.
+  The cause is ``feature_extractor._requires_grad``, which turns on the gradient to the waveform. Nothing uses that
+  gradient, and it is a third of the first convolution's cost, so it is off for a trained front end too.
 """
 
 import copy
@@ -43,20 +43,21 @@ class StudentConfig:
         intermediate_size: width of the feed-forward layers.
         num_heads: attention heads per layer.
         num_layers: depth at the end of training; a growing run starts shallower.
-        dropout: on hidden states, attention weights and feed-forward activations, as HuBERT has it.
+        dropout: dropout of hidden states, attention weights and feed-forward activations, as in HuBERT.
         mask_time_prob: share of frames that SpecAugment masks in the student's input; 0 removes the mask embedding.
         mask_time_length: frames per mask.
-        front_end: ``trained``, ``frozen`` (no gradient flows into the convolutions), or ``shared``: a frozen copy of
-            the teacher's, whose features come from the teacher and are computed once for both.
-        front_end_init: ``teacher`` copies the convolutions (and their layout), ``random`` draws HuBERT Base's.
-        conv_channels: of the convolutions that ``front_end_init=random`` draws; default: HuBERT Base's 512, which take
-            half of a small student's step on a CPU.
+        front_end: ``trained``, ``frozen`` (no gradient flows into the convolutions), or ``shared`` (a frozen copy of
+            the teacher's convolutions, whose features the teacher computes once for both).
+        front_end_init: ``teacher`` copies the teacher's convolutions and their layout; ``random`` draws new ones with
+            HuBERT Base's layout.
+        conv_channels: channels of the convolutions that ``front_end_init=random`` draws; default: HuBERT Base's 512,
+            which take half of a small student's step on a CPU.
         compile: compile convolutions, feature projection, each layer and each loss with ``torch.compile``; one graph
             serves all layers, before and after a growth.
-        compile_backend: of ``torch.compile``.
-        kernels: of the convolutions: ``plain`` are Hugging Face's; ``channels_last`` are matrix products with channels
-            after time, equal within rounding, meant for a GPU and not measured there; ``auto`` is ``plain``, which is
-            faster on a CPU.
+        compile_backend: backend of ``torch.compile``.
+        kernels: implementation of the convolutions. ``plain`` is Hugging Face's; ``channels_last`` uses matrix products
+            with channels after time, equal within rounding, meant for a GPU and not measured there; ``auto`` is
+            ``plain``, which is faster on a CPU.
     """
 
     hidden_size: int = 384
@@ -75,7 +76,7 @@ class StudentConfig:
 
 
 def hubert_config(config: StudentConfig, front_end: FrontEnd | None) -> HubertConfig:
-    """The Hugging Face configuration of a student, with the convolutions laid out like the teacher's."""
+    """The Hugging Face configuration of a student, with the layout of ``front_end`` for its convolutions."""
     if config.hidden_size % config.num_heads:
         raise InputError(
             f"model.student.hidden_size={config.hidden_size} is not a multiple of model.student.num_heads="
@@ -123,10 +124,10 @@ def state_dict_depth(state_dict: dict[str, Any], prefix: str = "") -> int:
 
 
 def _match_depth(hubert: HubertModel, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rebuild the stack to the depth that is about to be loaded, deeper or shallower.
+    """Rebuild the stack to the depth of the state dict that is about to be loaded, deeper or shallower.
 
-    A pre-hook on the ``HubertModel`` also covers plain ``load_state_dict``, averaged copies and evaluation code;
-    the hooks of callbacks come too late (the weights are loaded before them).
+    A pre-hook on the ``HubertModel`` also works for plain ``load_state_dict``, averaged copies and evaluation code.
+    The hooks of callbacks run too late, after the weights are loaded.
     """
     depth, layers = state_dict_depth(state_dict, prefix), list(hubert.encoder.layers)
     if depth and depth != len(layers):
@@ -135,13 +136,13 @@ def _match_depth(hubert: HubertModel, state_dict: dict[str, Any], prefix: str, *
 
 
 def _clone(hubert: HubertModel, layer: nn.Module) -> nn.Module:
-    # The memo keeps ONE shared config object: a copied one would miss later edits such as the attention kernel.
+    # The memo keeps one shared config object, since a copy would miss later edits such as the attention kernel.
     return copy.deepcopy(layer, {id(hubert.config): hubert.config})
 
 
 def _set_layers(hubert: HubertModel, layers: Sequence[nn.Module]) -> None:
     hubert.encoder.layers = nn.ModuleList(layers)
-    hubert.config.num_hidden_layers = len(layers)  # or a reload would silently build another depth
+    hubert.config.num_hidden_layers = len(layers)  # otherwise a reload would silently build another depth
 
 
 def _zero_outputs(layer: Any) -> list[nn.Parameter]:
@@ -153,7 +154,7 @@ def _zero_outputs(layer: Any) -> list[nn.Parameter]:
 
 
 def _reinitialise(layer: nn.Module, std: float, generator: torch.Generator) -> None:
-    """HuBERT's initialisation, drawn on the CPU so that every rank and every device gets the same numbers."""
+    """Draw HuBERT's initialisation on the CPU, so that every rank and every device gets the same numbers."""
     for module in layer.modules():
         if isinstance(module, nn.Linear):
             module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * std)
@@ -167,14 +168,13 @@ class Student(nn.Module):
     """A ``HubertModel`` that returns all hidden states and can grow by a plan.
 
     Args:
-        config: sizes and settings.
-        front_end: convolutions of the teacher to copy; ``None`` where there are none or ``front_end_init`` is
-            ``random``.
+        config: sizes and settings of the student.
+        front_end: the teacher's convolutions to copy; ``None`` if it has none or ``front_end_init`` is ``random``.
 
     Attributes:
-        hubert: the Hugging Face model; its state dict of any depth can be loaded.
+        hubert: the Hugging Face model; it loads a state dict of any depth.
         ancestry: for each layer, the first-stage layer that it descends from (0-based), ``None`` for a fresh one.
-        originals: for each first-stage layer, where the very module now stands (0-based).
+        originals: for each first-stage layer, the present position of that same module (0-based).
     """
 
     def __init__(self, config: StudentConfig, front_end: FrontEnd | None = None) -> None:
@@ -208,7 +208,7 @@ class Student(nn.Module):
         return len(self.hubert.encoder.layers)
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Frames (int64, same shape) that the front end makes of so many samples."""
+        """Frames (int64, same shape) that the front end outputs for ``num_samples`` samples."""
         return self.hubert._get_feat_extract_output_lengths(cast(torch.LongTensor, num_samples)).to(torch.long)
 
     def start_at(self, depth: int) -> None:
@@ -221,10 +221,10 @@ class Student(nn.Module):
     def forward(
         self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None, features_BFC: Tensor | None = None
     ) -> list[Tensor]:
-        """Hidden states, depth + 1 of (B, F, D): entry 0 is the input of the first layer, entry k its k-th output.
+        """Hidden states, depth + 1 of (B, F, D): entry 0 is the input of the first layer, entry k the k-th output.
 
-        ``num_samples_B`` (valid samples per item) is ``None`` where nothing is padded: then no mask is made.
-        ``features_BFC`` are those of a shared front end, where they are known.
+        ``num_samples_B`` (valid samples per item) is ``None`` if no item is padded; then no mask is made.
+        ``features_BFC`` are the features of a shared front end if they are already computed.
         """
         hubert, encoder = self.hubert, self.hubert.encoder
         if self.config.compile:
@@ -252,19 +252,19 @@ class Student(nn.Module):
     def grow(
         self, plan: Sequence[int | None], initialise: Initialise = "copy", seed: int = 0
     ) -> dict[nn.Parameter, nn.Parameter | None]:
-        """Rebuild the stack by ``plan``: for each new position the layer that it comes from, ``None`` for a fresh one.
+        """Rebuild the stack by ``plan``.
 
-        The first position that names a layer keeps that very module; every further one is a clone. Kept
-        parameters stay the same objects, so an optimizer's state for them carries over by itself.
+        The first position that names a layer keeps that same module; every further one gets a clone. Kept
+        parameters stay the same objects, so an optimizer's state for them stays valid.
 
         Args:
-            plan: source index of each new layer, 0-based.
-            initialise: what clones start from: ``copy`` of the source, ``zero_output`` (copy whose output
+            plan: index of the source (0-based) of each new layer, ``None`` for a fresh layer.
+            initialise: initial values of clones: ``copy`` of the source, ``zero_output`` (copy whose output
                 projections are zero), ``fresh`` (only for ``None`` entries).
-            seed: of fresh layers; they are drawn from a generator seeded by (seed, depth), alike on all ranks.
+            seed: random seed of fresh layers; their generator is seeded by (seed, depth), the same on all ranks.
 
         Returns:
-            For every new parameter its source, or ``None`` where its values do not come from one.
+            The source of every new parameter, or ``None`` where its values are not copied from one.
         """
         old = list(self.hubert.encoder.layers)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + len(old))
@@ -290,7 +290,7 @@ class Student(nn.Module):
         return sources
 
     def get_extra_state(self) -> dict[str, list[Any]]:
-        """The lineage travels with the weights: the loss map of ``attach=original`` depends on it."""
+        """The lineage of the layers. It is saved with the weights, because ``attach=original`` depends on it."""
         return {"ancestry": list(self.ancestry), "originals": list(self.originals)}
 
     def set_extra_state(self, state: dict[str, list[Any]]) -> None:

@@ -1,7 +1,7 @@
-"""Targets on a scale that a squared error can bear.
+"""Normalisation of targets to a scale that suits a squared error.
 
-Some teachers have a few dimensions that are far larger than all others: one of Whisper base's layer 4 holds four fifths
-of the layer's variance. A student that minimises the squared error there learns that one dimension.
+Some teachers have a few dimensions that are far larger than all others. One dimension of Whisper base's layer 4 has
+four fifths of the layer's variance. A student that minimises the squared error there learns only that dimension.
 
 Shapes: S targets (the output, then each hidden layer upwards), B batch, F frames, D width of the teacher.
 """
@@ -19,8 +19,8 @@ from lightning_modules.teacher import TeacherTargets
 Normalization = Literal["none", "layer", "standardize"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "layer", "standardize")
 SMALLEST_VARIANCE, SMALLEST_SHARE = 1e-8, 1e-6
-"""Added to the variance of a dimension: so much, and this share of a target's mean variance. A dimension that never
-changes becomes 0, and one that hardly does is not blown up to what rounding makes of it."""
+"""Constant, and share of a target's mean variance, that are added to the variance of a dimension. So a constant
+dimension becomes 0, and a nearly constant one is not scaled up to its rounding errors."""
 
 
 class TargetStatistics(NamedTuple):
@@ -30,16 +30,16 @@ class TargetStatistics(NamedTuple):
     deviation_SD: Tensor
 
     def close_to(self, other: "TargetStatistics") -> bool:
-        """Whether both are equal within rounding."""
+        """Whether both statistics are equal within rounding."""
         pairs = zip(self, other, strict=True)
         return all(torch.allclose(own.cpu(), theirs.cpu(), rtol=1e-3, atol=1e-4) for own, theirs in pairs)
 
 
 def measure(targets: Iterable[TeacherTargets], layers: Sequence[int]) -> TargetStatistics:
-    """Statistics over all frames of unpadded batches, summed in float64.
+    """Measure the statistics over all frames of unpadded batches, summed in float64.
 
     Raises:
-        ValueError: there is no frame.
+        InputError: the batches have no frame.
     """
     frames, sums_SD, squares_SD = 0, torch.zeros(()), torch.zeros(())
     for batch in targets:
@@ -57,13 +57,13 @@ def measure(targets: Iterable[TeacherTargets], layers: Sequence[int]) -> TargetS
 
 
 class TargetNormalizer(nn.Module):
-    """Normalises a teacher's targets; with ``standardize`` it keeps the statistics as buffers, so in every checkpoint.
+    """Normalises a teacher's targets. With ``standardize`` the statistics are buffers, so every checkpoint has them.
 
     Args:
         kind: ``none``, ``layer`` or ``standardize``; see :class:`lightning_modules.objective.ObjectiveConfig`.
         layers: hidden layers that are targets, ascending.
-        width: D.
-        statistics_seconds: of audio that the statistics are taken from.
+        width: width D of the teacher.
+        statistics_seconds: seconds of audio over which the statistics are measured.
     """
 
     mean_SD: Tensor
@@ -83,25 +83,25 @@ class TargetNormalizer(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a cache of normalised targets must have been made with."""
+        """Settings that a cache of normalised targets must have been made with."""
         seconds = {"objective.statistics_seconds": self._seconds} if self.kind == "standardize" else {}
         return {"objective.normalize_targets": self.kind, **seconds}
 
     @property
     def statistics(self) -> TargetStatistics | None:
-        """Those in use; ``None`` before they are known, or where none are needed."""
+        """The statistics in use; ``None`` before they are known, or if none are needed."""
         known = self.kind == "standardize" and bool(self.measured)
         return TargetStatistics(self.mean_SD, self.deviation_SD) if known else None
 
     def use(self, statistics: TargetStatistics) -> None:
-        """Standardize with these from now on."""
+        """Set the statistics to standardize with."""
         self.mean_SD.copy_(statistics.mean_SD)
         self.deviation_SD.copy_(statistics.deviation_SD)
         self.measured.fill_(True)
 
     @torch.no_grad()
     def forward(self, targets: TeacherTargets) -> TeacherTargets:
-        """The same targets, of the layers that this objective learns, normalised; in float32 under autocast too."""
+        """Normalise the targets of the layers that the objective uses; in float32 under autocast too."""
         if self.kind == "none":
             return targets
         output_BFD, *hidden = (

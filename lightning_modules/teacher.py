@@ -2,9 +2,9 @@
 
 Shapes: B batch, T samples, F frames, D width. Layers count from 1: layer k is the k-th Transformer layer.
 
-A teacher is chosen by ``class_path``: :class:`HuggingFaceTeacher` serves encoders of the wav2vec 2.0 kind
-from the Hugging Face hub or a local folder, :class:`lightning_modules.whisper.WhisperTeacher` those of Whisper; another
-encoder is a subclass of :class:`Teacher`.
+A teacher is chosen by ``class_path``. :class:`HuggingFaceTeacher` loads encoders of the wav2vec 2.0 kind
+from the Hugging Face hub or a local folder, :class:`lightning_modules.whisper.WhisperTeacher` those of Whisper. For
+another encoder write a subclass of :class:`Teacher`.
 """
 
 import importlib
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 
 class TeacherTargets(NamedTuple):
-    """What a student learns to predict.
+    """The teacher's outputs that a student learns to predict.
 
     Attributes:
         output_BFD: target of the output loss.
-        hidden: raw output (B, F, D) of each chosen layer, by its number.
-        features_BFC: of the teacher's convolutions, for students that share them; ``None`` where nobody asked.
+        hidden: raw output (B, F, D) of each chosen layer, by layer number.
+        features_BFC: features of the teacher's convolutions; ``None`` unless a student shares them.
     """
 
     output_BFD: Tensor
@@ -41,7 +41,7 @@ class TeacherTargets(NamedTuple):
     features_BFC: Tensor | None = None
 
     def named(self) -> dict[str, Tensor]:
-        """All of them, by a name to show."""
+        """All tensors, by a name for messages."""
         features = {} if self.features_BFC is None else {"convolutions": self.features_BFC}
         layers = {f"layer {layer}": hidden_BFD for layer, hidden_BFD in self.hidden.items()}
         return {**features, **layers, "output": self.output_BFD}
@@ -52,22 +52,22 @@ class Teacher(nn.Module, ABC):
 
     A subclass sets ``sample_rate``, ``num_layers``, ``hidden_size`` and ``init_args`` in ``__init__``
     (``normalize`` and ``front_end`` where the defaults are wrong), and writes ``num_frames`` and ``forward``,
-    which returns the layers named by ``hidden_layers`` and ``output_layer``. It stays in eval mode whatever
-    ``train()`` says, and a call runs under ``torch.no_grad()``: a loss could not save tensors made under
-    ``inference_mode`` for its backward pass. It may override ``prepare``, to compute in another way on some device,
-    ``share_front_end``, to hand out its features, and ``settings``, where more of them decide what the targets are.
+    which returns the layers named by ``hidden_layers`` and ``output_layer``. It stays in eval mode even after
+    ``train()``, and a call runs under ``torch.no_grad()``, because a loss cannot save tensors made under
+    ``inference_mode`` for its backward pass. It may override ``prepare``, to compute differently on some device,
+    ``share_front_end``, to return its features, and ``settings``, if more settings determine the targets.
 
     Attributes:
-        sample_rate: of the waveforms, in Hz.
-        num_layers: Transformer (or other) layers that can be targets.
+        sample_rate: sample rate of the waveforms, in Hz.
+        num_layers: number of Transformer (or other) layers that can be targets.
         hidden_size: width D of the targets.
         normalize: whether the waveforms must pass :func:`normalize_waveforms` first; the caller does it.
-        front_end: convolutions that a student can copy, ``None`` where there are none.
+        front_end: convolutions that a student can copy, ``None`` if there are none.
         init_args: plain values that rebuild the teacher.
-        layer_prefix: the weights of layer k, and no others, are called so with k - 1 and a dot after it; ``None``: not
-            known.
+        layer_prefix: start of the names of the layers' weights. Layer k's, and no others, begin with it, k - 1 and a
+            dot; ``None`` if not known.
         hidden_layers: chosen layers, ascending.
-        precision_used: what the targets are computed in; settled by :meth:`prepare`.
+        precision_used: precision in which the targets are computed; set by :meth:`prepare`.
     """
 
     sample_rate: int
@@ -88,21 +88,21 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def num_frames(self, num_samples_B: Tensor) -> Tensor:
-        """Frames (B,) int64 that so many samples give; 0 where they are too few."""
+        """Number of frames (B,) int64 for ``num_samples_B`` samples; 0 where they are too few."""
 
     @abstractmethod
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
-        """Targets for waveforms whose items hold so many valid samples; ``None``: nothing is padded."""
+        """Targets for waveforms with ``num_samples_B`` valid samples per item; ``None`` if no item is padded."""
 
     def select_layers(self, hidden: Sequence[int], output: int | None = None) -> None:
-        """Choose what ``forward`` returns; a subclass may drop the layers above the highest one.
+        """Choose the layers that ``forward`` returns; a subclass may drop the layers above the highest one.
 
         Args:
             hidden: layers for the intermediate losses.
             output: layer of the output target, ``None`` for the last.
 
         Raises:
-            ValueError: for a layer that the teacher does not have.
+            InputError: the teacher does not have one of these layers.
         """
         for layer in [*hidden, *([] if output is None else [output])]:
             if not 1 <= layer <= self.num_layers:
@@ -111,14 +111,14 @@ class Teacher(nn.Module, ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Values on which the targets depend beside weights and layers, by name: a cache of targets keeps them."""
+        """Values besides weights and layers that determine the targets, by name. A cache of targets stores them."""
         return {"teacher.normalize": self.normalize, "teacher.sample_rate": self.sample_rate}
 
     def share_front_end(self) -> None:
-        """From now on hand out the features of ``front_end`` with the targets.
+        """Return the features of ``front_end`` with the targets from now on.
 
         Raises:
-            ValueError: this teacher cannot.
+            InputError: this teacher does not support it.
         """
         raise InputError(
             f"model.student.front_end=shared, but {type(self).__name__} does not hand out the features of its "
@@ -126,7 +126,7 @@ class Teacher(nn.Module, ABC):
         )
 
     def prepare(self, device: torch.device) -> None:
-        """Move to ``device``, and settle how to compute there: training calls this before the first targets."""
+        """Move to ``device`` and choose how to compute there. Training calls this before the first targets."""
         self.to(device)
 
     def spec(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Teacher(nn.Module, ABC):
         }
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Stay in eval mode: dropout, LayerDrop or masking would make the targets random."""
+        """Stay in eval mode, because dropout, LayerDrop or masking would make the targets random."""
         return super().train(False)
 
     @torch.no_grad()
@@ -146,14 +146,14 @@ class Teacher(nn.Module, ABC):
 
 
 class EncoderTeacher(Teacher):
-    """What teachers made of a Hugging Face encoder have in common: precision, compilation, layers that are dropped.
+    """Base class of teachers with a Hugging Face encoder: precision, compilation, and dropping of unused layers.
 
     A subclass writes ``encoder`` and ``_targets``, and compiles in ``forward``.
 
-    Args: as those of :class:`HuggingFaceTeacher`.
+    Args: the same as those of :class:`HuggingFaceTeacher`.
 
     Raises:
-        ValueError: an unknown precision.
+        InputError: the precision is unknown.
     """
 
     def __init__(self, precision: Literal["auto", "32", "bf16"], compile: bool, compile_backend: str) -> None:
@@ -171,7 +171,7 @@ class EncoderTeacher(Teacher):
 
     @abstractmethod
     def _targets(self, waveforms_BT: Tensor, num_samples_B: Tensor | None, precision: Precision) -> TeacherTargets:
-        """What :meth:`forward` returns, computed in ``precision`` and handed out in float32."""
+        """The result of :meth:`forward`, computed in ``precision`` and returned in float32."""
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
         return self._targets(waveforms_BT, num_samples_B, self.precision_used)
@@ -196,7 +196,7 @@ class EncoderTeacher(Teacher):
 
     @torch.no_grad()
     def _is_safe_in_bf16(self, device: torch.device) -> bool:
-        """Whether bf16 changes no target of a second of noise by more than the tolerance; logs what was found."""
+        """Whether bf16 changes no target of a second of noise by more than the tolerance; logs the errors."""
         probe_BT = noise().to(device)
         exact, half = (self._targets(probe_BT, None, precision).named() for precision in ("32", "bf16"))
         errors = {name: relative_error(half[name], target_BFD) for name, target_BFD in exact.items()}
@@ -212,27 +212,27 @@ class EncoderTeacher(Teacher):
 class HuggingFaceTeacher(EncoderTeacher):
     """A Hugging Face encoder with convolutions and Transformer layers.
 
-    Known to work: HuBERT, wav2vec 2.0, WavLM and data2vec-audio, of any size, alone or under a head.
+    Known to work: HuBERT, wav2vec 2.0, WavLM and data2vec-audio, of any size, with or without a head.
 
     Intermediate targets are the raw outputs of layers (``hidden_states[k]`` of the whole model). So is the
-    output target, but encoders that end in a layer norm (``do_stable_layer_norm``) apply it: for the last
-    layer that gives ``last_hidden_state``. Layers above the highest target are dropped.
+    output target, but encoders that end in a layer norm (``do_stable_layer_norm``) apply it to that target. For the
+    last layer this gives ``last_hidden_state``. Layers above the highest target are dropped.
 
     Args:
         model: hub name, or folder with ``config.json`` and weights (of the encoder, or of one with a head).
-        normalize: whether waveforms get zero mean and unit variance; ``None`` asks the feature extractor.
+        normalize: whether waveforms get zero mean and unit variance; ``None`` follows the feature extractor.
         revision: branch, tag or commit on the hub.
         attn_implementation: ``sdpa``, ``eager``, ...; ``None`` lets Hugging Face choose.
-        precision: ``32``, ``bf16`` or ``auto``: bf16 on a GPU that has it, float32 elsewhere. It is the teacher's own:
-            the trainer's does not reach it. Targets are handed out in float32. bf16 begins with :meth:`prepare`, which
-            checks it and returns to float32, with a warning, where targets would change by more than 2 %.
+        precision: ``32``, ``bf16`` or ``auto`` (bf16 on a GPU that supports it, float32 elsewhere). The trainer's
+            precision does not apply to the teacher. Targets are returned in float32. :meth:`prepare` turns bf16 on,
+            unless it would change targets by more than 2 %; then it warns and keeps float32.
         compile: compile convolutions, feature projection and each layer with ``torch.compile``; one graph serves all
             layers.
-        compile_backend: of ``torch.compile``.
-        kernels: ``plain``, ``channels_last`` or ``auto``, as for the student's convolutions.
+        compile_backend: backend of ``torch.compile``.
+        kernels: implementation of the convolutions: ``plain``, ``channels_last`` or ``auto``, as for the student.
 
     Raises:
-        ValueError: if the model cannot be found, lacks weights, or is no such encoder.
+        InputError: the model cannot be found, lacks weights, or is not such an encoder.
     """
 
     layer_prefix = "model.encoder.layers."
@@ -309,8 +309,8 @@ class HuggingFaceTeacher(EncoderTeacher):
     ) -> tuple[dict[int, Tensor], Tensor, Tensor]:
         """Outputs of the wanted layers, features (B, C, F), and the model's own ``last_hidden_state``.
 
-        By taps that live for one call: ``output_hidden_states`` keeps every layer, and what its last entry
-        holds for stable-LayerNorm encoders differs between versions of transformers.
+        It installs taps for the time of one call. ``output_hidden_states`` would keep every layer, and the meaning of
+        its last entry for stable-LayerNorm encoders differs between versions of transformers.
         """
         encoder, layers, extractor = self.model.encoder, self.model.encoder.layers, self.model.feature_extractor
         features = Tap(extractor)
@@ -318,8 +318,8 @@ class HuggingFaceTeacher(EncoderTeacher):
         encoder.layers = nn.ModuleList(taps.get(number, layer) for number, layer in enumerate(layers, start=1))
         self.model.feature_extractor = features
         try:
-            # Encoders of transformers 5.17 draw a number for LayerDrop at every layer, in eval mode too. A student must
-            # draw the same whether its teacher is asked, read from a cache, or asked once for several students.
+            # Encoders of transformers 5.17 draw a number for LayerDrop at every layer, in eval mode too. A student's
+            # random numbers must not depend on whether targets are computed, cached, or shared by several students.
             with torch.random.fork_rng(devices=[]):
                 result = self.model(waveforms_BT, attention_mask=mask_BT, return_dict=True)
         finally:
@@ -329,9 +329,9 @@ class HuggingFaceTeacher(EncoderTeacher):
 
     @torch.no_grad()
     def _ends_in_layer_norm(self) -> bool:
-        """Whether the encoder norms its last layer's output: seen on a second of noise rather than believed.
+        """Whether the encoder applies a norm to its last layer's output, tested on a second of noise.
 
-        Which encoders do so is spread over class names and config fields, and a wrong guess is silent.
+        The encoders that do so differ in class names and config fields, and a wrong guess would raise no error.
         """
         probe_BT = noise()
         outputs, _, last_BFD = self._run(probe_BT, None, {self.num_layers})
@@ -349,14 +349,14 @@ class HuggingFaceTeacher(EncoderTeacher):
 
 
 def valid_samples(waveforms_BT: Tensor, num_samples_B: Tensor | None) -> Tensor | None:
-    """Attention mask (B, T) int64, ``None`` where nothing is padded: a mask of ones only costs time."""
+    """Attention mask (B, T) int64; ``None`` if no item is padded, because a mask of ones only costs time."""
     if num_samples_B is None or not is_padded(num_samples_B, waveforms_BT.shape[1]):
         return None
     return before_the_end(num_samples_B, waveforms_BT.shape[1], waveforms_BT.device).long()
 
 
 def normalize_waveforms(waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> Tensor:
-    """Zero mean, unit variance over the valid samples, as ``Wav2Vec2FeatureExtractor``; padding is 0."""
+    """Normalise to zero mean, unit variance over the valid samples, as ``Wav2Vec2FeatureExtractor``; padding is 0."""
     if num_samples_B is None:
         num_samples_B = torch.full((len(waveforms_BT),), waveforms_BT.shape[1])
     valid_BT = before_the_end(num_samples_B, waveforms_BT.shape[1], waveforms_BT.device)
@@ -368,10 +368,10 @@ def normalize_waveforms(waveforms_BT: Tensor, num_samples_B: Tensor | None = Non
 
 
 def build_teacher(spec: dict[str, Any] | Teacher) -> Teacher:
-    """A frozen teacher from ``{"class_path": ..., "init_args": {...}}``; a teacher is handed back, frozen.
+    """Build a frozen teacher from ``{"class_path": ..., "init_args": {...}}``; a given teacher is frozen and returned.
 
     Raises:
-        ValueError: if ``class_path`` cannot be imported, is no :class:`Teacher`, or leaves out an attribute.
+        InputError: ``class_path`` cannot be imported, is not a :class:`Teacher`, or does not set an attribute.
     """
     teacher = spec if isinstance(spec, Teacher) else _teacher_class(spec)(**spec.get("init_args") or {})
     for name in ("sample_rate", "num_layers", "hidden_size", "init_args"):
@@ -390,5 +390,5 @@ def _teacher_class(spec: dict[str, Any]) -> type[Teacher]:
             f"teacher class_path {class_path!r} cannot be imported ({error}): give package.module.ClassName"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Teacher)):
-        raise InputError(f"teacher class_path {class_path!r} is no subclass of {__name__}.Teacher")
+        raise InputError(f"teacher class_path {class_path!r} is not a subclass of {__name__}.Teacher")
     return found

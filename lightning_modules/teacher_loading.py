@@ -1,4 +1,4 @@
-"""Hugging Face encoders as teachers: configuration, weights and feature extractor, each known to be what it should."""
+"""Loading of Hugging Face encoders as teachers, with checks of configuration, weights and feature extractor."""
 
 import logging
 from pathlib import Path
@@ -14,20 +14,20 @@ from lightning_modules.front_end import CONV_FIELDS, feat_extract_norm
 
 logger = logging.getLogger(__name__)
 
-# fairseq trained this model on raw audio (task.normalize=false), whatever the extractor file on the hub says.
-# Group norm hides most of a gain, not of quiet audio (outputs change by 0.06 % at scale 0.1, 42 % at 0.003).
+# fairseq trained this model on raw audio (task.normalize=false), though the extractor file on the hub differs.
+# Group norm cancels a gain except for quiet audio (outputs change by 0.06 % at scale 0.1, 42 % at 0.003).
 RAW_AUDIO_MODELS = frozenset({"facebook/hubert-base-ls960"})
-# Weights that a checkpoint may lack: they play no part in the hidden states of an encoder in eval mode.
+# Weights that a checkpoint may lack, since the hidden states of an encoder in eval mode do not depend on them.
 UNUSED_WEIGHTS = ("masked_spec_embed", "adapter.")
 ADVICE = "choose a speech encoder such as HuBERT, wav2vec 2.0, WavLM or data2vec-audio"
 WHISPER = "whisper"
-"""``model_type`` of the models that another class of teacher serves."""
+"""``model_type`` of Whisper models, for which there is a separate teacher class."""
 EXTRACTOR_FILE = "preprocessor_config.json"
 EXTRACTOR_FILES = (EXTRACTOR_FILE, "processor_config.json")  # either may hold the extractor
 
 
 def read_config(model: str, revision: str | None) -> Any:
-    """The model's configuration, of whatever kind it is."""
+    """Read the configuration of a model of any kind."""
     with naming_damage(model):
         try:
             return AutoConfig.from_pretrained(model, revision=revision)
@@ -36,7 +36,7 @@ def read_config(model: str, revision: str | None) -> Any:
 
 
 def load_config(model: str, revision: str | None) -> Any:
-    """The model's configuration, known to have convolutions over waveforms."""
+    """Read the configuration of a model, and refuse one without convolutions over waveforms."""
     config = read_config(model, revision)
     if config.model_type == WHISPER:
         raise InputError(
@@ -60,10 +60,10 @@ def _not_found(model: str, error: Exception) -> str:
 def load_weights(
     model_class: Any, model: str, revision: str | None, attn_implementation: str | None, **kwargs: Any
 ) -> Any:
-    """A ``model_class`` in float32, every weight of it read from the checkpoint; ``kwargs`` go to Hugging Face."""
+    """Load a ``model_class`` in float32 with every weight from the checkpoint; Hugging Face receives ``kwargs``."""
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
-    # Loading draws numbers; a student's must not depend on them.
+    # Loading draws random numbers, which must not change the student's.
     with naming_damage(model), torch.random.fork_rng(devices=[]):
         try:
             loaded, info = model_class.from_pretrained(
@@ -71,7 +71,7 @@ def load_weights(
             )
         except OSError as error:
             raise InputError(_not_found(model, error)) from error
-    # Hugging Face draws missing weights at random and only logs it; such a teacher teaches noise.
+    # Hugging Face draws missing weights at random and only logs it; such a teacher's targets are noise.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED_WEIGHTS))
     if missing:
         raise InputError(
@@ -82,28 +82,28 @@ def load_weights(
 
 
 def load_model(model: str, revision: str | None, attn_implementation: str | None) -> Any:
-    """The bare encoder of the wav2vec 2.0 kind."""
+    """Load an encoder of the wav2vec 2.0 kind without its head."""
     encoder = load_weights(AutoModel, model, revision, attn_implementation)
     if not hasattr(encoder, "feature_extractor") or not hasattr(getattr(encoder, "encoder", None), "layers"):
         raise InputError(
             f"teacher {model!r} ({type(encoder).__name__}) has no feature_extractor or no encoder.layers: {ADVICE}"
         )
     if getattr(encoder, "adapter", None) is not None:
-        encoder.adapter = None  # shortens the frames of last_hidden_state for a decoder; no layer's output
+        encoder.adapter = None  # shortens last_hidden_state for a decoder, but no layer's output
     return encoder
 
 
 def load_extractor(model: str, revision: str | None, required: bool = True, instead: str = "") -> Any:
-    """The model's feature extractor, ``None`` where it has none.
+    """Load the model's feature extractor; ``None`` if it has none.
 
     Args:
         model: hub name or folder.
-        revision: on the hub.
-        required: whether what it says is needed; else one that cannot be read is a warning.
-        instead: what could be set where it cannot be read, in words that end in "or ".
+        revision: branch, tag or commit on the hub.
+        required: whether an extractor that cannot be read is an error; else it is a warning.
+        instead: option to set when it cannot be read, for the message; text that ends in "or ".
 
     Raises:
-        ValueError: it has one that cannot be read, or nobody can tell: what it says must not be guessed then.
+        InputError: the extractor cannot be read, or it is unknown whether there is one. Its values are not guessed.
     """
     try:
         return AutoFeatureExtractor.from_pretrained(model, revision=revision)
@@ -116,7 +116,7 @@ def load_extractor(model: str, revision: str | None, required: bool = True, inst
             logger.warning("teacher %s: feature extractor not read, 16 kHz assumed (%s)", model, reason)
             return None
         raise InputError(
-            f"the feature extractor of teacher {model!r} cannot be read, and it says how waveforms are sampled and "
+            f"the feature extractor of teacher {model!r} cannot be read, and it defines how waveforms are sampled and "
             f"prepared: set {instead}`model` to a folder with a {EXTRACTOR_FILE} that can be read, or without one "
             f"({reason})"
         ) from error
@@ -125,13 +125,13 @@ def load_extractor(model: str, revision: str | None, required: bool = True, inst
 def _has_no_extractor(model: str, revision: str | None) -> bool:
     if Path(model).is_dir():
         return not any((Path(model) / name).exists() for name in EXTRACTOR_FILES)
-    # The hub's answer to the look-up above, which its cache keeps for when it cannot be reached.
+    # The hub library caches the answer to the look-up above, so it is known even when the hub cannot be reached.
     found = (try_to_load_from_cache(model, name, revision=revision) for name in EXTRACTOR_FILES)
     return all(answer is _CACHED_NO_EXIST for answer in found)
 
 
 def resolve_normalize(model: str, normalize: bool | None, extractor: Any, config: Any) -> bool:
-    """The setting; else what the model is known to need, what its extractor says, or its family's habit."""
+    """``normalize`` if set; else from the list of known models, the feature extractor, or the model's kind of norm."""
     if normalize is not None:
         return normalize
     if model in RAW_AUDIO_MODELS:
@@ -139,7 +139,7 @@ def resolve_normalize(model: str, normalize: bool | None, extractor: Any, config
     elif hasattr(extractor, "do_normalize"):
         resolved, source = bool(extractor.do_normalize), "its preprocessor_config.json says so"
     else:
-        # Released models saw normalised audio if their convolutions have layer norm, raw audio if group norm.
+        # Released models were trained on normalised audio if their convolutions have layer norm, else on raw audio.
         norm = feat_extract_norm(config)
         resolved, source = norm == "layer", f"guessed from feat_extract_norm={norm!r}: no feature extractor"
     logger.info("teacher %s: normalize=%s (%s; set `normalize` to override)", model, resolved, source)

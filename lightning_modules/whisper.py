@@ -1,13 +1,13 @@
-"""Whisper's encoder as a teacher: log-mel features on the device, frames where HuBERT has them.
+"""Whisper's encoder as a teacher, with log-mel features computed on the device and frames aligned with HuBERT's.
 
 Source: Radford et al., "Robust speech recognition via large-scale weak supervision", 2022; the log-mel is that of
 ``WhisperFeatureExtractor``.
 
-Whisper hears 30 s, silence included. Here an utterance is heard alone: what the convolutions see past its end is zero,
-and attention is masked there, so that a padded batch has the targets of its items alone.
+Whisper's own input is 30 s with silence after the utterance. Here the input is the utterance alone. Past its end the
+input of the convolutions is zero and attention is masked, so padding in a batch does not change an item's targets.
 
-Frame t of a HuBERT-layout student sees samples [320 t, 320 t + 400). Mel frame k is therefore taken from samples
-[160 k, 160 k + 400), and the two convolutions, of stride 1 and 2, put frame t on mel frame 2 t.
+Frame t of a HuBERT-layout student depends on samples [320 t, 320 t + 400). Mel frame k is therefore computed from
+samples [160 k, 160 k + 400), and the two convolutions, of stride 1 and 2, centre frame t on mel frame 2 t.
 
 Shapes: B batch, T samples (16 kHz), M mel frames (10 ms), F frames (20 ms), C mel bins, D width.
 """
@@ -29,18 +29,18 @@ from lightning_modules.teacher import EncoderTeacher, TeacherTargets
 from lightning_modules.teacher_loading import EXTRACTOR_FILE, WHISPER, load_extractor, load_weights, read_config
 
 SAMPLE_RATE, WINDOW, MEL_HOP = 16_000, 400, 160
-"""In Hz; samples of a mel frame's window, and from one to the next."""
+"""Sample rate in Hz, samples of a mel frame's window, and samples from one mel frame to the next."""
 HOP = 2 * MEL_HOP
 """Samples from one frame to the next."""
 DYNAMIC_RANGE = 8.0
-"""Decades below an utterance's loudest mel value at which its log-mel ends."""
+"""Range of the log-mel: values more than this many decades below an utterance's loudest mel value are raised."""
 
 
 class LogMel(nn.Module):
-    """Whisper's log-mel features of each item's own samples, in float32 whatever the precision around it.
+    """Whisper's log-mel features of each item's own samples, computed in float32 under autocast too.
 
     Args:
-        filters_SC: power spectrum (201 bins) to mel bins.
+        filters_SC: filters from the power spectrum (201 bins) to mel bins.
     """
 
     filters_SC: Tensor
@@ -52,12 +52,12 @@ class LogMel(nn.Module):
         self.register_buffer("window_W", torch.hann_window(WINDOW), persistent=False)
 
     def forward(self, waveforms_BT: Tensor, num_frames: int, valid_BM: Tensor | None) -> Tensor:
-        """(B, C, M) of the first ``num_frames`` mel frames; 0 where ``valid_BM`` is false.
+        """Log-mel features (B, C, M) of the first ``num_frames`` mel frames; 0 where ``valid_BM`` is false.
 
         Args:
-            waveforms_BT: zero past each item's end.
-            num_frames: M.
-            valid_BM: the mel frames of each item; ``None``: all.
+            waveforms_BT: waveforms that are zero past each item's end.
+            num_frames: number of mel frames M.
+            valid_BM: true for the mel frames of each item; ``None``: all frames are valid.
         """
         missing = (num_frames - 1) * MEL_HOP + WINDOW - waveforms_BT.shape[1]
         waveforms_BT = F.pad(waveforms_BT.float(), (0, missing))  # a negative number crops
@@ -84,14 +84,14 @@ class WhisperTeacher(EncoderTeacher):
         model: hub name, or folder with ``config.json`` and weights, of a whole Whisper model or of its encoder alone.
         revision: branch, tag or commit on the hub.
         attn_implementation: ``sdpa`` or ``eager``; ``None`` lets Hugging Face choose.
-        precision: ``32``, ``bf16`` or ``auto``, as :class:`HuggingFaceTeacher` has it.
+        precision: ``32``, ``bf16`` or ``auto``, as in :class:`HuggingFaceTeacher`.
         compile: compile each layer with ``torch.compile``; one graph serves all.
-        compile_backend: of ``torch.compile``.
-        pad_to_30_seconds: hear every utterance with silence after it up to 30 s, as Whisper was trained; many times
-            slower for short ones.
+        compile_backend: backend of ``torch.compile``.
+        pad_to_30_seconds: pad every utterance with silence up to 30 s, as in Whisper's training; this is many times
+            slower for short utterances.
 
     Raises:
-        ValueError: if the model cannot be found, lacks weights, is no Whisper model, or hears another log-mel.
+        InputError: the model cannot be found, lacks weights, is not a Whisper model, or needs another log-mel.
     """
 
     layer_prefix = "model.layers."
@@ -152,7 +152,7 @@ class WhisperTeacher(EncoderTeacher):
         """Raw outputs (B, F, D) of the ``wanted`` layers, by number; 0 is the input of the first one.
 
         Raises:
-            ValueError: an utterance is longer than the model's positions reach (30 s).
+            InputError: an utterance is longer than the model's position embeddings (30 s).
         """
         width, positions = waveforms_BT.shape[1], self.model.max_source_positions
         frames = int(self.num_frames(torch.tensor(width)))
@@ -166,13 +166,13 @@ class WhisperTeacher(EncoderTeacher):
             device = waveforms_BT.device
             waveforms_BT = waveforms_BT.masked_fill(~before_the_end(num_samples_B, width, device), 0.0)
             if not self._pads:
-                # Of an utterance too short for a frame one is computed, or attention would have nothing to attend to.
+                # An utterance too short for a frame gets one, because attention needs at least one key.
                 frames_B = self.num_frames(num_samples_B).clamp(min=1)
                 valid_BM = before_the_end(2 * frames_B, 2 * frames, device)
                 past_BF = ~before_the_end(frames_B, frames, device)
                 mask_B11F = torch.zeros(past_BF.shape, device=device).masked_fill(past_BF, -torch.inf)[:, None, None]
         hidden_BDF = F.gelu(self.model.conv1(self.log_mel(waveforms_BT, 2 * heard, valid_BM)))
-        # The last frame of an utterance sees nothing of conv1 past its end: the kernel of conv2 reaches to 2 F - 1.
+        # The last frame of an utterance does not depend on conv1 past its end: the kernel of conv2 ends at 2 F - 1.
         hidden_BDF = F.gelu(self.model.conv2(hidden_BDF))
         hidden_BFD = hidden_BDF.transpose(1, 2) + self.model.embed_positions.weight[:heard]
         states = {0: hidden_BFD} if 0 in wanted else {}
@@ -185,16 +185,16 @@ class WhisperTeacher(EncoderTeacher):
 
 
 class WhisperEncoderAlone(WhisperEncoder):
-    """Takes the encoder's weights of a whole model, and says nothing of the others."""
+    """An encoder that loads its weights from a whole model, without a warning about the other weights."""
 
     _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]
 
 
 def load_encoder(model: str, revision: str | None, attn_implementation: str | None) -> Any:
-    """The encoder of a Whisper model in float32, every weight of it read from the checkpoint.
+    """Load the encoder of a Whisper model in float32, with every weight from the checkpoint.
 
     Raises:
-        ValueError: there is none, or it is another kind of model.
+        InputError: the model does not exist, or is of another kind.
     """
     config = read_config(model, revision)
     if config.model_type != WHISPER:
@@ -202,22 +202,22 @@ def load_encoder(model: str, revision: str | None, attn_implementation: str | No
             f"teacher model {model!r} is of type {config.model_type}, not Whisper: set "
             "model.teacher=lightning_modules.teacher.HuggingFaceTeacher, or give a Whisper model"
         )
-    whole = {r"^(model\.)?encoder\.": ""}  # where the encoder lies in a whole model
+    whole = {r"^(model\.)?encoder\.": ""}  # names of the encoder's weights in a whole model
     return load_weights(WhisperEncoderAlone, model, revision, attn_implementation, key_mapping=whole)
 
 
 def load_filters(model: str, revision: str | None, num_bins: int) -> Tensor:
-    """Mel filters (S, C) of the model's feature extractor; Whisper's where it has none.
+    """Mel filters (S, C) of the model's feature extractor; Whisper's default filters if it has none.
 
     Raises:
-        ValueError: the extractor cannot be read, or makes another log-mel than :class:`LogMel`.
+        InputError: the extractor cannot be read, or computes another log-mel than :class:`LogMel`.
     """
     extractor = load_extractor(model, revision) or WhisperFeatureExtractor(feature_size=num_bins)
     needed = {"feature_size": num_bins, "n_fft": WINDOW, "hop_length": MEL_HOP, "sampling_rate": SAMPLE_RATE}
     found = {name: getattr(extractor, name, None) for name in needed}
     if found != needed:
         raise InputError(
-            f"the feature extractor of teacher {model!r} has {found}, but this Whisper needs {needed}: mend its "
-            f"{EXTRACTOR_FILE}, or remove it to have these"
+            f"the feature extractor of teacher {model!r} has {found}, but this Whisper needs {needed}: correct its "
+            f"{EXTRACTOR_FILE}, or remove it to use these"
         )
     return torch.from_numpy(extractor.mel_filters)

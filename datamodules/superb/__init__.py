@@ -1,1 +1,1 @@
-"""The corpora of SUPERB's tasks in their published layouts, and the batches that s3prl's recipes draw from them."""
+"""The corpora of SUPERB's tasks in their published layouts, and the batches of s3prl's recipes."""

@@ -1,4 +1,4 @@
-"""Corpora with phone alignments: for PR without a lexicon, and for the probe of frames."""
+"""Corpora with phone alignments, for PR without a lexicon and for the frame probe."""
 
 from collections.abc import Sequence
 
@@ -16,15 +16,15 @@ def read_aligned(
     reading: Reading = Reading(),  # noqa: B008
     timed: bool = False,
 ) -> SuperbCorpus:
-    """Rows whose target is their phones, separated by spaces; the one label list is the inventory, sorted.
+    """Read rows whose target is their phones, separated by spaces; the one label list is the sorted inventory.
 
     With ``timed`` silence is a phone too, and each phone has its times (:func:`datamodules.alignments.timed_phones`).
 
-    The inventory is that of all splits: a phone that only the held-out speakers use is an error that no head can avoid,
-    and counts. Utterances without any phone are left out.
+    The inventory covers all splits. A phone that only held-out speakers use cannot be predicted by any head, but still
+    counts as an error. Utterances without any phone are left out.
 
     Raises:
-        ValueError: no alignments, none of them with a phone, or bad audio.
+        InputError: there are no alignments, none of them has a phone, or audio is bad.
     """
     skipped: list[Problem] = []
 

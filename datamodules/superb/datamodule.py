@@ -1,4 +1,4 @@
-"""Batches of one SUPERB task: endless in training, as s3prl counts steps; dev and tests as its evaluation does."""
+"""Batches of one SUPERB task: endless in training, since s3prl counts steps; dev and tests as in its evaluation."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -41,28 +41,28 @@ logger = logging.getLogger(__name__)
 TargetLength = Callable[[Row], int]
 
 LABEL_LISTS = {"sf": ("slot types",), "ks": ("labels",), "ic": ("actions", "objects", "locations"), "sid": ("labels",)}
-"""What the setting ``labels`` holds, by task."""
+"""Contents of the setting ``labels``, by task."""
 
 
 @dataclass(frozen=True)
 class SuperbData:
-    """Where a task's corpus is, and what of it to use.
+    """The corpus of a task and the parts of it to use.
 
     Args:
         root: the corpus folder, in the published layout of the task's corpus, or a ``.tsv`` table (any task).
-        test_root: KS: the test archive, where it is not beside the train archive.
-        train_splits: PR, ASR: LibriSpeech splits to train on.
-        dev_splits: PR, ASR: splits to select on.
-        test_splits: PR, ASR: splits to test on, each by itself.
+        test_root: folder of the test archive of KS, if it is not beside the train archive.
+        train_splits: LibriSpeech splits to train on (PR, ASR).
+        dev_splits: splits on which the checkpoint is selected (PR, ASR).
+        test_splits: splits to test on, each separately (PR, ASR).
         labels: label lists that replace the corpus's own (SID, and KS with a table: one list; IC: three; SF: one, the
             slot types).
-        resample: convert files of another rate or several channels (to their mean) instead of calling them bad audio.
-        on_bad_audio: "error" stops at the first; "skip" leaves them out and counts them.
-        max_train_utterances: a random subset of train; for probes.
-        max_eval_utterances: a random subset of dev and of each test; for probes.
-        num_workers: loader processes per rank; default: 2, on a GPU one less than the cores for each process, from 2
-            to 8.
-        cache_dir: where LibriSpeech manifests are kept; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
+        resample: convert files of another rate or several channels (to their mean) instead of treating them as bad.
+        on_bad_audio: "error" stops at the first bad file; "skip" leaves bad files out and counts them.
+        max_train_utterances: size of a random subset of train, for probes; default: all utterances.
+        max_eval_utterances: size of a random subset of dev and of each test, for probes; default: all utterances.
+        num_workers: loader processes per rank. The default is 2; on a GPU it is the number of cores per process minus
+            one, from 2 to 8.
+        cache_dir: folder of cached LibriSpeech manifests; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
     """
 
     root: str
@@ -80,10 +80,10 @@ class SuperbData:
 
 
 def read_corpus(task: str, data: SuperbData, seed: int = 1337) -> SuperbCorpus:
-    """The corpus of a task, cut down where ``data`` says so.
+    """Read the corpus of a task, limited to the subsets of ``data``.
 
     Raises:
-        ValueError: no such task, the corpus is not there, or something in it is wrong.
+        InputError: there is no such task, the corpus is missing, or it has an error.
     """
     if task not in WITH_CORPUS:
         raise InputError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
@@ -96,10 +96,10 @@ def read_corpus(task: str, data: SuperbData, seed: int = 1337) -> SuperbCorpus:
 
 
 def require_corpus(task: str, data: SuperbData) -> None:
-    """Look whether the folder has the layout of the task's corpus; no audio is read.
+    """Check that the folder has the layout of the task's corpus, without reading audio.
 
     Raises:
-        ValueError: no such task, or what is not there.
+        InputError: there is no such task, or a file or folder is missing.
     """
     if task not in WITH_CORPUS:
         raise InputError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
@@ -114,10 +114,10 @@ def require_corpus(task: str, data: SuperbData) -> None:
 
 
 def require_label_lists(task: str, data: SuperbData) -> None:
-    """The setting ``labels`` must fit the task.
+    """Check that the setting ``labels`` fits the task.
 
     Raises:
-        ValueError: the task has no labels, its corpus fixes them, or there are more or fewer lists.
+        InputError: the task has no labels, its corpus fixes them, or the number of lists is wrong.
     """
     if data.labels is None:
         return
@@ -134,7 +134,7 @@ def require_label_lists(task: str, data: SuperbData) -> None:
 
 
 def limited(corpus: SuperbCorpus, data: SuperbData, seed: int) -> SuperbCorpus:
-    """The corpus with as many utterances of each split, chosen at random, as ``data`` allows."""
+    """The corpus with a random subset of each split, of the size that ``data`` allows."""
     return replace(
         corpus,
         train=_subset(corpus.train, data.max_train_utterances, seed),
@@ -160,7 +160,7 @@ class SuperbBatch(NamedTuple):
 
     waveforms: list[Tensor]  # (T_i,) float32 each, cropped and with the recipe's gain
     rows: list[Row]
-    num_items: int  # of the batch over all ranks; a rank beyond them holds another's item, which must not count
+    num_items: int  # of the batch over all ranks; a rank beyond them has another rank's item, which must not count
     longest: int  # samples of its longest item over all ranks
     whole: list[bool]  # False: a random crop, which no cache may keep
 
@@ -170,9 +170,9 @@ class SuperbDataset(Dataset[SuperbBatch]):
 
     Args:
         rows: the utterances.
-        resample: convert other rates.
-        gain_db: applied to all.
-        keep_bytes: keep so many bytes of whole utterances in memory once they are decoded, in each loading process.
+        resample: convert files of other sample rates.
+        gain_db: gain in dB, applied to all waveforms.
+        keep_bytes: most bytes of decoded whole utterances to keep in memory, in each loading process.
 
     Raises:
         BadAudioError: a file cannot be decoded.
@@ -200,12 +200,12 @@ class SuperbDataset(Dataset[SuperbBatch]):
             self._room -= decoded_T.nbytes
         return decoded_T
 
-    # A batch sampler's item is a whole batch; this is where the loader hands it over.
+    # The item of a batch sampler is a whole batch, which the loader passes to this method.
     __getitems__ = __getitem__
 
 
 class SuperbLoader(DataLoader[SuperbBatch]):
-    """A loader whose place is known from the trainer's step count; Lightning need not warn of a resume in mid-epoch."""
+    """A loader whose position follows from the trainer's step count; Lightning need not warn of a mid-epoch resume."""
 
     def __init__(
         self, dataset: SuperbDataset, batches: Sampler[MicroBatch], num_workers: int, pin_memory: bool
@@ -233,21 +233,21 @@ class SuperbDataModule(L.LightningDataModule):
     """The data of one task.
 
     Training batches are endless: set ``max_steps`` and ``max_epochs=-1``. One item is this rank's part of one *recipe
-    micro-batch*; ``accumulate_grad_batches`` is the recipe's ``accumulate``, whatever the number of ranks. On a resume
-    the stream goes on at ``global_step * accumulate_grad_batches``, so checkpoints belong between optimizer steps.
+    micro-batch*; ``accumulate_grad_batches`` is the recipe's ``accumulate``, for any number of ranks. A resume
+    continues at ``global_step * accumulate_grad_batches``, so checkpoints must be made between optimizer steps.
 
     Args:
         task: a key of :data:`datamodules.superb.recipes.RECIPES`.
-        data: where the corpus is.
-        target_length: encoded length of a row's target; needed where batches are windows over it (PR, SF).
-        recipe: by default the task's.
-        seed: of order, draws and crops.
-        corpus: already read; by default ``setup`` reads it.
-        keep_bytes: of decoded training audio to keep in memory, in each loading process.
+        data: the corpus and the parts of it to use.
+        target_length: function that returns the encoded length of a row's target; needed for window sampling (PR, SF).
+        recipe: recipe of the batches; by default the task's.
+        seed: random seed of order, draws and crops.
+        corpus: a corpus that is already read; by default ``setup`` reads it.
+        keep_bytes: most bytes of decoded training audio to keep in memory, in each loading process.
 
     Raises:
-        ValueError: window sampling without ``target_length``; from ``setup``, what is wrong with the corpus; from
-            ``train_dataloader``, full recipe batches smaller than the number of ranks.
+        InputError: window sampling has no ``target_length``; from ``setup``, the corpus has an error; from
+            ``train_dataloader``, full recipe batches are smaller than the number of ranks.
     """
 
     def __init__(
@@ -281,7 +281,7 @@ class SuperbDataModule(L.LightningDataModule):
 
     @cached_property
     def train_set(self) -> SuperbDataset:
-        """Made once, for what it keeps."""
+        """The training set, made only once, because it keeps decoded utterances."""
         return SuperbDataset(self.corpus.train, self.data.resample, self.recipe.gain_db, self.keep_bytes)
 
     def train_dataloader(self) -> SuperbLoader:
@@ -298,7 +298,7 @@ class SuperbDataModule(L.LightningDataModule):
         return self._evaluation(rows, order, self._crops(rows, None, self.recipe.silence_samples))
 
     def test_dataloader(self) -> list[SuperbLoader]:
-        """One loader for each of ``corpus.tests``, in its order; utterances whole and in order."""
+        """One loader for each of ``corpus.tests``, in its order, with whole utterances in order."""
         return [
             self._evaluation(rows, np.arange(len(rows)), self._crops(rows, None, None))
             for rows in self.corpus.tests.values()
@@ -348,7 +348,7 @@ def _classes(rows: list[Row]) -> np.ndarray:
 
 
 def _subset(rows: list[Row], most: int | None, seed: int) -> list[Row]:
-    """At most that many rows, chosen at random, in their order."""
+    """At most ``most`` rows, chosen at random and kept in order."""
     if most is None or len(rows) <= most:
         return rows
     return [rows[index] for index in sorted(np.random.default_rng(seed).permutation(len(rows))[:most])]

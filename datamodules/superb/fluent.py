@@ -1,4 +1,4 @@
-"""Fluent Speech Commands for IC, read through torchaudio's class: an action, an object and a location each."""
+"""Fluent Speech Commands for IC, read through torchaudio's class; each utterance has an action, object and location."""
 
 import os
 
@@ -17,10 +17,10 @@ PUBLISHED = Published(
 
 
 def read_fluent(root: str, labels: list[list[str]] | None = None, reading: Reading = Reading()) -> SuperbCorpus:  # noqa: B008
-    """Labels are, unless given, the values of the train csv in order of first appearance.
+    """Read the corpus. The default labels are the values of the train csv in order of first appearance.
 
     Raises:
-        ValueError: a file is not there, a label does not occur in train, or bad audio.
+        InputError: a file is missing, a label does not occur in train, or audio is bad.
     """
     root = require_fluent(root)
     splits = {split: _rows(root, name) for split, name in CSV.items()}
@@ -30,10 +30,10 @@ def read_fluent(root: str, labels: list[list[str]] | None = None, reading: Readi
 
 
 def require_fluent(root: str) -> str:
-    """The folder that holds ``fluent_speech_commands_dataset``, once the corpus is found in it.
+    """Check the corpus's files and return the folder that contains ``fluent_speech_commands_dataset``.
 
     Raises:
-        ValueError: a file is not there.
+        InputError: a file is missing.
     """
     root = os.path.abspath(root)
     if os.path.basename(root) == FOLDER:

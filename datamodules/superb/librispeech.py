@@ -1,4 +1,4 @@
-"""LibriSpeech for PR and ASR: transcripts of the LibriSpeech layout, splits as settings."""
+"""LibriSpeech for PR and ASR, with transcripts in the LibriSpeech layout and configurable splits."""
 
 import os
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ def read_librispeech(
     reading: Reading = Reading(),  # noqa: B008
     cache_dir: str | None = None,
 ) -> SuperbCorpus:
-    """Rows with transcripts; every test split is a test of its own. The manifest is cached.
+    """Read rows with transcripts; every test split is a separate test. The manifest is cached.
 
     Raises:
-        ValueError: the corpus or a split is not there, an utterance has no transcript, or bad audio.
+        InputError: the corpus or a split is missing, an utterance has no transcript, or audio is bad.
     """
     require_librispeech(root, [*train_splits, *dev_splits, *test_splits])
     skipped: list[Problem] = []
@@ -51,7 +51,7 @@ def read_librispeech(
                 manifest.utterance_id(row),
                 manifest.path(row),
                 int(manifest.num_samples[row]),
-                # Upper-casing is all that the recipe does to a transcript.
+                # The recipe only converts transcripts to upper case.
                 (manifest.transcript(row) or "").upper(),
                 manifest.speaker(row),
             )
@@ -63,10 +63,10 @@ def read_librispeech(
 
 
 def require_librispeech(root: str, splits: Sequence[str]) -> None:
-    """Find the splits in ``root``, or in a folder in it.
+    """Check that ``root``, or a folder in it, has the splits.
 
     Raises:
-        ValueError: the folder or a split is not there.
+        InputError: the folder or a split is missing.
     """
     PUBLISHED.require(root)
     root = os.path.abspath(os.path.expanduser(root))

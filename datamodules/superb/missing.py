@@ -1,4 +1,4 @@
-"""The one error for a corpus that is not there: what to get from where, and what the folder must look like."""
+"""The error for a missing corpus, which names its source and the layout of its folder."""
 
 import codecs
 import os
@@ -11,17 +11,17 @@ from datamodules.files import read_text
 
 @dataclass(frozen=True)
 class Published:
-    """A corpus as it is published."""
+    """A corpus in its published form."""
 
     name: str
-    source: str  # where to get it
-    layout: str  # a drawing of the folder
+    source: str  # its address
+    layout: str  # layout of the folder, as text for the message
 
     def require(self, *paths: str) -> None:
-        """Raise unless all the paths exist, and those of texts can be read.
+        """Check that all paths exist and that text files can be read.
 
         Raises:
-            ValueError: one does not, or is not UTF-8 text without a byte order mark.
+            InputError: a path does not exist, or a text file is not UTF-8 without a byte order mark.
         """
         for path in paths:
             if not os.path.exists(path):
@@ -37,7 +37,7 @@ class Published:
 
 
 def _require_plain_text(path: str) -> None:
-    """torchaudio reads these files; it would take a mark for a part of the first name."""
+    """Refuse a byte order mark, which torchaudio would read as a part of the first name."""
     read_text(path)
     if Path(path).read_bytes().startswith(codecs.BOM_UTF8):
         raise InputError(f"{path} begins with a byte order mark: save it as UTF-8 without one")

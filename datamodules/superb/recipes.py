@@ -1,4 +1,4 @@
-"""How s3prl draws the batches of each task: the constants of the SUPERB configs (s3prl v0.4.18)."""
+"""Recipes of the batches of each task, with the constants of the SUPERB configs (s3prl v0.4.18)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,16 +11,16 @@ class DataRecipe:
     """Batches of one task.
 
     Attributes:
-        sampling: "window": ``batch_size`` neighbours of the list sorted by target length, at every start; "halved":
-            fixed groups of the list sorted by audio length, full ones split in two; "balanced": draws with replacement,
-            every class as likely as any other; "shuffled": permutations.
-        batch_size: utterances of a micro-batch, over all ranks.
-        accumulate: micro-batches of an optimizer step.
-        eval_batch_size: utterances of a dev or test batch.
-        train_max_samples: training crops longer utterances to this, at random.
-        silence_samples: ``_silence_`` recordings of train and dev are cropped to this, at random.
-        gain_db: gain applied to all audio.
-        balanced_dev: dev is a balanced draw too, of its own size.
+        sampling: kind of sampling. "window" takes ``batch_size`` neighbours of the list sorted by target length, from
+            every start; "halved" takes fixed groups of the list sorted by audio length, full ones split in two;
+            "balanced" draws with replacement, with equally likely classes; "shuffled" permutes the utterances.
+        batch_size: utterances per micro-batch, over all ranks.
+        accumulate: micro-batches per optimizer step.
+        eval_batch_size: utterances per dev or test batch.
+        train_max_samples: length in samples to which longer training utterances are cropped at random.
+        silence_samples: length in samples to which ``_silence_`` recordings of train and dev are cropped at random.
+        gain_db: gain in dB, applied to all audio.
+        balanced_dev: whether dev is a balanced draw too, with as many utterances as dev has.
     """
 
     sampling: Sampling
@@ -34,13 +34,13 @@ class DataRecipe:
 
     @property
     def effective_batch(self) -> int:
-        """Utterances of an optimizer update whose batches are full, over all ranks."""
+        """Utterances per optimizer update with full batches, over all ranks."""
         return self.batch_size * self.accumulate // (2 if self.sampling == "halved" else 1)
 
 
 RECIPES: dict[str, DataRecipe] = {
     "pr": DataRecipe("window", batch_size=16, accumulate=2),
-    # 32 in the config; what is trained on are its halves of 16.
+    # The config has 32; training uses its halves of 16.
     "asr": DataRecipe("halved", batch_size=32),
     "sf": DataRecipe("window", batch_size=32),
     "ks": DataRecipe(
@@ -51,4 +51,4 @@ RECIPES: dict[str, DataRecipe] = {
     "frames": DataRecipe("shuffled", batch_size=16),  # a probe, on any corpus with phone alignments
 }
 WITH_CORPUS = tuple(task for task in RECIPES if task != "frames")
-"""Tasks of which SUPERB publishes the corpus."""
+"""Tasks with a published SUPERB corpus."""

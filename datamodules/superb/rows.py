@@ -1,4 +1,4 @@
-"""What every SUPERB corpus becomes: rows of audio file and target, in splits, with label lists."""
+"""The common form of all SUPERB corpora: rows of audio file and target, in splits, with label lists."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -10,18 +10,18 @@ from datamodules.errors import InputError
 from datamodules.scanning import Problem
 
 MIN_SAMPLES = 400
-"""One frame of a HuBERT-like front end; shorter audio is bad audio."""
+"""Samples of one frame of a HuBERT-like front end; shorter audio is bad audio."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One utterance.
 
-    ``target`` is, by task, PR and ASR: the transcript; SF: ``w1 w2 ...<TAB>tag1 tag2 ...``; KS and SID: the label; IC:
-    ``action<TAB>object<TAB>location``; empty where a task has none.
+    ``target`` depends on the task. For PR and ASR it is the transcript, for SF ``w1 w2 ...<TAB>tag1 tag2 ...``, for KS
+    and SID the label, for IC ``action<TAB>object<TAB>location``. It is empty if a task has none.
     """
 
-    key: str  # utterance id, as in the files of hypotheses
+    key: str  # utterance id, as in the hypothesis files
     path: str
     num_samples: int  # at 16 kHz
     target: str
@@ -30,10 +30,10 @@ class Row:
 
 @dataclass(frozen=True)
 class SuperbCorpus:
-    """What a task is trained and scored on.
+    """The rows on which a task is trained and scored.
 
-    ``labels``: one list for KS and SID, three for IC (action, object, location), the slot types for SF, none for PR
-    and ASR. A label's class is its place in the list. ``skipped``: audio that was left out, and why.
+    ``labels`` has one list for KS and SID, three for IC (action, object, location), the slot types for SF, none for PR
+    and ASR. A label's class is its index in the list. ``skipped`` lists the audio that was left out, with reasons.
     """
 
     train: list[Row]
@@ -49,18 +49,18 @@ class SuperbCorpus:
 
 @dataclass(frozen=True)
 class Reading:
-    """How audio is judged while a corpus is read; see :func:`datamodules.audio.usable_samples`."""
+    """Settings for checking audio while a corpus is read; see :func:`datamodules.audio.usable_samples`."""
 
     resample: bool = False
     on_bad_audio: str = "error"
 
 
 def measure(rows: Iterable[Row], reading: Reading) -> tuple[list[Row], list[Problem]]:
-    """The rows with their lengths read from the files' headers, and what cannot be used.
+    """Return the usable rows with their lengths from the files' headers, and the files that cannot be used.
 
     Raises:
         BadAudioError: a file cannot be used and ``reading.on_bad_audio`` is "error".
-        ValueError: two rows of one corpus have the same key, or nothing is usable.
+        InputError: no file is usable.
     """
     rows = list(rows)
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
@@ -85,16 +85,16 @@ def measured_corpus(
     reading: Reading,
     targets: Sequence[Callable[[Row], str]] = (),
 ) -> SuperbCorpus:
-    """The corpus of splits "train", "dev" and any number of tests, with lengths read and labels checked.
+    """Make the corpus of splits "train", "dev" and any number of tests, with lengths read and labels checked.
 
     Args:
         splits: rows whose ``num_samples`` is not known yet.
         labels: the label lists.
-        reading: how to judge the audio.
-        targets: for each label list, what picks a row's label.
+        reading: settings for checking the audio.
+        targets: for each label list, a function that returns a row's label.
 
     Raises:
-        ValueError: an empty split, a key that occurs twice, or a label outside its list.
+        InputError: a split is empty, a key occurs twice, or a label is not in its list.
     """
     measured: dict[str, list[Row]] = {}
     skipped: list[Problem] = []
@@ -110,10 +110,10 @@ def measured_corpus(
 
 
 def require_labels(split: str, rows: Iterable[Row], pick: Callable[[Row], str], known: Sequence[str]) -> None:
-    """Every label must be in the list, or its utterance could not be counted.
+    """Check that every label is in the list, since an utterance with another label could not be scored.
 
     Raises:
-        ValueError: naming the first label that is not, and its file.
+        InputError: a label is not in the list; the first one and its file are named.
     """
     classes = set(known)
     for row in rows:

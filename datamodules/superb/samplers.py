@@ -1,6 +1,6 @@
-"""Which utterances form micro-batch k of an endless training run, for every sampling of the SUPERB recipes.
+"""Samplers that choose the utterances of micro-batch k of an endless training run, one for each SUPERB sampling.
 
-Micro-batch k is a pure function of (seed, k): nothing has to be remembered for an exact resume, and a rank takes every
+Micro-batch k is a pure function of (seed, k), so an exact resume needs no stored state. A rank takes every
 ``world_size``-th item of it.
 
 Shapes: N rows, G items of a micro-batch over all ranks, B of them on this rank.
@@ -19,11 +19,11 @@ from datamodules.errors import InputError
 HALVING_SAMPLES = 300_000
 """A window of the PR and SF lists is halved when its first utterance has more samples."""
 GROUP_HALVING_SAMPLES = 2_000
-"""A full group of the ASR list is split in two when its longest utterance has more samples: always, on LibriSpeech."""
+"""A full group of the ASR list is split in two when its longest utterance has more samples, on LibriSpeech always."""
 
 
 class Sampling(Protocol):
-    """Rows of micro-batch k."""
+    """Chooses the rows of micro-batch k."""
 
     size: int  # items of a full micro-batch; halving and the end of a pass leave smaller ones
 
@@ -31,7 +31,7 @@ class Sampling(Protocol):
 
 
 class EpochOrder:
-    """Micro-batch k -> item k of an endless stream of permutations, a new one of each pass."""
+    """An endless stream of permutations, a new one for each pass; micro-batch k is item k of the stream."""
 
     def __init__(self, num_items: int, seed: int) -> None:
         self.num_items, self.seed = num_items, seed
@@ -49,10 +49,10 @@ class EpochOrder:
 
 
 class WindowSampling:
-    """PR and SF: ``batch_size`` neighbours in the list sorted by target length, long first.
+    """Sampling of PR and SF: ``batch_size`` neighbours in the list sorted by target length, long first.
 
-    A pass visits all N starts, shuffled; a start near the end is clamped, so that the last window comes ``batch_size``
-    times. Only the window's first utterance, the one of the longest target, decides on halving.
+    A pass visits all N starts, shuffled. A start near the end is clamped, so that the last window occurs ``batch_size``
+    times. Only the window's first utterance, the one with the longest target, decides on halving.
     """
 
     def __init__(self, target_lengths_N: np.ndarray, num_samples_N: np.ndarray, batch_size: int, seed: int) -> None:
@@ -72,9 +72,9 @@ class WindowSampling:
 
 
 class HalvedSampling:
-    """ASR: groups of ``batch_size`` of the list sorted by audio length, long first; a full group becomes two halves.
+    """Sampling of ASR: groups of ``batch_size`` in the list sorted by audio length, long first; full ones are halved.
 
-    Composition is fixed, the order of the batches changes with the pass. A last group that is not full stays whole.
+    The composition of batches is fixed; their order changes with the pass. A last group that is not full stays whole.
     """
 
     def __init__(self, num_samples_N: np.ndarray, batch_size: int, seed: int) -> None:
@@ -92,7 +92,7 @@ class HalvedSampling:
 
 
 class ShuffledSampling:
-    """IC and SID: a new permutation in each pass; the last batch of a pass may be smaller."""
+    """Sampling of IC and SID: a new permutation in each pass; the last batch of a pass may be smaller."""
 
     def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
         self.batch_size, self.batches_per_pass = batch_size, -(-num_rows // batch_size)
@@ -105,7 +105,7 @@ class ShuffledSampling:
 
 
 class BalancedSampling:
-    """KS: independent draws with replacement, weight 1 / size of the class, so that classes are equally likely."""
+    """Sampling of KS: independent draws with replacement, with weight 1 / class size, so classes are equally likely."""
 
     def __init__(self, classes_N: np.ndarray, batch_size: int, seed: int) -> None:
         _, inverse_N, counts = np.unique(classes_N, return_inverse=True, return_counts=True)
@@ -114,15 +114,15 @@ class BalancedSampling:
 
     def rows(self, micro_batch: int) -> np.ndarray:
         draws_G = np.random.default_rng([self.seed, micro_batch]).random(self.size)
-        # The last edge is 1 up to rounding; a draw beyond it belongs to the last row.
+        # The last edge is 1 within rounding; a draw beyond it belongs to the last row.
         return np.minimum(np.searchsorted(self._edges_N, draws_G, side="right"), len(self._edges_N) - 1)
 
 
 @dataclass(frozen=True)
 class Crops:
-    """The part of an utterance that is read: at most ``most_N`` samples, from a random place where there is a seed.
+    """Chooses the part of an utterance to read: at most ``most_N`` samples from a random start.
 
-    The place is a function of (seed, micro-batch, position in it), so that an utterance drawn twice gives two crops.
+    The start is a function of (seed, micro-batch, position in it), so that an utterance drawn twice gives two crops.
     """
 
     num_samples_N: np.ndarray
@@ -140,12 +140,12 @@ class Crops:
 class EndlessSampler(Sampler[MicroBatch]):
     """This rank's part of micro-batches ``start``, ``start + 1``, ... without end.
 
-    A micro-batch that is smaller than usual may have fewer items than there are ranks: VoxCeleb1's 138,361 training
-    utterances leave one alone in the last batch of a pass. A rank beyond its items gets the last of them, so that it
-    has something to compute; whoever trains leaves it out (``rank >= len(global_num_samples)``).
+    A micro-batch that is smaller than usual may have fewer items than ranks. For example, VoxCeleb1's 138,361 training
+    utterances leave one utterance in the last batch of a pass. A rank without an item gets the last one, so that it
+    has something to compute; the training code does not count it (``rank >= len(global_num_samples)``).
 
     Raises:
-        ValueError: a full micro-batch has fewer items than there are ranks.
+        InputError: a full micro-batch has fewer items than ranks.
     """
 
     def __init__(self, sampling: Sampling, crops: Crops, start: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -166,9 +166,9 @@ class EndlessSampler(Sampler[MicroBatch]):
 
 
 class EvaluationSampler(Sampler[MicroBatch]):
-    """Fixed batches of ``rows_N`` in their order, dealt to the ranks whole: batch b belongs to rank b mod world size.
+    """Fixed batches of ``rows_N`` in their order; the whole batch b belongs to rank b mod world size.
 
-    Batches stay as a single process would see them, for what padding does to an utterance depends on its batch.
+    Batches are the same as in a single process, because the effect of padding on an utterance depends on its batch.
     """
 
     def __init__(self, rows_N: np.ndarray, crops: Crops, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -185,5 +185,5 @@ class EvaluationSampler(Sampler[MicroBatch]):
 
 
 def balanced_draw(classes_N: np.ndarray, seed: int) -> np.ndarray:
-    """KS's dev set: N balanced draws, the same in every evaluation (s3prl draws anew each time)."""
+    """The dev set of KS: N balanced draws, the same in every evaluation (s3prl draws new ones each time)."""
     return BalancedSampling(classes_N, len(classes_N), seed).rows(0)

@@ -1,4 +1,4 @@
-"""Audio SNIPS for SF, read through torchaudio's class: words and a slot tag for each, spoken by 16 voices."""
+"""Audio SNIPS for SF, read through torchaudio's class: words, each with a slot tag, spoken by 16 voices."""
 
 import os
 
@@ -25,10 +25,10 @@ PUBLISHED = Published(
 
 
 def read_snips(root: str, labels: list[list[str]] | None = None, reading: Reading = Reading()) -> SuperbCorpus:  # noqa: B008
-    """The published split by speaker; the corpus's one label list is its slot types.
+    """Read the published split by speaker; the corpus's one label list is its slot types.
 
     Raises:
-        ValueError: a file is not there, words and tags differ in number, an unknown slot type, or bad audio.
+        InputError: a file is missing, words and tags differ in number, a slot type is unknown, or audio is bad.
     """
     root = require_snips(root)
     slots = labels[0] if labels else read_slots(os.path.join(root, "SNIPS", "slots.txt"))
@@ -40,10 +40,10 @@ def read_snips(root: str, labels: list[list[str]] | None = None, reading: Readin
 
 
 def require_snips(root: str) -> str:
-    """The folder that holds ``SNIPS``, once the corpus is found in it.
+    """Check the corpus's files and return the folder that contains ``SNIPS``.
 
     Raises:
-        ValueError: a file or folder is not there.
+        InputError: a file or folder is missing.
     """
     root = os.path.abspath(root)
     if os.path.basename(root) == "SNIPS":
@@ -62,10 +62,10 @@ def read_slots(path: str) -> list[str]:
 
 
 def require_slots(split: str, rows: list[Row], slots: list[str]) -> None:
-    """Every target must have a tag for every word, and every tag be a known slot type or ``O``.
+    """Check that every target has a tag for every word, and that every tag is a known slot type or ``O``.
 
     Raises:
-        ValueError: naming the first that does not.
+        InputError: a target does not; the first one is named.
     """
     known = {NO_SLOT, *slots}
     for row in rows:

@@ -1,7 +1,7 @@
 """Speech Commands v0.01 for KS: ten keywords, ``_unknown_`` and ``_silence_``, split by the hash of the speaker.
 
-torchaudio's class drops the background noise and every file without ``_nohash_``, which is all silence of the test
-archive; hence this reader.
+torchaudio's class is not used, because it drops the background noise and every file without ``_nohash_``, which
+includes all silence of the test archive.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ PUBLISHED = Published(
 
 
 def read_speech_commands(root: str, test_root: str | None = None, reading: Reading = Reading()) -> SuperbCorpus:  # noqa: B008
-    """The published split: hash below 10 % is dev, 10 to 20 % is left out, the rest train; test is its own archive.
+    """Read the published split: hash below 10 % is dev, 10 to 20 % is left out, the rest train; test is an archive.
 
     The recordings of background noise belong to train and to dev, one row each; a data module crops them.
 
     Raises:
-        ValueError: a folder is not there, or bad audio.
+        InputError: a folder is missing, or audio is bad.
     """
     train_root, test_root = require_speech_commands(root, test_root)
     splits: dict[str, list[Row]] = {"train": [], "dev": [], "test": list(_test_rows(test_root))}
@@ -49,10 +49,10 @@ def read_speech_commands(root: str, test_root: str | None = None, reading: Readi
 
 
 def require_speech_commands(root: str, test_root: str | None = None) -> tuple[str, str]:
-    """The folders of words and of the test, once they are found.
+    """Check the corpus's folders and return those of the words and of the test.
 
     Raises:
-        ValueError: a folder is not there.
+        InputError: a folder is missing.
     """
     train_root = os.path.join(root, TRAIN_ARCHIVE)
     train_root = train_root if os.path.isdir(train_root) else root
@@ -62,7 +62,7 @@ def require_speech_commands(root: str, test_root: str | None = None) -> tuple[st
 
 
 def split_of(name: str) -> str | None:
-    """Split of a file by its name's part before ``_nohash_``, the speaker; ``None`` for the tenth left out."""
+    """Split of a file by the speaker, its name before ``_nohash_``; ``None`` for the tenth that is left out."""
     speaker = re.sub(r"_nohash_.*$", "", name)
     percentage = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % (MOST_PER_CLASS + 1) * 100.0 / MOST_PER_CLASS
     if percentage < 10:
@@ -72,7 +72,7 @@ def split_of(name: str) -> str | None:
 
 def _word_rows(root: str) -> Iterator[Row]:
     for word in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
-        # A test archive unpacked beside the words is no word.
+        # A test archive unpacked beside the words is not a word.
         if word != NOISE_FOLDER and not word.startswith((".", "speech_commands_")):
             yield from _files(root, word, word if word in KEYWORDS else UNKNOWN)
 

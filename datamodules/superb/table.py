@@ -1,9 +1,9 @@
-"""Any other corpus, for any task: a table of tab-separated values with a header line.
+"""Any other corpus for any task, from a table of tab-separated values with a header line.
 
-Columns: ``path`` (from the table's folder, or absolute), ``split`` (train, dev, and any other names for tests), and by
-task ``text`` (PR, ASR), ``text`` and ``tags`` (SF: a slot type or O for each word), ``label`` (KS, SID), ``action``,
-``object`` and ``location`` (IC). ``key`` (utterance id, by default the path without its suffix) and ``speaker`` may be
-left out; further columns are ignored, so that one table can serve several tasks.
+The columns are ``path`` (from the table's folder, or absolute), ``split`` (train, dev, and any other names for tests)
+and columns of the task. These are ``text`` (PR, ASR), ``text`` and ``tags`` (SF: a slot type or O for each word),
+``label`` (KS, SID), or ``action``, ``object`` and ``location`` (IC). ``key`` (utterance id, by default the path without
+its suffix) and ``speaker`` are optional. Further columns are ignored, so that several tasks can use one table.
 """
 
 import csv
@@ -32,11 +32,11 @@ def read_table(
     labels: list[list[str]] | None = None,
     reading: Reading = Reading(),  # noqa: B008
 ) -> SuperbCorpus:
-    """Rows in the table's order; label lists are, unless given, the sorted values that occur in train.
+    """Read rows in the table's order. The default label lists are the sorted values that occur in train.
 
     Raises:
-        ValueError: the table is not there, lacks a column, a value or a split, a label does not occur in train, or bad
-            audio.
+        InputError: the table is missing, lacks a column, a value or a split, a label does not occur in train, or audio
+            is bad.
     """
     splits = _splits(path, task)
     if task in CLASSIFICATION:
@@ -56,7 +56,7 @@ def require_table(path: str, task: str) -> None:
     """Read the table without its audio.
 
     Raises:
-        ValueError: it is not there, or lacks a column, a value or a split.
+        InputError: the table is missing, or lacks a column, a value or a split.
     """
     _splits(path, task)
 
@@ -65,7 +65,7 @@ def _splits(path: str, task: str) -> dict[str, list[Row]]:
     if not os.path.isfile(path):
         raise InputError(f"the table {path} does not exist")
     splits: dict[str, list[Row]] = {"train": [], "dev": []}
-    # No quoting: a quotation mark in a transcript is a character like others.
+    # No quoting, because a quotation mark in a transcript is an ordinary character.
     reader = csv.DictReader(read_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
     _require_columns(path, task, reader.fieldnames or ())
     for line in reader:

@@ -1,4 +1,4 @@
-"""VoxCeleb1 for SID, read through torchaudio's class: the identification split of 1,251 speakers."""
+"""VoxCeleb1 for SID, read through torchaudio's class, with the identification split of 1,251 speakers."""
 
 import os
 
@@ -18,10 +18,10 @@ PUBLISHED = Published(
 
 
 def read_voxceleb1(root: str, labels: list[list[str]] | None = None, reading: Reading = Reading()) -> SuperbCorpus:  # noqa: B008
-    """The class of id10001 is 0, of id11251 1250, whether or not the speaker occurs.
+    """Read the corpus. The class of id10001 is 0 and that of id11251 is 1250, whether or not the speaker occurs.
 
     Raises:
-        ValueError: a file is not there, a speaker outside the labels, or bad audio.
+        InputError: a file is missing, a speaker is not among the labels, or audio is bad.
     """
     require_voxceleb1(root)
     splits = {split: _rows(root, split) for split in ("train", "dev", "test")}
@@ -29,10 +29,10 @@ def read_voxceleb1(root: str, labels: list[list[str]] | None = None, reading: Re
 
 
 def require_voxceleb1(root: str) -> None:
-    """Find the corpus in ``root``.
+    """Check that ``root`` has the corpus's files.
 
     Raises:
-        ValueError: a file or folder is not there.
+        InputError: a file or folder is missing.
     """
     PUBLISHED.require(os.path.join(root, "wav"), os.path.join(root, SPLIT_FILE))
 

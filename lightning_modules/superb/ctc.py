@@ -1,4 +1,4 @@
-"""CTC as SUPERB uses it: losses of single utterances, and greedy decoding in s3prl's fixed and legacy ways.
+"""CTC for SUPERB: losses of single utterances, and greedy decoding in s3prl's fixed and legacy variants.
 
 Shapes: B batch, F frames, C classes.
 """
@@ -14,7 +14,7 @@ Decode = Literal["fixed", "legacy"]
 
 
 def ctc_losses(logits_BFC: Tensor, num_frames: Sequence[int], targets: Sequence[Sequence[int]], blank: int) -> Tensor:
-    """(B,): each utterance's loss over its target's length; 0 where the frames cannot hold the target."""
+    """Loss (B,) of each utterance divided by its target's length; 0 where the frames are too few for the target."""
     lengths = [len(target) for target in targets]
     joined = torch.tensor([label for target in targets for label in target], device=logits_BFC.device)
     scores_FBC = logits_BFC.float().log_softmax(-1).transpose(0, 1)
@@ -26,16 +26,16 @@ def ctc_losses(logits_BFC: Tensor, num_frames: Sequence[int], targets: Sequence[
 
 
 def is_feasible(target: Sequence[int], num_frames: int) -> bool:
-    """Whether a path exists: a frame for each symbol, and a blank between equal neighbours."""
+    """Whether a path exists, with a frame for each symbol and a blank between equal neighbours."""
     doubles = sum(one == two for one, two in itertools.pairwise(target))
     return len(target) + doubles <= num_frames
 
 
 def collapse(labels: Sequence[int], blank: int, decode: Decode = "fixed") -> list[int]:
-    """Best path to symbols.
+    """Turn the best path into symbols.
 
-    ``fixed``: repeats are merged, then blanks dropped. ``legacy``: blanks were dropped first, so that a symbol that was
-    said twice became one; s3prl did so in PR and SF until May 2022, when the published numbers were made.
+    ``fixed`` merges repeats and then drops blanks. ``legacy`` drops blanks first, so that a symbol spoken twice becomes
+    one. s3prl did the latter in PR and SF until May 2022, and the published numbers were made with it.
     """
     if decode == "legacy":
         labels = [label for label in labels if label != blank]

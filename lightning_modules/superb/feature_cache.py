@@ -1,8 +1,8 @@
-"""Hidden states of whole utterances, kept in memory or on disk, since nothing below them changes.
+"""A cache of the hidden states of whole utterances, in memory or on disk. The frozen upstream never changes them.
 
-Each utterance is computed alone, without the padding of a batch, which changes what encoders with group norm over time
-give (a deviation from s3prl in training), and is kept in half precision: a little more than 1 MB for a second of audio
-with HuBERT Base. Numbers that are to be compared with s3prl's are made without.
+Each utterance is computed alone, without the padding of a batch. Padding changes the output of encoders with group norm
+over time, so this deviates from s3prl in training. The states are kept in half precision, a little more than 1 MB per
+second of audio with HuBERT Base. Results that are compared with s3prl's are made without the cache.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ from lightning_modules.superb.upstream import Upstream
 
 
 class FeatureCache:
-    """Hidden states by the waveform's content, so that gain or a changed file can never give another's.
+    """Hidden states by a hash of the waveform, so that another gain or a changed file never gets wrong states.
 
     Args:
-        upstream: whose states these are; on disk they lie in a folder named by its digest and the precision.
-        folder: where they are kept; ``None``: in memory.
-        precision: the trainer's, in which the upstream computes.
+        upstream: the encoder that computes the states; the folder on disk is named by its digest and the precision.
+        folder: parent folder of the cache; ``None``: the cache is in memory.
+        precision: the trainer's precision, in which the upstream computes.
 
     Attributes:
-        hits, misses: utterances that were there, and that were not.
+        hits, misses: numbers of utterances that were in the cache, and that were not.
     """
 
     def __init__(self, upstream: Upstream, folder: Path | None = None, precision: str = "32-true") -> None:
@@ -35,12 +35,12 @@ class FeatureCache:
         self._memory: dict[str, Tensor] = {}
 
     def states(self, waveform_T: Tensor, keep: bool = True) -> list[Tensor]:
-        """Hidden states (F, D) of one utterance; ``keep=False``: one that will not come again, such as a crop."""
+        """Hidden states (F, D) of one utterance; ``keep=False`` does not store them, as for a random crop."""
         name = hashlib.sha1(waveform_T.cpu().contiguous().numpy().tobytes()).hexdigest() if keep else ""
         states_LFD = self._read(name) if keep else None
         if states_LFD is None:
             self.misses += 1
-            states_LFD = torch.cat(self.upstream([waveform_T])).half()  # the first time is like every other
+            states_LFD = torch.cat(self.upstream([waveform_T])).half()  # half, as from the cache
             if keep:
                 self._write(name, states_LFD.cpu())
         else:
@@ -55,7 +55,7 @@ class FeatureCache:
         if self.folder is None:
             return self._memory.get(name)
         path = self._path(name)
-        if not path.is_file() or damage(path) is not None:  # then it is computed anew
+        if not path.is_file() or damage(path) is not None:  # then the states are computed anew
             return None
         return torch.load(path, weights_only=True)
 

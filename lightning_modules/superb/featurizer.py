@@ -1,4 +1,4 @@
-"""Featurizer: a learned softmax-weighted sum of hidden states, and the frames that belong to each utterance.
+"""Featurizer: a learned softmax-weighted sum of hidden states, and the number of frames of each utterance.
 
 Shapes: B batch, F frames, D width, L hidden states.
 """
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 
 MOST_MISSING_FRAMES = 5
-"""s3prl refuses utterances whose frames fall short of the rule by this many."""
+"""s3prl refuses an utterance with this many frames fewer than the rule gives."""
 
 
 def frame_counts(num_samples: Iterable[int], rate: int, available: int) -> list[int]:
-    """Frames kept of each utterance: ``round(samples / rate)``, half to even, at most what there is.
+    """Number of frames kept of each utterance: ``round(samples / rate)``, half to even, at most ``available``.
 
-    In a padded batch the shorter ones keep up to one frame (of 20 ms) that belongs to padding, as in s3prl.
+    In a padded batch the shorter utterances keep up to one frame (of 20 ms) of padding, as in s3prl.
 
     Raises:
-        ValueError: an utterance's frames are five or more fewer than the rule says.
+        InputError: an utterance has five or more frames fewer than the rule gives.
     """
     wanted = [round(samples / rate) for samples in num_samples]
     if max(wanted) - available >= MOST_MISSING_FRAMES:
@@ -32,13 +32,13 @@ def frame_counts(num_samples: Iterable[int], rate: int, available: int) -> list[
 
 
 class Featurizer(nn.Module):
-    """One scalar for each hidden state, 0 at the start; a single hidden state is used as it is, without weights.
+    """Softmax-weighted sum of hidden states, with weights that start at 0; a single hidden state has no weight.
 
     Args:
-        num_states: L.
-        width: D.
+        num_states: number of hidden states L.
+        width: width D.
         standardise: give each dimension of each hidden state zero mean and variance 1 / D first, so that frames have a
-            norm of about 1 (the probe preset; not in SUPERB). Until :meth:`set_statistics` nothing changes.
+            norm of about 1 (the probe preset; not in SUPERB). It takes effect with :meth:`set_statistics`.
     """
 
     mean_LD: Tensor
@@ -53,7 +53,7 @@ class Featurizer(nn.Module):
             self.register_buffer("scale_LD", torch.ones(num_states, width))
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
-        """(B, F, D) from hidden states of that shape."""
+        """Weighted sum (B, F, D) of hidden states (B, F, D)."""
         shares_L = self._shares(states[0])
         if self.standardise:
             factors_LD = shares_L[:, None] / self.scale_LD
@@ -71,11 +71,11 @@ class Featurizer(nn.Module):
 
     @property
     def layer_weights(self) -> list[float]:
-        """Share of each hidden state; index 0 is the input of the first layer."""
+        """Weight of each hidden state after the softmax; index 0 is the input of the first layer."""
         return [1.0] if self.weights_L is None else self.weights_L.detach().softmax(0).tolist()
 
     def set_statistics(self, utterances: Iterable[Sequence[Tensor]]) -> None:
-        """Take mean and deviation over all frames of ``utterances``, each a list of L hidden states (F, D)."""
+        """Measure mean and deviation over all frames of ``utterances``, each a list of L hidden states (F, D)."""
         count, total_LD, squares_LD = 0, torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.double)
         for states in utterances:
             states_LFD = torch.stack([state_FD.double().cpu() for state_FD in states])

@@ -1,4 +1,4 @@
-"""Which phone is said in each frame: a quick probe that is no task of SUPERB's.
+"""Frame-level phone classification, a quick probe that is not one of SUPERB's tasks.
 
 It needs far less speech than CTC, since every frame has a label. Shapes: B batch, F frames, C classes (phones).
 """
@@ -16,10 +16,10 @@ from lightning_modules.superb.tasks import Item, Prediction, ProbeStart, Task
 
 
 class FrameTask(Task):
-    """One class for each frame, by the phone at its centre.
+    """Classify each frame by the phone at its centre.
 
     Args:
-        phones: the classes, silence among them.
+        phones: the classes, including silence.
         rate: samples from one frame of the upstream to the next.
     """
 
@@ -51,7 +51,7 @@ class FrameTask(Task):
         return [Prediction(item.key, item.target, classes[:frames]) for item, classes, frames in rows]
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Share of frames that are named rightly, of all and of those that are not silent."""
+        """Percentage of correct frames, among all frames and among those that are not silent."""
         right, speech = (np.concatenate(parts) for parts in zip(*map(self._judged, predictions), strict=True))
         return {
             "accuracy": 100 * float(right.mean()),

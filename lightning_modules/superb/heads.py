@@ -1,4 +1,4 @@
-"""Heads of the SUPERB tasks: (B, F, D) features of which the first ``num_frames`` count, to logits.
+"""Heads of the SUPERB tasks, from features (B, F, D) with ``num_frames`` valid frames per item to logits.
 
 Shapes: B batch, F frames, D width, C classes.
 """
@@ -14,7 +14,7 @@ LSTM_WIDTH = 1024
 
 
 class FrameLinear(nn.Module):
-    """Two linear layers, nothing in between (PR): (B, F, C)."""
+    """Two linear layers without a nonlinearity between them (PR); outputs (B, F, C)."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class FrameLinear(nn.Module):
 
 
 class BiLSTM(nn.Module):
-    """Projection, two bidirectional LSTM layers over the frames that count, dropout after each (ASR, SF): (B, F, C)."""
+    """Projection, two bidirectional LSTM layers over valid frames, dropout after each (ASR, SF); outputs (B, F, C)."""
 
     def __init__(self, width: int, num_classes: int, dropout: float = 0.2) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class BiLSTM(nn.Module):
 
 
 class MeanPoolLinear(nn.Module):
-    """Linear, mean over the frames that count, linear (KS, IC, SID): (B, C)."""
+    """Linear layer, mean over the valid frames, linear layer (KS, IC, SID); outputs (B, C)."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -59,10 +59,10 @@ class MeanPoolLinear(nn.Module):
 
 
 class ProbeLinear(nn.Module):
-    """One linear layer that starts from zero weights, over frames or over their mean (the probe preset).
+    """One linear layer with zero initial weights, over frames or over their mean (the probe preset).
 
-    From random weights on large features, a frame can belong to another phone at the start, and CTC never takes it
-    back; from zero it starts as the best classifier that hears nothing, given that one's bias.
+    Random weights on large features can assign frames to wrong phones at the start, and CTC never corrects them. With
+    zero weights and a suitable bias, the head starts as the best classifier that does not depend on the features.
     """
 
     def __init__(self, width: int, num_classes: int, pool: bool) -> None:
@@ -77,7 +77,7 @@ class ProbeLinear(nn.Module):
 
 
 def mean_over_frames(values_BFC: Tensor, num_frames: Sequence[int]) -> Tensor:
-    """(B, C): mean of the first ``num_frames`` of each item."""
+    """Mean (B, C) of the first ``num_frames`` frames of each item."""
     counts_B = torch.tensor(num_frames, device=values_BFC.device)
     valid_BF = torch.arange(values_BFC.shape[1], device=values_BFC.device) < counts_B[:, None]
     return (values_BFC * valid_BF[..., None]).sum(1) / counts_B[:, None]

@@ -1,8 +1,8 @@
 """Metrics of SUPERB's tasks over a whole test set, in percent.
 
-A slot's text form is ``B-type value E-type``. Slot-type F1 compares the *sets* of slot types of an utterance;
-slot-value CER and WER take for each reference value the best hypothesis value of its type, and charge nothing for extra
-slots; slot-edit F1 asks for equal values.
+A slot's text form is ``B-type value E-type``. Slot-type F1 compares the *sets* of slot types of an utterance.
+Slot-value CER and WER use for each reference value the best hypothesis value of its type, and do not count extra
+slots. Slot-edit F1 requires equal values.
 """
 
 import re
@@ -19,28 +19,28 @@ MARK = re.compile(r"\s*[BE]-\S+\s*")
 
 
 def error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Edits of space-separated words (or phones) over all reference words: a micro average."""
+    """Edits of space-separated words (or phones) divided by the number of all reference words, a micro average."""
     return 100 * float(word_error_rate(list(hypotheses), list(references)))
 
 
 def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Edits of characters, spaces included, over all reference characters: a micro average."""
+    """Edits of characters, spaces included, divided by the number of all reference characters, a micro average."""
     return 100 * float(char_error_rate(list(hypotheses), list(references)))
 
 
 def accuracy(predicted: Sequence[Sequence[int]], references: Sequence[Sequence[int]], num_classes: int) -> float:
-    """Share of utterances all of whose labels are right."""
+    """Percentage of utterances with all labels correct."""
     wanted, found = torch.tensor(references), torch.tensor(predicted)
     return 100 * float(multiclass_exact_match(found, wanted, num_classes=max(2, num_classes)))
 
 
 def slots(text: str) -> list[tuple[str, str]]:
-    """(type, value) of each slot in a text, in order; a slot without its end is none."""
+    """(type, value) of each slot in a text, in order; a slot without an end mark does not count."""
     return [(match[1], MARK.sub(" ", match[2]).strip()) for match in SLOT.finditer(text)]
 
 
 def slot_type_f1(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Mean over utterances of the F1 of the sets of slot types; two empty sets agree."""
+    """Mean over utterances of the F1 of the sets of slot types; two empty sets count as equal."""
     pairs = zip(hypotheses, references, strict=True)
     scores = [_set_f1({t for t, _ in slots(one)}, {t for t, _ in slots(two)}) for one, two in pairs]
     return 100 * sum(scores) / len(scores)
@@ -53,12 +53,12 @@ def _set_f1(found: set[str], wanted: set[str]) -> float:
 
 
 def slot_value_cer(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Character edits of the best values over the characters of all reference values; 0 if there are none."""
+    """Character edits of the best values, divided by the characters of all reference values; 0 if there are none."""
     return _slot_value_rate(hypotheses, references, char_error_rate)
 
 
 def slot_value_wer(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """The same in words; the best value is that of the fewest word edits."""
+    """Like :func:`slot_value_cer`, in words; the best value is the one with the fewest word edits."""
     return _slot_value_rate(hypotheses, references, word_error_rate)
 
 
@@ -80,10 +80,10 @@ def _closest(value: str, candidates: Sequence[str], rate: Callable[[list[str], l
 
 
 def slot_edit_f1(hypotheses: Sequence[str], references: Sequence[str], full: bool) -> float:
-    """F1 over all reference slots of a set; 100 if there are none, and none too many.
+    """F1 over all reference slots of a set; 100 if there are no reference slots and no wrong ones.
 
-    A reference slot is right if some hypothesis slot of its type has its value. Otherwise it is missed and, where there
-    is a slot of its type, also wrong. ``full``: so is every slot of a type that the reference lacks.
+    A reference slot is right if some hypothesis slot of its type has its value. Otherwise it is missed and, if there
+    is a slot of its type, also wrong. With ``full`` every slot of a type that the reference lacks is wrong too.
     """
     counts: Counter[str] = Counter()
     for hypothesis, reference in zip(hypotheses, references, strict=True):

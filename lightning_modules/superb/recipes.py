@@ -1,4 +1,4 @@
-"""How s3prl trains the head of each task: the constants of the SUPERB configs (s3prl v0.4.18)."""
+"""Training recipes of the head of each task, with the constants of the SUPERB configs (s3prl v0.4.18)."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from torch.optim import Adam
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    """Training of one task; batches are the data module's part.
+    """Training of one task; the data module defines the batches.
 
     Attributes:
-        lr: learning rate by default; the one thing that SUPERB's rules allow to tune.
-        updates: optimizer updates.
+        lr: default learning rate, the only setting that SUPERB's rules allow to tune.
+        updates: number of optimizer updates.
         eval_every: updates from one evaluation on dev to the next.
         monitor: the dev metric that selects the checkpoint.
-        higher_is_better: of ``monitor``.
+        higher_is_better: whether a higher value of ``monitor`` is better.
         clip_norm: largest norm of all gradients together.
-        optimizer: Adam or a subclass (AdamW), with its own defaults but for the learning rate.
-        spec_augment: mask and warp the features in training.
+        optimizer: Adam or a subclass (AdamW), with its own defaults except for the learning rate.
+        spec_augment: whether features are masked and warped in training.
     """
 
     lr: float
@@ -37,7 +37,7 @@ TASK_RECIPES: dict[str, TaskRecipe] = {
     "ks": TaskRecipe(1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
     "ic": TaskRecipe(1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
     "sid": TaskRecipe(1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
-    # No task of SUPERB's: a probe only, whose rate and length are those of the preset.
+    # Not a SUPERB task but only a probe, with learning rate and length of the preset.
     "frames": TaskRecipe(1e-1, 300, 300, "accuracy", higher_is_better=True),
 }
 SUPERB_TASKS = tuple(name for name in TASK_RECIPES if name != "frames")

@@ -1,4 +1,4 @@
-"""SpecAugment as SUPERB's ASR and SF use it on features: time warp, four feature masks, two time masks.
+"""SpecAugment on features for SUPERB's ASR and SF: time warp, four feature masks, two time masks.
 
 Shapes: B batch, F frames, D width. Random numbers come from torch's own generator.
 """
@@ -14,7 +14,7 @@ TIME_MASKS, WIDEST_TIME_MASK = 2, 40
 
 
 def spec_augment(features_BFD: Tensor, num_frames: Sequence[int]) -> Tensor:
-    """Warped and masked features; what is beyond ``num_frames`` stays as it is but for the masks."""
+    """Warp and mask features; frames beyond ``num_frames`` are masked but not warped."""
     warped_BFD = torch.stack(
         [
             torch.cat([time_warp(item_FD[:frames]), item_FD[frames:]])
@@ -28,7 +28,7 @@ def spec_augment(features_BFD: Tensor, num_frames: Sequence[int]) -> Tensor:
 
 
 def time_warp(features_FD: Tensor, window: int = WARP_WINDOW) -> Tensor:
-    """Move a random frame by up to ``window`` frames; each side is resized to fit (bicubic). Short ones stay."""
+    """Move a random frame by up to ``window`` frames and resize both sides (bicubic). Short items do not change."""
     frames = len(features_FD)
     if frames <= 2 * window:
         return features_FD
@@ -43,7 +43,7 @@ def _resized(features_FD: Tensor, frames: int) -> Tensor:
 
 
 def random_masks(batch: int, size: int, count: int, widest: int) -> Tensor:
-    """(B, size) bool: ``count`` masks of 0 to ``widest - 1`` for each item, starting where the batch's widest fits."""
+    """Boolean (B, size): ``count`` masks of width 0 to ``widest - 1`` per item, starting where the widest one fits."""
     widths_BC1 = torch.randint(widest, (batch, count, 1))
     starts_BC1 = torch.randint(max(1, size - int(widths_BC1.max())), (batch, count, 1))
     positions = torch.arange(size)
@@ -51,5 +51,5 @@ def random_masks(batch: int, size: int, count: int, widest: int) -> Tensor:
 
 
 def _integer(low: int, high: int) -> int:
-    """Uniform in [low, high)."""
+    """Draw an integer uniformly from [low, high)."""
     return int(torch.randint(low, high, ()))

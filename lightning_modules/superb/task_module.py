@@ -49,7 +49,7 @@ class TaskOptimisation:
 
     Args:
         lr: learning rate.
-        decay_updates: let it fall linearly to zero over so many updates; ``None``: constant, as in SUPERB.
+        decay_updates: updates over which it falls linearly to zero; ``None``: it is constant, as in SUPERB.
     """
 
     lr: float
@@ -58,7 +58,7 @@ class TaskOptimisation:
 
 @contextmanager
 def deterministic_cudnn() -> Iterator[None]:
-    """cuDNN as s3prl's runner sets it: always the same algorithms; what was set before comes back."""
+    """Make cuDNN deterministic, as s3prl's runner does, and restore its settings afterwards."""
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = True, False
@@ -69,19 +69,19 @@ def deterministic_cudnn() -> Iterator[None]:
 
 
 class TaskModule(L.LightningModule):
-    """One task on one upstream.
+    """Trains and scores one task on one upstream.
 
-    Randomness (dropout, SpecAugment) is a function of (seed, micro-batch, rank), so that a resume is exact, on CUDA but
-    for rounding: the gradients of CTC and of SpecAugment's time warp sum in no fixed order there. Checkpoints hold
-    featurizer and head, never the upstream.
+    Random numbers (dropout, SpecAugment) depend only on (seed, micro-batch, rank), so that a resume is exact. On CUDA
+    it is exact within rounding, because the gradients of CTC and of SpecAugment's time warp sum in no fixed order.
+    Checkpoints hold featurizer and head, never the upstream.
 
     Args:
         upstream: the frozen encoder.
-        task: the task.
-        optimisation: learning rate.
-        seed: of initialisation and training.
-        cache: use its hidden states, of each utterance alone, instead of the batch's.
-        probe: the linear probe's start instead of SUPERB's head; hidden states are standardised.
+        task: the task that the head is trained for.
+        optimisation: learning rate and its decay.
+        seed: random seed of initialisation and training.
+        cache: source of hidden states, computed for each utterance alone; ``None``: they are computed per batch.
+        probe: start values of a linear probe, which replaces SUPERB's head and standardises hidden states.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class TaskModule(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = task.build_head(upstream.width, probe)
-        self._dev = "dev" if probe is None else "probe_dev"  # as its metrics are logged
+        self._dev = "dev" if probe is None else "probe_dev"  # prefix of its logged metrics
         self.strict_loading = False  # the upstream is not in a checkpoint
         self.scores: dict[str, float] = {}
         self.test_predictions: dict[int, list[Prediction]] = {}
@@ -108,11 +108,11 @@ class TaskModule(L.LightningModule):
 
     @property
     def trainable_parameters(self) -> int:
-        """Of featurizer and head."""
+        """Number of trainable parameters of featurizer and head."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def forward(self, batch: Batch) -> tuple[Any, list[int]]:
-        """The head's output, and the frames of each utterance."""
+        """The head's output, and the number of frames of each utterance."""
         features_BFD, num_frames = self._features(batch)
         if self.training and self.task.recipe.spec_augment:
             features_BFD = spec_augment(features_BFD, num_frames)
@@ -130,7 +130,7 @@ class TaskModule(L.LightningModule):
 
     def _cached_features(self, batch: Batch, lengths: list[int]) -> tuple[Tensor, list[int]]:
         assert self.cache is not None
-        # In memory only for training, which comes back to an utterance: a probe scores dev and test once.
+        # In memory only training utterances are kept, because they are read again. A probe scores dev and test once.
         keep = self.training or self.cache.folder is not None
         pairs = zip(batch.waveforms, batch.whole, strict=True)
         utterances = [self.cache.states(waveform_T, keep and whole) for waveform_T, whole in pairs]
@@ -146,10 +146,10 @@ class TaskModule(L.LightningModule):
         torch.manual_seed(self._step_seed(batch_idx))
         output, num_frames = self(batch)
         losses_B = self.task.losses(output, num_frames, batch.rows)
-        # DDP takes the mean over ranks; a rank's items weigh by their share of the whole batch.
+        # DDP takes the mean over ranks; a rank's items are weighted by their share of the whole batch.
         loss = losses_B.sum() * self.trainer.world_size / batch.num_items
         if self.trainer.global_rank >= batch.num_items:
-            loss = 0 * loss  # another rank's item, there for this one to take part in the reduction
+            loss = 0 * loss  # an item of another rank, so that this rank takes part in the reduction
         self.log("train/loss", loss.detach(), batch_size=batch.num_items)
         return loss
 
@@ -171,7 +171,7 @@ class TaskModule(L.LightningModule):
         self.log_dict({f"{self._dev}/{name}": value for name, value in self.scores.items()})
 
     def on_test_epoch_start(self) -> None:
-        # Every rank has every set, though not a batch of each: all take part in gathering.
+        # A rank may have no batch of some set, but gathering needs all ranks for every set.
         self.test_predictions = {index: [] for index in range(len(self.trainer.test_dataloaders or []))}
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -182,7 +182,7 @@ class TaskModule(L.LightningModule):
         self.test_predictions = {index: self._gathered(part) for index, part in sorted(self.test_predictions.items())}
 
     def _gathered(self, predictions: list[Prediction]) -> list[Prediction]:
-        """Of all ranks."""
+        """The predictions of all ranks."""
         if self.trainer.world_size == 1:
             return predictions
         parts: list[list[Prediction]] = [[] for _ in range(self.trainer.world_size)]
@@ -199,7 +199,7 @@ class TaskModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def own_state(self) -> dict[str, Tensor]:
-        """Featurizer and head."""
+        """State of featurizer and head."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith(UPSTREAM_PREFIX)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

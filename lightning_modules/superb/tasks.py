@@ -1,8 +1,8 @@
-"""The tasks: what a head is asked, how it is trained, scored and written down.
+"""The tasks: head, loss, metrics and output files of each.
 
-A task is one small class. ``losses`` are those of single utterances, so that a batch can be cut over ranks; predictions
-are plain values, so that ranks can send them to each other. Tasks without training (query by example) set no updates;
-several corpora per task (folds) are several runs.
+A task is one small class. ``losses`` returns one loss per utterance, so that a batch can be split over ranks.
+Predictions are plain values, so that ranks can send them to each other. Tasks without training (query by example) set
+no updates. Several corpora per task (folds) are several runs.
 
 Shapes: B batch, F frames, D width, C classes.
 """
@@ -32,11 +32,11 @@ from lightning_modules.superb.tokenizers import CharacterTokenizer, SlotTokenize
 
 DECODES: tuple[Decode, ...] = ("fixed", "legacy")
 PUBLISHED_TESTS = ("test", "test-clean")
-"""Names of the set that the leaderboard asks for."""
+"""Names of the test set that the leaderboard requires."""
 
 
 class Item(Protocol):
-    """What a task needs of an utterance."""
+    """The fields that a task reads of an utterance."""
 
     @property
     def key(self) -> str: ...
@@ -46,7 +46,7 @@ class Item(Protocol):
 
 
 class Prediction(NamedTuple):
-    """What a head said of an utterance: classes of frames (CTC) or one class for each label list."""
+    """A head's prediction for an utterance: classes of frames (CTC), or one class for each label list."""
 
     key: str
     target: str
@@ -55,38 +55,38 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class ProbeStart:
-    """What the bias of a probe's head knows of the training set: its frames and the symbols said in them."""
+    """Counts of the training set that set the bias of a probe's head: its frames and the symbols spoken in them."""
 
     frames: int
     symbols: int
 
 
 class Task(ABC):
-    """One task; see the module.
+    """One task; see the module's docstring.
 
     Attributes:
-        name: its key in the recipes.
-        recipe: how it is trained.
+        name: key of the task in the recipes.
+        recipe: settings of its training.
     """
 
     name: str
     recipe: TaskRecipe
 
     def at_rate(self, rate: int) -> "Task":
-        """This task for an upstream with so many samples from one frame to the next."""
+        """This task for an upstream with ``rate`` samples from one frame to the next."""
         return self
 
     @abstractmethod
     def build_head(self, width: int, probe: ProbeStart | None = None) -> nn.Module:
-        """SUPERB's head, or a linear probe; called with features (B, F, D) and frames of each item."""
+        """Build SUPERB's head, or a linear probe; it is called with features (B, F, D) and the frames of each item."""
 
     @abstractmethod
     def losses(self, output: Any, num_frames: Sequence[int], items: Sequence[Item]) -> Tensor:
-        """(B,): the batch's loss is their mean over all ranks."""
+        """Loss (B,) of each utterance; the batch's loss is their mean over all ranks."""
 
     @abstractmethod
     def predict(self, output: Any, num_frames: Sequence[int], items: Sequence[Item]) -> list[Prediction]:
-        """What the output says of each item."""
+        """Prediction for each item from the head's output."""
 
     @abstractmethod
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -94,25 +94,25 @@ class Task(ABC):
 
     @abstractmethod
     def texts(self, prediction: Prediction) -> tuple[str, str]:
-        """(hypothesis, reference) to read."""
+        """(hypothesis, reference) as readable text."""
 
     @abstractmethod
     def hypothesis_files(self, test: str, predictions: Sequence[Prediction]) -> dict[str, str]:
-        """File name -> content in the form that the leaderboard takes.
+        """Contents of the hypothesis files by file name, in the leaderboard's format.
 
         Args:
             test: name of the test set; "test" and "test-clean" get the leaderboard's file names, others their own.
-            predictions: of the whole set.
+            predictions: predictions for the whole set.
         """
 
 
 class CtcTask(Task):
-    """PR, ASR and SF: a sequence of symbols from the frames.
+    """PR, ASR and SF, which predict a sequence of symbols from the frames.
 
     Args:
         name: ``pr``, ``asr`` or ``sf``.
-        tokenizer: of its targets.
-        decode: how the metrics that count are decoded; both ways are reported for PR and SF.
+        tokenizer: tokenizer of the targets.
+        decode: decoding of the main metrics; PR and SF report the metrics of both decodings as well.
     """
 
     def __init__(self, name: str, tokenizer: Tokenizer, decode: Decode = "fixed") -> None:
@@ -138,7 +138,7 @@ class CtcTask(Task):
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         references = [self.tokenizer.reference(prediction.target) for prediction in predictions]
-        if self.name == "asr":  # s3prl's ASR has a decoder of its own, which was right from the start
+        if self.name == "asr":  # s3prl's ASR has its own decoder, which never had the legacy error
             return self._metrics(self._decoded(predictions, "fixed"), references)
         scores = {decode: self._metrics(self._decoded(predictions, decode), references) for decode in DECODES}
         both = {f"{name}_{decode}": scores[decode][name] for decode in DECODES for name in scores[decode]}
@@ -161,7 +161,7 @@ class CtcTask(Task):
         return {{"pr": "per", "asr": "wer"}[self.name]: error_rate(hypotheses, references)}
 
     def _further_metrics(self, hypotheses: list[str], references: list[str]) -> dict[str, float]:
-        """What s3prl logs of SF and does not report; word and character errors are of the text with its slot marks."""
+        """SF metrics that s3prl logs but does not report; word and character errors include the slot marks."""
         return {
             "slot_value_wer": slot_value_wer(hypotheses, references),
             "slot_edit_f1_full": slot_edit_f1(hypotheses, references, full=True),
@@ -184,11 +184,11 @@ class CtcTask(Task):
 
 
 class ClassificationTask(Task):
-    """KS, IC and SID: one label from each list for a whole utterance; right if all are.
+    """KS, IC and SID, which predict one label from each list for a whole utterance; all must be right.
 
     Args:
         name: ``ks``, ``ic`` or ``sid``.
-        labels: one list, or three for IC.
+        labels: label lists: one, or three for IC.
     """
 
     def __init__(self, name: str, labels: Sequence[Sequence[str]]) -> None:
@@ -197,7 +197,7 @@ class ClassificationTask(Task):
         self._index = [{label: index for index, label in enumerate(names)} for names in self.labels]
 
     def classes(self, target: str) -> list[int]:
-        """Class of each of a target's labels."""
+        """Classes of a target's labels."""
         return [index[label] for index, label in zip(self._index, target.split("\t"), strict=True)]
 
     def build_head(self, width: int, probe: ProbeStart | None = None) -> nn.Module:
@@ -231,7 +231,7 @@ class ClassificationTask(Task):
         suffix, separator = ("csv", ",") if self.name == "ic" else ("txt", " ")
         lines: dict[str, list[str]] = {"predict": [], "truth": []}
         for prediction in predictions:
-            # KS's files are known by their name alone, though it may occur under several words.
+            # The leaderboard lists KS's files by name alone, though a name may occur under several words.
             key = prediction.key.rpartition("/")[2] if self.name == "ks" else prediction.key
             found = (names[label] for names, label in zip(self.labels, prediction.labels, strict=True))
             lines["predict"].append(separator.join([key, *found]))
@@ -244,7 +244,7 @@ def _stem(test: str) -> str:
 
 
 def blank_logit(start: ProbeStart, num_classes: int) -> float:
-    """Bias of the blank with which a head of zeros is the best that hears nothing: one symbol in so many frames."""
+    """Bias of the blank that makes a head of zero weights predict the training set's share of symbols in frames."""
     symbols = max(1, min(start.symbols, start.frames - 1))
     blanks = max(1, start.frames - symbols)
     return float(torch.tensor(blanks * (num_classes - 1) / symbols).log())
@@ -253,16 +253,16 @@ def blank_logit(start: ProbeStart, num_classes: int) -> float:
 def build_task(
     name: str, labels: Sequence[Sequence[str]], phones: Tokenizer | None = None, decode: Decode = "fixed"
 ) -> Task:
-    """The task of that name.
+    """Build the task with this name.
 
     Args:
         name: ``pr``, ``asr``, ``sf``, ``ks``, ``ic`` or ``sid``.
         labels: the corpus's label lists; for SF its slot types.
-        phones: PR's tokenizer.
-        decode: see :class:`CtcTask`.
+        phones: tokenizer of PR.
+        decode: decoding of the main metrics; see :class:`CtcTask`.
 
     Raises:
-        ValueError: no such task.
+        InputError: there is no such task.
     """
     if name not in SUPERB_TASKS:
         raise InputError(f"there is no task {name!r}; choose one of {', '.join(SUPERB_TASKS)}")

@@ -1,6 +1,6 @@
-"""Targets of the CTC tasks as classes, and classes as text: phones (PR), characters (ASR), characters and slots (SF).
+"""Tokenizers of the CTC tasks: phones (PR), characters (ASR), characters and slots (SF).
 
-``<eos>`` ends a CTC target and is part of it; ``decode`` drops it. What the inventory lacks becomes ``<unk>``.
+``<eos>`` ends a CTC target and is part of it; ``decode`` drops it. Symbols outside the inventory become ``<unk>``.
 """
 
 import re
@@ -19,41 +19,41 @@ CONSONANTS = (
 ARPABET = ["SIL", "SPN", *sorted([*(vowel + stress for vowel in VOWELS for stress in "012"), *CONSONANTS])]
 """SUPERB's 71 phones in the order of its vocabulary file."""
 SNIPS_CHARACTERS = " ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
-# fairseq's dictionary of LibriSpeech letters: by frequency.
+# fairseq's dictionary of LibriSpeech letters, ordered by frequency.
 ASR_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"]
 PUNCTUATION = "?!.,;-"
 NO_SLOT = "O"
 
 
 class Tokenizer(Protocol):
-    """Text of a row to classes and back."""
+    """Converts the text of a row to classes and back."""
 
     blank: int
     symbols: list[str]
 
     def target(self, text: str) -> list[str]:
-        """Symbols of the target, ``<eos>`` included, whether or not the inventory has them."""
+        """Symbols of the target, including ``<eos>`` and symbols outside the inventory."""
 
     def encode(self, text: str) -> list[int]:
         """Classes of the target."""
 
     def decode(self, labels: Sequence[int]) -> str:
-        """Text of classes that hold no blanks."""
+        """Text of a list of classes without blanks."""
 
     def reference(self, text: str) -> str:
-        """The text as hypotheses are compared with it."""
+        """The text in the form that hypotheses are compared with."""
 
 
 class UnknownWordError(InputError):
-    """A word that the lexicon lacks."""
+    """A word is not in the lexicon."""
 
 
 class PhoneTokenizer:
-    """Words through a lexicon to phones, or phones as they are.
+    """Converts words to phones with a lexicon, or takes texts of phones.
 
     Args:
         phones: the inventory; by default SUPERB's 71, which makes 74 classes.
-        lexicon: upper-case word to phones; ``None``: texts are phones already, separated by spaces.
+        lexicon: phones of each upper-case word; ``None``: texts are phones already, separated by spaces.
     """
 
     blank, eos, unknown = 0, 1, 2
@@ -64,7 +64,7 @@ class PhoneTokenizer:
         self._index = {symbol: index for index, symbol in enumerate(self.symbols)}
 
     def phones(self, text: str) -> list[str]:
-        """All words' phones, without word boundaries.
+        """The phones of all words, without word boundaries.
 
         Raises:
             UnknownWordError: a word is not in the lexicon.
@@ -76,7 +76,7 @@ class PhoneTokenizer:
         return [phone for word in text.upper().split() for phone in self.lexicon[word]]
 
     def missing(self, text: str) -> list[str]:
-        """Words that the lexicon lacks."""
+        """Words of the text that are not in the lexicon."""
         return [word for word in text.upper().split() if self.lexicon is not None and word not in self.lexicon]
 
     def target(self, text: str) -> list[str]:
@@ -93,7 +93,7 @@ class PhoneTokenizer:
 
 
 class CharacterTokenizer:
-    """Letters, ``|`` after every word, ``</s>`` at the end."""
+    """Converts text to letters, with ``|`` after every word and ``</s>`` at the end."""
 
     blank, padding, eos, unknown = 0, 1, 2, 3
 
@@ -116,7 +116,7 @@ class CharacterTokenizer:
 
 
 class SlotTokenizer:
-    """Characters with ``B-type`` and ``E-type`` around the value of each slot.
+    """Converts text to characters, with ``B-type`` and ``E-type`` around the value of each slot.
 
     Args:
         slots: slot types, without ``O``; SNIPS's 39 make 109 classes.
@@ -166,10 +166,10 @@ class SlotTokenizer:
 
 
 def read_lexicon(paths: Sequence[str | Path], phones: Sequence[str] = ARPABET) -> dict[str, list[str]]:
-    """Word to phones from files of ``WORD PHONE PHONE ...``; the first pronunciation that is read counts.
+    """Read the phones of words from files of ``WORD PHONE PHONE ...``; a word's first pronunciation is used.
 
     Raises:
-        ValueError: a file cannot be read, a line has no phones, or a phone is not in the inventory.
+        InputError: a file cannot be read, a line has no phones, or a phone is not in the inventory.
     """
     lexicon: dict[str, list[str]] = {}
     known = set(phones)

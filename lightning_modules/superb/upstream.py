@@ -1,8 +1,8 @@
-"""Upstreams: a list of waveforms goes in, the hidden states of a frozen encoder come out, as in s3prl.
+"""Upstreams: frozen encoders that turn a list of waveforms into hidden states, as in s3prl.
 
 An upstream is named by a string: ``fbank``, a training checkpoint (``.ckpt``), an exported student or any other folder
-with a Hugging Face encoder (Whisper's among them), or a name on the Hugging Face hub. A subclass of :class:`Upstream`
-serves anything else.
+with a Hugging Face encoder (including Whisper's), or a name on the Hugging Face hub. For anything else write a subclass
+of :class:`Upstream`.
 
 Shapes: B batch, T samples (16 kHz), F frames, D width.
 """
@@ -27,17 +27,17 @@ from lightning_modules.whisper import HOP, WINDOW, WhisperTeacher
 
 FBANK = "fbank"
 PROVENANCE = ("architectures", "dtype", "transformers_version")
-"""Keys of a Hugging Face configuration that tell where it comes from, and nothing of what it computes."""
+"""Keys of a Hugging Face configuration that describe its origin and do not change what the model computes."""
 
 
 class Upstream(nn.Module, ABC):
-    """A frozen encoder; it stays in eval mode whatever ``train()`` says, and a call runs under ``no_grad``.
+    """A frozen encoder. It stays in eval mode even after ``train()``, and a call runs under ``no_grad``.
 
     Attributes:
-        name: as it was asked for.
+        name: the string that named it.
         rate: samples from one frame to the next.
-        num_states: hidden states that a call returns.
-        width: D.
+        num_states: number of hidden states that a call returns.
+        width: width D.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Upstream(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
-        """Hidden states, (B, F, D) each, of waveforms (T_i,) padded to ``longest`` (default: their longest)."""
+        """Hidden states, each (B, F, D), of waveforms (T_i,) padded to ``longest`` samples (default: their longest)."""
 
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:
-        """Frames of one unpadded utterance; 0 where it is too short."""
+        """Number of frames of one unpadded utterance; 0 if it is too short."""
 
     def train(self, mode: bool = True) -> "Upstream":
         return super().train(False)
@@ -61,11 +61,11 @@ class Upstream(nn.Module, ABC):
         return super().__call__(waveforms, longest)
 
     def architecture(self) -> str:
-        """What the same weights compute depends on this: heads, strides, ...; part of the digest."""
+        """Settings besides the weights that change the output, such as heads and strides; part of the digest."""
         return ""
 
     def digest(self) -> str:
-        """Hash of the class, settings and weights: whose features these are."""
+        """Hash of the class, settings and weights, which identifies the features."""
         digest = hashlib.sha256(f"{type(self).__name__} {self.extra_repr()} {self.architecture()}".encode())
         for key, value in sorted(self.state_dict().items()):
             digest.update(key.encode())
@@ -74,12 +74,14 @@ class Upstream(nn.Module, ABC):
 
 
 class EncoderUpstream(Upstream):
-    """A Hugging Face encoder: the input of the first Transformer layer and every layer's output, padding masked.
+    """A Hugging Face encoder. It returns the input of the first Transformer layer and every layer's output.
+
+    Padding is masked.
 
     Args:
         model: the encoder, a ``PreTrainedModel`` with ``encoder.layers``.
-        normalize: whether waveforms get zero mean and unit variance, as in its training.
-        name: to show.
+        normalize: whether waveforms get zero mean and unit variance, as in the encoder's training.
+        name: name for messages.
     """
 
     def __init__(self, model: Any, normalize: bool, name: str) -> None:
@@ -111,7 +113,7 @@ class EncoderUpstream(Upstream):
         mask_BT = valid_samples(waveforms_BT, num_samples_B)
         states = self.model(waveforms_BT, attention_mask=mask_BT, output_hidden_states=True).hidden_states
         if len(states) != self.num_states:
-            # Hugging Face fixes what it captures when a model first runs: layers added later are missing in silence.
+            # Hugging Face installs its capture hooks when a model first runs, so layers added later have none.
             raise InputError(
                 f"upstream {self.name} has {self.num_states - 1} layers but returned {len(states)} hidden states: "
                 "use a copy loaded from its checkpoint"
@@ -120,14 +122,14 @@ class EncoderUpstream(Upstream):
 
 
 class WhisperUpstream(Upstream):
-    """Whisper's encoder, as its teacher hears it: without the 30 s of silence, frames where HuBERT has them.
+    """Whisper's encoder, with the input of the teacher: no padding to 30 s, and frames aligned with HuBERT's.
 
-    The input of the first layer, the raw output of every other one, and the last one's after the final norm, as Hugging
-    Face gives them. An utterance of more than 30 s is heard in parts of 30 s, which share no attention.
+    It returns the input of the first layer and the output of each layer, the last one's after the final norm, as
+    Hugging Face does. An utterance of more than 30 s is computed in parts of 30 s, without attention between them.
 
     Args:
-        teacher: all of whose layers are there.
-        name: to show.
+        teacher: the Whisper teacher, with all its layers.
+        name: name for messages.
     """
 
     rate = HOP
@@ -145,7 +147,7 @@ class WhisperUpstream(Upstream):
 
     def forward(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
         waveforms_BT, num_samples_B = _padded(waveforms, longest)
-        hop = self.teacher.model.max_source_positions * HOP  # from part to part; a part's last frame reaches past it
+        hop = self.teacher.model.max_source_positions * HOP  # from part to part; a part's last frame extends past it
         parts = [
             self._part(waveforms_BT[:, start : start + hop + WINDOW - HOP], num_samples_B - start)
             for start in range(0, self.num_frames(waveforms_BT.shape[1]) * HOP, hop)
@@ -163,12 +165,12 @@ class WhisperUpstream(Upstream):
 class FbankUpstream(Upstream):
     """80 log-mel energies (25 ms windows, 10 ms apart), their first and second differences, normalised per utterance.
 
-    One hidden state. Every dimension has mean 0 over an utterance, so that no head that is linear up to its mean over
-    time can tell utterances apart: KS, IC, SID and ER become constant classifiers.
+    There is one hidden state. Every dimension has mean 0 over an utterance, so a head that is linear up to its mean
+    over time cannot distinguish utterances. With it KS, IC, SID and ER become constant classifiers.
 
-    Band-limited audio (MP3, telephone) has bands that never leave the floor of the logarithm. They are 0 here. s3prl's
-    float32 mean of such a band is off by a rounding error, which it divides by the deviation, next to nothing, + 1e-10:
-    a constant that is large in some utterances and 0 in others.
+    Band-limited audio (MP3, telephone) has bands that are always at the floor of the logarithm. They are 0 here. In
+    s3prl the float32 mean of such a band has a rounding error, which is divided by a deviation of almost 0 plus 1e-10.
+    The result is a constant that is large in some utterances and 0 in others.
     """
 
     name, rate, num_states, width = FBANK, 160, 1, 240
@@ -187,7 +189,7 @@ class FbankUpstream(Upstream):
         from torchaudio.functional import compute_deltas
 
         energies_CF = fbank(waveform_T[None], num_mel_bins=80, sample_frequency=SAMPLE_RATE).T
-        # No offset outlasts what follows, but without it a band that never changes is exactly 0.
+        # The mean is subtracted below anyway. Subtracting the first frame makes a constant band exactly 0.
         energies_CF = energies_CF - energies_CF[:, :1]
         deltas_CF = compute_deltas(energies_CF)
         features_FD = torch.cat([energies_CF, deltas_CF, compute_deltas(deltas_CF)]).T
@@ -196,7 +198,7 @@ class FbankUpstream(Upstream):
 
 
 def _padded(waveforms: Sequence[Tensor], longest: int | None) -> tuple[Tensor, Tensor]:
-    """Waveforms (B, T), T their longest or ``longest``, and the samples (B,) of each, on the host."""
+    """Waveforms (B, T) padded to the longest one or to ``longest``, and the samples (B,) of each, on the host."""
     waveforms_BT = pad_sequence(list(waveforms), batch_first=True)
     missing = (longest or 0) - waveforms_BT.shape[1]
     num_samples_B = torch.tensor([len(waveform_T) for waveform_T in waveforms])
@@ -204,20 +206,20 @@ def _padded(waveforms: Sequence[Tensor], longest: int | None) -> tuple[Tensor, T
 
 
 def _described(config: Any) -> str:
-    """A Hugging Face configuration but for where it comes from."""
+    """A Hugging Face configuration as JSON, without the keys that describe its origin."""
     values = config.to_diff_dict()
     return json.dumps({key: values[key] for key in sorted(values) if key not in PROVENANCE}, default=str)
 
 
 def load_upstream(name: str, normalize: bool | None = None) -> Upstream:
-    """The upstream of that name; see the module.
+    """Load the upstream with this name; see the module's docstring.
 
     Args:
         name: ``fbank``, a checkpoint, a folder, or a name on the hub.
-        normalize: whether waveforms get zero mean and unit variance; ``None``: what the model says.
+        normalize: whether waveforms get zero mean and unit variance; ``None`` follows the model's own setting.
 
     Raises:
-        ValueError: there is no such encoder, or it cannot be read.
+        InputError: there is no such encoder, or it cannot be read.
     """
     if name == FBANK:
         return FbankUpstream()
@@ -228,7 +230,7 @@ def load_upstream(name: str, normalize: bool | None = None) -> Upstream:
     try:
         if read_config(name, None).model_type == WHISPER:
             if normalize:
-                raise InputError("Whisper hears waveforms as they are: leave out --normalize true")
+                raise InputError("Whisper's input is not normalised: leave out --normalize true")
             return WhisperUpstream(WhisperTeacher(name), name)
         encoder = HuggingFaceTeacher(name, normalize)
     except ValueError as error:

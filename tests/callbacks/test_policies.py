@@ -277,7 +277,7 @@ def test_a_policy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_stages("on_top") == (3, 6, 9, 12)
     with pytest.raises(ValueError, match="must name every layer"):
         make_plan("lossy", 3, 5)
-    with pytest.raises(ValueError, match="short made 3 layers of 3 where 5 were asked for"):
+    with pytest.raises(ValueError, match="short made 3 layers of 3 where 5 were requested"):
         make_plan("short", 3, 5)
     with pytest.raises(ValueError, match="already"):
         register_policy("on_top")(on_top)

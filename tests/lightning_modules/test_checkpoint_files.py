@@ -26,8 +26,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "half": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "are cut off"),
     "without its last bytes": (lambda path: path.write_bytes(path.read_bytes()[:-5]), "are cut off"),
     "one bit changed": (change_a_byte, "bytes have changed in .*data/0"),
-    "zeros": (lambda path: path.write_bytes(bytes(path.stat().st_size)), "or are no checkpoint"),
-    "text": (lambda path: path.write_text("not a checkpoint"), "or are no checkpoint"),
+    "zeros": (lambda path: path.write_bytes(bytes(path.stat().st_size)), "or are not a checkpoint"),
+    "text": (lambda path: path.write_text("not a checkpoint"), "or are not a checkpoint"),
     "pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "run `git lfs pull`"),
 }
 

@@ -265,7 +265,7 @@ class TestOutput:
     def test_overwrite_spares_what_is_no_export(self, path: Path, tmp_path: Path) -> None:
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "chapter.tex").write_text("precious")
-        with pytest.raises(ValueError, match="is no earlier export"):
+        with pytest.raises(ValueError, match="is not an earlier export"):
             export_student(path, tmp_path / "thesis", overwrite=True)
         assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"
 
@@ -300,7 +300,7 @@ class TestErrors:
 
     def test_unsafe_pickle_is_not_run(self, tmp_path: Path) -> None:
         path = save(tmp_path, checkpoint_of(tiny_hubert(3)) | {"callbacks": Path("plain values only")})
-        with pytest.raises(ValueError, match="is no interstack checkpoint"):
+        with pytest.raises(ValueError, match="is not an interstack checkpoint"):
             load_student(path)
 
     def test_newer_format(self, tmp_path: Path) -> None:

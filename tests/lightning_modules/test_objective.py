@@ -98,7 +98,7 @@ def test_default_layers_scale_with_the_teacher() -> None:
     assert intermediate_layers(ObjectiveConfig(weight=0), 12) == []
     with pytest.raises(ValueError, match=r"layers 1 to 12, not \[13\]"):
         intermediate_layers(ObjectiveConfig(layers=[4, 13]), 12)
-    above = r"objective.layers=\[4, 8\]: \[8\] would stand above .* teacher layer 6; choose layers from 1 to 6"
+    above = r"objective.layers=\[4, 8\]: \[8\] would be above .* teacher layer 6; choose layers from 1 to 6"
     with pytest.raises(ValueError, match=above):
         intermediate_layers(ObjectiveConfig(layers=[4, 8], output_layer=6), 12)
     heads = ObjectiveConfig(intermediate="prediction", layers=[4, 8], output_layer=6)

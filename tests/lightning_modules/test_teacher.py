@@ -298,7 +298,7 @@ class TestBuildTeacher:
     @pytest.mark.parametrize(
         ("class_path", "message"),
         [
-            ("torch.nn.Linear", "'torch.nn.Linear' is no subclass"),
+            ("torch.nn.Linear", "'torch.nn.Linear' is not a subclass"),
             ("torch.nn.relu6_", "cannot be imported"),
             ("no_such_package.Teacher", "cannot be imported"),
             ("Teacher", "give package.module.ClassName"),

@@ -215,7 +215,7 @@ class TestLoading:
         WhisperModel.from_pretrained(folder).save_pretrained(tmp_path)
         WhisperFeatureExtractor(**change).save_pretrained(tmp_path)
         ((name, value),) = change.items()
-        needed = f"'{name}': {value}.* but this Whisper needs .*: mend its preprocessor_config.json"
+        needed = f"'{name}': {value}.* but this Whisper needs .*: correct its preprocessor_config.json"
         with pytest.raises(ValueError, match=needed):
             WhisperTeacher(str(tmp_path))
 
