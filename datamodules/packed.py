@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datamodules.errors import InputError
 from datamodules.files import read_json, read_lines
 from datamodules.shards import first_damage
 
@@ -48,7 +49,7 @@ class Piece(NamedTuple):
         """Samples ``start`` to ``stop`` of the utterance as float32 in [-1, 1), (stop - start,).
 
         Raises:
-            ValueError: the shard is missing or has changed its size.
+            InputError: the shard is missing or has changed its size.
         """
         samples_T = _samples(self.shard)[self.first + start : self.first + stop]
         return np.multiply(samples_T, np.float32(1 / FULL_SCALE), dtype=np.float32)
@@ -100,7 +101,7 @@ def verify_packed(folder: str) -> None:
     """Compare every shard and the index with the stored checksums.
 
     Raises:
-        ValueError: a file is missing or differs; the first is named.
+        InputError: a file is missing or differs; the first is named.
     """
     for remembered in (_marker, _samples):  # the split may have been packed again
         remembered.cache_clear()
@@ -108,8 +109,8 @@ def verify_packed(folder: str) -> None:
         raise _damaged(*damage)
 
 
-def _damaged(path: str, problem: str) -> ValueError:
-    return ValueError(
+def _damaged(path: str, problem: str) -> InputError:
+    return InputError(
         f"{path} {problem} since it was packed: copy the packed split again, or make it again with "
         f"`interstack pack --overwrite true`"
     )

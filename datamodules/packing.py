@@ -61,7 +61,7 @@ def pack_split(
 
     Raises:
         InputError: ``output/SPLIT`` was not made by this command, or is a pack of another corpus.
-        ValueError: ``output/SPLIT`` is damaged.
+        InputError: ``output/SPLIT`` is damaged.
         BadAudioError: a file cannot be decoded, or has samples of more than 16 bits. ``on_bad_audio="skip"``
             leaves out only files whose header shows that they cannot be used.
     """

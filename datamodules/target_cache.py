@@ -115,7 +115,7 @@ class TargetCache:
         """Compare every file with its checksum.
 
         Raises:
-            ValueError: a file is missing or differs; the first is named.
+            InputError: a file is missing or differs; the first is named.
         """
         for remembered in (_marker, _places, _shard):  # the cache may have been made again
             remembered.cache_clear()
@@ -127,7 +127,7 @@ class TargetCache:
         """Mean and deviation (S, D) of the chosen targets before they were standardized; ``None`` if they were not.
 
         Raises:
-            ValueError: the file is missing or has changed its size.
+            InputError: the file is missing or has changed its size.
         """
         if STATISTICS not in _marker(self.folder)["parts"]:
             return None
@@ -139,7 +139,7 @@ class TargetCache:
         """Read the targets of rows whose segments have one length.
 
         Raises:
-            ValueError: a file is missing or has changed its size.
+            InputError: a file is missing or has changed its size.
         """
         places_B3 = _places(self.folder)[rows_B]
         num_frames = int(places_B3[0, 2])
@@ -166,8 +166,8 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.targets"
 
 
-def _damaged(path: str, problem: str) -> ValueError:
-    return ValueError(
+def _damaged(path: str, problem: str) -> InputError:
+    return InputError(
         f"{path} {problem} since the targets were cached: copy the cache again, or make it again with "
         f"`interstack cache-targets --overwrite true`"
     )
