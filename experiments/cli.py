@@ -38,7 +38,7 @@ COMMANDS = {
     "bench kernels": ("experiments.bench.kernels", "time ways to compute the front end and the positional convolution"),
     "bench suite": ("experiments.bench.suite", "all benchmarks of one GPU into one folder, most valuable first"),
     "bench data": ("experiments.bench.data", "throughput of reading, decoding and batching"),
-    "pack": ("experiments.pack", "pack a corpus into a few large files, for slow or networked storage"),
+    "pack": ("experiments.pack", "pack a corpus into a few large 16-bit files, for slow or networked storage"),
     "align": ("experiments.align", "write phone labels for transcribed speech, by forced alignment"),
     "synthesize": ("experiments.synthesize", "make a small speech corpus in LibriSpeech layout"),
     "similarity": ("experiments.similarity", "compare the layers of a student, over the stages of its run"),
