@@ -57,7 +57,7 @@ def reproduce(
     Args:
         study: name of a shipped study, or a YAML file.
         output: folder for jobs, runs and the report; one study per folder.
-        only: a row to run, or a list of rows, such as [full_l2l,interleave_equal]; default: all. The report has all rows.
+        only: row to run, or a list of rows, such as [full_l2l,interleave_equal]; default: all. The report has all rows.
         seeds: seeds to run; default: the study's.
         dry_run: print the plan with estimated FLOPs, time and disk; run nothing.
         root: folder of the corpus, for studies that do not synthesize one.
