@@ -1,10 +1,10 @@
-"""What a run costs: floating-point operations by formula, seconds and memory from its folder.
+"""Cost of a run: floating-point operations by formula, seconds and memory from its folder.
 
-FLOPs count matrix products and convolutions, two per multiply-add (norms, softmax and activations are left out, as in
-``torch.utils.flop_counter``, against which the tests check every term). A backward costs twice its forward, but that of
-the first convolution once (there is no gradient to the waveform); a frozen front end has none, and a shared one is the
-teacher's, where targets are computed as the student trains. Seconds are those of
-``callbacks.throughput``: validation, checkpoints and the start of the process are not in them.
+FLOPs count matrix products and convolutions, two per multiply-add. Norms, softmax and activations are left out, as in
+``torch.utils.flop_counter``, against which the tests check every term. A backward pass costs twice its forward pass;
+for the first convolution it costs the same, since there is no gradient to the waveform. A frozen front end has no
+backward pass, and a shared one costs nothing while the teacher runs in training. Seconds are those of
+``callbacks.throughput``, without validation, checkpoints and the start of the process.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from lightning_modules.whisper import HOP, WINDOW
 
 
 def conv_frames(config: Any, num_samples: int) -> list[int]:
-    """Frames after each convolution of the front end."""
+    """Count the frames after each convolution of the front end."""
     frames = [num_samples]
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         frames.append((frames[-1] - kernel) // stride + 1)
@@ -40,23 +40,23 @@ def conv_frames(config: Any, num_samples: int) -> list[int]:
 
 
 def front_end_flops(config: Any, num_samples: int) -> list[int]:
-    """Forward FLOPs of each convolution on one utterance."""
+    """Compute forward FLOPs of each convolution on one utterance."""
     inputs = [1, *config.conv_dim[:-1]]
     shapes = zip(conv_frames(config, num_samples), inputs, config.conv_dim, config.conv_kernel, strict=True)
     return [2 * frames * before * after * kernel for frames, before, after, kernel in shapes]
 
 
 def embedding_flops(config: Any, frames: int) -> int:
-    """Forward FLOPs between the convolutions and the first layer: projection and positional convolution."""
+    """Compute forward FLOPs between the convolutions and the first layer: projection and positional convolution."""
     width = config.hidden_size
     positional = width * config.num_conv_pos_embeddings // config.num_conv_pos_embedding_groups
-    # An even kernel makes one frame more, which is cut off again.
+    # An even kernel makes one extra frame, which is cut off again.
     made = frames + (config.num_conv_pos_embeddings % 2 == 0)
     return 2 * frames * config.conv_dim[-1] * width + 2 * made * width * positional
 
 
 def layer_flops(config: Any, frames: int) -> int:
-    """Forward FLOPs of one Transformer layer on one utterance."""
+    """Compute forward FLOPs of one Transformer layer on one utterance."""
     width, inner = config.hidden_size, _inner_width(config)
     return 2 * frames * (4 * width * width + 2 * width * inner) + 4 * frames * frames * width
 
@@ -66,13 +66,13 @@ def _inner_width(config: Any) -> int:
 
 
 def teacher_flops(config: Any, num_samples: int, layers: int, padded: bool = False) -> int:
-    """Forward FLOPs of a teacher's first ``layers`` layers on one utterance, and of what lies below them.
+    """Compute forward FLOPs of a teacher's front end and first ``layers`` layers on one utterance.
 
     Args:
         config: Hugging Face configuration, of the wav2vec 2.0 kind or of Whisper.
-        num_samples: of the utterance.
-        layers: how many are run.
-        padded: whether Whisper hears it with silence after it, up to 30 s.
+        num_samples: length of the utterance in samples.
+        layers: number of layers that are run.
+        padded: whether Whisper gets the utterance padded with silence to 30 s.
     """
     if config.model_type == WHISPER:
         frames = config.max_source_positions if padded else (num_samples - WINDOW) // HOP + 1
@@ -87,14 +87,14 @@ def teacher_flops(config: Any, num_samples: int, layers: int, padded: bool = Fal
 
 @dataclass(frozen=True)
 class StepCost:
-    """FLOPs of one utterance in one training step; ``per_layer`` is what one more student layer adds."""
+    """FLOPs of one utterance in one training step; ``per_layer`` is the cost of each student layer."""
 
     teacher: int
     student_fixed: int
     per_layer: int
 
     def at(self, depth: float) -> float:
-        """All of a step's FLOPs at that student depth."""
+        """Sum a step's FLOPs at that student depth."""
         return self.teacher + self.student_fixed + self.per_layer * depth
 
 
@@ -106,7 +106,7 @@ def step_cost(
     cached: bool = False,
     padded: bool = False,
 ) -> StepCost:
-    """Cost of one utterance of ``num_samples`` samples.
+    """Compute the cost of one utterance of ``num_samples`` samples.
 
     Args:
         teacher: Hugging Face configuration of the teacher.
@@ -114,7 +114,7 @@ def step_cost(
         objective: decides how many teacher layers are run, and the projections of the losses.
         num_samples: length after cropping.
         cached: targets are read from a cache, so the teacher is not run.
-        padded: the teacher is a Whisper that hears 30 s of every utterance.
+        padded: the teacher is a Whisper that gets every utterance padded to 30 s.
     """
     front_end = None
     if student.front_end_init == "teacher":
@@ -135,21 +135,21 @@ def step_cost(
 
 
 def hears_30_seconds(model: Mapping[str, Any]) -> bool:
-    """Whether the teacher of a ``model`` section is a Whisper that hears silence after every utterance."""
+    """Whether the teacher of a ``model`` section is a Whisper that gets every utterance padded with silence to 30 s."""
     settings = model.get("teacher", {}).get("init_args") or {}
     return bool(settings.get("pad_to_30_seconds", False))
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Depth of each stage and how many epochs it lasts."""
+    """Depth and number of epochs of each stage."""
 
     stages: Sequence[int]
     epochs: Sequence[int]
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], num_layers: int, max_epochs: int) -> "Growth":
-        """From the ``growth`` section of a configuration; refuses what the callback would refuse."""
+        """Read the ``growth`` section of a configuration; refuses the settings that the callback would refuse."""
         policy = settings.get("policy", "none")
         if policy == "none":
             return cls((num_layers,), (max_epochs,))
@@ -163,20 +163,20 @@ class Growth:
 
 
 def run_flops(cost: StepCost, depths: Sequence[int], utterances: Sequence[float]) -> list[float]:
-    """Cumulative FLOPs at the end of each stage of ``depths`` layers that saw so many ``utterances``."""
+    """Compute cumulative FLOPs at the end of each stage, from its depth and its number of utterances."""
     return list(accumulate(float(cost.at(depth) * seen) for depth, seen in zip(depths, utterances, strict=True)))
 
 
 def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a finished run cost, from its folder.
+    """Read the cost of a finished run from its folder.
 
     Args:
-        run: folder of ``interstack fit``.
-        teacher: Hugging Face configuration of its teacher.
-        settings: its configuration (``model``, ``data``, ``growth``, ``trainer`` sections).
+        run: run folder of ``interstack fit``.
+        teacher: Hugging Face configuration of the run's teacher.
+        settings: configuration of the run (``model``, ``data``, ``growth``, ``trainer`` sections).
 
     Raises:
-        ValueError: the run is not finished.
+        InputError: the run is not finished.
     """
     if not (run / "summary.json").is_file():
         raise InputError(f"{run} has no summary.json: the run is not finished")
@@ -199,7 +199,7 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
         "steps": summary["steps"],
         "peak_memory_bytes": round(max(log.series("perf/memory_gb").values, default=0.0) * 1e9),
         "final_loss": summary["train_loss"],
-        **({} if log.val_output is None else {"val_output": log.val_output}),  # no validation is no failure
+        **({} if log.val_output is None else {"val_output": log.val_output}),  # a run may have no validation
         **_losses_of_layers(log),
         "mean_depth": growth.mean_depth,
         "parameters": summary["parameters"],
@@ -209,13 +209,13 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
 
 
 def _losses_of_layers(log: RunLog) -> dict[str, float]:
-    """``val_layer_K`` for each teacher layer K of the intermediate loss, from the last validation."""
+    """Collect ``val_layer_K`` for each teacher layer K of the intermediate loss, from the last validation."""
     names = [name for name in log.metrics if name.startswith("val/layer_")]
     return {name.replace("/", "_"): float(log.series(name).values[-1]) for name in names}
 
 
 def _audio_by_stage(log: RunLog, summary: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    """Depths, and seconds of audio at each, between logged rows by interpolation."""
+    """List the depths and the seconds of audio at each, interpolated between logged rows."""
     depths = [log.growth[0].depth_before, *(mark.depth for mark in log.growth)] if log.growth else [summary["depth"]]
     clock = log.series("perf/audio_seconds")
     steps, seconds = [0, *clock.steps, summary["steps"]], [0.0, *clock.values, summary["audio_seconds"]]
@@ -224,7 +224,7 @@ def _audio_by_stage(log: RunLog, summary: Mapping[str, Any]) -> tuple[list[int],
 
 
 def _student_seconds(log: RunLog) -> float:
-    """Forward, losses, backward and update of the student: the part of a step that growth can make cheaper."""
+    """Sum forward, losses, backward and update of the student: the part of a step that growth can make cheaper."""
     student, update = log.series("perf/student_ms"), log.series("perf/optimizer_ms")
     spans = np.diff(student.steps, prepend=0)
     return float((spans * (student.values + update.values)).sum() / 1000)

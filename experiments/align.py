@@ -25,7 +25,7 @@ UNALIGNED = ".unaligned.txt"
 class Chapter(NamedTuple):
     """Utterances of one folder: path and text of each, by id."""
 
-    stem: Path  # of its files of alignments, without suffix
+    stem: Path  # path of its alignment files, without suffix
     utterances: dict[str, tuple[str, str]]
 
 
@@ -36,25 +36,25 @@ def align(
     output: str | None = None,
     workers: PositiveInt | None = None,
 ) -> None:
-    """Write which phone is said when beside a corpus, in the form that pretrain-teacher and the probes of phones read.
+    """Write phone alignments beside a corpus, in the format that pretrain-teacher and the phone probes read.
 
-    It needs `pip install 'interstack[align]'` (pocketsphinx, with an acoustic model and a dictionary of English). What
-    is aligned is kept by later calls. What cannot be aligned is listed with the reason in
-    alignments/SPLIT/CHAPTER.unaligned.txt; the next call, with a larger lexicon say, tries it again.
+    This needs `pip install 'interstack[align]'` (pocketsphinx, with an acoustic model and a dictionary of English).
+    Later calls keep finished alignments. Utterances that cannot be aligned are listed with the reason in
+    alignments/SPLIT/CHAPTER.unaligned.txt; the next call tries them again, for instance with a larger lexicon.
 
     Args:
-        root: the corpus in LibriSpeech's layout, with transcripts; it gets the folder alignments/.
-        splits: to align.
+        root: corpus in LibriSpeech layout, with transcripts; it gets the folder alignments/.
+        splits: splits to align.
         lexicon: file of lines WORD PHONE PHONE ..., or a list of such files, for words that the dictionary lacks.
-        output: folder that gets alignments/ and links to the splits in place of the corpus, as where that is read-only;
-            give it as the root of what reads the alignments.
-        workers: processes; default: one per core.
+        output: folder that gets alignments/ and links to the splits instead of the corpus, for a read-only corpus; the
+            commands that read the alignments then take it as root.
+        workers: number of processes; default: one per core.
 
     Raises:
-        ValueError: the corpus or a split is not there, has no transcripts, or nothing of it could be aligned.
+        InputError: the corpus or a split is missing, has no transcripts, or no utterance could be aligned.
     """
     words = read_lexicon([lexicon] if isinstance(lexicon, str) else lexicon or [])
-    PhoneAligner()  # before anything is read: it may not be installed
+    PhoneAligner()  # fails before anything is read if pocketsphinx is not installed
     folders = split_folders(CorpusSettings(roots=(root,), splits=tuple(splits)))
     home = Path(output) if output else Path(folders[0][1]).parent
     chapters = _chapters(folders, home)
@@ -70,12 +70,12 @@ def align(
             log.info("%s: %d aligned, %d not", chapter.stem.name, good, bad)
     told = f"{aligned} of {aligned + failed} utterances are aligned in {home / ALIGNMENTS}"
     if not aligned:
-        raise InputError(f"{told}; why not is told in *{UNALIGNED} there")
+        raise InputError(f"{told}; the reasons are in *{UNALIGNED} there")
     log.info("%s%s", told, f"; the others are listed in *{UNALIGNED} there" if failed else "")
 
 
 def _link(place: Path, folder: Path) -> None:
-    """Let readers of alignments find the audio of a split beside them."""
+    """Link a split beside its alignments, so that readers of alignments find the audio."""
     if not os.path.lexists(place):
         place.symlink_to(folder)
     elif place.resolve() != folder.resolve():
@@ -112,7 +112,7 @@ def _start(words: dict[str, list[str]]) -> None:
 
 
 def _align_chapter(chapter: Chapter) -> tuple[int, int]:
-    """Align what is not yet, and write the chapter's files; how many utterances are aligned, and how many not."""
+    """Align the remaining utterances, write the chapter's files, and count aligned and failed utterances."""
     assert _aligner is not None
     stem, utterances = chapter
     written, list_of_failed = (stem.with_name(stem.name + suffix) for suffix in (".tsv", UNALIGNED))

@@ -1,8 +1,7 @@
-"""How alike the hidden states of two layers are: linear CKA and mean cosine.
+"""Similarity of the hidden states of two layers: linear CKA and mean cosine.
 
-Pure functions of hidden states. Every layer is a matrix (N, D): N frames (the same frames in every layer,
-padding left out, utterances joined) by D features. Sums are taken in float64, whatever the precision of the
-input.
+The functions are pure. Every layer is a matrix (N, D) of N frames (the same in every layer, without padding,
+utterances joined) by D features. Sums are taken in float64, whatever the precision of the input.
 
 Tensor names carry shape suffixes: N frames, D and E features.
 
@@ -25,26 +24,25 @@ Layer = Tensor | NDArray
 
 
 def linear_cka(x_ND: Layer, y_NE: Layer) -> float:
-    """Linear centred kernel alignment, in 0 ... 1; 1 = equal up to rotation, shift and one scale factor.
+    """Compute linear centred kernel alignment, in 0 ... 1; 1 means equal up to rotation, shift and one scale factor.
 
     Feature-space form of Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited",
     equation 4: ``|Yc' Xc|^2 / (|Xc' Xc| |Yc' Yc|)`` (Frobenius norms), so memory grows with D E and not with
-    N N. The widths may differ. A layer without any variance has no direction to compare: the result is NaN.
+    N N. The widths may differ. The result is NaN for a layer without any variance.
 
     Raises:
-        ValueError: a layer is not (N, D), or the layers have different numbers of frames.
+        InputError: a layer is not (N, D), or the layers have different numbers of frames.
     """
     return layer_similarity([x_ND], [y_NE], measure="cka")[0][0]
 
 
 def mean_cosine(x_ND: Layer, y_ND: Layer) -> float:
-    """Cosine between the two vectors of each frame, averaged over frames, in -1 ... 1.
+    """Compute the cosine between the two vectors of each frame, averaged over frames, in -1 ... 1.
 
-    Not centred: a large mean shared by all frames makes any two layers look alike, so read it beside CKA.
+    Layers are not centred: a large mean shared by all frames makes any two layers similar, so read it beside CKA.
 
     Raises:
-        ValueError: a layer is not (N, D), or the shapes differ (project the narrower layer first, or use
-            CKA).
+        InputError: a layer is not (N, D), or the shapes differ (project the narrower layer first, or use CKA).
     """
     return layer_similarity([x_ND], [y_ND], measure="cosine")[0][0]
 
@@ -52,7 +50,7 @@ def mean_cosine(x_ND: Layer, y_ND: Layer) -> float:
 def layer_similarity(
     hidden_states: Sequence[Layer], other: Sequence[Layer] | None = None, measure: Measure = "cka"
 ) -> list[list[float]]:
-    """Similarity of every layer of ``hidden_states`` (rows) with every layer of ``other`` (columns).
+    """Compute the similarity of every layer of ``hidden_states`` (rows) with every layer of ``other`` (columns).
 
     Args:
         hidden_states: L layers, each (N, D); D may differ between layers for ``cka``.
@@ -64,7 +62,7 @@ def layer_similarity(
         L rows of plain floats; entry [i][j] compares ``hidden_states[i]`` with ``other[j]``.
 
     Raises:
-        ValueError: unknown measure, a layer that is not (N, D), or layers that cannot be compared.
+        InputError: the measure is unknown, a layer is not (N, D), or the layers cannot be compared.
     """
     if measure not in _MEASURES:
         raise InputError(f"measure is {measure!r}; it must be one of {', '.join(_MEASURES)}")
@@ -78,7 +76,7 @@ def layer_similarity(
 
 
 def _as_matrix(layer: Layer) -> Tensor:
-    """(N, D) float64 on the layer's own device."""
+    """Convert a layer to (N, D) float64 on its own device."""
     layer_ND = torch.as_tensor(layer).detach().to(torch.float64)
     if layer_ND.ndim != 2 or not layer_ND.numel():
         raise InputError(f"a layer has shape {tuple(layer_ND.shape)}; it must be (frames, features), neither zero")

@@ -1,7 +1,7 @@
-"""``interstack cache-targets``: what a run's teacher says about its fixed segments, on disk.
+"""``interstack cache-targets``: write the teacher's outputs for a run's fixed segments to disk.
 
-It takes the config files and options of ``interstack fit``, so that teacher, layers, corpus and segments are those of
-the run that will read it::
+The command takes the config files and options of ``interstack fit``, so that teacher, layers, corpus and segments are
+those of the run that will read the cache::
 
     interstack cache-targets --config interleave_equal --data.root CORPUS --data.crop fixed --output TARGETS
     interstack fit --config interleave_equal --data.root CORPUS --data.crop fixed --data.targets TARGETS
@@ -38,22 +38,22 @@ class TargetsTrainer(Trainer):
         batch_seconds: float = 80.0,
         overwrite: bool = False,
     ) -> None:
-        """Store what the teacher says about fixed segments. An interrupted call is continued by the same call, a
-        finished cache is checked against its checksums.
+        """Store the teacher's outputs for fixed segments. The same call continues an interrupted one and checks a
+        finished cache against its checksums.
 
         The teacher runs in float32 on one device, whatever ``trainer.devices`` and ``trainer.precision`` are.
 
         Args:
-            model: of the run; its teacher and layers.
-            datamodule: of the run; its training data.
+            model: the run's module, for its teacher and layers.
+            datamodule: the run's data module, for its training data.
             output: folder of the cache.
             dtype: bf16, or int8 with one scale per frame: half the size, a larger error (measured and printed).
-            shard_megabytes: most size of a file, and what an interrupt can cost.
-            batch_seconds: of audio that the teacher gets at once; memory sets the limit.
+            shard_megabytes: maximum size of a file in MB, and the most work that an interrupt can lose.
+            batch_seconds: seconds of audio per forward pass of the teacher; memory sets the limit.
             overwrite: replace a cache of another teacher, corpus or segments.
         """
         if self.global_rank:
-            return  # one process writes
+            return  # only one process writes
         if shard_megabytes < 1 or batch_seconds <= 0:
             raise InputError(f"shard_megabytes={shard_megabytes} and batch_seconds={batch_seconds} must be positive")
         datamodule.trainer = self
@@ -82,7 +82,7 @@ class TargetsTrainer(Trainer):
 
 
 class TargetsCLI(DistillationCLI):
-    """The command line of ``fit`` with this subcommand instead."""
+    """The command line of ``fit`` with the subcommand ``cache_targets`` instead."""
 
     def __init__(self, args: list[str]) -> None:
         super().__init__(args, TargetsTrainer)
@@ -93,11 +93,11 @@ class TargetsCLI(DistillationCLI):
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
-        self.config[self.subcommand].data.run_dir = None  # nothing is trained: there is no run's folder
+        self.config[self.subcommand].data.run_dir = None  # nothing is trained, so there is no run folder
 
 
 class TeacherSource:
-    """Batches of rows in, targets (S, B, F, D) float32 out, on ``device``."""
+    """Computes targets (S, B, F, D) in float32 on ``device`` for batches of rows."""
 
     def __init__(self, model: DistillationModule, datamodule: LibriSpeechDataModule, device: torch.device) -> None:
         self.model, self.datamodule, self.device = model.to(device), datamodule, device
@@ -105,7 +105,7 @@ class TeacherSource:
         model.cuda_settings.apply(device)
 
     def settle_statistics(self) -> np.ndarray:
-        """Mean and deviation (2, S, D), by which the targets are standardized from now on."""
+        """Measure mean and deviation (2, S, D), and standardize the targets by them from now on."""
         statistics = self.model.measure_targets(self.datamodule, self.device)
         self.model.objective.normalizer.use(statistics)
         return torch.stack(list(statistics)).numpy()

@@ -1,7 +1,7 @@
 """The ``interstack`` program.
 
-``interstack COMMAND --help`` describes each command; ``fit`` and ``validate`` are LightningCLI subcommands, the others
-are functions whose signatures are their options. Each command's module is imported only when it is called.
+``interstack COMMAND --help`` describes each command. ``fit`` and ``validate`` are LightningCLI subcommands; the others
+are functions whose signatures are their options. Each command's module is imported only when the command is called.
 """
 
 import importlib
@@ -20,37 +20,37 @@ from experiments.command_line import Parser, nearest
 COMMANDS = {
     "quickstart": ("experiments.quickstart", "corpus, teacher, four students and a report, on a CPU in minutes"),
     "fit": ("experiments.training", "distil a student that grows while it trains"),
-    "fit-together": ("experiments.together", "several students, one teacher: batch by batch in turns on one device"),
-    "validate": ("experiments.training", "distillation losses of a checkpoint"),
-    "cache-targets": ("experiments.cache_targets", "teacher's targets on disk, for many runs on the same segments"),
+    "fit-together": ("experiments.together", "distil several students on one device, in turns batch by batch"),
+    "validate": ("experiments.training", "measure the distillation losses of a checkpoint"),
+    "cache-targets": ("experiments.cache_targets", "write a teacher's targets to disk, for runs on the same segments"),
     "reproduce": (
         "experiments.reproduce",
         "run a study: distil, export, evaluate, report; finished jobs are kept",
     ),
     "export": ("lightning_modules.export", "write a checkpoint's student as a Hugging Face folder"),
     "superb": ("experiments.superb.command", "score an encoder on SUPERB's tasks, or probe it in minutes"),
-    "bench": ("experiments.bench.command", "time of a training step by part and by depth"),
-    "bench compare": ("experiments.bench.compare", "what each switch is worth, in runs that take turns"),
-    "bench together": ("experiments.bench.together", "what students side by side save over one run after another"),
-    "bench scaling": ("experiments.bench.scaling", "step time against processes, length, depth and batch"),
-    "bench growth": ("experiments.bench.growth", "what a growth costs in seconds and memory"),
-    "bench profile": ("experiments.bench.profile", "kernels of one step by kind, and whether the host keeps up"),
-    "bench kernels": ("experiments.bench.kernels", "ways to compute the front end and the positional convolution"),
-    "bench suite": ("experiments.bench.suite", "all that a GPU is to show, in one folder, most valuable first"),
-    "bench data": ("experiments.bench.data", "what reading, decoding and batching deliver"),
-    "pack": ("experiments.pack", "corpus as 16-bit samples in a few large files, for slow or networked storage"),
-    "align": ("experiments.align", "phone labels for transcribed speech, by forced alignment"),
+    "bench": ("experiments.bench.command", "time a training step by part and by depth"),
+    "bench compare": ("experiments.bench.compare", "time short runs with different switches, in turns"),
+    "bench together": ("experiments.bench.together", "time students trained side by side and one after another"),
+    "bench scaling": ("experiments.bench.scaling", "step time against processes, length, depth and batch size"),
+    "bench growth": ("experiments.bench.growth", "seconds and memory that a growth takes"),
+    "bench profile": ("experiments.bench.profile", "profile one step: kernels by kind, and the host's time"),
+    "bench kernels": ("experiments.bench.kernels", "time ways to compute the front end and the positional convolution"),
+    "bench suite": ("experiments.bench.suite", "all benchmarks of one GPU into one folder, most valuable first"),
+    "bench data": ("experiments.bench.data", "throughput of reading, decoding and batching"),
+    "pack": ("experiments.pack", "pack a corpus into a few large 16-bit files, for slow or networked storage"),
+    "align": ("experiments.align", "write phone labels for transcribed speech, by forced alignment"),
     "synthesize": ("experiments.synthesize", "make a small speech corpus in LibriSpeech layout"),
-    "similarity": ("experiments.similarity", "which layers are alike, over the stages of a run; what each contributes"),
+    "similarity": ("experiments.similarity", "compare the layers of a student, over the stages of its run"),
     "report": ("experiments.report.command", "tables, plots and one page from a study, a quick start or run folders"),
-    "dashboard": ("experiments.dashboards.command", "W&B workspace view and report of a study"),
+    "dashboard": ("experiments.dashboards.command", "make the W&B workspace view and report of a study"),
     "pretrain-teacher": ("experiments.pretrain_teacher", "train a small teacher on a corpus with alignments"),
 }
 
 # Parameters that are given without a name: one word, or several where the parameter is a list.
 POSITIONAL = {"reproduce": "study", "similarity": "checkpoints", "report": "folders", "dashboard": "study"}
 
-# What dependencies say to each other, and Lightning's advice about small machines.
+# Warnings that users can do nothing about: from within dependencies, and Lightning's advice about small machines.
 DEPENDENCY_WARNINGS = (
     ".*LeafSpec.*",
     r"(?s).*jsonargparse.*",
@@ -73,10 +73,10 @@ commands:
 {commands}
 
 `interstack COMMAND --help` lists the options of a command.
-An error that was foreseen is one line; with INTERSTACK_TRACEBACK=1 it has its
-traceback, as any other error has.
+A foreseen error is printed as one line; INTERSTACK_TRACEBACK=1 adds its
+traceback, which any other error has anyway.
 Exit status: 0; 2 after a foreseen error, 1 after another; 130 after an
-interrupt (1 within `fit`); 143 where SIGTERM, max_time or a callback stopped `fit` before its end, with
+interrupt (1 within `fit`); 143 if SIGTERM, max_time or a callback stopped `fit` before its end, with
 a checkpoint for `--ckpt_path last`.
 """
 
@@ -87,7 +87,7 @@ def help_text() -> str:
 
 
 def complete_switches(args: list[str], switches: set[str]) -> list[str]:
-    """Let a bare ``--fast`` stand for ``--fast true``, and ``--dry-run`` for ``--dry_run``, as jsonargparse wants."""
+    """Replace a bare ``--fast`` by ``--fast true`` and ``--dry-run`` by ``--dry_run``, the forms jsonargparse reads."""
     completed: list[str] = []
     for argument, following in pairwise([*args, "--"]):
         name = argument[2:].replace("-", "_")
@@ -101,18 +101,18 @@ def run(args: list[str]) -> None:
     """Run one command in this process; errors are exceptions.
 
     Raises:
-        ValueError: an unknown command, or whatever the command refuses.
+        InputError: the command is unknown, or refuses its input.
     """
     words = 2 if " ".join(args[:2]) in COMMANDS else 1
     name, rest = " ".join(args[:words]), args[words:]
     known = [other for other in COMMANDS if other.startswith(f"{name} ")]
-    if known and rest and not rest[0].startswith("-"):  # a second word that is no command
+    if known and rest and not rest[0].startswith("-"):  # an unknown second word, such as `bench foo`
         name = f"{name} {rest[0]}"
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)} (`interstack --help` lists all)")
     module = importlib.import_module(COMMANDS[name][0])
     if transformers := sys.modules.get("transformers"):
-        transformers.utils.logging.disable_progress_bar()  # of reading and writing files: a flash each
+        transformers.utils.logging.disable_progress_bar()  # of reading and writing model files, which is quick
     if name in ("fit", "validate"):
         module.DistillationCLI([name, *rest])
         return
@@ -140,17 +140,17 @@ def run(args: list[str]) -> None:
 
 
 def main() -> int:
-    """Entry point: exit status 0, or 2 with one line on what is wrong; an error that nobody foresaw is raised.
+    """Run the program; return exit status 0, or 2 after a foreseen error, which is one line. Others are raised.
 
-    SIGTERM during ``fit`` and ``validate`` comes through here as a ``SystemExit`` of status 143.
+    SIGTERM during ``fit`` and ``validate`` passes through as a ``SystemExit`` of status 143.
     """
     args = sys.argv[1:]
-    # Batches of many lengths would leave gaps in a GPU's memory. torch reads this when it first uses CUDA.
+    # Batches of many lengths would fragment a GPU's memory. torch reads this when it first uses CUDA.
     if "PYTORCH_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    sys.path.append(os.getcwd())  # own policies and teachers are named by module path
+    sys.path.append(os.getcwd())  # users name their own policies and teachers by module path
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # Lightning repeats advertisements, "GPU available" and seeds for every trainer; the run's folder has what matters.
+    # Lightning repeats advertisements, "GPU available" and seeds for every trainer; the run's folder records the rest.
     for chatty in CHATTY_LOGGERS:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for message in DEPENDENCY_WARNINGS:

@@ -1,6 +1,6 @@
-"""What a command line gets back where it is wrong: the error alone, with the nearest option.
+"""Parsers whose errors are one line with the nearest option.
 
-Argparse prints the usage first, which for ``interstack fit`` is 116 lines. Import stays cheap: no torch here.
+Argparse prints the usage first, which for ``interstack fit`` is 116 lines. The import stays cheap: no torch here.
 """
 
 import argparse
@@ -15,14 +15,14 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 COMMON_OPTIONS = {
-    "config": "shipped name or YAML file; again for more, later ones win",
+    "config": "shipped name or YAML file; may be repeated, later ones win",
     "name": "folder of the run below --runs_dir",
     "runs_dir": "folder of all runs",
-    "ckpt_path": "`last` goes on with the run in its folder",
+    "ckpt_path": "`last` continues the run in its folder",
     "data.root": "the corpus, in LibriSpeech layout",
     "data.train_splits": "folders to train on",
-    "data.batch_size": "utterances of a step, over all devices",
-    "data.batches_per_epoch": "steps of an epoch; default: the corpus once",
+    "data.batch_size": "utterances per step, over all devices",
+    "data.batches_per_epoch": "steps per epoch; default: the corpus once",
     "data.num_workers": "processes that load audio",
     "max_batch_per_device": "utterances that a device holds at once",
     "model.teacher.init_args.model": "Hugging Face name or folder of the teacher",
@@ -32,18 +32,18 @@ COMMON_OPTIONS = {
     "model.optimizer.lr": "peak learning rate",
     "growth.policy": "how the student grows; `none`: full depth throughout",
     "growth.schedule": "equal, prop-ALPHA or explicit-E1,E2,...",
-    "trainer.max_epochs": "length of the run",
+    "trainer.max_epochs": "length of the run in epochs",
     "trainer.devices": "GPUs, or processes on a CPU",
-    "trainer.precision": "default: bf16-mixed where the GPU has it, else 32-true",
+    "trainer.precision": "default: bf16-mixed if the GPU supports it, else 32-true",
     "wandb.mode": "auto, online, offline or disabled",
-    "seed_everything": "seed of all that is random",
-    "print_config": "print all settings and end",
+    "seed_everything": "seed of everything that is random",
+    "print_config": "print all settings and exit",
 }
-"""What ``interstack fit --help`` begins with."""
+"""Options at the top of ``interstack fit --help``, with their texts."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``: did you mean X?`` with the known word that is most like it, or nothing where none is."""
+    """Return ``: did you mean X?`` with the most similar known word, or an empty string if none is similar."""
     found = get_close_matches(word, list(known), n=1)
     return f": did you mean {found[0]}?" if found else ""
 
@@ -51,15 +51,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
 class OneLineErrors:
     """Mixin of an argparse parser: errors of one line, exit status 2; options are not abbreviated.
 
-    An abbreviation would pass by what looks at the words themselves (``--conf full`` would name no shipped file), and
-    become ambiguous with the next option that is added.
+    Code that reads the arguments themselves would miss an abbreviation (``--conf full`` would name no shipped file),
+    and the next option that is added could make it ambiguous.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End the program with the message on one line; a nested parser, which may not, raises as ever."""
+        """Exit with the message on one line; a nested parser, which may not exit, raises as usual."""
         if not self.exit_on_error:  # type: ignore[attr-defined]
             super().error(message, ex)  # type: ignore[misc]
         parser = _chosen(self)
@@ -72,18 +72,18 @@ class Parser(OneLineErrors, ArgumentParser):
 
 
 class PlainParser(OneLineErrors, argparse.ArgumentParser):
-    """Argparse's own."""
+    """Argparse's parser with one-line errors."""
 
 
 def _chosen(parser: Any) -> Any:
-    """The parser of the subcommand that was asked for, where there is one."""
+    """The parser of the chosen subcommand, or ``parser`` itself if there is none."""
     subcommands = getattr(parser, "_subcommands_action", None)
     named = (getattr(parser, "args", None) or [""])[0]
     return subcommands.choices.get(named, parser) if subcommands else parser
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:
-    """Every option as it is typed, without the dashes; ``x.init_args.y`` of the default of a class as well."""
+    """List every option as it is typed, without the dashes, and ``x.init_args.y`` for the default class of ``x``."""
     names = [option[2:] for action in parser._actions for option in action.option_strings if option[:2] == "--"]
     for action in parser._actions:
         default: Any = action.default
@@ -94,7 +94,7 @@ def option_names(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def describe(message: str, parser: argparse.ArgumentParser) -> str:
-    """A message of argparse or jsonargparse in one line of plain words."""
+    """Rewrite a message of argparse or jsonargparse as one line of plain words."""
     known, more = option_names(parser), f" (`{parser.prog} --help` lists all options)"
     if match := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
         return _unknown((match[1].split() or [""])[0].split("=")[0], known) + more
@@ -102,7 +102,7 @@ def describe(message: str, parser: argparse.ArgumentParser) -> str:
         within = re.match(r'Parser key "(.*?)"', message)
         group = re.match(r"Group '(.*?)'", message)
         prefix = f"{within[1]}.init_args." if within else f"{group[1]}." if group else ""
-        where = "" if within else " (in a configuration)"  # on the command line it would be unrecognized
+        where = "" if within else " (in a configuration)"  # on the command line it would be "unrecognized"
         return _unknown(f"--{prefix}{match[1] or match[2]}", known) + where + more
     if match := re.match(r"the following arguments are required: (.*)", message):
         subcommand = f"{getattr(parser, 'subcommand', '')}."
@@ -120,7 +120,7 @@ def _unknown(word: str, known: Sequence[str]) -> str:
 
 
 def _wrong_value(details: str) -> str:
-    """What jsonargparse says of a value: of a union only its members, not why each of them refuses."""
+    """Shorten jsonargparse's message about a value; of a union only the members, not why each refuses."""
     match = re.search(r"Subtypes: \[(?P<types>[^\n]*)\].*Given value: (?P<value>.*)", details, re.DOTALL)
     match = match or re.fullmatch(r"Expected an? (?P<types>.*)\. Got value: (?P<value>.*)", details, re.DOTALL)
     if "given class_path" in details or match is None:
@@ -137,7 +137,7 @@ def _wrong_value(details: str) -> str:
 
 
 def common_options(parser: argparse.ArgumentParser) -> str:
-    """The options that most runs set, one line each, with their defaults; those that the parser has."""
+    """Format those of the common options that the parser has, one line each, with their defaults."""
     known = set(option_names(parser))
     lines = []
     for name, text in COMMON_OPTIONS.items():

@@ -1,7 +1,8 @@
-"""What each layer of a student contributes: the change of its output loss without a layer, and with two swapped.
+"""Contribution of each layer of a student: its output loss without the layer, and with two layers swapped.
 
-Nothing is trained. A layer that can be skipped at no cost is not used; neighbours that can be swapped at no cost do
-not depend on their order, as copies of one layer may (Veit et al. 2016 did both to residual networks).
+Nothing is trained. If the loss stays the same without a layer, the layer is not used. If it stays the same with two
+neighbours swapped, their order does not matter, as may happen with copies of one layer. Veit et al. 2016 did both
+with residual networks.
 
 Tensor names carry shape suffixes: F frames, D features.
 """
@@ -17,7 +18,7 @@ from transformers import HubertModel
 
 @dataclass(frozen=True)
 class DepthUse:
-    """Output losses: of the whole student, without each layer, with each layer and the next one swapped."""
+    """Output losses of the whole student, without each layer, and with each layer and the next one swapped."""
 
     loss: float
     skipped: list[float]
@@ -26,7 +27,7 @@ class DepthUse:
 
 @contextmanager
 def layers_in_order(model: HubertModel, order: Sequence[int]) -> Iterator[None]:
-    """Run ``model`` with its layers in another order, some of them left out; they come back at the end."""
+    """Give ``model`` its layers in another order or without some of them, and restore them at the end."""
     layers = model.encoder.layers
     model.encoder.layers = nn.ModuleList(layers[index] for index in order)
     try:
@@ -41,8 +42,8 @@ def depth_use(model: HubertModel, waveforms: Sequence[Tensor], loss: Callable[[T
 
     Args:
         model: the student in eval mode.
-        waveforms: utterances (T,), prepared as the student takes them; each is run alone.
-        loss: of an output (F, D) and the number of its utterance, summed over frames.
+        waveforms: utterances (T,), normalised as the student needs them; each is run alone.
+        loss: function of an output (F, D) and the index of its utterance, summed over frames.
     """
     depth = len(model.encoder.layers)
     whole = list(range(depth))

@@ -1,8 +1,8 @@
-"""Runs that take turns in one process: one at a time, batch by batch, the one that is behind first.
+"""Runs that take turns in one process: one at a time, batch by batch, the one that is furthest behind first.
 
-Each run has a thread of its own, but only the one whose turn it is does anything: the others wait where they asked
-for their next batch. So the runs do what they would do one after the other, and what is global to a process (random
-numbers, gradient mode) belongs to one of them at a time. Those that stand at the same place share what is made there.
+Each run has its own thread, but only the run whose turn it is works; the others wait for their next batch. The runs
+therefore compute the same as one after another, and the global state of a process (random numbers, gradient mode)
+belongs to one of them at a time. Runs at the same place share the batch and the targets made there.
 """
 
 import threading
@@ -19,18 +19,18 @@ from lightning_modules.teacher import TeacherTargets
 Value = TypeVar("Value")
 
 Place = tuple[int, int, int]
-"""Epoch, micro-batch, and 0; or 1 + the number of a validation batch that comes after it. Later is greater."""
+"""Epoch, micro-batch, and 0, or 1 + the number of a validation batch after that micro-batch. Later is greater."""
 
 
 class Stopped(Exception):
-    """All runs are to end where they wait."""
+    """Raised in every run that waits for its turn, to end it."""
 
 
 class Lockstep:
-    """Whose turn it is.
+    """Decides whose turn it is.
 
     Args:
-        names: of the runs, in the order in which those at the same place take their turns.
+        names: names of the runs; runs at the same place take their turns in this order.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -62,7 +62,7 @@ class Lockstep:
             self._pass_on()
 
     def stop(self) -> None:
-        """Let every run end when it next waits for its turn, or at once where it waits."""
+        """End every run when it next waits for its turn, or at once if it waits already."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -78,10 +78,10 @@ class Lockstep:
 
 
 class Once(Generic[Value]):
-    """What the first run at a place makes and the others there get.
+    """A value that the first run at a place computes and the others there receive.
 
     Attributes:
-        total_seconds: that making took, all places together.
+        total_seconds: seconds spent computing, over all places.
     """
 
     def __init__(self) -> None:
@@ -91,11 +91,11 @@ class Once(Generic[Value]):
         self._value: Value | None = None
 
     def get(self, place: Place, make: Callable[[], Value]) -> tuple[Value, float]:
-        """The value, and the seconds that it spared the one who asks: 0 for the one who makes it."""
+        """Return the value and the seconds that sharing it saved this run: 0 for the run that computes it."""
         if place == self._place:
             return cast(Value, self._value), self._seconds
         started = time.perf_counter()
-        self._place = self._value = None  # before the next is made: two batches of targets at a time are one too many
+        self._place = self._value = None  # free the old value first: two batches of targets take too much memory
         value = make()
         self._place, self._value, self._seconds = place, value, time.perf_counter() - started
         self.total_seconds += self._seconds
@@ -103,9 +103,9 @@ class Once(Generic[Value]):
 
 
 class Shared:
-    """Micro-batches and targets of runs with equal data and an equal teacher, each made once.
+    """Micro-batches and targets of runs with equal data and an equal teacher, each computed once.
 
-    A run that resumes behind the others loads and asks the teacher alone until it has caught up.
+    A run that resumes behind the others loads data and runs the teacher alone until it has caught up.
     """
 
     def __init__(self) -> None:
@@ -115,11 +115,11 @@ class Shared:
 
     @property
     def seconds(self) -> float:
-        """That loading and the teacher took so far, validation included."""
+        """Seconds that loading and the teacher took so far, validation included."""
         return self.batches.total_seconds + self.targets.total_seconds
 
     def next_batch(self, part: str, wanted: tuple[int, int], load: Load) -> AudioBatch | None:
-        """Micro-batch (epoch, number) of ``part``: from the loader that is open at that place, else from a new one."""
+        """Load micro-batch (epoch, number) of ``part`` from the loader open at that place, else from a new one."""
         at, source = self._sources.pop(part, (None, None))
         if source is None or at != wanted:
             source = load(wanted[1])
@@ -128,19 +128,19 @@ class Shared:
         return batch
 
     def close(self) -> None:
-        """Let go of the open loaders, and so of their workers."""
+        """Drop the open loaders, which ends their workers."""
         self._sources.clear()
 
 
 class Turns:
-    """One run's part: it stands between the run's loaders and its teacher and what is shared.
+    """Connect one run's loaders and teacher to the shared batches and targets.
 
     Args:
-        name: of the run.
-        lockstep: of all runs.
-        shared: by all runs.
+        name: name of the run.
+        lockstep: the lockstep of all runs.
+        shared: batches and targets shared by all runs.
         aside: makes a context for the time in which it is another run's turn.
-        charge: takes the seconds that something shared has spared this run.
+        charge: called with the seconds that sharing has saved this run.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Turns:
         self.place: Place = (-1, -1, 0)
 
     def relay(self, part: str) -> Relay:
-        """For the loader of the ``train`` or of the ``val`` data."""
+        """Make the relay for the loader of the ``train`` or the ``val`` data."""
 
         def batches(epoch: int, start: int, load: Load) -> Iterator[AudioBatch]:
             for number in count(start):
@@ -169,7 +169,7 @@ class Turns:
         return batches
 
     def targets(self, ask: Callable[[], TeacherTargets]) -> TeacherTargets:
-        """Of the micro-batch at which this run stands."""
+        """Return the targets of this run's current micro-batch."""
         return self._once(self.shared.targets, ask)
 
     def _reach(self, place: Place) -> None:

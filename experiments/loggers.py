@@ -1,8 +1,7 @@
-"""Loggers of a run: ``RUN/metrics.csv`` always, Weights & Biases where it is wanted.
+"""Loggers of a run: ``RUN/metrics.csv`` always, Weights & Biases unless it is disabled.
 
-``metrics.csv`` has one column per metric and one row per call that logs: a step may have several rows
-(training and validation apart, steps repeated after a resume). For each column the last value of a step
-counts.
+``metrics.csv`` has one column per metric and one row per logging call. A step may have several rows (training and
+validation, steps repeated after a resume); for each column the last value of a step counts.
 """
 
 import csv
@@ -30,11 +29,11 @@ log = logging.getLogger(__name__)
 class MetricsFile:
     """A CSV file that only grows: rows are appended, a new column rewrites the file atomically.
 
-    A process that is killed while it writes can leave half a last line; it is dropped when the file is next
+    A process that is killed while it writes can leave an incomplete last line, which is dropped when the file is next
     opened.
 
     Args:
-        path: the file; what it holds already is kept.
+        path: path of the file; existing rows are kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +42,7 @@ class MetricsFile:
         self.columns = self._repair()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row; it is in the file when this returns, and outlives a kill of this process."""
+        """Add one row; it is in the file when this returns, even if the process is killed afterwards."""
         new = [name for name in row if name not in self.columns]
         if new:
             self._add_columns(new)
@@ -96,7 +95,7 @@ class AppendingCSVLogger(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The file, opened when it is first asked for, on rank zero."""
+        """The file, opened at the first access, on rank zero."""
         if self._metrics is None:
             self._metrics = MetricsFile(Path(self.log_dir) / "metrics.csv")
         return self._metrics
@@ -116,31 +115,31 @@ class AppendingCSVLogger(CSVLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
-        """Nothing: see the class."""
+        """Do nothing: see the class."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Nothing: rows are in the file already."""
+        """Do nothing: rows are in the file already."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Nothing: rows are in the file already."""
+        """Do nothing: rows are in the file already."""
 
 
 @dataclass
 class WandbSettings:
-    """Weights & Biases.
+    """Settings of Weights & Biases.
 
     Args:
-        mode: ``auto`` is online where a key is set and offline elsewhere (upload later with ``wandb sync``);
-            ``disabled`` does not even import it.
+        mode: ``auto`` is online if a key is set, else offline (upload later with ``wandb sync``); ``disabled`` does not
+            even import it.
         project: project of the run.
         entity: user or team; default: that of the key.
-        group: shown together in the dashboard, for example the seeds of one recipe.
-        tags: labels.
-        id: run id; default: one that this run made for itself and keeps over every resume.
-        init_timeout_seconds: how long an unreachable server may hold up the start (some 10 s more in
-            practice); then the run goes on offline.
+        group: group of runs shown together in the dashboard, for example the seeds of one recipe.
+        tags: labels of the run.
+        id: run id; default: generated once and kept over every resume.
+        init_timeout_seconds: seconds to wait for an unreachable server (some 10 s more in practice) before the run
+            continues offline.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -156,7 +155,7 @@ class ResilientWandbLogger(WandbLogger):
     """A ``WandbLogger`` that goes offline when the server does not answer, and ends its run with the fit.
 
     Attributes:
-        unreachable: whether the server has left any run of this process without an answer.
+        unreachable: whether the server failed to answer any run of this process.
     """
 
     unreachable = False
@@ -164,7 +163,7 @@ class ResilientWandbLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, started when it is first asked for, on rank zero."""
+        """The W&B run, started at the first access, on rank zero."""
         import wandb
 
         if self._experiment is not None:
@@ -200,13 +199,13 @@ def build_loggers(
     run_id: str | None = None,
     config: dict[str, Any] | None = None,
 ) -> list[Logger]:
-    """The loggers of a run; nothing is written or started before the first metric.
+    """Build the loggers of a run; nothing is written or started before the first metric.
 
     Args:
         run_dir: folder of the run; ``metrics.csv`` and ``wandb/`` lie in it.
         name: name of the run in W&B.
         wandb: settings of W&B.
-        run_id: W&B run id to continue or to start; ``wandb.id`` goes before it.
+        run_id: W&B run id to continue or to start; ``wandb.id`` overrides it.
         config: resolved configuration in plain values, for W&B.
     """
     loggers: list[Logger] = [AppendingCSVLogger(run_dir)]
@@ -245,7 +244,7 @@ def _wandb_logger(
 
 
 def has_key() -> bool:
-    """Whether W&B could log in without asking: a key in the environment, its settings, or netrc."""
+    """Whether W&B can log in without a prompt, by a key in the environment, its settings, or netrc."""
     import wandb
 
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):

@@ -1,4 +1,4 @@
-"""``interstack pack``: a corpus as 16-bit samples in a few large files."""
+"""``interstack pack``: write a corpus as 16-bit samples in a few large files."""
 
 from pathlib import Path
 from typing import Literal
@@ -21,17 +21,17 @@ def pack(
 ) -> None:
     """Pack splits of a corpus; train with ``--data.root OUTPUT``. Batches are the same, bit for bit.
 
-    An interrupted call is continued by the same call; a finished pack is checked against its checksums and kept.
+    The same call continues an interrupted one; a finished pack is checked against its checksums and kept.
 
     Args:
         root: folder that holds the splits, or its parent; several may be given.
         output: the folder that gets one folder per split; 115 MB per hour of audio at 16 kHz.
-        splits: default: LibriSpeech's three train splits and dev-clean.
-        sample_rate: of the files, in Hz; others are bad audio.
-        shard_megabytes: most size of a file; a longer utterance gets one of its own.
-        on_bad_audio: error stops at the first file that cannot be used; skip leaves out those whose header shows it.
+        splits: splits to pack; default: LibriSpeech's three train splits and dev-clean.
+        sample_rate: sample rate of the files in Hz; files with another rate are bad audio.
+        shard_megabytes: maximum size of a file in MB; a longer utterance gets a file of its own.
+        on_bad_audio: error stops at the first unusable file; skip leaves out files whose header shows the fault.
         overwrite: replace a pack of another corpus or other settings.
-        cache_dir: where manifests are kept, as ``data.cache_dir``.
+        cache_dir: folder for manifests, as ``data.cache_dir``.
     """
     if shard_megabytes < 1:
         raise InputError(f"shard_megabytes is {shard_megabytes}; it must be positive")

@@ -1,4 +1,4 @@
-"""``interstack pretrain-teacher``: a small teacher from a corpus with phone alignments."""
+"""``interstack pretrain-teacher``: train a small teacher on a corpus with phone alignments."""
 
 import logging
 import time
@@ -40,24 +40,24 @@ def pretrain_teacher(
     progress_bar: bool = True,
     overwrite: bool = False,
 ) -> None:
-    """Train a small HuBERT on the phone of every frame and write it as a Hugging Face folder.
+    """Train a small HuBERT to predict the phone of every frame, and write it as a Hugging Face folder.
 
-    The corpus needs alignments (`interstack synthesize` makes both; the format for your own is described in
-    datamodules/alignments.py). A teacher that is already there with the same settings is kept.
+    The corpus needs alignments: `interstack synthesize` makes both, and datamodules/alignments.py describes the format.
+    An existing teacher with the same settings is kept.
 
     Args:
         root: folder of the splits with alignments/ beside them, or its parent.
         output: the folder that gets the model.
         train_splits: splits to train on.
         val_splits: splits of held-out speakers, for the frame accuracy in training.json.
-        steps: optimizer steps, however long they take, so that the result is the same; 0 writes the untrained
-            model, as a control.
-        seed: of initialisation, dropout, order and crops.
+        steps: optimizer steps, a fixed number so that the result is reproducible; 0 writes the untrained model, as a
+            control.
+        seed: seed of initialisation, dropout, order and crops.
         recipe: sizes and training settings.
         accelerator: cpu, cuda, mps or auto.
-        precision: of the training; auto is bf16-mixed on GPUs that have bfloat16, else 32-true.
+        precision: precision of the training; auto is bf16-mixed on GPUs that have bfloat16, else 32-true.
         num_workers: processes that read audio; default: none on a CPU, on a GPU one less than the cores, from 2 to 8.
-        progress_bar: show one.
+        progress_bar: show a progress bar.
         overwrite: replace a teacher of other settings.
     """
     if steps < 0:
@@ -66,7 +66,7 @@ def pretrain_teacher(
     used = trainer_precision(accelerator) if precision == "auto" else precision
     settings = {"steps": steps, "seed": seed, "train_splits": train_splits, "val_splits": val_splits}
     settings |= {"recipe": asdict(recipe), "alignments": alignment_digest(root, [*train_splits, *val_splits])}
-    if steps and used != "32-true":  # left out elsewhere, as in the markers of older teachers
+    if steps and used != "32-true":  # left out otherwise, as in the markers of older teachers
         settings["precision"] = used
     if is_finished(folder, MARKER, settings, overwrite):
         logger.info("kept the teacher in %s, which has these settings already", folder)
@@ -110,11 +110,11 @@ def train(
     num_workers: int | None = None,
     progress_bar: bool = True,
 ) -> dict[str, float]:
-    """Train in place, for as long as the training set is; returns ``train/loss`` and the held-out ``val/...``.
+    """Train ``module`` in place for one pass over the training set; return ``train/loss`` and the held-out ``val/...``.
 
-    The same arguments give the same weights on the same machine; the number of workers changes nothing.
+    The same arguments give the same weights on the same machine, whatever the number of workers.
     """
-    L.seed_everything(seed, verbose=False)  # dropout
+    L.seed_everything(seed, verbose=False)  # for dropout
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,
@@ -138,7 +138,7 @@ def train(
 
 
 def write_model(folder: Path, hubert: HubertModel, phones: Sequence[str]) -> None:
-    """Model, feature extractor (raw audio, as it was trained) and ``phones.json`` (class index -> phone)."""
+    """Write model, feature extractor (raw audio, as in training) and ``phones.json`` (class index -> phone)."""
     hubert.save_pretrained(folder)
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True)
     extractor.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""``interstack quickstart``: corpus, teacher, four students, probes and a report, on a CPU in minutes.
+"""``interstack quickstart``: make corpus, teacher, four students, probes and a report, on a CPU in minutes.
 
-For people without a corpus, weights or a GPU. Every part is kept once it is finished, so the command can be interrupted
-and started again. Students are trained by the very code path of ``interstack fit``.
+It needs no corpus, no weights and no GPU. Finished parts are kept, so the command can be interrupted and started again.
+Students are trained by the code path of ``interstack fit``.
 """
 
 import logging
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; ``budget`` is seconds per part as measured on two cores."""
+    """Size of every part; ``budget`` is seconds per part as measured on two cores."""
 
     minutes: float
     teacher_steps: int
@@ -49,7 +49,7 @@ class Size:
 FULL = Size(20.0, 900, 8, 60, 300, {"corpus": 2, "teacher": 120, "each of 4 students": 115, "each of 6 probes": 25})
 FAST = Size(2.0, 60, 4, 4, 50, {"corpus": 1, "teacher": 20, "each of 4 students": 8, "each of 6 probes": 7})
 
-# System -> shipped config. GradStack has the prediction-style loss, as in the paper.
+# System -> shipped config. GradStack uses the prediction-style loss, as in the paper.
 STUDENTS = {
     "Full L2L": "full_l2l",
     "GradStack": "gradstack_equal",
@@ -63,8 +63,8 @@ def quickstart(output: str = "runs/quickstart", fast: bool = False, seed: int = 
 
     Args:
         output: folder for everything; finished parts in it are kept.
-        fast: one to two minutes instead of about eleven, with models too poor to compare.
-        seed: of corpus, teacher, students and probes.
+        fast: take one to two minutes instead of about eleven, with models too poor to compare.
+        seed: seed of corpus, teacher, students and probes.
     """
     from experiments.pretrain_teacher import pretrain_teacher
     from experiments.synthesize import synthesize
@@ -90,7 +90,7 @@ def quickstart(output: str = "runs/quickstart", fast: bool = False, seed: int = 
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """One folder holds one quick start: parts of different settings must not end up in one table."""
+    """Refuse a folder with a quick start of other settings: one table must not mix them."""
     path = folder / "quickstart.json"
     if path.is_file() and read_json(path) != settings:
         raise InputError(
@@ -118,7 +118,7 @@ def _part(console: Console, name: str) -> Iterator[None]:
 
 
 def _train(folder: Path, root: Path, config: str, size: Size, seed: int) -> None:
-    """``interstack fit`` with a shipped config, made small; a finished run is kept, an interrupted one continued."""
+    """Run ``interstack fit`` with a small shipped config; finished runs are kept, interrupted ones continued."""
     run = folder / "students" / config
     if (run / "summary.json").is_file():
         log.info("kept the finished run in %s", run)
@@ -142,7 +142,7 @@ def _student(folder: Path, config: str) -> HubertModel:
 
 
 def _probe_all(console: Console, folder: Path, root: Path, size: Size, seed: int) -> dict[str, dict[str, Any]]:
-    """Probe results of teacher, untrained twin and students, each kept in ``probes/NAME``."""
+    """Probe teacher, untrained teacher and students; each result is kept in ``probes/NAME``."""
     data = TaskData(root=str(root), num_workers=0)
     results: dict[str, dict[str, Any]] = {}
     for name in ["teacher", "untrained", *STUDENTS.values()]:

@@ -1,15 +1,15 @@
-"""``python -m experiments.real_speech_corpus --data DIR --output DIR``: the corpus of the study ``table1_whisper``.
+"""``python -m experiments.real_speech_corpus --data DIR --output DIR``: make the corpus of study ``table1_whisper``.
 
 DIR holds parts of LibriSpeech as ``tests/test_real_speech.py`` describes them. OUTPUT gets, in LibriSpeech's layout::
 
-    OUTPUT/LibriSpeech/train         all speech but the held-out part, in pieces of at most 5 s: what students hear
-    OUTPUT/LibriSpeech/labelled      links to the utterances of it that have transcripts: what probes learn from
+    OUTPUT/LibriSpeech/train         all speech but the held-out part, in pieces of at most 5 s, to train students
+    OUTPUT/LibriSpeech/labelled      links to those of its utterances that have transcripts, to train probes
     OUTPUT/LibriSpeech/dev           three speakers of dev-clean, held out
     OUTPUT/LibriSpeech/test-other    twelve speakers, held out
-    OUTPUT/tables/*.tsv              for probes of speakers and keywords
+    OUTPUT/tables/*.tsv              tables for the probes of speakers and keywords
 
-Pieces, since a run with cached targets hears one segment of each file, and short segments make attention cheap.
-Phone labels of the last three are then made by ``interstack align``.
+Files are cut into pieces because a run with cached targets trains on one segment per file, and short segments make
+attention cheap. ``interstack align`` then makes the phone labels of the last three splits.
 """
 
 import math
@@ -32,19 +32,19 @@ SOURCES = {
     "dev": ("LibriSpeech_mp3/dev-clean",),
     "test-other": ("LibriSpeech/test-other",),
 }
-"""Folders of each split. dev-clean is there twice; its MP3 files have all of its utterances."""
+"""Folders of each split. The recordings hold dev-clean twice; only its MP3 files have all of its utterances."""
 LONGEST_PIECE = 80_000
 
 
 def real_speech_corpus(data: str, output: str) -> None:
-    """Write pieces, links and tables; those that are there stay.
+    """Write pieces, links and tables; existing ones are kept.
 
     Args:
         data: folder of the recordings, with manifest.tsv.
         output: folder of the corpus.
 
     Raises:
-        ValueError: a folder of recordings is missing.
+        InputError: a folder of recordings is missing.
     """
     root, folder = Path(data).resolve(), Path(output)
     for split, sources in SOURCES.items():
@@ -64,7 +64,7 @@ def real_speech_corpus(data: str, output: str) -> None:
 
 
 def _write_pieces(path: Path, place: Path) -> None:
-    """Pieces of equal length as FLAC, ``NAME-0.flac``, ``NAME-1.flac``, ...; transcripts are left out."""
+    """Write pieces of equal length as FLAC, ``NAME-0.flac``, ``NAME-1.flac``, ...; transcripts are left out."""
     if path.suffix.lower() not in AUDIO_SUFFIXES:
         return
     samples_T, rate = soundfile.read(path, dtype="int16")
@@ -76,7 +76,7 @@ def _write_pieces(path: Path, place: Path) -> None:
 
 
 def _files(source: Path, split: str) -> Iterator[Path]:
-    """Audio and transcripts SPEAKER/CHAPTER/NAME; held-out speakers belong to dev, all others do not."""
+    """Yield audio and transcripts SPEAKER/CHAPTER/NAME of a split; only dev has the held-out speakers."""
     for path in sorted(source.glob("*/*/*")):
         held_out = split != "test-other" and path.parent.parent.name in HELD_OUT_SPEAKERS
         if held_out == (split == "dev") and path.suffix.lower() in (*AUDIO_SUFFIXES, ".txt"):

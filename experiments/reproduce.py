@@ -3,7 +3,7 @@
     interstack reproduce table1_mini --output studies/table1_mini
     interstack reproduce table1 --output studies/table1 --root /corpora/LibriSpeech --executor slurm
 
-A study is a file of ``experiments/studies`` or of your own; see ``docs/reproducing.md``.
+A study is a file in ``experiments/studies`` or your own file; see ``docs/reproducing.md``.
 """
 
 import logging
@@ -52,27 +52,27 @@ def reproduce(
     wandb: dict[str, Any] | None = None,
     finished: str | list[str] | None = None,
 ) -> None:
-    """Run what is left of a study, then write its report. Finished jobs are never repeated.
+    """Run the unfinished jobs of a study, then write its report. Finished jobs are never repeated.
 
     Args:
         study: name of a shipped study, or a YAML file.
-        output: folder for jobs, runs and the report; one study each.
-        only: a row to run, or a list of rows, such as [full_l2l,interleave_equal]; default: all. The report has all.
-        seeds: to run; default: the study's.
+        output: folder for jobs, runs and the report; one study per folder.
+        only: row to run, or a list of rows, such as [full_l2l,interleave_equal]; default: all. The report has all rows.
+        seeds: seeds to run; default: the study's.
         dry_run: print the plan with estimated FLOPs, time and disk; run nothing.
-        root: the corpus, for studies that do not synthesize one.
+        root: folder of the corpus, for studies that do not synthesize one.
         roots: corpora of evaluation tasks that are not below root, such as {"sf": FOLDER, "sid": FOLDER}.
-        teacher: hub name or folder instead of the study's teacher.
-        lexicon: pronunciations for SUPERB's PR (see docs/superb.md), a file or a list of files, where the corpus has no
-            phone alignments.
-        executor: this machine, or SLURM through submitit.
+        teacher: hub name or folder of a teacher to use instead of the study's.
+        lexicon: file of pronunciations for SUPERB's PR (see docs/superb.md), or a list of files; needed if the corpus
+            has no phone alignments.
+        executor: run jobs on this machine, or on SLURM through submitit.
         parallel: jobs at a time on this machine; default: one per group of GPUs, or one without GPUs.
-        devices: GPUs of a distillation job, as DDP; under SLURM see slurm.gpus.
-        together: train the students of a seed side by side on one device (interstack fit-together), where they share
-            data and teacher; results are the same, seconds are not comparable with those of runs on their own.
+        devices: GPUs per distillation job, trained with DDP; under SLURM see slurm.gpus.
+        together: train the students of a seed side by side on one device (interstack fit-together); they then share
+            data and teacher. Results are the same; seconds are not comparable with those of separate runs.
         slurm: resources of a SLURM job.
         wandb: settings of Weights & Biases for all runs, such as {"mode": "online", "project": "NAME"}.
-        finished: results.json of the same study from another machine, or a list of them: rows and seeds that are
+        finished: results.json of the same study from another machine, or a list of them; rows and seeds that are
             complete there are not repeated.
     """
     folder, console = Path(output), Console()
@@ -106,7 +106,7 @@ def reproduce(
         raise InputError("the report at the end needs matplotlib: pip install 'interstack[report]'")
     files = [Path(path) for path in ([finished] if isinstance(finished, str) else finished or [])]
     taken = {job for path in files for job in restore_results(folder, plan, path, dry_run=True)}
-    if not dry_run:  # refused before anything is written, the lock's file included
+    if not dry_run:  # check before anything is written, the lock file included
         left = [job for job in plan.to_run if not is_done(folder, job.id) and job.id not in taken]
         require_corpora(workspace, left)
     with nullcontext() if dry_run else only_runner(folder):
@@ -127,7 +127,7 @@ def reproduce(
         try:
             runner.run()
         except KeyboardInterrupt:
-            console.print("interrupted: the same command goes on from here")
+            console.print("interrupted: the same command continues from here")
             sys.exit(130)
         report = import_module("experiments.report.study").build_study_report(folder)  # imports matplotlib
         console.width = max(console.width, 110)  # the table of results needs it
@@ -139,7 +139,7 @@ def reproduce(
 
 
 def _facts() -> dict[str, Any]:
-    """What the report says about where the study ran."""
+    """Command, commit, machine and versions of this study, for the report."""
     return {
         "command": "interstack " + " ".join(sys.argv[1:]),
         "commit": git_commit() or "unknown (not a clone)",

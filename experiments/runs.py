@@ -1,4 +1,4 @@
-"""A run is one folder: its configs, metrics, growth log, checkpoints and summary; a resumed run stays in it."""
+"""The folder of a run: configs, metrics, growth log, checkpoints and summary; a resumed run stays in it."""
 
 import contextlib
 import logging
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree, with ``-dirty`` where it has changes.
+    """Find the commit of the source tree, with ``-dirty`` if it has changes.
 
-    Outside a clone it is ``$INTERSTACK_COMMIT``, which a copy of the tree can be given; ``None`` without that.
+    Outside a clone it is ``$INTERSTACK_COMMIT``, which can be set for a copy of the tree, else ``None``.
     """
     folder = Path(__file__).resolve().parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
@@ -62,25 +62,24 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """All that a run can go on from, Lightning's own of a requeued job among them."""
+        """All checkpoints that the run can continue from, including Lightning's own of a requeued job."""
         return [*(self.path / "checkpoints").glob("*.ckpt"), *self.path.glob("hpc_ckpt_*.ckpt")]
 
     @property
     def used(self) -> bool:
-        """Whether a run left something here: metrics, a checkpoint or a summary.
+        """Whether a run has written metrics, a checkpoint or a summary here.
 
-        An attempt that failed in its set-up left none of them.
-
-        Only rank zero can tell: it records this run while others start.
+        An attempt that failed in its set-up has written none of them. Only on rank zero can this be true, because rank
+        zero may already write this run while the other ranks start.
         """
         left = any((self.path / name).is_file() for name in ("metrics.csv", "summary.json")) or self.checkpoints
         return bool(left) and is_rank_zero()
 
     def hold(self) -> None:
-        """Lock the folder for this process, on rank zero, and clear away what a killed one has left half written.
+        """Lock the folder for this process, on rank zero, and remove the incomplete files of a killed process.
 
         Raises:
-            ValueError: another command works here.
+            InputError: another command is working in this folder.
         """
         if is_rank_zero():
             self._lock = FolderLock(self.path, "run.lock", "wait for it, or choose another --name")
@@ -89,33 +88,33 @@ class RunFolder:
 
     @property
     def wandb_id(self) -> str:
-        """The W&B run id: made once, kept over every resume."""
+        """The W&B run id, made once and kept over every resume."""
         if self.record["wandb_id"] is None:
             self.record["wandb_id"] = uuid.uuid4().hex[:12]
         return str(self.record["wandb_id"])
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
-        """Those that the run is made of: the last one that began at step 0, and what resumed from it."""
+        """Attempts that make up the run: the last one that began at step 0, and those that resumed from it."""
         attempts = self.record["attempts"]
         fresh = [number for number, attempt in enumerate(attempts) if attempt["resumed_from"] is None]
         return attempts[fresh[-1] if fresh else 0 :]
 
     @property
     def commit(self) -> str | None:
-        """Commit of the code that made the run; of attempts that differ all, in their order."""
+        """Commit of the code that made the run; if the attempts differ, all commits in order."""
         commits = [attempt.get("git_commit", self.record.get("git_commit")) for attempt in self.attempts]
         return ", ".join(dict.fromkeys(commit for commit in commits if commit)) or None
 
     def resolve_checkpoint(self, ckpt_path: str | None) -> str | None:
-        """What ``--ckpt_path`` means for this folder.
+        """Resolve ``--ckpt_path`` for this folder.
 
-        ``last`` is this run's newest checkpoint, or nothing where there is none yet: a job scheduler gives the same
-        command on its first start.
+        ``last`` is this run's newest checkpoint, or none if there is none yet, because a job scheduler uses the same
+        command for the first start.
 
         Raises:
-            ValueError: a new run, or another run's checkpoint, in a folder that is in use; a file that is not there or
-                is damaged.
+            InputError: the folder is in use and this is a new run or another run's checkpoint, or the file is missing
+                or damaged.
         """
         if ckpt_path == "last":
             return self._last()
@@ -153,16 +152,16 @@ class RunFolder:
         return str(found)
 
     def _way_on(self) -> str:
-        """What to do where a checkpoint of this run is lost."""
+        """Say what to do if a checkpoint of this run is lost."""
         if (found := newest_sound(self.checkpoints)) is None:
             return f"no other checkpoint of {self.path} is whole; choose another --name to start anew"
         return f"go on from the newest that is whole (step {global_step(found)}) with --ckpt_path {found}"
 
     def trained_checkpoint(self, ckpt_path: str | None) -> str:
-        """What ``--ckpt_path`` means where a trained student is needed.
+        """Resolve ``--ckpt_path`` for a command that needs a trained student.
 
         Raises:
-            ValueError: it is not given, ``last`` where there is none yet, not a file, or damaged.
+            InputError: the path is not given, is not a file, is damaged, or is ``last`` without a checkpoint yet.
         """
         path = self.last_checkpoint if ckpt_path == "last" else Path(ckpt_path or "")
         if not path.is_file():
@@ -175,12 +174,12 @@ class RunFolder:
     def start_attempt(self, config: str, resumed_from: str | None) -> None:
         """Record one more attempt and keep its resolved configuration as ``config_N.yaml``."""
         kept = [re.fullmatch(r"config_(\d+)\.yaml", path.name) for path in self.path.glob("config_*.yaml")]
-        numbers = [int(match[1]) for match in kept if match]  # of more than the record has where that was lost
+        numbers = [int(match[1]) for match in kept if match]  # more than in the record if the record was lost
         name = f"config_{max(numbers, default=0) + 1}.yaml"
         write_text(self.path / name, config)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         commit = git_commit()
-        for attempt in self.record["attempts"]:  # one from before attempts had a commit keeps the record's
+        for attempt in self.record["attempts"]:  # attempts of old versions have no commit and keep the record's
             attempt.setdefault("git_commit", self.record.get("git_commit"))
         self.record["attempts"].append(
             {"started": started, "config": name, "resumed_from": resumed_from, "git_commit": commit}

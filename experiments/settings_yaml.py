@@ -1,7 +1,7 @@
-"""YAML of settings: one way to write it and one to read it, so that every string comes back as it was.
+"""Write and read settings as YAML by the same rules, so that every string is read back unchanged.
 
-PyYAML writes by the rules of YAML 1.1, in which ``5e-4`` is a word, and leaves it without quotes; jsonargparse reads by
-wider rules, in which it is a number. Importing this module makes jsonargparse write by its own rules.
+PyYAML writes by the rules of YAML 1.1, in which ``5e-4`` is a string, and leaves it without quotes. jsonargparse reads
+by wider rules, in which it is a number. Importing this module makes jsonargparse write by its own rules.
 """
 
 from typing import Any
@@ -13,12 +13,12 @@ _load = get_loader("yaml")
 
 
 def load_settings(text: str) -> Any:
-    """The value of YAML text by jsonargparse's rules.
+    """Parse YAML text by jsonargparse's rules.
 
-    One line that YAML takes for nothing but a comment or an anchor is a string: ``--wandb.group '#3'`` is not ``null``.
+    A single line that YAML reads as only a comment or an anchor is a string: ``--wandb.group '#3'`` is not ``null``.
 
     Raises:
-        yaml.YAMLError: the text is no YAML.
+        yaml.YAMLError: the text is not valid YAML.
     """
     value = _load(text)
     nothing = value is None and "\n" not in text and text.strip().lower() not in ("", "~", "null")
@@ -26,7 +26,7 @@ def load_settings(text: str) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts quotes around strings that are numbers to anyone; PyYAML sees to all others itself."""
+    """Puts quotes around strings that Python reads as numbers; PyYAML handles all others."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:str", data, style="'" if _is_number(data) else None)
@@ -44,7 +44,7 @@ def _is_number(text: str) -> bool:
 
 
 def dump_settings(value: Any) -> str:
-    """YAML of plain values, in their order; :func:`load_settings` gives them back."""
+    """Write plain values as YAML in their order; :func:`load_settings` reads the same values back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

@@ -1,4 +1,4 @@
-"""Files that come with the package and are chosen by name: configs, studies, variants of a benchmark."""
+"""Find files that ship with the package by name: configs, studies, variants of a benchmark."""
 
 from pathlib import Path
 
@@ -7,23 +7,23 @@ from experiments.command_line import nearest
 
 
 def shipped_names(folder: Path) -> list[str]:
-    """Names in ``folder``, without ``.yaml``; a file that begins with an underscore is only a base of others."""
+    """List the names in ``folder`` without ``.yaml``; files that begin with an underscore are only bases of others."""
     return sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
 
 
 def find_shipped(value: str, folder: Path, option: str) -> Path:
-    """The user's file ``value``; or, where there is none, the one that ships in ``folder`` under that bare name.
+    """Find the user's file ``value``, or the shipped file of that bare name in ``folder``.
 
-    A path with a folder in it is the user's own, so that a misspelt folder does not end at a shipped file. A file of
-    the working directory wins over a shipped one only by its whole name, ``full.yaml``.
+    A path with a folder in it is always the user's, so that a misspelt folder does not select a shipped file. A file of
+    the working directory wins over a shipped one only by its full name, ``full.yaml``.
 
     Args:
-        value: as typed.
-        folder: of the shipped files.
-        option: how to name the value in an error.
+        value: path or name, as typed.
+        folder: folder of the shipped files.
+        option: name of the option, for the error message.
 
     Raises:
-        ValueError: there is neither.
+        InputError: there is neither.
     """
     if Path(value).is_file():
         return Path(value)

@@ -1,10 +1,10 @@
-"""``interstack similarity``: which layers of a student are alike, over the stages of its run and against its teacher.
+"""``interstack similarity``: compare a student's layers, over the stages of its run and with its teacher's layers.
 
     interstack similarity runs/first --root /data/LibriSpeech/dev-clean --output analyses/first
 
-For every checkpoint: linear CKA and cosine between the student's layers, CKA with the teacher's layers, how alike
-copies of one first-stage layer are beside other layers, and (training checkpoints only: an exported folder has no
-projection to the teacher's width) the change of the output loss when a layer is skipped or two are swapped.
+Measured for every checkpoint: linear CKA and cosine between the student's layers, CKA with the teacher's layers, and
+the mean similarity of copies of one first-stage layer and of other pairs. Training checkpoints also give the change of
+the output loss when a layer is skipped or two are swapped; an exported folder has no projection to the teacher's width.
 
 Tensor names carry shape suffixes: T samples, L layers, F frames, D features.
 """
@@ -43,14 +43,14 @@ NORMALIZER = "objective.normalizer."
 
 @dataclass(frozen=True)
 class Stage:
-    """One checkpoint and what was found; matrices have the student's layers as rows, layer 1 first.
+    """Measurements of one checkpoint; matrices have the student's layers as rows, layer 1 first.
 
     Attributes:
         checkpoint: file name or folder name.
-        depth: layers.
+        depth: number of layers.
         ancestry: for each layer the first-stage layer that it descends from, 0-based, None for a fresh one.
-        cka, cosine: between the student's layers.
-        cka_teacher: student layers (rows) against teacher layers (columns), normalised as the targets were.
+        cka, cosine: similarity between the student's layers.
+        cka_teacher: CKA of student layers (rows) and teacher layers (columns), normalised as the targets were.
         copies, others: mean CKA over pairs of layers with the same ancestor, and with different ones.
         weight_distance_copies, weight_distance_others: relative distance of their weights, ``|a - b|`` over
             ``sqrt(|a| |b|)``: 0 for a fresh copy, about 1.4 for unrelated layers.
@@ -80,14 +80,14 @@ def similarity(
     row: str | None = None,
     seed: int | None = None,
 ) -> None:
-    """Compare the layers of students; writes ``result.json`` and pictures.
+    """Compare the layers of students; write ``result.json`` and pictures.
 
     Args:
         checkpoints: run folders (all their stages), checkpoints, or exported folders.
-        root: folder with audio files below it; the first ``utterances`` in the order of their names are used.
+        root: folder with audio files below it; the first ``utterances`` by name are used.
         output: folder for the results.
-        utterances: how many of them.
-        max_seconds: of each, from its start.
+        utterances: number of audio files to use.
+        max_seconds: seconds of each file to use, from its start.
         teacher: Hugging Face name or folder; default: the one named in each checkpoint; "none" for no teacher.
         row: row of a study, copied into the result.
         seed: seed of a study's row, copied into the result.
@@ -110,10 +110,10 @@ def similarity(
 
 
 def stage_checkpoints(path: Path) -> list[Path]:
-    """The checkpoints of a run folder, one per stage and the deepest last; any other path stands for itself.
+    """List the checkpoints of a run folder, one per stage and the deepest last; any other path is returned alone.
 
     Raises:
-        ValueError: a run folder without checkpoints.
+        InputError: the run folder has no checkpoints.
     """
     if path.is_file() or (path / "interstack.json").is_file():
         return [path]
@@ -128,10 +128,10 @@ def stage_checkpoints(path: Path) -> list[Path]:
 
 
 def read_waveforms(root: Path, utterances: int, max_seconds: float) -> list[Tensor]:
-    """The first files below ``root`` by name, each (T,) float32 at 16 kHz.
+    """Read the first files below ``root`` by name, each (T,) float32 at 16 kHz.
 
     Raises:
-        ValueError: no audio there, or a number that is not positive.
+        InputError: there is no audio below ``root``, or a number is not positive.
     """
     if utterances < 1 or max_seconds <= 0:
         raise InputError(f"utterances={utterances} and max_seconds={max_seconds} must be positive")
@@ -148,7 +148,7 @@ def read_waveforms(root: Path, utterances: int, max_seconds: float) -> list[Tens
 
 
 def analyse_all(paths: Sequence[Path], waveforms: Sequence[Tensor], teacher: str | None) -> list[Stage]:
-    """Each checkpoint against the one teacher of the run."""
+    """Analyse each checkpoint, with one teacher for all."""
     meta = load_student(paths[-1]).meta
     model = _teacher(meta, teacher)
     prepared = _prepare(waveforms, meta["normalize"])
@@ -171,7 +171,7 @@ def _prepare(waveforms: Sequence[Tensor], normalize: bool) -> list[Tensor]:
 
 
 def _all_layers(teacher: Teacher, waveform_T: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Target of the output loss (F, D), and every layer's output (F, D)."""
+    """Compute the target of the output loss (F, D) and every layer's output (F, D)."""
     targets = teacher(waveform_T[None])
     return targets.output_BFD[0], [targets.hidden[layer][0] for layer in sorted(targets.hidden)]
 
@@ -179,7 +179,7 @@ def _all_layers(teacher: Teacher, waveform_T: Tensor) -> tuple[Tensor, list[Tens
 @torch.no_grad()
 def _analyse(path: Path, waveforms: Sequence[Tensor], targets: list[tuple[Tensor, list[Tensor]]] | None) -> Stage:
     student = load_student(path)
-    # HuBERT's own first state is the input of layer 1: it is no layer.
+    # HuBERT's first hidden state is the input of layer 1, not a layer's output.
     upstream = EncoderUpstream(student.model, normalize=False, name=path.name)
     states = [torch.cat(upstream([waveform_T])[1:]) for waveform_T in waveforms]
     layers = list(torch.cat(states, dim=1))
@@ -207,10 +207,10 @@ def _analyse(path: Path, waveforms: Sequence[Tensor], targets: list[tuple[Tensor
 
 
 def as_learnt(layer_ND: Tensor, kind: str) -> Tensor:
-    """A teacher's layer (frames, D), normalised as the student's targets were.
+    """Normalise a teacher's layer (frames, D) as the student's targets were.
 
-    CKA weighs dimensions by their variance: with a raw layer of Whisper it would compare a student with one dimension.
-    ``standardize`` goes by these frames, since statistics are kept of the learnt layers only.
+    CKA weighs dimensions by their variance: one dimension would dominate a raw layer of Whisper. ``standardize`` uses
+    the statistics of these frames, since a checkpoint keeps those of the learnt layers only.
     """
     if kind == "layer":
         return nn.functional.layer_norm(layer_ND, layer_ND.shape[-1:])
@@ -220,9 +220,9 @@ def as_learnt(layer_ND: Tensor, kind: str) -> Tensor:
 
 
 def mean_over_pairs(matrix: list[list[float]], ancestry: Sequence[int | None], same: bool) -> float | None:
-    """Mean over pairs of different layers with the ``same`` ancestor, or with others; None without such a pair.
+    """Mean over pairs of different layers with the same ancestor, or with different ones; None without such a pair.
 
-    Fresh layers have no ancestor and so are copies of nothing.
+    Fresh layers have no ancestor, so they are no copies.
     """
     pairs = [
         matrix[i][j]
@@ -257,13 +257,13 @@ def _depth_use(
 
 
 def _output_loss(path: Path, objective: ObjectiveConfig, outputs: Sequence[Tensor]) -> Callable[[Tensor, int], Tensor]:
-    """The distance that the student was trained with, through its own projection, summed over frames."""
+    """Build the student's training distance, with its own projection, summed over frames."""
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     weight, bias = state[OUTPUT_PROJECTION + "weight"], state[OUTPUT_PROJECTION + "bias"]
     normalizer, distance = TargetNormalizer(objective.normalize_targets, [], len(weight)), objective.distance
     if normalizer.kind == "standardize":
         mean_SD, deviation_SD = (state[f"{NORMALIZER}{name}"] for name in TargetStatistics._fields)
-        normalizer.use(TargetStatistics(mean_SD[:1], deviation_SD[:1]))  # the output's come first
+        normalizer.use(TargetStatistics(mean_SD[:1], deviation_SD[:1]))  # the statistics of the output come first
     targets = [normalizer(TeacherTargets(output_FD[None], {})).output_BFD for output_FD in outputs]
 
     def loss(output_FD: Tensor, number: int) -> Tensor:
@@ -274,7 +274,7 @@ def _output_loss(path: Path, objective: ObjectiveConfig, outputs: Sequence[Tenso
 
 
 def _draw(runs: list[dict[str, Any]], output: Path) -> None:
-    """Pictures, where matplotlib is installed: the numbers do not need it."""
+    """Write the pictures if matplotlib is installed; the numbers do not need it."""
     try:
         pictures = [stages_picture(runs), copies_picture(runs), depth_use_picture(runs)]
     except ModuleNotFoundError as error:

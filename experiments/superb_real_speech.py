@@ -1,8 +1,8 @@
-"""``python -m experiments.superb_real_speech --data DIR --models DIR --output DIR``: four probes on real speech.
+"""``python -m experiments.superb_real_speech --data DIR --models DIR --output DIR``: run four probes on real speech.
 
-The small trained teacher of the quick start (``MODELS/teacher``), its untrained twin (``MODELS/untrained``) and FBANK,
-on phones, words, speakers and keywords of a few hours of real recordings (tests/test_real_speech.py says where). Every
-number is one of ``interstack superb --preset probe``; finished ones are kept.
+The small trained teacher of the quick start (``MODELS/teacher``), its untrained copy (``MODELS/untrained``) and FBANK
+are probed for phones, words, speakers and keywords on a few hours of real recordings (see tests/test_real_speech.py).
+Every number comes from ``interstack superb --preset probe``; finished probes are kept.
 """
 
 import csv
@@ -21,9 +21,9 @@ from experiments.superb.options import task_folder
 
 UPSTREAMS = ("teacher", "untrained", "fbank")
 HELD_OUT_SPEAKERS = ("2277", "2902", "777")
-"""The test speakers of PR and ASR: a woman and two men, chosen before anything was measured."""
+"""Test speakers of PR and ASR: a woman and two men, chosen before anything was measured."""
 MOST_SECONDS = 12.0
-"""Longer recordings are left out of every table: on one core those of PR and ASR take half of the time."""
+"""Longer recordings are left out of every table: on one core PR and ASR would spend half of the time on them."""
 
 
 class Probe(NamedTuple):
@@ -47,13 +47,13 @@ PROBES = (
 
 
 def superb_real_speech(data: str, models: str, output: str, seed: int = 0) -> None:
-    """Run what is not there yet, then write OUTPUT/table.md.
+    """Run the unfinished probes, then write OUTPUT/table.md.
 
     Args:
         data: folder of the recordings, with manifest.tsv and lexicon/.
         models: folder that holds the Hugging Face folders teacher and untrained.
         output: folder of the table, the results and their tables of utterances.
-        seed: of subsets, order and heads.
+        seed: seed of subsets, order and heads.
     """
     root, folder = Path(data).resolve(), Path(output)
     write_tables(root, folder / "tables")
@@ -67,7 +67,7 @@ def superb_real_speech(data: str, models: str, output: str, seed: int = 0) -> No
 
 
 def write_tables(root: Path, folder: Path) -> None:
-    """The corpora as tables of :mod:`datamodules.superb.table`; paths are absolute."""
+    """Write the corpora as tables of :mod:`datamodules.superb.table`, with absolute paths."""
     files = list(csv.DictReader(read_lines(root / "manifest.tsv"), delimiter="\t", quoting=csv.QUOTE_NONE))
     parts = {name: [line for line in files if line["set"] == name] for name in {line["set"] for line in files}}
     other = parts["LibriSpeech/test-other"]
@@ -80,7 +80,7 @@ def write_tables(root: Path, folder: Path) -> None:
 
 
 def _transcribed(clean: list[dict[str, str]], other: list[dict[str, str]]) -> Iterator[tuple[str, dict[str, str], str]]:
-    """Held-out speakers are the test, a tenth of the others dev, test-other a second, mismatched test."""
+    """Yield rows: held-out speakers are the test, a tenth of the others dev, test-other a second, mismatched test."""
     for index, line in enumerate(clean):
         split = "test" if line["speaker"] in HELD_OUT_SPEAKERS else "dev" if index % 10 == 0 else "train"
         yield split, line, line["speaker"]
@@ -89,18 +89,18 @@ def _transcribed(clean: list[dict[str, str]], other: list[dict[str, str]]) -> It
 
 
 def _utterance_split(index: int) -> str:
-    """Speakers must be the same in all splits: every sixth utterance is test, every sixth dev."""
+    """Choose the split by utterance, because all splits need the same speakers: a sixth is test, a sixth dev."""
     return {0: "dev", 3: "test"}.get(index % 6, "train")
 
 
 def _digit_split(path: str) -> str:
-    """FSDD's own test split, recordings 0 to 4 of each speaker and digit; the next five are dev."""
+    """Choose the split: FSDD's own test recordings, 0 to 4 of each speaker and digit; the next five are dev."""
     recording = int(re.sub(r".*_(\d+)\.flac$", r"\1", path))
     return "test" if recording < 5 else "dev" if recording < 10 else "train"
 
 
 def _hash_split(path: str) -> str:
-    """Speech Commands' rule; the tenth that SUPERB leaves to its test archive is the test here."""
+    """Choose the split by Speech Commands' rule; the tenth that SUPERB leaves to its test archive is the test here."""
     return split_of(Path(path).name) or "test"
 
 
@@ -108,7 +108,7 @@ def _write(path: Path, root: Path, rows: Iterable[tuple[str, dict[str, str], str
     lines = ["path\tkey\tsplit\tspeaker\tlabel\ttext"]
     for split, line, label in rows:
         if float(line["seconds"]) <= MOST_SECONDS:
-            # With its folder: the files of the three words have the same names.
+            # The key includes the folder, because files of the three words have the same names.
             key = "-".join(Path(line["path"]).with_suffix("").parts[-2:])
             values = (str(root / line["path"]), key, split, line["speaker"], label, line["text"] or "-")
             lines.append("\t".join(values))
@@ -149,7 +149,7 @@ def _result(folder: Path, upstream: str, probe: Probe) -> dict[str, Any]:
 
 
 def markdown(results: dict[tuple[str, str], dict[str, Any]]) -> str:
-    """One row per probe and test set, one column per upstream; the layer with most weight in brackets."""
+    """Format one row per probe and test set, one column per upstream; the layer with most weight is in brackets."""
     lines = [f"| probe | test | utterances | {' | '.join(UPSTREAMS)} |", "|---|---|---|" + "---|" * len(UPSTREAMS)]
     for probe in PROBES:
         first = results[UPSTREAMS[0], probe.name]

@@ -1,7 +1,7 @@
-"""``python -m experiments.superb_throughput --upstream MODEL``: seconds of an optimizer update of every SUPERB task.
+"""``python -m experiments.superb_throughput --upstream MODEL``: time an optimizer update of every SUPERB task.
 
-Batches are the recipes', utterances are noise of one length (SECONDS), so that no corpus is needed. The feature cache
-is measured warm: every utterance's states lie on disk. Writes a Markdown table to the standard output.
+Batches are the recipes', and utterances are noise of one length (SECONDS), so no corpus is needed. The feature cache
+is measured warm, with every utterance's states on disk. The result is a Markdown table on the standard output.
 """
 
 import tempfile
@@ -32,7 +32,7 @@ UTTERANCES = 64
 
 
 class UpdateTimer(L.Callback):
-    """When each optimizer update ended."""
+    """Records the time at the end of each optimizer update."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -40,12 +40,12 @@ class UpdateTimer(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step > len(self.ends):
             if trainer.strategy.root_device.type == "cuda":
-                torch.cuda.synchronize()  # the device runs behind the program
+                torch.cuda.synchronize()  # the GPU runs asynchronously
             self.ends.append(time.perf_counter())
 
 
 def write_corpus(folder: Path, seconds: float) -> Path:
-    """A table for every task: noise, with ten words in three seconds."""
+    """Write one table of noise for all tasks, with six words per utterance."""
     lines = ["path\tsplit\ttext\ttags\tlabel\taction\tobject\tlocation"]
     for number in range(UTTERANCES + 2):
         split = {UTTERANCES: "dev", UTTERANCES + 1: "test"}.get(number, "train")
@@ -61,7 +61,7 @@ def write_corpus(folder: Path, seconds: float) -> Path:
 
 @deterministic_cudnn()
 def seconds_per_update(task: str, upstream: str, cached: bool, updates: int, accelerator: str = "auto") -> float:
-    """Mean over ``updates`` after a first one that is not counted; with the cache, after all of the corpus was seen."""
+    """Mean over ``updates`` after a first one that is not counted; with the cache, it is filled beforehand."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         table = write_corpus(folder, SECONDS[task])
@@ -105,7 +105,7 @@ def seconds_per_update(task: str, upstream: str, cached: bool, updates: int, acc
 
 
 def _fill(module: Any, batches: SuperbDataModule) -> None:
-    """Every training utterance through the upstream once, as a run without end would have done."""
+    """Run every training utterance through the upstream once, so that the cache is full, as late in a long run."""
     batches.setup()
     seen: set[str] = set()
     for batch in batches.train_dataloader():
@@ -120,13 +120,13 @@ def _fill(module: Any, batches: SuperbDataModule) -> None:
 def superb_throughput(
     upstream: str, tasks: str = "pr,asr,sf,ks,ic,sid", updates: int = 2, accelerator: str = "auto"
 ) -> None:
-    """Measure and print.
+    """Measure all tasks and print the table.
 
     Args:
-        upstream: as in `interstack superb`.
-        tasks: separated by commas.
-        updates: timed optimizer updates of each.
-        accelerator: cpu, cuda, mps or auto; one device.
+        upstream: encoder, as in `interstack superb`.
+        tasks: tasks to measure, separated by commas.
+        updates: timed optimizer updates per task.
+        accelerator: cpu, cuda, mps or auto; one device is used.
     """
     warnings.simplefilter("ignore")
     trainer = L.Trainer(accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False)

@@ -2,9 +2,9 @@
 
     interstack fit-together --configs full_l2l,interleave_equal,midas_equal --data.root /data/LibriSpeech
 
-Every student is a whole ``interstack fit`` of its own: its trainer, optimizer, callbacks and run folder, RUNS_DIR/NAME.
-They take turns batch by batch (:mod:`experiments.lockstep`), so that a batch is loaded and the teacher asked once for
-all. Nothing else is shared, and a student's result is bit for bit that of ``interstack fit`` alone; each can be
+Every student is a full ``interstack fit`` with its own trainer, optimizer, callbacks and run folder, RUNS_DIR/NAME.
+They take turns batch by batch (:mod:`experiments.lockstep`), so that each batch is loaded once and the teacher runs
+once on it. Nothing else is shared, and a student's result is bit for bit that of ``interstack fit`` alone. Each can be
 exported, reported, validated, or continued by either command.
 """
 
@@ -42,15 +42,15 @@ MUST_AGREE = (
     *("trainer.precision", "trainer.accumulate_grad_batches", "trainer.limit_train_batches"),
     *("trainer.overfit_batches", "trainer.fast_dev_run", "trainer.deterministic", "trainer.benchmark"),
 )
-"""Settings by which students see the same batches and the same targets, and those that hold for a whole process."""
+"""Settings that decide batches and targets, and those that hold for a whole process: equal for all students."""
 OWN = frozenset({"data.run_dir"})
 
 
 class StudentCLI(DistillationCLI):
-    """``interstack fit`` in two steps: everything is built, then :meth:`start` runs it.
+    """``interstack fit`` in two steps: the constructor builds everything, then :meth:`start` runs it.
 
     Args:
-        name: of the student and of its run's folder.
+        name: name of the student and of its run's folder.
         args: as for :class:`DistillationCLI`.
     """
 
@@ -62,10 +62,10 @@ class StudentCLI(DistillationCLI):
         super().__init__(args)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Not yet: Lightning would run it as soon as it is built."""
+        """Do nothing yet: Lightning would run the subcommand as soon as it is built."""
 
     def start(self) -> None:
-        """The fit itself."""
+        """Run the fit."""
         super()._run_subcommand("fit")
 
     @property
@@ -80,9 +80,10 @@ def fit_together(args: list[str]) -> None:
     """Run the command with these arguments.
 
     Raises:
-        ValueError: students that cannot share batches and targets, or what ``interstack fit`` refuses.
-        InputError: some students failed; the others were finished before.
-        SystemExit: of status 143 after SIGTERM, with a checkpoint of every student.
+        InputError: students cannot share batches and targets, ``interstack fit`` refuses the arguments, or some
+            students failed; in the last case the others were finished before.
+        RuntimeError: some students failed, and at least one of the errors was not foreseen.
+        SystemExit: status 143 after SIGTERM, with a checkpoint of every student.
     """
     configs, rest = _parse(args)
     students: list[StudentCLI] = []
@@ -94,7 +95,7 @@ def fit_together(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Configuration of each student by its name, and the arguments of all."""
+    """Configuration file of each student by its name, and the arguments that all share."""
     description, details = str(__doc__).split("\n\n", 1)
     parser = PlainParser(
         prog="interstack fit-together",
@@ -105,12 +106,12 @@ def _parse(args: list[str]) -> tuple[dict[str, str], list[str]]:
     parser.add_argument(
         "--configs",
         required=True,
-        help="Comma-separated: shipped names or YAML files, one per student; NAME=FILE names the student otherwise.",
+        help="Shipped names or YAML files, comma-separated, one per student; NAME=FILE sets the student's name.",
     )
     parser.add_argument("--ckpt_path", choices=["last"], help="Continue every student from its newest checkpoint.")
     known, rest = parser.parse_known_args(args)
     if any(argument.split("=")[0] == "--name" for argument in rest):
-        raise InputError("--name would be every student's: name them by --configs NAME=FILE,NAME=FILE")
+        raise InputError("--name would apply to every student: name them by --configs NAME=FILE,NAME=FILE")
     configs: dict[str, str] = {}
     for item in known.configs.split(","):
         name, separator, file = item.partition("=")
@@ -139,7 +140,7 @@ def _refuse(first: StudentCLI, other: StudentCLI) -> None:
 
 
 def share_teacher(modules: Sequence[DistillationModule]) -> None:
-    """Give all the first one's teacher, which then returns what any of them needs."""
+    """Give all modules the teacher of the first, which then returns every layer that any of them needs."""
     chosen = [module.objective.output_layer for module in modules]
     highest = [max([module.objective.output_layer, *module.objective.layers]) for module in modules]
     if len(set(chosen)) > 1 or len(set(highest)) > 1:
@@ -153,10 +154,10 @@ def share_teacher(modules: Sequence[DistillationModule]) -> None:
 
 
 class Together:
-    """The threads of the students, and what comes from outside: signals and interrupts.
+    """Run the students in threads, and pass signals and interrupts on to them.
 
     Args:
-        students: built, not started.
+        students: students that are built but not started.
     """
 
     def __init__(self, students: Sequence[StudentCLI]) -> None:
@@ -176,14 +177,14 @@ class Together:
         def finished(ask: Callable[[], TeacherTargets]) -> TeacherTargets:
             targets = ask()
             if device.type == "cuda":
-                torch.cuda.synchronize(device)  # the teacher's seconds are charged to all, so they must be its own
+                torch.cuda.synchronize(device)  # the teacher's time is charged to all, so it must hold nothing else
             return targets
 
         student.datamodule.relay = turns.relay
         student.model.target_sharing = lambda ask: turns.targets(partial(finished, ask))
 
     def run(self) -> None:
-        """All students, to their ends; :func:`fit_together` says what is raised."""
+        """Train all students to the end; :func:`fit_together` lists the errors."""
         started = time.perf_counter()
         threads = [threading.Thread(target=self._fit, args=[s], name=s.name, daemon=True) for s in self.students]
         with self._noting_sigterm(), _lines_with_names():
@@ -200,13 +201,13 @@ class Together:
         self._report(time.perf_counter() - started)
 
     def _fit(self, student: StudentCLI) -> None:
-        """The body of a thread."""
+        """Train one student; the body of its thread."""
         try:
             self.lockstep.begin(student.name)
             student.start()
         except (
             BaseException
-        ) as error:  # SIGTERM's exception, which ends one student after the other, is none of Exception
+        ) as error:  # SIGTERM's exception, which ends one student after another, is not a subclass of Exception
             student.error = error
             if not isinstance(error, Stopped | SIGTERMException):
                 log.error("failed: %s: %s", type(error).__name__, error, exc_info=not is_foreseen(error))
@@ -221,7 +222,7 @@ class Together:
                     self._terminate()
 
     def _terminate(self) -> None:
-        # Python has signal handlers in the main thread only. Repeated, since a run that starts forgets earlier signals.
+        # Python runs signal handlers in the main thread only. Repeated, since a run that starts drops earlier signals.
         for student in self.students:
             checkpoint = find_callback(student.trainer, RunCheckpoint)
             assert checkpoint is not None
@@ -258,7 +259,7 @@ class Together:
 
 @contextmanager
 def _lines_with_names() -> Iterator[None]:
-    """Begin each line of the log with the student that it is about: its thread has its name."""
+    """Begin each log line with the student's name, which is the name of its thread."""
     before = [(handler, handler.formatter) for handler in logging.getLogger().handlers]
     for handler, _ in before:
         handler.setFormatter(logging.Formatter("%(threadName)s: %(message)s"))

@@ -1,6 +1,6 @@
-"""Every flag of Lightning's Trainer is honoured, or refused by name before anything is loaded.
+"""Flags of Lightning's Trainer: each is honoured, or refused by name before anything is loaded.
 
-A test walks over Lightning's signature, so that a flag of a later version is judged before it is let through.
+A test goes through Lightning's signature, so that a flag of a later version must be added to one of the lists here.
 """
 
 import pkgutil
@@ -23,13 +23,13 @@ HONOURED = frozenset(
         *("val_check_interval", "check_val_every_n_epoch", "gradient_clip_val", "gradient_clip_algorithm"),
     }
 )
-"""Flags that do what Lightning says, with all their values; Lightning itself refuses those that make no sense."""
+"""Flags that work as Lightning documents them, with all their values; Lightning itself refuses invalid values."""
 
 PRECISIONS = (None, "32-true", "16-mixed", "bf16-mixed", 32, 16, "32", "16", "bf16")
 
 
 def plugin_classes(plugins: Any) -> list[type]:
-    """Classes of what ``--trainer.plugins`` names."""
+    """List the classes that ``--trainer.plugins`` names."""
     listed = plugins if isinstance(plugins, list) else [plugins]
     return [pkgutil.resolve_name(plugin.class_path) for plugin in listed if hasattr(plugin, "class_path")]
 
@@ -41,7 +41,7 @@ def _no_devices(devices: Any) -> bool:
 
 
 def _no_run(folder: Any) -> bool:
-    """A configuration that an earlier version kept names the run's own folder, which is no fault of the user's."""
+    """Whether the folder holds no run; configurations saved by earlier versions name the run's own, which is fine."""
     return folder is not None and not (Path(folder) / "run.json").is_file()
 
 
@@ -49,7 +49,7 @@ Refused = Callable[[Any], bool]
 REFUSED: dict[str, tuple[Refused, str]] = {
     "devices": (
         _no_devices,
-        "give how many, or which such as [0, 1], or auto",
+        "give a number of devices, a list such as [0, 1], or auto",
     ),
     "precision": (
         lambda value: value not in PRECISIONS,
@@ -61,7 +61,7 @@ REFUSED: dict[str, tuple[Refused, str]] = {
     ),
     "profiler": (
         lambda value: str(getattr(value, "class_path", value)).endswith(("pytorch", "PyTorchProfiler")),
-        "it fails within the loop of training; use `interstack bench profile`, or the profilers simple and advanced",
+        "it fails within the training loop; use `interstack bench profile`, or the profilers simple and advanced",
     ),
     "plugins": (
         lambda value: any(issubclass(kind, CheckpointIO | LayerSync) for kind in plugin_classes(value)),
@@ -82,8 +82,8 @@ REFUSED: dict[str, tuple[Refused, str]] = {
     ),
     "overfit_batches": (
         lambda value: value != 0,
-        "order and crops are drawn anew in every epoch, so these would be other utterances each time; to overfit, name "
-        "a small folder with --data.train_splits, and add --data.crop fixed",
+        "order and crops are drawn anew in every epoch, so the utterances would differ each time; to overfit, name a "
+        "small folder with --data.train_splits, and add --data.crop fixed",
     ),
     "limit_test_batches": (
         lambda value: value is not None,
@@ -95,13 +95,12 @@ REFUSED: dict[str, tuple[Refused, str]] = {
     ),
     "enable_checkpointing": (
         lambda value: value is False,
-        "a run without checkpoints could not be resumed; set how many with --checkpoint.every_n_steps and "
+        "a run without checkpoints could not be resumed; set their number with --checkpoint.every_n_steps and "
         "--checkpoint.keep",
     ),
     "barebones": (
         bool,
-        "it leaves out the checkpoints, logs and callbacks that a run is made of; to measure speed use "
-        "`interstack bench`",
+        "it leaves out the checkpoints, logs and callbacks that a run needs; to measure speed use `interstack bench`",
     ),
     "use_distributed_sampler": (
         bool,
@@ -113,21 +112,21 @@ REFUSED: dict[str, tuple[Refused, str]] = {
     ),
     "default_root_dir": (
         _no_run,
-        "the run's folder is RUNS_DIR/NAME; leave this out, also of a configuration, and give --runs_dir and --name",
+        "the run's folder is RUNS_DIR/NAME; leave this out, also in a configuration, and give --runs_dir and --name",
     ),
     "model_registry": (
         lambda value: value is not None,
         "checkpoints stay in the run's folder; use `interstack export` for a model to upload",
     ),
 }
-"""Of each flag: which values are refused, and why, with what to use instead."""
+"""Refused values of each flag, and the message with the reason and the alternative."""
 
 
 def refuse_flags(trainer: Any) -> None:
     """Check the settings of a trainer, as the command line gives them.
 
     Raises:
-        ValueError: a value that would not do what it says.
+        InputError: a value would not work as documented.
     """
     for name, (refused, why) in REFUSED.items():
         if refused(value := getattr(trainer, name)):

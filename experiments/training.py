@@ -51,14 +51,14 @@ DEFAULT_TEACHER = {
 
 
 def resolve_configs(args: list[str]) -> list[str]:
-    """Let ``--config NAME`` name a shipped file of ``experiments/configs`` where no such file is at hand.
+    """Let ``--config NAME`` name a shipped file of ``experiments/configs`` if no file of that name exists.
 
     Raises:
-        ValueError: there is no such file, or it is no YAML; it is named.
+        InputError: the file is missing or is not valid YAML; the message names it.
     """
 
     def resolve(value: str) -> str:
-        if ":" in value:  # settings themselves, which jsonargparse takes as well
+        if ":" in value:  # inline settings, which jsonargparse accepts too
             return value
         path = find_shipped(value, CONFIGS, "--config")
         try:
@@ -77,7 +77,7 @@ def resolve_configs(args: list[str]) -> list[str]:
 
 
 def default_name(args: list[str]) -> str:
-    """Name of a run that was given none: its last config file, or ``run``."""
+    """Default name of a run: that of its last config file, or ``run``."""
     name = "run"
     for before, argument in zip(["", *args], args, strict=False):
         if argument.startswith("--config=") or before in ("--config", "-c"):
@@ -86,7 +86,7 @@ def default_name(args: list[str]) -> str:
 
 
 def _refuse_half_precision_on_cpu(trainer: Any) -> None:
-    """Lightning would train in bf16-mixed instead, with only a warning."""
+    """Refuse float16 on a CPU: Lightning would train in bf16-mixed instead, with only a warning."""
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
     if on_cpu and str(trainer.precision) in ("16-mixed", "16"):
         raise InputError(
@@ -95,9 +95,9 @@ def _refuse_half_precision_on_cpu(trainer: Any) -> None:
 
 
 def default_precision(trainer: Any) -> str | None:
-    """Where these settings of a trainer name none: bf16-mixed on a GPU that computes in it, else 32-true.
+    """Precision of a trainer whose settings name none: bf16-mixed on a GPU that computes in it, else 32-true.
 
-    ``None`` where a plugin brings the precision: Lightning refuses to be told twice.
+    ``None`` if a plugin sets the precision: Lightning refuses both.
     """
     if any(issubclass(plugin, Precision) for plugin in plugin_classes(trainer.plugins)):
         return None
@@ -105,7 +105,7 @@ def default_precision(trainer: Any) -> str | None:
 
 
 def _utterances_that_fit(trainer: Trainer, config: Any) -> int | None:
-    """By the GPU's memory; ``None`` on other devices, and where the user has said how to accumulate or limit."""
+    """Utterances that fit the GPU's memory; ``None`` on other devices and if the user sets accumulation or a limit."""
     device = trainer.strategy.root_device
     limited = config.trainer.limit_train_batches is not None or config.data.batch_size is None
     if device.type != "cuda" or limited or trainer.accumulate_grad_batches != 1:
@@ -116,15 +116,15 @@ def _utterances_that_fit(trainer: Trainer, config: Any) -> int | None:
 
 
 def integer_first(hint: Any) -> Any:
-    """The type of an option with int before all other types, where it has int and float: ``1`` stays an integer.
+    """Reorder the type of an option that has int and float so that int comes first: ``1`` stays an integer.
 
-    ``limit_train_batches=1`` is one batch, and ``1.0`` is all of them. Lightning writes int first, but ``typing`` keeps
-    unions in a cache that ignores the order: on Python 3.13 Lightning gets one that was made with float first.
+    ``limit_train_batches=1`` is one batch, and ``1.0`` is all of them. Lightning writes int first, but the cache of
+    unions in ``typing`` ignores the order: on Python 3.13 Lightning gets one that was made with float first.
     """
     kinds = get_args(hint)
     if int not in kinds or float not in kinds:
         return hint
-    return reduce(or_, sorted(kinds, key=lambda kind: kind is not int))  # `|` makes unions that are in no cache
+    return reduce(or_, sorted(kinds, key=lambda kind: kind is not int))  # unions made by `|` are not cached
 
 
 class TrainingParser(OneLineErrors, LightningArgumentParser):
@@ -148,7 +148,7 @@ class DistillationCLI(LightningCLI):
         trainer_class: a trainer that has the subcommands.
 
     Attributes:
-        bar: whether progress is a bar where there is a terminal.
+        bar: whether a terminal shows progress as a bar.
     """
 
     bar = True
@@ -162,7 +162,7 @@ class DistillationCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             save_config_callback=None,
-            auto_configure_optimizers=False,  # its --optimizer would replace what a growth relies on
+            auto_configure_optimizers=False,  # its --optimizer would replace the optimizer that a growth extends
             load_from_checkpoint_support=False,  # DistillationModule saves plain hyper-parameters itself
             args=self._arguments,
             parser_class=TrainingParser,
@@ -188,8 +188,8 @@ class DistillationCLI(LightningCLI):
             "--max_batch_per_device",
             type=PositiveInt | Literal["auto"] | None,
             default="auto",
-            help="Utterances that one device holds at once; sets trainer.accumulate_grad_batches by it. `auto`: by a "
-            "GPU's memory for the paper's sizes, where nothing else is said of accumulation. `null`: leave it alone.",
+            help="Most utterances that one device holds at once; trainer.accumulate_grad_batches follows from it. "
+            "`auto`: from a GPU's memory, for the paper's sizes, unless accumulation is set. `null`: keep it as set.",
         )
         parser.add_argument(
             "--allow-config-change",
@@ -202,7 +202,7 @@ class DistillationCLI(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
-        for name, subparser in self._subcommand_parsers.items():  # whose names jsonargparse has just changed
+        for name, subparser in self._subcommand_parsers.items():  # jsonargparse has just changed their names
             subparser.prog = f"interstack {name.replace('_', '-')}"
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -217,7 +217,7 @@ class DistillationCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
-        """Off: Lightning would silently replace the configuration by the checkpoint's hyper-parameters."""
+        """Do nothing: Lightning would silently replace the configuration by the checkpoint's hyper-parameters."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -237,7 +237,7 @@ class DistillationCLI(LightningCLI):
             config.trainer.precision = default_precision(config.trainer)
 
     def _scratch_folder(self, config: Any) -> RunFolder:
-        """For a fast_dev_run, which is no run: it begins anew, and leaves nothing in the folder of that name."""
+        """Temporary folder for a fast_dev_run: it starts from scratch and leaves nothing in the run's folder."""
         if config.ckpt_path not in (None, "last"):
             raise InputError(
                 f"--trainer.fast_dev_run {config.trainer.fast_dev_run} begins anew, so it cannot go on from "
@@ -277,7 +277,7 @@ class DistillationCLI(LightningCLI):
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # such as a strategy that there is none of
+        except ValueError as error:  # such as an unknown strategy
             raise InputError(f"these --trainer settings do not fit: {error}") from error
         most = config.max_batch_per_device
         if most == "auto":
@@ -293,7 +293,7 @@ class DistillationCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Keep the traceback of what fails in the run's folder as well."""
+        """Write the traceback of an error to the run's folder as well."""
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
@@ -304,28 +304,28 @@ class DistillationCLI(LightningCLI):
     @rank_zero_only
     def _start_attempt(self) -> None:
         config = self.config[self.subcommand].clone()
-        # What is kept starts the same run anew, whatever attempt it is from; run.json says what this one resumed.
+        # The saved configuration starts the same run from scratch; run.json records what this attempt resumed.
         resumed_from, config.ckpt_path, config.allow_config_change = config.ckpt_path, None, False
-        config.trainer.default_root_dir = None  # which follows from --runs_dir and --name
+        config.trainer.default_root_dir = None  # it follows from --runs_dir and --name
         self.run_folder.start_attempt(self._parser(self.subcommand).dump(config, skip_none=False), resumed_from)
 
 
 _DESCRIPTIONS = {
     "fit": "Distil a student. Shipped configs: " + ", ".join(shipped_names(CONFIGS)),
     "validate": "Measure the distillation losses of a checkpoint (--ckpt_path FILE or last).",
-    "cache_targets": "Store what the teacher of a run says about its fixed segments; then `fit --data.targets OUTPUT`.",
+    "cache_targets": "Store the teacher's outputs for a run's fixed segments; then `fit --data.targets OUTPUT`.",
 }
 
-# Where Lightning's own text would be untrue here.
+# Help texts for options whose text from Lightning would be wrong here.
 _HELP = {
     "config": "A YAML file, or the name of a shipped one; may be given several times, later ones win.",
-    "ckpt_path": "A checkpoint, or `last`: the newest of this run (`fit` starts anew where there is none yet).",
+    "ckpt_path": "A checkpoint, or `last`: the newest of this run (without one, `fit` starts from scratch).",
     "trainer.default_root_dir": "Leave it out: the run's folder is RUNS_DIR/NAME, see --runs_dir and --name.",
-    "trainer.fast_dev_run": "Try so many batches of training and validation (`true`: one); no growth, no run folder.",
+    "trainer.fast_dev_run": "Run this many batches of training and validation (`true`: one); no growth, no run folder.",
     "trainer.precision": "Default: bf16-mixed on GPUs that have bfloat16, else 32-true.",
-    "trainer.logger": "Default: metrics.csv in the run's folder, and Weights & Biases by the --wandb settings.",
+    "trainer.logger": "Default: metrics.csv in the run's folder, and Weights & Biases as the --wandb settings say.",
     "trainer.use_distributed_sampler": "Leave it off: the data module cuts global batches by rank itself.",
     "trainer.max_epochs": "Epochs of the whole run; a growth schedule divides them into stages.",
     "trainer.num_sanity_val_steps": "Validation batches run before training; off by default.",
-    "data.run_dir": "Ignored: it is the run's folder.",
+    "data.run_dir": "Ignored: it is always the run's folder.",
 }

@@ -1,1 +1,1 @@
-"""Benchmarks whose numbers are published, through the code path that trains: a step, a growth."""
+"""Benchmarks of the training code path, whose numbers are published: a step, a growth."""

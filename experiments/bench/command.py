@@ -1,7 +1,7 @@
-"""``interstack bench``: where the time of a training step goes, and how it depends on the student's depth.
+"""``interstack bench``: time the parts of a training step at several depths of the student.
 
 Every number comes from ``Trainer.fit`` on the ``DistillationModule``. The depths take turns, so that a slow minute
-of the machine hits all of them. The weights are random: time does not depend on them.
+of the machine affects all of them. The weights are random, because time does not depend on them.
 """
 
 import os
@@ -36,15 +36,15 @@ from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 
 SCHEDULES = ("equal", "prop-1")
-# Steps of a turn, and how many of its first ones are not counted. A GPU's clock and its queue of work take longer to
-# settle, and its steps are short.
+# Steps per turn, and the number of first steps that are not counted. A GPU gets more of both: its clock and its work
+# queue take longer to settle, and its steps are short.
 TURN = {"cuda": (12, 3)}
 OTHER_TURN = (2, 1)
 
 
 @dataclass
 class Setting:
-    """What is measured besides the depth; part of the result."""
+    """Settings of a measurement besides the depth; part of the result."""
 
     batch_size: int
     seconds: float
@@ -82,29 +82,29 @@ def bench(
 ) -> None:
     """Time the training step at several depths; print a table and write JSON.
 
-    Under torch.distributed.run every process has a batch of its own.
+    Under torch.distributed.run every process has its own batch.
 
     Args:
-        depths: of the student; default: 3, 6, 9 and 12. Where one is no multiple of 3, no depth has L2L's intermediate
-            loss.
+        depths: depths of the student; default: 3, 6, 9 and 12. If one is not a multiple of 3, all depths run without
+            L2L's intermediate loss.
         batch_size: utterances per step and process.
-        seconds: length of each, where all have one length.
+        seconds: length of each utterance, if all have one length.
         rounds: counted turns of every depth, after one that is not counted.
         accelerator: cpu, gpu or auto.
-        precision: of the trainer. MFU is against the matmul peak in this precision, whatever the teacher's is.
-        student: sizes and switches (front_end, compile, ...); default: the paper's.
+        precision: precision of the trainer; MFU refers to the matmul peak in this precision, whatever the teacher's is.
+        student: sizes and switches (front_end, compile, ...) of the student; default: the paper's.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
-        teacher_precision: as model.teacher.init_args.precision: auto is bf16 on a GPU that has it, 32 elsewhere.
+        teacher_precision: as model.teacher.init_args.precision; auto is bf16 on a GPU that has it, 32 elsewhere.
         teacher_compile: compile the teacher too.
         teacher_kernels: as model.teacher.init_args.kernels; the student's are student.kernels.
-        cuda: how a GPU computes, as model.cuda.
-        steps: steps of a turn; default: 12 on a GPU, of which the first 3 are not counted, elsewhere 2, of which the
+        cuda: settings of computation on a GPU, as model.cuda.
+        steps: steps per turn; default: 12 on a GPU, of which the first 3 are not counted, elsewhere 2, of which the
             first is not. Median and spread are over the counted steps of all rounds.
-        lengths: one: every utterance has the given seconds; librispeech: lengths like those of its training parts, at
-            most 15.6 s, batched and cropped as the data module does it. Rates are then all audio by all time.
-        length_grid: samples; with lengths librispeech the length of a batch is rounded down to a multiple, as
+        lengths: one gives every utterance the same seconds; librispeech draws lengths like those of its training parts,
+            at most 15.6 s, batched and cropped as the data module does it. Rates are then all audio by all time.
+        length_grid: grid in samples; with lengths librispeech the length of a batch is rounded down to a multiple, as
             data.length_grid does it.
-        output: JSON file to write; after every round, so that an interrupted benchmark leaves what it has.
+        output: JSON file to write after every round, so that an interrupted benchmark keeps its finished rounds.
     """
     depths = sorted(depths or [3, 6, 9, 12])
     if depths[0] < 1 or rounds < 1 or batch_size < 1 or seconds <= 0:
@@ -136,9 +136,9 @@ def measure(
     teacher: dict[str, Any],
     cuda: CudaSettings = CudaSettings(),  # noqa: B008 (frozen)
 ) -> Iterator[dict[str, Any]]:
-    """Everything that ``bench`` reports, in plain values, after each counted round.
+    """Yield everything that ``bench`` reports, in plain values, after each counted round.
 
-    ``teacher`` has arguments of ``HuggingFaceTeacher``; without a ``model`` it gets random weights.
+    ``teacher`` holds arguments of ``HuggingFaceTeacher``; without a ``model`` it gets random weights.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = teacher["model"] or str(save_random_teacher(Path(folder)))
@@ -178,18 +178,18 @@ def measure(
 
 
 def objective_for(depths: list[int]) -> ObjectiveConfig:
-    """L2L where all depths are multiples of 3: others have no layer at a third and at two thirds.
+    """Choose L2L if all depths are multiples of 3: others have no layer at a third and at two thirds.
 
-    One for all depths: they share the teacher, whose targets are those that one objective asks for.
+    All depths have one objective, because they share the teacher and its targets.
     """
     return ObjectiveConfig(intermediate="l2l" if all(depth % 3 == 0 for depth in depths) else "none")
 
 
 def growth_speedup(step_ms: dict[int, float]) -> dict[str, Any]:
-    """f, the share of the deepest step that scales with depth, and the speed-up that growth gives.
+    """Compute f, the share of the deepest step that scales with depth, and the speed-up that growth gives.
 
-    ``predicted`` is 1 / (1 - f (1 - mean depth / full depth)) with f of the first and the last depth alone;
-    ``from_stages`` weighs the time that each depth really took. They differ where time is not linear in depth.
+    ``predicted`` is 1 / (1 - f (1 - mean depth / full depth)) with f from the first and the last depth alone;
+    ``from_stages`` weighs the measured time of each depth. They differ where time is not linear in depth.
     """
     stages = sorted(step_ms)
     if len(stages) < 2:
@@ -208,7 +208,7 @@ def growth_speedup(step_ms: dict[int, float]) -> dict[str, Any]:
 
 
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """FLOP per second of the best of ten large matrix products in the precision of training."""
+    """Measure FLOP per second of the best of ten large matrix products in the precision of training."""
     size, dtype = (8192 if device.type == "cuda" else 1024), torch.bfloat16 if "bf16" in precision else torch.float32
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     best = float("inf")
@@ -222,7 +222,7 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as lines of text."""
+    """Format the result as lines of text."""
     names = ["depth", "step_ms", "spread_ms", *PARTS, "audio_s_per_s", "mfu", "memory_gb"]
     lines = ["  ".join(f"{name:>13}" for name in names)]
     for row in result["depths"]:
@@ -243,7 +243,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def switches(result: dict[str, Any]) -> str:
-    """Teacher, student and objective in words."""
+    """Describe teacher, student and objective in words."""
     teacher, student = result["teacher"], result["student"]
     return (
         f"teacher: {teacher['model']}, precision {teacher['precision_used']} (set: {teacher['precision']}), "
@@ -261,10 +261,10 @@ def _text(value: float | None) -> str:
 def _fit(
     module: DistillationModule, setting: Setting, widths: list[int]
 ) -> tuple[list[dict[str, float]], float | None, torch.device]:
-    """Counted laps of a few steps, each with its ``width``; peak memory in GB, of a GPU, or what the process grew by
-    (Linux); where they were made.
+    """Run a few steps; return the counted laps with their ``width``, the peak memory in GB and the device.
 
-    The trainer knows the device. The module does not any more: Lightning moves it to the CPU when ``fit`` ends.
+    Memory is a GPU's, or the growth of the process (Linux). The device comes from the trainer, because Lightning moves
+    the module to the CPU when ``fit`` ends.
     """
     laps = StepLaps()
     trainer = L.Trainer(
@@ -289,7 +289,7 @@ def _fit(
     else:
         before = start_memory_peak()
     loader = DataLoader(batches, batch_size=None, num_workers=0)
-    trainer.fit(module, loader, loader)  # validation is off; Lightning warns where it has no data
+    trainer.fit(module, loader, loader)  # validation is off, but Lightning warns without validation data
     _, warm_up = TURN.get(device.type, OTHER_TURN)
     steps = [lap | {"width": width} for lap, width in zip(laps.steps, widths[1:], strict=True)][warm_up - 1 :]
     if device.type == "cuda":
@@ -298,7 +298,7 @@ def _fit(
 
 
 def step_flops(module: DistillationModule, num_samples: int) -> float:
-    """FLOP of the matrix products and convolutions of one utterance's step."""
+    """Compute the FLOP of the matrix products and convolutions of one utterance's step."""
     teacher: Any = module.teacher
     cost = step_cost(teacher.model.config, module.student.config, module.objective.config, num_samples)
     return cost.at(module.student.depth)
@@ -314,7 +314,7 @@ def _row(
     times, widths = [step["step_ms"] for step in steps], [int(step["width"]) for step in steps]
     middle = median(times)
     low, high = np.percentile(times, [25, 75])
-    # Steps of one length differ by accident, and the median leaves accidents out; others differ by right.
+    # Steps of one length differ by noise only, which the median leaves out; steps of several lengths must differ.
     seconds = (middle * len(times) if setting.lengths == "one" else sum(times)) / 1000
     flops = setting.batch_size * sum(step_flops(module, width) for width in widths)
     return {

@@ -1,7 +1,7 @@
-"""``interstack bench compare``: what each switch is worth, measured on runs of ``interstack fit`` that take turns.
+"""``interstack bench compare``: measure the speed of each switch on runs of ``interstack fit`` that take turns.
 
-A variant is a recipe of ``experiments/configs`` and overrides, as on the command line: what is measured is what a user
-of that setting gets. Teacher and students have random weights and the corpus is noise; time depends on neither.
+A variant is a recipe of ``experiments/configs`` with overrides as on the command line, so it runs as it would for a
+user. Teacher and students have random weights and the corpus is noise; time depends on neither.
 """
 
 import gc
@@ -45,8 +45,8 @@ class Variant:
     Args:
         config: shipped recipe or YAML file.
         overrides: settings by their names on the command line.
-        targets: ``bf16`` or ``int8``: read the teacher's targets from a cache, made beforehand and not timed.
-        expected: what it is compared with besides the file's first variant: the ratio that was expected, by name.
+        targets: ``bf16`` or ``int8`` reads the teacher's targets from a cache, made beforehand and not timed.
+        expected: expected ratio to other variants, by name; these are compared besides the file's first variant.
     """
 
     config: str = "full_l2l"
@@ -57,7 +57,7 @@ class Variant:
 
 @dataclass
 class Place:
-    """Where the runs of a benchmark find their inputs, and the size of their steps."""
+    """Inputs of a benchmark's runs, and the size of their steps."""
 
     folder: Path
     teacher: str
@@ -68,7 +68,7 @@ class Place:
     num_workers: int = 0
 
     def settings(self) -> dict[str, Any]:
-        """How and on what the runs are made, in plain values; turns of other settings are not comparable."""
+        """Settings and machine of the runs, in plain values; turns with other settings are not comparable."""
         random = Path(self.teacher).parent == self.folder
         return {
             **made(training_device(self.accelerator)),
@@ -77,7 +77,7 @@ class Place:
         }
 
     def arguments(self, variant: Variant) -> list[str]:
-        """Command line of a run; a variant's own overrides come last and win."""
+        """Build the command line of a run; a variant's own overrides come last and win."""
         settings: dict[str, Any] = {
             "data.root": str(self.folder / "LibriSpeech"),
             "data.train_splits": ["train-clean-100"],
@@ -124,25 +124,26 @@ def bench_compare(
 ) -> None:
     """Time whole runs with different switches in turns; print ratios and write JSON.
 
-    A run at full depth has one epoch, a growing run one for each stage, of a few steps each; the first two steps of a
-    run (compilation, optimizer state, memory that is asked for the first time) are not counted. Every other round goes
-    backwards, so that a machine that gets slower favours nobody. Time per step of a growing run is the mean over its
-    stages (equal schedule); growths are reported apart. A growing run also tells f, the share of its deepest step that
-    scales with depth, and the speed-up that follows from it, beside the one over full depth with the same switches.
+    A run at full depth has one epoch, a growing run one per stage, of a few steps each. The first two steps of a run
+    (compilation, optimizer state, first memory allocations) are not counted. Every other round runs in reverse order,
+    so that a machine that gets slower favours no variant. Time per step of a growing run is the mean over its stages
+    (equal schedule); growths are reported separately. For a growing run the report also has f, the share of its deepest
+    step that scales with depth, the speed-up predicted from f, and the measured one over full depth with the same
+    switches.
 
     Args:
-        variants: YAML file, or the name of a shipped one: variants (a CPU), variants_gpu, or variants_gpu_short with
-            the few of them that decide.
+        variants: YAML file, or name of a shipped one: variants (for a CPU), variants_gpu, or variants_gpu_short with
+            the few most important ones.
         only: names of the variants to run; those that they are compared with are added.
         batch_size: utterances per step.
-        seconds: length of each.
-        steps_per_epoch: steps of each epoch.
+        seconds: length of each utterance.
+        steps_per_epoch: steps per epoch.
         rounds: counted turns of every variant; median and quartiles are over these.
         accelerator: cpu, gpu or auto.
-        num_workers: processes that decode; a fast GPU outruns the training process's own decoding.
+        num_workers: processes that decode audio; a fast GPU outruns decoding in the training process.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
-        output: JSON file to write after every run. Runs that it holds already are kept, and the benchmark goes on
-            behind them, where commit, hardware and settings are these; of a variant, where its definition is.
+        output: JSON file to write after every run. The benchmark continues an existing file of the same commit,
+            hardware and settings; runs of a variant are kept if its definition is the same.
     """
     if min(batch_size, rounds) < 1 or steps_per_epoch < 3 or seconds <= 0:
         raise InputError(
@@ -170,12 +171,12 @@ def bench_compare(
 
 
 def turns_of(variants: Mapping[str, Variant], result: Mapping[str, Any] | None) -> dict[str, list[dict[str, Any]]]:
-    """The turns of each variant that an earlier result has; none of one that was defined otherwise there."""
+    """Collect the turns of each variant from an earlier result, except of variants whose definition has changed."""
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for name, row in (result or {"variants": {}})["variants"].items():
         definition = vars(variants[name]) if name in variants else {}
         if not definition or any(row[key] != value for key, value in definition.items() if key != "expected"):
-            log.warning("turns of %r are dropped: it is defined otherwise now, or not at all", name)
+            log.warning("turns of %r are dropped: its definition has changed or is gone", name)
             continue
         turns[name] = [
             {**turn, "stages": {int(depth): ms for depth, ms in turn["stages"].items()}} for turn in row["turns"]
@@ -184,7 +185,7 @@ def turns_of(variants: Mapping[str, Variant], result: Mapping[str, Any] | None) 
 
 
 def prepare(place: Place, variants: Mapping[str, Variant]) -> None:
-    """Corpus and caches of targets; one run that is not counted builds the manifest of the corpus."""
+    """Write the corpus and the target caches; one run that is not counted builds the manifest of the corpus."""
     write_noise(place.folder, place.batch_size * place.steps_per_epoch, place.seconds)
     for dtype in sorted({variant.targets for variant in variants.values() if variant.targets is not None}):
         write_targets(place, dtype)
@@ -192,19 +193,19 @@ def prepare(place: Place, variants: Mapping[str, Variant]) -> None:
 
 
 def find_variants(name: str) -> Path:
-    """A file, or the shipped one of that name.
+    """Find a file by path, or a shipped one by name.
 
     Raises:
-        ValueError: there is neither.
+        InputError: there is neither.
     """
     return find_shipped(name, SHIPPED, "--variants")
 
 
 def load_variants(path: Path) -> dict[str, Variant]:
-    """Variants by name, in the order of the file.
+    """Read variants by name, in the order of the file.
 
     Raises:
-        ValueError: an unknown key, or a variant to compare with that is not there.
+        InputError: a key is unknown, or a variant to compare with is missing.
     """
     loaded = {}
     for name, values in load_settings(read_text(path)).items():
@@ -219,7 +220,7 @@ def load_variants(path: Path) -> dict[str, Variant]:
 
 
 def choose(variants: dict[str, Variant], only: Sequence[str] | None) -> dict[str, Variant]:
-    """The named variants with those they are compared with, in the file's order; all where none is named."""
+    """Select the named variants and those they are compared with, in the file's order; without names, all."""
     first = next(iter(variants))
     unknown = sorted(set(only or ()) - set(variants))
     if unknown:
@@ -230,11 +231,11 @@ def choose(variants: dict[str, Variant], only: Sequence[str] | None) -> dict[str
 
 
 def run(place: Place, variant: Variant) -> dict[str, Any]:
-    """Milliseconds per step of one run and of its parts, the mean over its stages, and of each stage by its depth.
+    """Train one run; return milliseconds per step and per part (means over stages), and per step of each depth.
 
-    Growths are apart: a real run has thousands of steps to each.
+    Growths are listed separately, because a real run has thousands of steps per growth.
     """
-    torch.compiler.reset()  # so many runs in one process would reach the limit of compiled variants of a function
+    torch.compiler.reset()  # this many runs in one process would reach the limit of compiled variants of a function
     cli = DistillationCLI(place.arguments(variant))
     laps = find_callback(cli.trainer, StepLaps)
     assert laps is not None
@@ -256,7 +257,7 @@ def run(place: Place, variant: Variant) -> dict[str, Any]:
 def summarise(
     variants: Mapping[str, Variant], turns: Mapping[str, list[dict[str, Any]]], place: Place
 ) -> dict[str, Any]:
-    """Plain values: per variant the medians over the turns, and the ratio to another variant's turn beside it.
+    """Compute each variant's medians over the turns, and its ratios to other variants within the same round.
 
     A variant without turns has no row, and nothing is compared with it.
     """
@@ -286,7 +287,7 @@ def summarise(
 
 
 def same_switches(variants: Mapping[str, Variant], name: str) -> str | None:
-    """The variant at full depth with the switches of a growing one."""
+    """Find the variant at full depth with the same switches as a growing one."""
     own = variants[name]
     for other, variant in variants.items():
         at_full_depth = variant.config.startswith("full") and not own.config.startswith("full")
@@ -296,14 +297,14 @@ def same_switches(variants: Mapping[str, Variant], name: str) -> str | None:
 
 
 def ratio(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """How many times as fast ``own`` is: median and quartiles over the turns that both have."""
+    """Compute how many times as fast ``own`` is: median and quartiles over the turns that both have."""
     ratios = [b["step_ms"] / a["step_ms"] for a, b in zip(own, other, strict=False)]
     low, high = np.percentile(ratios, [25, 75])
     return {"median": median(ratios), "low": float(low), "high": float(high)}
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown tables, times, ratios and f, and a line on how it was made."""
+    """Format times, ratios and f as Markdown tables, with a line on the settings."""
     parts = [name.removesuffix("_ms") for name in PARTS]
     times = [f"| variant | ms per step | {' | '.join(parts)} | growths |", f"|---|---{'|---' * len(parts)}|---|"]
     ratios = ["| variant | against | ratio | quartiles | expected |", "|---|---|---|---|---|"]
@@ -336,13 +337,13 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def write_targets(place: Place, dtype: str) -> None:
-    """A cache for every variant that reads targets of that dtype: the paper's layers, of which some may need fewer."""
+    """Write one cache for all variants that read targets of that dtype: the paper's layers, more than some need."""
     options = place.arguments(Variant(targets=dtype))[1:]
     TargetsCLI(["cache_targets", *options, "--output", str(place.folder / f"targets_{dtype}"), "--dtype", dtype])
 
 
 def write_noise(folder: Path, utterances: int, seconds: float) -> None:
-    """A split ``train-clean-100`` of utterances of noise, all of one length."""
+    """Write a split ``train-clean-100`` of utterances of noise, all of one length."""
     chapter = folder / "LibriSpeech" / "train-clean-100" / "100" / "0"
     chapter.mkdir(parents=True)
     generator = np.random.default_rng(0)

@@ -1,11 +1,11 @@
-"""What the data path delivers to the training process: from files, from a packed corpus, with and without workers.
+"""Measure the throughput of the data path: from files, from a packed corpus, with and without workers.
 
 ::
 
     interstack bench data --root /data/LibriSpeech --packed /data/packed --splits "[train-clean-100]"
 
 Every number but ``soundfile`` comes from ``LibriSpeechDataModule``'s own training loader. The variants take turns, so
-that a slow minute of the machine hits all of them. A corpus that fits the page cache is read from memory after the
+that a slow minute of the machine affects all of them. A corpus that fits the page cache is read from memory after the
 first turn, which is not counted: this measures the processor, not the disk.
 """
 
@@ -33,7 +33,7 @@ class Turn(NamedTuple):
 
     audio_seconds: float
     wall_seconds: float
-    cpu_seconds: float  # of this process and its workers
+    cpu_seconds: float  # CPU time of this process and its workers
 
 
 def bench_data(
@@ -53,14 +53,14 @@ def bench_data(
     Args:
         root: corpus of audio files, as ``data.root``.
         packed: the same corpus made by ``interstack pack``.
-        splits: to read; default: train-clean-100.
-        batch_seconds: audio per batch.
-        batches: per turn; few of them measure the start of the workers.
-        workers: values of ``data.num_workers``; default: 0 and 2.
+        splits: splits to read; default: train-clean-100.
+        batch_seconds: seconds of audio per batch.
+        batches: batches per turn; with few of them the start of the workers dominates.
+        workers: values of ``data.num_workers`` to try; default: 0 and 2.
         rounds: counted turns of every variant; median and spread are over these.
-        cache_dir: where manifests are kept, as ``data.cache_dir``.
-        targets: cache of the same corpus by ``interstack cache-targets`` with ``data.batch_size=null`` and the
-            ``data.batch_seconds`` of this; it is read together with the packed corpus where there is one.
+        cache_dir: folder for manifests, as ``data.cache_dir``.
+        targets: cache of the same corpus made by ``interstack cache-targets`` with ``data.batch_size=null`` and
+            ``data.batch_seconds`` as here; it is read with the packed corpus if one is given, else with the files.
         output: JSON file to write.
     """
     if min(rounds, batches) < 1 or batch_seconds <= 0:
@@ -90,7 +90,7 @@ def measure(
     cache_dir: str | None,
     targets: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that ``bench_data`` reports, in plain values."""
+    """Measure everything that ``bench_data`` reports, in plain values."""
     variants: dict[str, Callable[[int], float]] = {}
     sources: dict[str, dict[str, Any]] = {name: {"root": root} for name, root in roots.items()}
     if targets is not None:
@@ -138,7 +138,7 @@ def _loader_turn(data: LibriSpeechDataModule) -> Callable[[int], float]:
         loader.batch_sampler.set_epoch(epoch)
         samples = 0
         for batch in loader:
-            batch.waveforms[:, ::FLOATS_PER_PAGE].sum()  # what a worker wrote arrives when its pages are touched
+            batch.waveforms[:, ::FLOATS_PER_PAGE].sum()  # a worker's data arrives when its pages are touched
             if batch.targets is not None:
                 batch.targets.values.flatten()[::FLOATS_PER_PAGE].sum()
             samples += batch.waveforms.numel()
@@ -148,7 +148,7 @@ def _loader_turn(data: LibriSpeechDataModule) -> Callable[[int], float]:
 
 
 def _soundfile_turn(data: LibriSpeechDataModule, audio_seconds: float) -> Callable[[int], float]:
-    """Whole files, one after another, and nothing else: what no loader of files can exceed on one core."""
+    """Read whole files one after another and nothing else: an upper bound for a loader of files on one core."""
     manifest = data.train_dataloader().dataset.manifest
 
     def run(epoch: int) -> float:
@@ -165,7 +165,7 @@ def _soundfile_turn(data: LibriSpeechDataModule, audio_seconds: float) -> Callab
 def _timed(run: Callable[[int], float], epoch: int) -> Turn:
     wall, cpu = time.perf_counter(), sum(os.times()[:4])
     audio_seconds = run(epoch)
-    # Workers have been waited for, so that their time is among the children's.
+    # The loader has waited for its workers, so their time is among the children's.
     return Turn(audio_seconds, time.perf_counter() - wall, sum(os.times()[:4]) - cpu)
 
 
@@ -181,7 +181,7 @@ def _row(name: str, turns: list[Turn]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as lines of text."""
+    """Format the result as lines of text."""
     lines = [f"{'':<28}{'audio s / s':>14}{'quartiles':>12}{'audio s / core s':>18}"]
     for row in result["variants"]:
         numbers = f"{row['audio_s_per_s']:>14.0f}{row['spread']:>12.0f}{row['audio_s_per_cpu_s']:>18.0f}"

@@ -1,13 +1,13 @@
-"""What a growth costs: seconds and memory, in one process or several, at the paper's size unless told otherwise.
+"""Measure seconds and memory of a growth, in one process or several, by default at the paper's size.
 
 ::
 
     interstack bench growth --output one.json
     python -m torch.distributed.run --standalone --nproc_per_node 2 -m experiments.cli bench growth --output two.json
 
-Student and teacher have random weights and see noise: the cost depends on neither. Every stage makes real optimizer
-steps, so that gradients, optimizer state and DDP's buckets exist at each growth. Linux only: memory is read from
-``/proc``.
+Student and teacher have random weights and the audio is noise: the cost depends on neither. Every stage makes real
+optimizer steps, so that gradients, optimizer state and DDP's buckets exist at each growth. This works on Linux only,
+because memory is read from ``/proc``.
 """
 
 import os
@@ -33,7 +33,7 @@ from lightning_modules.teacher import HuggingFaceTeacher
 
 @dataclass
 class GrowthCost:
-    """One growth on one rank. Memory is resident, in MB; ``peak`` is its maximum during the growth."""
+    """Cost of one growth on one rank. Memory is resident, in MB; ``peak`` is its maximum during the growth."""
 
     depth_before: int
     depth: int
@@ -45,7 +45,7 @@ class GrowthCost:
 
 
 class MeasuredStacking(StackingCallback):
-    """The growth of every run, with the memory before, during and after it."""
+    """The usual growth, with the memory measured before, during and after it."""
 
     def __init__(self, policy: str) -> None:
         super().__init__(policy, measure_loss=False)
@@ -76,11 +76,11 @@ class Noise(L.LightningDataModule):
         return DataLoader(batches, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[BenchBatch]:
-        return self.train_dataloader()  # not used: Lightning warns where there is none
+        return self.train_dataloader()  # not used, but Lightning warns without one
 
 
 def make_trainer(folder: str, processes: int, stacking: MeasuredStacking, accelerator: str) -> L.Trainer:
-    """A Trainer with one epoch for each of the paper's four stages."""
+    """Build a Trainer with one epoch for each of the paper's four stages."""
     return L.Trainer(
         default_root_dir=folder,
         callbacks=[stacking],
@@ -109,13 +109,13 @@ def bench_growth(
     """Measure every growth of a short run and write rank 0's numbers to a JSON file.
 
     Args:
-        output: the file.
+        output: JSON file to write.
         policy: growth policy that reaches full depth in four stages of three layers.
-        student_size: layers and width.
-        teacher_size: layers and width.
+        student_size: layers and width of the student.
+        teacher_size: layers and width of the teacher.
         steps_per_stage: optimizer steps before each growth.
-        seconds: length of the noise; one utterance per step and process.
-        accelerator: cpu, gpu or auto. Memory is the process's on the host, on a GPU too.
+        seconds: length of the one utterance of noise per step and process.
+        accelerator: cpu, gpu or auto; memory is the process's host memory, on a GPU too.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     layers, width = student_size

@@ -1,6 +1,6 @@
-"""``interstack bench kernels``: ways to compute the front end and the positional convolution, in turns.
+"""``interstack bench kernels``: time ways to compute the front end and the positional convolution, in turns.
 
-Each is timed forward without gradients, as a teacher runs it, and forward and backward, as a student does, and is
+Each way is timed forward without gradients, as in a teacher, and forward and backward, as in a student. Its output is
 compared with float32. Sizes are HuBERT Base's; weights and audio are random.
 """
 
@@ -68,13 +68,13 @@ def bench_kernels(
     """Time the front end and the positional convolution computed in several ways; print a table, write JSON.
 
     Args:
-        batch_size: utterances.
-        seconds: length of each.
+        batch_size: utterances per batch.
+        seconds: length of each utterance.
         rounds: counted turns of every way; median and ratio are over these.
         accelerator: cpu, gpu or auto.
         precision: 32, or bf16 by autocast.
         compile: compile every way with torch.compile.
-        output: JSON file to write, after every round.
+        output: JSON file to write after every round.
     """
     if min(batch_size, rounds) < 1 or seconds < 0.1:
         raise InputError(
@@ -101,7 +101,7 @@ def bench_kernels(
 
 
 def make_candidates(batch_size: int, seconds: float, device: torch.device) -> list[Candidate]:
-    """The first of each part is the plain one; all of a part have the same weights."""
+    """Build the candidates; the first of each part is the plain one, and all of a part have the same weights."""
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -124,13 +124,13 @@ def make_candidates(batch_size: int, seconds: float, device: torch.device) -> li
 
 
 def forward_ms(candidate: Candidate, precision: str) -> float:
-    """Milliseconds of a forward pass without gradients."""
+    """Time a forward pass without gradients, in milliseconds."""
     with torch.no_grad():
         return timed(lambda: _forward(candidate, precision), candidate.inputs.device)
 
 
 def both_ms(candidate: Candidate, precision: str) -> float:
-    """Milliseconds of a forward and backward pass."""
+    """Time a forward and backward pass, in milliseconds."""
 
     def step() -> None:
         _forward(candidate, precision).float().square().mean().backward()
@@ -140,7 +140,7 @@ def both_ms(candidate: Candidate, precision: str) -> float:
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
-    """Milliseconds of one call, with the device's work done."""
+    """Time one call in milliseconds, up to the end of the device's work."""
     started = time.perf_counter()
     run()
     if device.type == "cuda":
@@ -155,7 +155,7 @@ def _forward(candidate: Candidate, precision: str) -> Tensor:
 
 @torch.no_grad()
 def error(candidate: Candidate, candidates: list[Candidate], precision: str) -> float:
-    """Relative L2 error of the outputs against the plain way in float32, on one utterance."""
+    """Compute the relative L2 error of the outputs against the plain way in float32, on one utterance."""
     plain = next(other for other in candidates if other.part == candidate.part)
     one = candidate.inputs[:1]
     exact = _forward(Candidate(plain.part, plain.name, plain.module, one), "32")
@@ -166,7 +166,7 @@ def error(candidate: Candidate, candidates: list[Candidate], precision: str) -> 
 def summarise(
     candidates: list[Candidate], times: list[list[tuple[float, float]]], errors: list[float]
 ) -> list[dict[str, Any]]:
-    """A row of plain values for each way; ratios are medians over turns, above 1 where it is faster than plain."""
+    """Make a row of plain values for each way; ratios are medians over turns, above 1 if it is faster than plain."""
     rows: list[dict[str, Any]] = []
     plain: list[tuple[float, float]] = []
     for candidate, own, far in zip(candidates, times, errors, strict=True):
@@ -180,7 +180,7 @@ def summarise(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
+    """Format the rows as a Markdown table."""
     lines = [
         "| part | computed | forward, ms | against plain | forward and backward, ms | against plain | error |",
         "|---" * 7 + "|",

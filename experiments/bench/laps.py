@@ -1,6 +1,6 @@
-"""StepLaps: the parts of every optimizer step of a Trainer, forward and backward apart.
+"""StepLaps: time the parts of every optimizer step of a Trainer, forward and backward separately.
 
-``ThroughputCallback`` gives means of a window of a run; a benchmark needs every step by itself, for a spread.
+``ThroughputCallback`` gives means over a window of a run; a benchmark needs every single step, for a spread.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ PARTS = ("data_ms", "teacher_ms", "forward_ms", "backward_ms", "optimizer_ms")
 
 
 class _Lap(NamedTuple):
-    """The time points of one step."""
+    """Time points of one step."""
 
     depth: int
     previous_end: TimePoint
@@ -27,7 +27,7 @@ class _Lap(NamedTuple):
     end: TimePoint
 
     def parts(self) -> dict[str, float]:
-        """Milliseconds; the work of the step must be done."""
+        """Milliseconds of each part; the work of the step must be done."""
         marks = self.marks
         teacher = sum(milliseconds(s.start, s.end) for s in self.sections if s.name == "teacher")
         return {
@@ -42,16 +42,16 @@ class _Lap(NamedTuple):
 
 
 class StepLaps(L.Callback):
-    """Record the parts of each step without accumulation; it only looks.
+    """Record the parts of each step without accumulation; training is not changed.
 
-    A step only leaves its time points behind. They are read at the end of its epoch: to read a GPU's is to wait for it,
-    and a host that waits after every step submits nothing ahead, which an ordinary run does.
+    Time points are read at the end of the epoch only. Reading a GPU's time point waits for the GPU, and a host that
+    waits after every step submits no work ahead, unlike in an ordinary run.
 
     Attributes:
-        steps: milliseconds per part, which add up to ``step_ms``, and the depth, of each step but the first of a fit:
-            that one makes the optimizer's state, and its wait for data is the start of the loader.
-        growths_ms: of each growth. What else lies between two epochs (checkpoints, validation, the start of the
-            loader) is in neither.
+        steps: depth and milliseconds per part, which add up to ``step_ms``, of each step but the first of a fit. The
+            first one creates the optimizer's state, and its wait for data is the start of the loader.
+        growths_ms: milliseconds of each growth. Other work between two epochs (checkpoints, validation, the start of
+            the loader) is in neither.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How a benchmark was made, in every JSON of one, and whether an earlier file can be gone on with."""
+"""Commit, machine and settings that every benchmark's JSON records, and the check for continuing an earlier file."""
 
 import json
 import logging
@@ -18,20 +18,20 @@ log = logging.getLogger(__name__)
 
 
 def made(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """Commit, hardware, threads, versions, and how float32 products are computed on ``device``, in plain values."""
+    """Collect commit, hardware, threads, versions and the mode of float32 products on ``device``, in plain values."""
     return {
         "commit": git_commit(),
         "hardware": hardware(device, processes),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
-        # TF32 is a format of CUDA's units alone.
+        # TF32 exists on CUDA devices only.
         "float32": float32_mode() if device.type == "cuda" else "ieee",
     }
 
 
 def training_device(accelerator: str, processes: int = 1) -> torch.device:
-    """Where a Trainer of this process computes; CUDA is set as by a run, so that ``made`` agrees before one."""
+    """Find the device of a Trainer in this process, and set CUDA as a run does, so that ``made`` agrees with it."""
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=processes,
@@ -44,7 +44,7 @@ def training_device(accelerator: str, processes: int = 1) -> torch.device:
 
 
 def earlier(path: Path | None, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The JSON that ``path`` holds where all its ``settings`` are these; the log says which ones differ."""
+    """Read the JSON of ``path`` if its settings equal ``settings``, else return None and log the first difference."""
     if path is None or not path.is_file():
         return None
     found: dict[str, Any] = read_json(path)

@@ -1,4 +1,4 @@
-"""Resident memory of this process, from ``/proc``: Linux only."""
+"""Resident memory of this process, read from ``/proc`` (Linux only)."""
 
 import ctypes
 import gc
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 def resident_megabytes(field: str) -> float:
-    """``VmRSS`` (now) or ``VmHWM`` (peak) of this process, in MB."""
+    """Read ``VmRSS`` (now) or ``VmHWM`` (peak) of this process, in MB."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024 / 1e6
 
 
 def start_memory_peak() -> float | None:
-    """Let the peak start at what is in use now, and return that in MB; ``None`` where there is no ``/proc``.
+    """Reset the peak to the memory in use now, and return that in MB; ``None`` without ``/proc``.
 
-    What was used before and is free again goes back to the system first (glibc): the C library keeps it otherwise, and
-    whoever takes it next would seem to need nothing.
+    Freed memory is returned to the system first (glibc). The C library would keep it otherwise, and later use of it
+    would not raise the resident memory.
     """
     control = Path("/proc/self/clear_refs")
     if not control.exists():

@@ -1,4 +1,4 @@
-"""Batches of noise: of one length, or of lengths like LibriSpeech's, batched and cropped as the data module does it."""
+"""Batches of noise with one length, or with lengths like LibriSpeech's, batched and cropped as in the data module."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from datamodules.audio import SAMPLE_RATE
 from datamodules.batching import CropRule, GlobalBatchSampler, plan_by_utterances
 
-UTTERANCES = 281_241  # of LibriSpeech's three training parts: the fewer, the more is lost by cropping
+UTTERANCES = 281_241  # as in LibriSpeech's three training parts: with fewer, cropping loses more
 MAX_SECONDS = 15.6
 
 
@@ -21,12 +21,12 @@ class BenchBatch(NamedTuple):
     global_num_samples: Tensor
 
     def to(self, device: torch.device) -> "BenchBatch":
-        """Moved as the data module moves it: the step reads lengths on the host, and would wait for a device's."""
+        """Move the waveforms only, as the data module does: the step reads lengths on the host without waiting."""
         return self._replace(waveforms=self.waveforms.to(device, non_blocking=True))
 
 
 def like_librispeech(utterances: int = UTTERANCES) -> np.ndarray:
-    """Samples per utterance: three quarters near 14.5 s, the others anywhere from 2 to 14 s."""
+    """Draw samples per utterance: three quarters near 14.5 s, the others anywhere from 2 to 14 s."""
     generator = np.random.default_rng(0)
     long, short = generator.normal(14.5, 1.2, utterances), generator.uniform(2, 14, utterances)
     seconds = np.where(generator.random(utterances) < 0.75, long, short).clip(2)
@@ -34,10 +34,10 @@ def like_librispeech(utterances: int = UTTERANCES) -> np.ndarray:
 
 
 def cropped_widths(batch_size: int, steps: int, epoch: int, grid: int = 1) -> list[int]:
-    """Samples per utterance of each batch of an epoch: the same epoch has the same ones, another has others.
+    """Draw samples per utterance of each batch of an epoch; the same epoch number gives the same widths.
 
-    The grid changes widths only, not which utterances meet. A batch may have an utterance less than the others; that
-    is left out here.
+    The grid changes widths only, not the utterances of a batch. In training a batch may have one utterance less than
+    the others; that is ignored here.
     """
     lengths_N, most = like_librispeech(), round(MAX_SECONDS * SAMPLE_RATE)
     plan = plan_by_utterances(np.minimum(lengths_N, most), batch_size)
@@ -47,7 +47,7 @@ def cropped_widths(batch_size: int, steps: int, epoch: int, grid: int = 1) -> li
 
 
 def noise(batch_size: int, widths: list[int], pinned: bool) -> list[BenchBatch]:
-    """A batch for each width; all are views of one piece of noise, on the host, pinned there for a GPU."""
+    """Make a batch for each width; all are views of one piece of noise on the host, pinned if ``pinned``."""
     values = torch.randn(batch_size * max(widths), generator=torch.Generator().manual_seed(0))
     values = values.pin_memory() if pinned else values
     batches = []

@@ -1,7 +1,7 @@
-"""``interstack bench profile``: where the time of one step goes, kernel by kernel, and whether the host keeps up.
+"""``interstack bench profile``: time one training step kernel by kernel, and the host's submission of it.
 
-The step is that of training (autocast, losses, backward, clipping, fused AdamW) without a Trainer around it, so that a
-profile has nothing else in it. Weights and audio are random. On a CPU the same code counts torch's operators.
+The step is that of training (autocast, losses, backward, clipping, fused AdamW) without a Trainer, so that the profile
+holds nothing else. Weights and audio are random. On a CPU the same code counts torch's operators.
 """
 
 import json
@@ -35,7 +35,7 @@ from lightning_modules.teacher import HuggingFaceTeacher
 TIMED = ("teacher_ms", "forward_ms", "backward_ms", "optimizer_ms")
 WARM_UP = 3
 TOP = 60
-# The first pattern that a kernel's name has decides: cuDNN's convolutions are matrix products by name, too.
+# The first pattern that matches a kernel's name decides: names of cuDNN's convolutions match matrix products, too.
 KINDS = (
     ("attention", r"flash|fmha|sdpa|softmax|attention"),
     ("layout", r"nchwToNhwc|nhwcToNchw|[tT]ranspose|permute"),
@@ -55,7 +55,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Row:
-    """What is profiled; one row of the file."""
+    """Settings of one profile; one row of the file."""
 
     accelerator: str
     batch_size: int
@@ -85,18 +85,18 @@ def bench_profile(
     """Time one step in parts, then profile one: kernels by kind, their number, the host's time, memory.
 
     Args:
-        batch_size: utterances.
-        seconds: length of each.
-        depth: of the student.
-        precision: of teacher and student.
-        compile: both teacher and student.
-        front_end: of the student.
-        rounds: timed steps, after three that are not; times are medians over these.
-        accelerator: cpu, gpu or auto. A GPU is timed by its own events, a CPU by the host's clock.
+        batch_size: utterances per step.
+        seconds: length of each utterance.
+        depth: depth of the student.
+        precision: precision of teacher and student.
+        compile: compile both teacher and student.
+        front_end: front end of the student.
+        rounds: timed steps, after three that are not timed; times are medians over these.
+        accelerator: cpu, gpu or auto; a GPU is timed by its own events, a CPU by the host's clock.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
-        student: sizes; depth, compile and front_end are those above. Default: the paper's.
-        output: JSON file with a row for each call; a row that it holds already, of the same commit and machine, is only
-            printed. The longest kernels are written beside it as text.
+        student: sizes of the student, except depth, compile and front_end, which are set above; default: the paper's.
+        output: JSON file with a row for each call. An existing row of the same commit, machine and settings is printed,
+            not measured again. The longest kernels are written beside the file as text.
     """
     if min(batch_size, depth, rounds) < 1 or seconds <= 0:
         raise InputError(f"batch_size={batch_size}, depth={depth}, rounds={rounds}, seconds={seconds} must be positive")
@@ -116,13 +116,13 @@ def bench_profile(
 
 
 def name_of(row: Row) -> str:
-    """A short name for files."""
+    """Make a short name for files."""
     words = [f"{row.batch_size}x{row.seconds:g}", row.precision, f"depth{row.depth}", row.front_end]
     return "_".join([*words, "compiled" if row.compile else "eager"])
 
 
 class _Step:
-    """A training step that leaves time points between its parts."""
+    """A training step that records time points between its parts."""
 
     def __init__(self, row: Row, device: torch.device) -> None:
         precision: Literal["32", "bf16"] = "bf16" if "bf16" in row.precision else "32"
@@ -154,13 +154,13 @@ class _Step:
         return [*points, time_point(self.device)]
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
 def measure(row: Row, device: torch.device) -> tuple[dict[str, Any], dict[str, tuple[float, int]]]:
-    """The numbers of a row; milliseconds and calls of each kernel of one step."""
+    """Measure the numbers of a row, and milliseconds and calls of each kernel of one step."""
     step = _Step(row, device)
     start = time.perf_counter()
     step()
@@ -202,7 +202,7 @@ def measure(row: Row, device: torch.device) -> tuple[dict[str, Any], dict[str, t
 
 
 def _submit_ms(step: _Step) -> float:
-    """The host's time for a step whose predecessors are done: behind others it would wait for room in their queue."""
+    """Time the host's submission of one step to an idle device: with a full queue it would wait for room."""
     start = time.perf_counter()
     step()
     spent = time.perf_counter() - start
@@ -211,7 +211,7 @@ def _submit_ms(step: _Step) -> float:
 
 
 def profiled(step: _Step) -> dict[str, tuple[float, int]]:
-    """Milliseconds and calls by name: of kernels on a GPU, elsewhere of operators without what they call."""
+    """Profile one step: milliseconds and calls by name, of kernels on a GPU, else of operators without nested calls."""
     cuda = step.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities, acc_events=True) as recorded:
@@ -219,7 +219,7 @@ def profiled(step: _Step) -> dict[str, tuple[float, int]]:
         step.wait()
     kernels: dict[str, tuple[float, int]] = {}
     for event in recorded.events() or []:
-        # Ranges that are named in the code, as the optimizer's step is, hold kernels that are events of their own.
+        # Named ranges such as the optimizer's step contain kernels that are separate events.
         if event.is_user_annotation or (cuda and event.device_type != DeviceType.CUDA):
             continue
         own = event.time_range.elapsed_us() if cuda else event.self_cpu_time_total
@@ -229,7 +229,7 @@ def profiled(step: _Step) -> dict[str, tuple[float, int]]:
 
 
 def by_kind(kernels: Mapping[str, tuple[float, int]]) -> dict[str, dict[str, float]]:
-    """Milliseconds and calls of each kind, the longest first."""
+    """Sum milliseconds and calls of each kind, the longest first."""
     kinds: dict[str, dict[str, float]] = {}
     for name, (spent, calls) in kernels.items():
         kind = next((kind for kind, pattern in KINDS if re.search(pattern, name)), "other")
@@ -240,16 +240,16 @@ def by_kind(kernels: Mapping[str, tuple[float, int]]) -> dict[str, dict[str, flo
 
 
 def top(kernels: Mapping[str, tuple[float, int]]) -> str:
-    """The longest kernels as lines of text."""
+    """Format the longest kernels as lines of text."""
     longest = sorted(kernels.items(), key=lambda item: -item[1][0])[:TOP]
     return "".join(f"{spent:10.3f} ms {calls:6d} x {name[:200]}\n" for name, (spent, calls) in longest)
 
 
 def host_bound_below(row: Mapping[str, Any]) -> float | None:
-    """Audio seconds per step from which on the device needs longer than the host; ``None`` where they are the same.
+    """Audio seconds per step above which the device takes longer than the host; ``None`` on a CPU, which is both.
 
-    The host's time hardly depends on the size of a step, the kernels' grows with it. Where the host had to wait for
-    room in the device's queue, this is too large.
+    The host's time hardly depends on the size of a step, while the kernels' time grows with it. The estimate is too
+    large if the host had to wait for room in the device's queue.
     """
     if "CPU" in row["hardware"]:
         return None
@@ -257,14 +257,14 @@ def host_bound_below(row: Mapping[str, Any]) -> float | None:
 
 
 def name_in_words(row: Mapping[str, Any]) -> str:
-    """What was profiled."""
+    """Describe the profiled step."""
     compiled = "compiled" if row["compile"] else "eager"
     size = f"{row['batch_size']} x {row['seconds']:g} s, {row['precision']}, depth {row['depth']}"
     return f"{size}, {row['front_end']} front end, {compiled}"
 
 
 def text(row: Mapping[str, Any]) -> str:
-    """A row of the file in words."""
+    """Describe a row of the file in words."""
     parts = ", ".join(f"{part.removesuffix('_ms')} {row[part]:.1f}" for part in TIMED)
     kinds = "\n".join(f"  {kind:<12}{sums['ms']:>10.2f} ms {sums['calls']:>6}" for kind, sums in row["kinds"].items())
     memory = "-" if row["memory_gb"] is None else f"{row['memory_gb']:.1f} GB"

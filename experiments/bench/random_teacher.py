@@ -1,4 +1,4 @@
-"""A teacher for benchmarks: HuBERT Base's sizes unless told otherwise, random weights."""
+"""A teacher with random weights for benchmarks, by default in HuBERT Base's sizes."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 
 def save_random_teacher(folder: Path, layers: int = 12, width: int = 768, channels: int = 512) -> Path:
-    """Write ``layers`` x ``width`` behind HuBERT Base's convolutions of that many ``channels`` to ``folder``."""
+    """Write a HuBERT with ``layers`` layers of ``width`` and convolutions of ``channels`` channels to ``folder``."""
     config = HubertConfig(
         hidden_size=width,
         num_hidden_layers=layers,

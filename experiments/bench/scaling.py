@@ -1,4 +1,4 @@
-"""``interstack bench scaling``: time per step against number of processes, utterance length, depth and batch."""
+"""``interstack bench scaling``: time per step against number of processes, utterance length, depth and batch size."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from lightning_modules.student import StudentConfig
 
 @dataclass(frozen=True)
 class Point:
-    """One step size; ``batch_size`` is that of each process."""
+    """One step size; ``batch_size`` is per process."""
 
     processes: int = 1
     seconds: float = 5.0
@@ -46,27 +46,27 @@ def bench_scaling(
 ) -> None:
     """Vary one size of a step at a time around 1 process x 4 utterances x 5 s at depth 12; print a table, write JSON.
 
-    On a GPU around 16 utterances x 15 s: it does smaller steps faster than the host can ask for them. Each point is an
-    `interstack bench` of its own, with its processes started by torch.distributed.run.
+    On a GPU the sizes vary around 16 utterances x 15 s, because a GPU computes smaller steps faster than the host
+    submits them. Each point is a separate `interstack bench`, whose processes torch.distributed.run starts.
 
     Args:
-        processes: to try; default: 1 and 2, on a machine with a single GPU 1. More processes mean a larger batch: each
-            has batch_size utterances.
-        seconds: lengths of an utterance; default: 2.5, 5 and 10, on a GPU 5, 10 and 15.
-        depths: of the student; default: 3, 6, 9 and 12.
-        batch_sizes: utterances per process; default: 1, 2, 4 and 8, on a GPU 4, 8, 16 and 32.
+        processes: numbers of processes to try; default: 1 and 2, on a machine with a single GPU only 1. More processes
+            mean a larger batch, because each has batch_size utterances.
+        seconds: utterance lengths to try; default: 2.5, 5 and 10, on a GPU 5, 10 and 15.
+        depths: depths of the student to try; default: 3, 6, 9 and 12.
+        batch_sizes: numbers of utterances per process to try; default: 1, 2, 4 and 8, on a GPU 4, 8, 16 and 32.
         rounds: counted turns of every point.
         accelerator: cpu, gpu or auto.
-        precision: of the trainer.
-        student: sizes and switches, as of `interstack bench`; default: the paper's.
+        precision: precision of the trainer.
+        student: sizes and switches of the student, as in `interstack bench`; default: the paper's.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
-        teacher_precision: as of `interstack bench`.
-        teacher_compile: as of `interstack bench`.
-        output: JSON file to write after every point. Points that it holds already are kept where commit and settings
-            are these; one that failed is tried again.
+        teacher_precision: precision of the teacher, as in `interstack bench`.
+        teacher_compile: compile the teacher too, as in `interstack bench`.
+        output: JSON file to write after every point. Points of an existing file with the same commit and settings are
+            kept; failed ones are tried again.
 
     Raises:
-        InputError: at the end, where points failed; their errors are in the table and in the file.
+        InputError: some points failed; raised at the end, with the errors in the table and in the file.
     """
     common = ["--rounds", str(rounds), "--accelerator", accelerator, "--precision", precision]
     common += ["--student", json.dumps(asdict(student or StudentConfig()))]
@@ -96,12 +96,12 @@ def bench_scaling(
 
 
 def default_processes(gpus: int) -> list[int]:
-    """One and two, where there are devices for two; a CPU is shared."""
+    """One and two processes, or one on a machine with a single GPU; processes can share a CPU."""
     return [1] if gpus == 1 else [1, 2]
 
 
 def known_points(result: Mapping[str, Any] | None) -> dict[Point, dict[str, Any]]:
-    """What an earlier file says of each of its points that did not fail."""
+    """Collect the measurements of an earlier file, except of points that failed."""
     sizes = [each.name for each in fields(Point)]
     return {
         Point(**{name: row[name] for name in sizes}): {k: v for k, v in row.items() if k not in ("axis", *sizes)}
@@ -111,7 +111,7 @@ def known_points(result: Mapping[str, Any] | None) -> dict[Point, dict[str, Any]
 
 
 def measure_or_error(point: Point, common: list[str]) -> dict[str, Any]:
-    """What was measured, or the error: a point that does not fit the memory must not lose the others."""
+    """Measure a point or return its error, so that a point that does not fit the memory does not stop the others."""
     try:
         return measure(point, common)
     except InputError as error:
@@ -119,17 +119,17 @@ def measure_or_error(point: Point, common: list[str]) -> dict[str, Any]:
 
 
 def points(axes: Mapping[str, list[Any]], usual: Point) -> Iterator[tuple[str, Point]]:
-    """(axis, point) for every value of every axis, the other sizes being the usual ones."""
+    """Yield (axis, point) for every value of every axis; the other sizes are the usual ones."""
     for axis, values in axes.items():
         for value in values:
             yield axis, replace(usual, **{axis: value})
 
 
 def measure(point: Point, common: list[str]) -> dict[str, Any]:
-    """What ``interstack bench`` says of one point.
+    """Run ``interstack bench`` on one point and return its numbers.
 
     Raises:
-        InputError: with the last lines of the benchmark that failed.
+        InputError: the benchmark failed; the message has its last lines.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.json"
@@ -151,7 +151,7 @@ def measure(point: Point, common: list[str]) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as a Markdown table and lines on how it was made."""
+    """Format the result as a Markdown table with lines on the settings."""
     lines = ["| varied | processes | batch x seconds | depth | ms per step | quartiles | audio s/s |", "|---" * 7 + "|"]
     for point in result["points"]:
         cells = [point["axis"], point["processes"], f"{point['batch_size']} x {point['seconds']:g}", point["depth"]]

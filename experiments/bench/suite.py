@@ -1,7 +1,7 @@
-"""``interstack bench suite``: all that a GPU is to show, in one folder, most valuable first.
+"""``interstack bench suite``: run all benchmarks of one GPU into one folder, most valuable first.
 
-Every part is a benchmark in a process of its own, with a time limit and a log. One that fails or runs out of time does
-not stop the others, and the same call again goes on: what is finished is not repeated.
+Every part is a benchmark in its own process, with a time limit and a log. A part that fails or runs out of time does
+not stop the others. The same call continues an interrupted suite; finished parts are not repeated.
 """
 
 import json
@@ -26,13 +26,13 @@ from experiments.bench.suite_table import table
 from lightning_modules.student import StudentConfig
 
 WORKERS = (0, 4, 8, 12)
-GRACE_SECONDS = 15.0  # between asking a part to end and ending it
+GRACE_SECONDS = 15.0  # between SIGTERM and SIGKILL
 TINY_STUDENT = json.dumps(asdict(StudentConfig(16, 32, 2)))
 
 
 @dataclass(frozen=True)
 class Part:
-    """One benchmark: the words after ``interstack``, its file among the results, and seconds that it may take."""
+    """One benchmark: the words after ``interstack``, the name of its result file, and its time limit in seconds."""
 
     name: str
     words: tuple[str, ...]
@@ -41,7 +41,7 @@ class Part:
 
     @property
     def kind(self) -> str:
-        """The subcommand of ``bench``; empty for the step by depth."""
+        """The subcommand of ``bench``; empty for ``bench`` itself, the step by depth."""
         return "" if self.words[1].startswith("--") else self.words[1]
 
 
@@ -52,24 +52,23 @@ def bench_suite(
     tiny: bool = False,
     only: list[str] | None = None,
 ) -> None:
-    """Profiles, the step by depth, whole runs, lengths, the loader, growth and scaling, one after another.
+    """Run profiles, the step by depth, whole runs, lengths, the loader, growth and scaling, one after another.
 
     Args:
-        output: folder of the results: a JSON file of each benchmark, logs/, and all in table.md. Parts that are
-            finished there with the same commit, machine and command are kept.
+        output: folder of the results, with a JSON file per benchmark, logs/, and a summary in table.md. Finished parts
+            with the same commit, machine and command are kept.
         accelerator: gpu or cpu; a CPU gets smaller steps and compiles nothing.
-        budget: seconds for all parts together; what is not reached is left for the next call. Default: no limit but
-            those of the parts.
-        tiny: tiny models and steps, to see that everything works.
-        only: names of the parts to run.
+        budget: seconds for all parts together; parts that are not reached are left for the next call. Default: only
+            the limits of the parts.
+        tiny: use tiny models and steps, to check that everything works.
+        only: names of the parts to run; default: all.
 
     Raises:
-        ValueError: a part that does not exist, or a budget that is not positive.
-        InputError: at the end, where a part failed or ran out of time.
+        InputError: a part does not exist, the budget is not positive, or, at the end, a part failed or ran out of time.
     """
     if budget is not None and budget <= 0:
         raise InputError(f"budget={budget} must be positive")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the part that runs is ended too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the running part is ended too
     folder, end = Path(output), time.monotonic() + (budget or float("inf"))
     settings = {**made(training_device(accelerator)), "accelerator": accelerator, "tiny": tiny}
     with inputs(tiny) as (corpus, teacher):
@@ -94,7 +93,7 @@ def bench_suite(
 
 @contextmanager
 def inputs(tiny: bool) -> Iterator[tuple[Path, Path]]:
-    """Where the corpus of the loader's part goes once it is needed, and a tiny teacher."""
+    """Yield the folder for the corpus of the part ``data``, which is written on demand, and that of a tiny teacher."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if tiny:
@@ -103,7 +102,7 @@ def inputs(tiny: bool) -> Iterator[tuple[Path, Path]]:
 
 
 def choose(parts: list[Part], only: list[str] | None) -> list[Part]:
-    """The named parts, all where none is named."""
+    """Select the named parts, or all if none is named."""
     names = [part.name for part in parts]
     if unknown := sorted(set(only or ()) - set(names)):
         raise InputError(f"unknown part {unknown[0]!r}: choose from {', '.join(names)}")
@@ -111,7 +110,7 @@ def choose(parts: list[Part], only: list[str] | None) -> list[Part]:
 
 
 def run_part(part: Part, folder: Path, end: float) -> dict[str, Any]:
-    """How a part ended: done, failed, out of time, or not reached before ``end`` (of ``time.monotonic``)."""
+    """Run a part; its status is done, failed, out of time, or not reached before ``end`` (of ``time.monotonic``)."""
     limit = min(part.limit, end - time.monotonic())
     if limit <= 0:
         return {"status": "not reached", "seconds": 0.0}
@@ -131,7 +130,7 @@ def run_part(part: Part, folder: Path, end: float) -> dict[str, Any]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and those that it started: torch.distributed.run ends its own when it is asked to."""
+    """End a process and those that it started; on SIGTERM torch.distributed.run ends its own."""
     for sent, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
         if process.poll() is not None:
             return
@@ -143,7 +142,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> list[Part]:
-    """Every part, most valuable first. A tiny teacher makes all of it tiny."""
+    """List every part, most valuable first. With a tiny teacher all parts are tiny."""
     gpu, tiny = accelerator == "gpu", tiny_teacher is not None
     where: tuple[str, ...] = ("--accelerator", accelerator)
     model: tuple[str, ...] = ()
@@ -167,7 +166,7 @@ def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> li
     channels_last = ("--teacher_kernels", "channels_last", "--student.kernels", "channels_last")
     bf16 = ("--precision", "bf16-mixed", "--teacher_precision", "bf16")
     librispeech = ("--lengths", "librispeech", "--batch_size", "32" if gpu and not tiny else "2", "--depths", "[12]")
-    # One epoch has the steps that make a median; the second variant needs the first.
+    # An epoch has just enough steps for a median; the second variant is compared with the first.
     runs: tuple[str, ...] = (
         "--steps_per_epoch",
         "3",
@@ -246,7 +245,7 @@ def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> li
 
 
 def _more_profiles(profile: Callable[..., Part], fast: str) -> list[Part]:
-    """Other sizes and switches of a step, on which less depends."""
+    """List profiles of other sizes and switches, which matter less."""
     return [
         profile("small", 8),
         profile("large", 64, "--compile", fast),

@@ -1,4 +1,4 @@
-"""The one table of ``interstack bench suite``: what each finished part measured, by the words of its file."""
+"""The table of ``interstack bench suite``: the measurements of each finished part, read from its file."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ Cells = tuple[str, float | None, float | None, float | None, float | None, str]
 
 
 def table(folder: Path, state: Mapping[str, Any]) -> str:
-    """Markdown: a row for each thing that was measured, then how every part ended.
+    """Format a Markdown table with a row per measurement, then one with the status of every part.
 
     Args:
-        folder: where the JSON files are.
-        state: what ``suite.json`` holds.
+        folder: folder of the JSON files.
+        state: content of ``suite.json``.
     """
     lines = [_row(HEAD), "|---" * len(HEAD) + "|"]
     outputs = dict.fromkeys(part["output"] for part in state["parts"].values())

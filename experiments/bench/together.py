@@ -1,7 +1,7 @@
-"""``interstack bench together``: what training students side by side saves over one run after the other.
+"""``interstack bench together``: time students trained side by side against one run after another.
 
-Both are the runs that ``interstack fit-together`` and ``interstack fit`` would make, and take turns. Teacher and
-students have random weights and the corpus is noise; time depends on neither.
+The runs are those of ``interstack fit-together`` and ``interstack fit``, and take turns. Teacher and students have
+random weights and the corpus is noise; time depends on neither.
 """
 
 import gc
@@ -39,19 +39,19 @@ def bench_together(
 ) -> None:
     """Time students apart and together; print the ratio and write JSON.
 
-    Counted is training time: not the start, not checkpoints. The saving should be the teacher's time of all students
-    but one; that is predicted from the runs apart.
+    Only training time is counted, not the start or checkpoints. The saving should be the teacher's time for all
+    students but one; that is predicted from the separate runs.
 
     Args:
         configs: recipes of the students; default: full_l2l, interleave_equal and midas_equal.
         batch_size: utterances per step.
-        seconds: length of each.
-        steps_per_epoch: steps of each of the 4 epochs.
+        seconds: length of each utterance.
+        steps_per_epoch: steps in each of the 4 epochs.
         rounds: counted turns; median and quartiles are over these.
         accelerator: cpu, gpu or auto.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
         overrides: settings of all students by their names on the command line.
-        output: JSON file to write; after every round, so that an interrupted benchmark leaves what it has.
+        output: JSON file to write after every round, so that an interrupted benchmark keeps its finished rounds.
     """
     if min(batch_size, rounds, steps_per_epoch) < 1 or seconds <= 0:
         raise InputError(
@@ -76,7 +76,7 @@ def bench_together(
 
 
 def measure(place: Place, configs: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of training of one turn, and what the teacher took of those apart."""
+    """Measure one turn: training seconds apart and together, and the teacher's share of the seconds apart."""
     students = _build(place, configs, overrides)
     for student in students:
         student.start()
@@ -87,7 +87,7 @@ def measure(place: Place, configs: Sequence[str], overrides: Mapping[str, Any]) 
     share_teacher([student.model for student in students])
     together = Together(students)
     together.run()
-    # What is shared stands in the time of each, though it was spent once.
+    # The shared time is charged to every student, though it was spent once.
     spared = (len(students) - 1) * together.shared.seconds
     seconds = sum(_seconds(student) for student in students) - spared
     _clear(place)
@@ -117,7 +117,7 @@ def _teacher_seconds(student: StudentCLI, steps: int) -> float:
 
 
 def summarise(configs: Sequence[str], turns: Sequence[Mapping[str, float]], place: Place) -> dict[str, Any]:
-    """Plain values: medians, and ratios within the turns."""
+    """Compute medians over the turns, and medians of the ratios within each turn, in plain values."""
     ratios = [turn["apart_seconds"] / turn["together_seconds"] for turn in turns]
     others = (len(configs) - 1) / len(configs)
     predicted = [t["apart_seconds"] / (t["apart_seconds"] - others * t["apart_teacher_seconds"]) for t in turns]
@@ -135,7 +135,7 @@ def summarise(configs: Sequence[str], turns: Sequence[Mapping[str, float]], plac
 
 
 def line(result: Mapping[str, Any]) -> str:
-    """The result in words."""
+    """Describe the result in words."""
     low, high = result["ratio_quartiles"]
     return (
         f"{', '.join(result['configs'])}: {result['apart_seconds']:.1f} s apart (teacher "

@@ -1,1 +1,1 @@
-"""Dashboards as code: one plain specification, from which a W&B workspace view and a W&B report are built."""
+"""Dashboards as code: a W&B workspace view and a W&B report are built from one plain specification."""

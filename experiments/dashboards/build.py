@@ -1,4 +1,4 @@
-"""A W&B workspace view and a W&B report from a specification, through ``wandb-workspaces`` (extra ``dashboards``)."""
+"""Build a W&B workspace view and a W&B report from a specification with ``wandb-workspaces`` (extra ``dashboards``)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def panel(spec: dict[str, Any]) -> Any:
-    """One panel.
+    """Build one panel.
 
     Raises:
-        ValueError: an unknown kind.
+        InputError: the kind is unknown.
     """
     import wandb_workspaces.reports.v2 as reports
 
@@ -21,13 +21,13 @@ def panel(spec: dict[str, Any]) -> Any:
     kinds = {"line": reports.LinePlot, "bar": reports.BarPlot, "scatter": reports.ScatterPlot}
     if spec["kind"] not in kinds:
         raise InputError(f"panel {spec.get('title')!r} has kind {spec['kind']!r}: choose from {', '.join(kinds)}")
-    if spec["kind"] == "scatter":  # of final values, which W&B calls summary metrics
+    if spec["kind"] == "scatter":  # plots final values, which W&B calls summary metrics
         settings |= {axis: reports.SummaryMetric(settings[axis]) for axis in ("x", "y")}
     return kinds[spec["kind"]](**settings)
 
 
 def build_workspace(spec: dict[str, Any], entity: str, project: str) -> "workspaces.Workspace":
-    """A view of the runs whose group is the study; nothing is sent."""
+    """Build a view of the runs whose group is the study; nothing is sent."""
     import wandb_workspaces.workspaces as workspaces
 
     return workspaces.Workspace(
@@ -43,7 +43,7 @@ def build_workspace(spec: dict[str, Any], entity: str, project: str) -> "workspa
 
 
 def build_report(spec: dict[str, Any], entity: str, project: str) -> "reports.Report":
-    """A report with one panel grid per section; its run sets name no project, so they are the report's own."""
+    """Build a report with one panel grid per section; its run sets name no project, so they use the report's own."""
     import wandb_workspaces.reports.v2 as reports
 
     blocks: list[Any] = [reports.P(text="Rows: " + ", ".join(f"{r['label']} ({r['tag']})" for r in spec["rows"]))]

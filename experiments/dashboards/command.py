@@ -1,4 +1,4 @@
-"""``interstack dashboard STUDY``: the W&B workspace view and report of a study."""
+"""``interstack dashboard STUDY``: make the W&B workspace view and report of a study."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The specification of a study's dashboard: plain JSON, the same for every study but for its name and rows."""
+"""The specification of a study's dashboard: plain JSON, equal for all studies except for name, title and rows."""
 
 import json
 from importlib.resources import files
@@ -10,10 +10,10 @@ FORMAT = 1
 
 
 def study_specification(study: str) -> dict[str, Any]:
-    """Sections and panels for the runs of a study: W&B group = study, W&B tag = row.
+    """Build sections and panels for the runs of a study: W&B group = study, W&B tag = row.
 
     Raises:
-        ValueError: there is no such study.
+        InputError: there is no such study.
     """
     loaded = load_study(study)
     shipped = json.loads(files("experiments.dashboards").joinpath("spec.json").read_text(encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""Starting runs elsewhere: job scripts, and what a machine with a GPU and no network needs."""
+"""Start runs elsewhere: job scripts, and a bundle for a machine with a GPU and no network."""

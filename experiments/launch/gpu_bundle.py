@@ -1,7 +1,7 @@
-"""``make gpu-bundle``: what a machine with a GPU and no network lacks, and the commands to give it.
+"""``make gpu-bundle``: gather the packages that a machine with a GPU and no network lacks, and print its commands.
 
-The folder has wheels for that machine's Python and the commit of this tree, which the copy there cannot ask git for. It
-is ignored by git, so it has to be sent beside the working tree.
+The folder has wheels for that machine's Python and the commit of this tree, because the copy there has no git history.
+Git ignores the folder, so it has to be sent beside the working tree.
 """
 
 import re
@@ -17,14 +17,14 @@ from experiments.launch.gpu_commands import commands
 from experiments.runs import git_commit
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-# Beyond torch, transformers, lightning, torchmetrics, matplotlib, pytest and xdist with all that they need.
+# Needed besides torch, transformers, lightning, torchmetrics, matplotlib, pytest, xdist and their dependencies.
 MISSING = (
     *("jsonargparse", "typeshed_client", "docstring_parser"),  # every command
     *("soundfile", "cffi", "pycparser", "soxr"),  # reading audio
     *("librosa", "audioread", "pooch", "decorator", "platformdirs"),  # pictures of samples
     "espeakng-loader",  # synthetic corpora
 )
-# pip takes a wheel for an older C library only where that one is named.
+# pip accepts a wheel for an older C library only if its platform tag is listed.
 PLATFORMS = (
     *(f"manylinux_2_{minor}_x86_64" for minor in (1, 5, 12, 17, 24, 27, 28, 31, 34, 35)),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
@@ -39,9 +39,9 @@ def gpu_bundle(
     Args:
         output: folder of the bundle; the commands expect .bundle in the working tree.
         python: version of Python on the GPU machine.
-        packages: that are missing there; default: all but torch, transformers, lightning, pytest and what they need.
-            Their versions are those of constraints.txt.
-        download: whether to get the wheels; without, the commands are printed and nothing is written.
+        packages: packages that are missing there; default: all but torch, transformers, lightning, pytest and their
+            dependencies. Versions are those of constraints.txt.
+        download: download the wheels; otherwise the commands are printed and nothing is written.
     """
     if download:
         folder = Path(output)
@@ -52,10 +52,10 @@ def gpu_bundle(
 
 
 def pinned(packages: list[str], constraints: str) -> list[str]:
-    """``NAME==VERSION`` of each package.
+    """Look up ``NAME==VERSION`` of each package.
 
     Raises:
-        ValueError: a package that is not in the constraints.
+        InputError: a package is not in the constraints.
     """
     lines = [line.strip() for line in constraints.splitlines() if "==" in line]
     versions = {_normal(line.split("==")[0]): line for line in lines}
@@ -69,7 +69,7 @@ def _normal(name: str) -> str:
 
 
 def pip_command(folder: Path, python: str, wanted: list[str]) -> list[str]:
-    """The words that get wheels for a 64-bit Linux with that Python, whatever this machine is."""
+    """Build the pip command that downloads wheels for a 64-bit Linux with that Python, whatever this machine is."""
     if not re.fullmatch(r"3\.\d+", python):
         raise InputError(f"python={python} must be a version such as 3.12")
     tags = ["--python-version", python, "--implementation", "cp"]
@@ -82,7 +82,7 @@ def pip_command(folder: Path, python: str, wanted: list[str]) -> list[str]:
 
 
 def in_words() -> str:
-    """The commands as text."""
+    """Format the commands as text."""
     lines = [
         "# In the root of the working tree on the GPU machine, with the ignored folder .bundle beside the files of git."
     ]

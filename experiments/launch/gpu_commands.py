@@ -1,7 +1,7 @@
 """Commands for a machine with one GPU and no network, most valuable first.
 
-Each fits a machine that takes commands of ten minutes and 2,000 characters. State stays in ``gpu_results`` of the
-working tree, so that a command that is given again goes on; what is to be brought home is packed into ``$OUT``.
+Each command has at most 2,000 characters and runs for at most ten minutes. State stays in ``gpu_results`` of the
+working tree, so that a repeated command continues; results to copy back are packed into ``$OUT``.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ NOISE = (
     "from experiments.bench.random_teacher import save_random_teacher; folder = Path('gpu_results/ddp'); "
     "(folder / 'LibriSpeech').exists() or (write_noise(folder, 80, 15.0), save_random_teacher(folder / 'teacher'))"
 )
-# Of a growing run; a shell variable in the commands, which have few characters.
+# Options of a growing run; a shell variable in the commands keeps them short.
 FIT = (
     "--config interleave_equal --runs_dir gpu_results/ddp/runs --ckpt_path last "
     "--data.root gpu_results/ddp/LibriSpeech --data.cache_dir gpu_results/ddp/cache "
@@ -38,7 +38,7 @@ FIT = (
 
 
 class Command(NamedTuple):
-    """One command: what it is for, its text without ``PREPARE``, and whether it may be given again to go on."""
+    """One command: title, text without ``PREPARE``, whether a repeated call continues it, and time limit in seconds."""
 
     title: str
     body: str
@@ -47,12 +47,12 @@ class Command(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What is given to the machine."""
+        """The full text of the command."""
         return PREPARE + self.body
 
 
 def commands() -> list[Command]:
-    """All of them in order; each needs ``.bundle``."""
+    """List all commands in order; each needs ``.bundle``."""
     study = "timeout 570 python3 -m experiments.cli reproduce table1_gpu_short --output gpu_results/study"
     pack = 'tar czf "$OUT/study.tgz" -C gpu_results --exclude=corpus --exclude="*.ckpt" --exclude="*.safetensors" study'
     return [

@@ -42,12 +42,12 @@ def build_report(
 ) -> ReportPaths:
     """Write ``report.md``, ``report.json``, ``report.html`` and one PNG per picture into ``output``.
 
-    Files are replaced one by one, each at once. The order of ``runs`` is that of rows, colours and markers;
-    the first with policy ``none`` is the Full row of the speed-ups. Pictures without data are left out.
+    Files are replaced one by one, each atomically. Rows, colours and markers follow the order of ``runs``; the first
+    run with policy ``none`` is the Full row of the speed-ups. Pictures without data are left out.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
-        ValueError: two runs share a label, or a run folder does not exist or cannot be read.
+        InputError: two runs share a label, or a run folder does not exist or cannot be read.
     """
     pairs = read_runs(runs)
     report = assemble(pairs, references, notes)
@@ -64,6 +64,6 @@ def build_report(
 
 
 def terminal_table(report: Report) -> Table:
-    """The results with footnotes and caveats below them, as a rich renderable."""
+    """Make a terminal table of the results, with footnotes and caveats below them."""
     caption = "\n".join([*report.footnotes, *report.notes.caveats])
     return rich_table(RESULT_COLUMNS, report.rows, report.notes.title, caption)

@@ -1,4 +1,4 @@
-"""``interstack report``: tables, plots and one page from a study, a quick start, or folders of single runs."""
+"""``interstack report``: write tables, plots and one page from a study, a quick start, or folders of single runs."""
 
 from pathlib import Path
 
@@ -18,8 +18,9 @@ def report(folders: list[str], output: str | None = None, files: list[str] | Non
     Args:
         folders: one folder of `interstack reproduce` or of `interstack quickstart`, or a results.json of a study, or
             several run folders.
-        output: folder for the report; run folders need one. Default: that of the study; a quick start has no other.
-        files: of a study's report, those to write, such as [report.md,loss_vs_steps.png]; default: all.
+        output: folder for the report, required for run folders; default: the study's folder. A quick start's report
+            always lies in its own folder.
+        files: files of a study's report to write, such as [report.md,loss_vs_steps.png]; default: all.
     """
     paths = [Path(folder) for folder in folders]
     first, into = paths[0], None if output is None else Path(output)
@@ -51,7 +52,7 @@ def _show(built: ReportPaths | StudyReport) -> None:
 
 
 def _quick_start(folder: Path) -> tuple[list[ReportRun], list[ReferenceRow], ReportNotes]:
-    """What the quick start handed to its report, from that report."""
+    """Read runs, reference rows and notes of a quick start back from its report."""
     if not (folder / "report.json").is_file():
         raise InputError(f"{folder} holds an unfinished quick start: run `interstack quickstart` again first")
     written = Report.from_json(read_text(folder / "report.json"))

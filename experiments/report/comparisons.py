@@ -1,7 +1,7 @@
 """The planned comparisons of a study: paired differences with intervals of Student's t, and a verdict on each.
 
-The rule of the verdict stands beneath the table. `compare` makes plain values for ``report.json``; the table and its
-notes are made of these.
+The rule of the verdict is printed below the table. `compare` makes plain values for ``report.json``, from which the
+table and its notes are made.
 """
 
 import statistics
@@ -24,7 +24,7 @@ NOTES = (
 
 
 def compare(comparisons: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each comparison with its number of ``seeds``, and ``mean``, ``interval``, ``corrected`` and ``verdict``.
+    """Add ``seeds`` (their number), ``mean``, ``interval``, ``corrected`` and ``verdict`` to each comparison.
 
     Args:
         comparisons: as in ``study.json``: label, row, reference, measure, margin.
@@ -48,9 +48,9 @@ def compare(comparisons: Sequence[Mapping[str, Any]], values: Mapping[str, Any])
 
 
 def verdict(low: float, high: float, margin: float, lower_is_better: bool) -> str:
-    """``confirmed``, ``refuted`` or ``undecided``; a margin of -1 lets the row be worse by up to one.
+    """Return ``confirmed``, ``refuted`` or ``undecided``; with a margin of -1 the row may be worse by up to one.
 
-    An interval between the margin and zero is confirmed: worse, but not by more than was allowed beforehand.
+    An interval between the margin and zero is confirmed: the row is worse, but within the margin.
     """
     worst, best = (-high, -low) if lower_is_better else (low, high)
     if worst > margin:
@@ -59,7 +59,7 @@ def verdict(low: float, high: float, margin: float, lower_is_better: bool) -> st
 
 
 def comparison_grid(report: Mapping[str, Any]) -> Grid | None:
-    """The table; None where the study plans no comparison."""
+    """Make the table; None if the study plans no comparison."""
     compared = report.get("comparisons", [])
     if not compared:
         return None
@@ -80,7 +80,7 @@ def comparison_grid(report: Mapping[str, Any]) -> Grid | None:
 
 
 def _levels(compared: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Of both intervals, in per cent."""
+    """Levels of both intervals, in per cent."""
     plain, corrected = (f"{100 * (1 - error):.4g}" for error in (ERROR, ERROR / len(compared)))
     return plain, corrected
 
@@ -93,7 +93,7 @@ def _interval(interval: Sequence[float] | None, measure: str) -> Cell:
 
 
 def comparison_notes(report: Mapping[str, Any]) -> list[str]:
-    """How to read the table, and one line for each comparison: what is subtracted, and what decides."""
+    """Notes on reading the table, and one line per comparison with its rows and its limits."""
     labels = {row["name"]: row["label"] for row in report["rows"]}
     return [*NOTES, *(_rule(each, labels) for each in report["comparisons"])]
 

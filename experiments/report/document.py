@@ -1,7 +1,7 @@
-"""What a report says, apart from how it looks: rows, notes and footnotes, and as JSON.
+"""Content of a report, without its form: rows, notes and footnotes, also as JSON.
 
-`Report` is the one source of every table. It survives a round trip through JSON, so the tables of any report
-can be made again from its ``report.json`` alone.
+`Report` is the only source of every table. It can be written to and read from JSON without loss, so the tables of any
+report can be made again from its ``report.json`` alone.
 """
 
 import json
@@ -53,11 +53,11 @@ class ReportRun:
     Attributes:
         folder: run folder with ``summary.json``, ``growth.json`` and ``metrics.csv``.
         label: name of the system in tables and plots, unique in the report.
-        per: phone error rate in percent, or None where there was no probe.
+        per: phone error rate in percent, or None without a probe.
         layer_weights: softmax weights of the probe over the hidden states, index 0 = input of layer 1.
-        similarity: name of a comparison -> matrix; row i = student layer i + 1, column j = layer j + 1 of
-            what it is compared with. The same names over all runs make the rows of heat maps comparable.
-        flops_by_stage: FLOPs from the start to the end of each stage, where they are known.
+        similarity: name of a comparison -> matrix; row i = student layer i + 1, column j = layer j + 1 of the model
+            that it is compared with. The same names over all runs make the rows of heat maps comparable.
+        flops_by_stage: FLOPs from the start to the end of each stage, if they are known.
     """
 
     folder: Path
@@ -79,7 +79,7 @@ class ReferenceRow:
 
 @dataclass(frozen=True)
 class ReportNotes:
-    """What a reader must know to judge the numbers and make them again; ``versions``: package -> version."""
+    """Facts needed to judge the numbers and to make them again; ``versions`` maps package to version."""
 
     title: str
     command: str
@@ -93,7 +93,7 @@ class ReportNotes:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the tables and texts of one report are made of; plain values without NaN."""
+    """Content of the tables and texts of one report, in plain values without NaN."""
 
     notes: ReportNotes
     rows: tuple[ResultRow, ...]
@@ -102,15 +102,15 @@ class Report:
     runs: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> str:
-        """JSON text, with the number of its format."""
+        """Write JSON text, with the number of its format."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
-        """The report that `to_json` wrote.
+        """Read the report that `to_json` wrote.
 
         Raises:
-            ValueError: another format number.
+            InputError: the format number is another one.
         """
         values = json.loads(text)
         if values.get("format") != FORMAT:
@@ -129,10 +129,10 @@ Pair = tuple[ReportRun, RunLog]
 
 
 def read_runs(runs: Sequence[ReportRun]) -> list[Pair]:
-    """Each run with what its folder says.
+    """Read the folder of each run.
 
     Raises:
-        ValueError: two runs share a label, or a folder cannot be read.
+        InputError: two runs share a label, or a folder cannot be read.
     """
     labels = [run.label for run in runs]
     doubled = sorted({label for label in labels if labels.count(label) > 1})
@@ -142,7 +142,7 @@ def read_runs(runs: Sequence[ReportRun]) -> list[Pair]:
 
 
 def assemble(pairs: Sequence[Pair], references: Sequence[ReferenceRow], notes: ReportNotes) -> Report:
-    """Make the rows, and footnotes on what is missing; the first run with policy ``none`` is Full."""
+    """Make the rows, and footnotes on missing values; the first run with policy ``none`` is Full."""
     full = next((log for _, log in pairs if log.policy == "none"), None)
     measured = [_measured_row(run, log, full) for run, log in pairs]
     listed = [ResultRow(row.label, parameters=row.parameters, per=row.per) for row in references]
@@ -191,7 +191,7 @@ def _footnotes(pairs: Sequence[Pair], rows: Sequence[ResultRow], full: RunLog | 
 
 
 def _details(run: ReportRun, log: RunLog) -> dict[str, Any]:
-    """What JSON keeps of a run beside its row."""
+    """Collect the values of a run that JSON keeps beside its row."""
     return {
         "label": run.label,
         "folder": str(run.folder),
@@ -204,7 +204,7 @@ def _details(run: ReportRun, log: RunLog) -> dict[str, Any]:
 
 
 def provenance(notes: ReportNotes) -> list[tuple[str, str]]:
-    """(name, value) of what is needed to make the report again; leaves out what is not known."""
+    """List (name, value) of the facts needed to make the report again; unknown ones are left out."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(notes.versions.items()))
     lines = [
         ("Command", notes.command),

@@ -1,6 +1,6 @@
-"""What the pictures of a report share: the figure, its colours, its labels, and its two forms (PNG and SVG).
+"""Common parts of a report's pictures: the figure, its colours, its labels, and its two forms (PNG and SVG).
 
-matplotlib is an optional package: it is imported when a figure is made. pyplot's global state is not used.
+matplotlib is an optional package and is imported only when a figure is made. pyplot's global state is not used.
 """
 
 import io
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 4.8  # inches: about as wide as a phone's screen, so that text of 9 points stays so
+WIDTH = 4.8  # inches: about as wide as a phone's screen, so that text of 9 points keeps its size
 FONT = 9
 MARKERS = "osD^vPX<"
 DASHES = ("-", "--", ":")
-NARROW_TICKS = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, *(step / 2 for step in range(4, 20)))  # of a decade
-MOST_MARGIN_LABELS = 6  # more names than that do not fit beside the curves
+NARROW_TICKS = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, *(step / 2 for step in range(4, 20)))  # within a decade
+MOST_MARGIN_LABELS = 6  # more names do not fit beside the curves
 
 
 class Drawing(Protocol):
-    """What a page needs of a picture; see `Picture`."""
+    """The parts of a picture that a page needs; see `Picture`."""
 
     @property
     def heading(self) -> str:
-        """Title."""
+        """Title of the picture."""
 
     @property
     def caption(self) -> str:
-        """How to read it."""
+        """Explanation of the picture."""
 
     def svg(self) -> str:
         """Element for an HTML page."""
@@ -44,7 +44,7 @@ class Drawing(Protocol):
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its file stem, heading and caption; the caption says how to read it."""
+    """A figure with its file stem, heading and caption, which explains the picture."""
 
     name: str
     heading: str
@@ -52,13 +52,13 @@ class Picture:
     figure: "Figure"
 
     def png(self) -> bytes:
-        """Opaque white, so legible on any background."""
+        """Draw the figure as PNG on opaque white, which is legible on any background."""
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format="png", dpi=200, facecolor=PAPER)
         return buffer.getvalue()
 
     def svg(self) -> str:
-        """Element for an HTML page: colours are CSS variables, text is text, ids belong to this picture."""
+        """Draw an element for an HTML page: colours are CSS variables, text stays text, ids have the picture's name."""
         import matplotlib
 
         buffer = io.StringIO()
@@ -72,7 +72,7 @@ class Picture:
 
 
 def require_matplotlib() -> None:
-    """Fail early, and with the remedy, where pictures cannot be drawn.
+    """Fail early, with the remedy, if pictures cannot be drawn.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -86,7 +86,7 @@ def require_matplotlib() -> None:
 
 
 def single_axes(height: float) -> tuple["Figure", "Axes"]:
-    """A figure of the report's width and ``height`` inches with one plot on a light grid."""
+    """Make a figure of the report's width and ``height`` inches with one plot on a light grid."""
     figure, grid = axes_grid(1, 1, size=(WIDTH, height))
     axes = grid[0][0]
     axes.grid(True, color=GRID, linewidth=0.7)
@@ -99,7 +99,7 @@ def single_axes(height: float) -> tuple["Figure", "Axes"]:
 def axes_grid(
     rows: int, columns: int, cell: float = 1.0, size: tuple[float, float] | None = None
 ) -> tuple["Figure", list[list["Axes"]]]:
-    """A figure on the Agg canvas with ``rows`` x ``columns`` axes in the report's colours."""
+    """Make a figure on the Agg canvas with ``rows`` x ``columns`` axes in the report's colours."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -115,7 +115,7 @@ def axes_grid(
 
 
 def log_scale(axes: "Axes", values: NDArray[np.float64]) -> None:
-    """Log scale with a few round ticks in plain numbers; stays linear where a value is not positive."""
+    """Set a log scale with a few round ticks in plain numbers; the scale stays linear if a value is not positive."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     if values.min() <= 0:
@@ -136,7 +136,7 @@ def log_scale(axes: "Axes", values: NDArray[np.float64]) -> None:
 
 
 def label_ends(figure: "Figure", axes: "Axes", ends: dict[int, tuple[float, float]], labels: Sequence[str]) -> None:
-    """A marker at each curve's end and its name: in the right margin, or below the plot where there are many."""
+    """Draw a marker at each curve's end and its name: in the right margin, or below the plot if there are many."""
     axes.set_xmargin(0.02)
     axes.autoscale_view()
     for index, (x, y) in ends.items():
@@ -149,7 +149,7 @@ def label_ends(figure: "Figure", axes: "Axes", ends: dict[int, tuple[float, floa
 
 
 def _margin_labels(figure: "Figure", axes: "Axes", ends: dict[int, tuple[float, float]], labels: Sequence[str]) -> None:
-    """Names in the right margin, joined with the ends by thin lines."""
+    """Write names in the right margin, joined with the ends by thin lines."""
     height = figure.get_size_inches()[1] * 72 * 0.78  # points from bottom to top of the axes, roughly
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = [float(to_axes.transform(end)[1]) for end in ends.values()]
@@ -163,7 +163,7 @@ def _margin_labels(figure: "Figure", axes: "Axes", ends: dict[int, tuple[float, 
 
 
 def _legend_below(figure: "Figure", shown: Sequence[int], labels: Sequence[str], lines: bool = True) -> None:
-    """Names in two columns below the plot; the figure grows by their height, so the plot keeps its own."""
+    """Write names in two columns below the plot; the figure grows by their height, so the plot keeps its size."""
     from matplotlib.lines import Line2D
 
     handles = []
@@ -179,7 +179,7 @@ def _legend_below(figure: "Figure", shown: Sequence[int], labels: Sequence[str],
 
 
 def label_points(figure: "Figure", axes: "Axes", points: dict[int, tuple[float, float]], labels: Sequence[str]) -> None:
-    """The name of each point beside it, covering no other name and no point; below the plot where there are many."""
+    """Write each point's name beside it without covering others, or all names below the plot if there are many."""
     if len(points) > MOST_MARGIN_LABELS:
         _legend_below(figure, list(points), labels, lines=False)
         return
@@ -206,5 +206,5 @@ def series_colour(index: int) -> str:
 
 
 def series_dash(index: int) -> str:
-    """Line style of the run at place ``index``: another one each time the colours are used up."""
+    """Line style of the run at place ``index``; it changes each time the colours are used up."""
     return DASHES[index // len(SERIES) % len(DASHES)]

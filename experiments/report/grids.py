@@ -1,4 +1,4 @@
-"""Tables of finished text: what is in each cell is decided elsewhere, here it becomes Markdown, HTML or LaTeX."""
+"""Render tables of finished cell texts as Markdown, HTML, LaTeX or a terminal table."""
 
 import html
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ class Grid:
 
 
 def markdown_grid(grid: Grid) -> str:
-    """GitHub-flavoured table, ending in a line break."""
+    """Render a GitHub-flavoured table that ends in a line break."""
     lines = [list(grid.titles), [":---", *["---:"] * (len(grid.titles) - 1)]]
     lines += [[f"**{_pipe(cell)}**" if cell.bold else _pipe(cell) for cell in row] for row in grid.rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -41,7 +41,7 @@ def _pipe(cell: Cell) -> str:
 
 
 def html_grid(grid: Grid, caption: str) -> str:
-    """HTML table; every cell carries its heading in ``data-label``, which narrow screens show beside it."""
+    """Render an HTML table; every cell has its heading in ``data-label``, which narrow screens show beside it."""
     head = "".join(
         f"<th scope='col'{' class=number' * (place > 0)}>{html.escape(title)}</th>"
         for place, title in enumerate(grid.titles)
@@ -66,7 +66,7 @@ def _html_cell(title: str, cell: Cell) -> str:
 
 
 def latex_grid(grid: Grid) -> str:
-    """A ``tabular`` with booktabs' rules, to be \\input into a paper."""
+    """Render a ``tabular`` with booktabs' rules, to be \\input into a paper."""
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(grid.titles) - 1)}}}", r"\toprule"]
     lines += [_latex_row(map(latex, grid.titles)), r"\midrule"]
     for place, row in enumerate(grid.rows):
@@ -80,12 +80,12 @@ def _latex_row(cells: Iterable[str]) -> str:
 
 
 def latex(text: str) -> str:
-    """Text with what is special to LaTeX escaped."""
+    """Escape the characters that are special in LaTeX."""
     return "".join(LATEX.get(character, character) for character in text)
 
 
 def rich_grid(grid: Grid, title: str, caption: str) -> Table:
-    """The same table for the terminal."""
+    """Render the table for the terminal."""
     table = Table(title=Text(title), caption=Text(caption), caption_justify="left")
     longest = max((len(word) for row in grid.rows for word in row[0].text.split()), default=0)
     for place, heading in enumerate(grid.titles):

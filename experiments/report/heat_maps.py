@@ -1,4 +1,4 @@
-"""Heat maps of a report: which layers are alike, and which layers a probe reads."""
+"""Heat maps of a report: similarity of layers, and a probe's weights over layers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def similarity(pairs: Sequence[Pair]) -> Picture | None:
-    """Two heat maps to a line, comparison by comparison; a coloured strip shows each layer's ancestor."""
+    """Draw two heat maps per line, comparison by comparison; a coloured strip shows each layer's ancestor."""
     shown = [pair for pair in pairs if pair[0].similarity]
     if not shown:
         return None
@@ -50,7 +50,7 @@ def similarity(pairs: Sequence[Pair]) -> Picture | None:
 
 
 def layer_weights(pairs: Sequence[Pair]) -> Picture | None:
-    """Weights of the probe over the hidden states, one row per run."""
+    """Draw the weights of the probe over the hidden states, one row per run."""
     shown = [(run.label, run.layer_weights) for run, _ in pairs if run.layer_weights]
     if not shown:
         return None
@@ -73,14 +73,14 @@ def layer_weights(pairs: Sequence[Pair]) -> Picture | None:
 
 
 def colour_bar(figure: "Figure", image: Any, grid: Sequence[Sequence["Axes"]]) -> None:
-    """One colour bar for all axes of a grid of heat maps."""
+    """Draw one colour bar for all axes of a grid of heat maps."""
     bar = figure.colorbar(image, ax=[axes for line in grid for axes in line], shrink=0.6, aspect=30, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=FONT - 2, colors=MUTED, length=0)
 
 
 def heat_map(axes: "Axes", matrix: NDArray[np.float64], low: float, ancestry: Sequence[int | None] = ()) -> Any:
-    """One matrix, first layer at the bottom; the strip needs an ancestry that fits the rows."""
+    """Draw one matrix, first layer at the bottom; the strip needs an ancestry with one entry per row."""
     image = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=1, origin="lower", interpolation="none", aspect="auto")
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -104,5 +104,5 @@ def _rectangle(corner: tuple[float, float], width: float, height: float, colour:
 
 
 def _layer_ticks(layers: int) -> list[int]:
-    """0-based layers to name: every fourth, or all of a few."""
+    """Choose the 0-based layers to label: every fourth, or all of up to four."""
     return list(range(layers)) if layers <= 4 else list(range(3, layers, 4))

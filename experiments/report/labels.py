@@ -1,4 +1,4 @@
-"""Where to put labels so that they do not cover one another: pure geometry in points or pixels."""
+"""Place labels so that they do not cover one another: pure geometry in points or pixels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Box:
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions in the order of ``wanted`` that are at least ``gap`` apart and, in least squares, near to it.
+    """Find positions that are at least ``gap`` apart and, in least squares, nearest to ``wanted``, in its order.
 
     Neighbours that are too close are pooled into a block, centred on their mean, until no two blocks touch.
     """
@@ -51,9 +51,9 @@ def place_beside(
     area: Box,
     distance: float = 9.0,
 ) -> list[Box]:
-    """A box of ``sizes`` for each point, near it, covering as little as possible of anything else.
+    """Place a box of ``sizes`` near each point so that it covers as little else as possible.
 
-    Greedy, in the order of the points: right, left, above, below, then the diagonals, at growing distance.
+    The search is greedy, point by point: right, left, above, below, then the diagonals, at growing distance.
     """
     markers = [Box(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     placed: list[Box] = []

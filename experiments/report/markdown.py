@@ -7,7 +7,7 @@ from experiments.report.tables import PUBLISHED_COLUMNS, RESULT_COLUMNS, markdow
 
 
 def markdown(report: Report, pictures: Sequence[tuple[str, str, str]] = ()) -> str:
-    """The whole report; ``pictures`` are (file name beside the report, heading, caption)."""
+    """Render the whole report; ``pictures`` are (file name beside the report, heading, caption)."""
     notes = report.notes
     parts = [f"# {notes.title}", *(f"> {caveat}" for caveat in notes.caveats), "## Results"]
     parts += [markdown_table(RESULT_COLUMNS, report.rows).rstrip()]

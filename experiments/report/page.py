@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a report: no script, no file beside it, light and dark, wide and narrow."""
+"""Render a report as one HTML page without scripts or other files, for light and dark, wide and narrow screens."""
 
 import html
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from experiments.report.theme import DARK, LIGHT, css_variables
 
 
 def page(report: Report, pictures: Sequence[Picture]) -> str:
-    """The page; pictures are inline SVG whose colours follow the reader's theme."""
+    """Render the page; pictures are inline SVG whose colours follow the reader's theme."""
     notes = report.notes
     results = html_table(RESULT_COLUMNS, report.rows, "PER and losses: lower is better. Speed-up: higher is better.")
     body = [
@@ -30,7 +30,7 @@ def page(report: Report, pictures: Sequence[Picture]) -> str:
 
 
 def document(title: str, caveats: Sequence[str], body: Sequence[str]) -> str:
-    """A whole page around parts of HTML; without caveats their box is left out."""
+    """Render a whole page around parts of HTML; without caveats their box is left out."""
     template = Template(files("experiments.report").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=html.escape(title),
@@ -42,18 +42,18 @@ def document(title: str, caveats: Sequence[str], body: Sequence[str]) -> str:
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """Notes below a table."""
+    """Render notes below a table."""
     return f'<ul class="small">{_each("li", lines)}</ul>'
 
 
 def figures(pictures: Sequence[Drawing]) -> str:
-    """All pictures, in two columns where there is room."""
+    """Render all pictures, in two columns if the page is wide enough."""
     shown = "\n".join(_figure(picture) for picture in pictures)
     return f'<div class="pictures">\n{shown}\n</div>'
 
 
 def made(lines: Sequence[tuple[str, str]]) -> str:
-    """How to make the report again."""
+    """Render the section on how the report was made."""
     items = "".join(
         f"<dt>{name}</dt><dd>{_code(value) if name == 'Command' else html.escape(value)}</dd>" for name, value in lines
     )

@@ -1,6 +1,6 @@
 """Pictures of a report: curves and points of runs.
 
-Every function takes runs (and references) and returns a `Picture`, or None where there is nothing to draw.
+Every function takes runs (and references) and returns a `Picture`, or None if there is nothing to draw.
 Colour and marker follow a run's place in the report, so a system looks the same in every picture.
 """
 
@@ -36,7 +36,7 @@ Stages = list[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
 def draw_all(pairs: Sequence[Pair], references: Sequence[ReferenceRow]) -> list[Picture]:
-    """Every picture for which there is something to draw, in the order of the report."""
+    """Draw every picture that has data, in the order of the report."""
     require_matplotlib()
     pictures = [
         loss_vs_time(pairs),
@@ -56,17 +56,17 @@ AXES = {
 
 
 def loss_vs_time(pairs: Sequence[Pair]) -> Picture | None:
-    """`loss_curves` against training seconds."""
+    """Draw `loss_curves` against training seconds."""
     return loss_curves(pairs, "time")
 
 
 def loss_curves(pairs: Sequence[Pair], axis: str, seeds: Sequence[Sequence[Pair]] = ()) -> Picture | None:
-    """Smoothed output loss of training batches against a cost, a vertical line at each growth; log scale.
+    """Draw the smoothed output loss of training batches against a cost on a log scale, with a line at each growth.
 
     Args:
         pairs: the runs.
         axis: a key of ``AXES``.
-        seeds: for each of ``pairs``, runs of other seeds; drawn thin.
+        seeds: for each of ``pairs``, runs of other seeds, which are drawn thin.
     """
     curves = {index: stages for index, pair in enumerate(pairs) if (stages := loss_stages(pair[1], _cost(pair, axis)))}
     if not curves:
@@ -93,7 +93,7 @@ def loss_curves(pairs: Sequence[Pair], axis: str, seeds: Sequence[Sequence[Pair]
 
 
 def _draw_stages(axes: "Axes", index: int, stages: Stages, **style: Any) -> None:
-    """A run, with a vertical line at each growth."""
+    """Draw a run, with a vertical line at each growth."""
     for cost, loss in stages:
         axes.plot(cost, loss, color=series_colour(index), linestyle=series_dash(index), **style)
     for (_, before), (start, after) in pairwise(stages):
@@ -108,14 +108,14 @@ def _cost(pair: Pair, axis: str) -> Cost | None:
 
 
 def loss_stages(log: RunLog, cost: Cost | None = None, points: int = 40) -> Stages:
-    """(cost, loss) of each stage with finite losses; each starts when its growth happened.
+    """Compute (cost, loss) of each stage with finite losses; a stage starts at its growth.
 
-    The loss is a running mean over 2 / ``points`` of the run, taken within a stage: a growth stays sharp.
+    The loss is a running mean over 2 / ``points`` of the run, taken within a stage, so that growths stay sharp.
 
     Args:
         log: the run.
-        cost: of optimizer steps; default: training seconds.
-        points: see above.
+        cost: function from optimizer steps to cost; default: training seconds.
+        points: sets the window of the running mean, as above.
     """
     cost = cost or log.seconds_at
     logged = log.series("train/output")
@@ -134,7 +134,7 @@ def loss_stages(log: RunLog, cost: Cost | None = None, points: int = 40) -> Stag
 
 
 def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
-    """Mean over a window of 2 ``reach`` + 1 values, of which the part that exists is taken at both ends."""
+    """Compute the mean over a window of 2 ``reach`` + 1 values, which is cut off at both ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     first, last = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
@@ -142,7 +142,7 @@ def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]
 
 
 def depth_vs_step(pairs: Sequence[Pair]) -> Picture | None:
-    """Steps of depth; runs with the same depth are drawn side by side so that each can be seen."""
+    """Draw depth against steps; lines of the same depth are shifted so that each can be seen."""
     known = [index for index, (_, log) in enumerate(pairs) if log.depth_profile() and log.steps]
     if not known:
         return None
@@ -167,7 +167,7 @@ def depth_vs_step(pairs: Sequence[Pair]) -> Picture | None:
 
 
 def per_vs_seconds(pairs: Sequence[Pair], references: Sequence[ReferenceRow]) -> Picture | None:
-    """Quality against cost: one point per run, the better the further down and left; references as lines."""
+    """Draw quality against cost, one point per run; further down and left is better. References are lines."""
     points = {
         index: (log.train_seconds, run.per)
         for index, (run, log) in enumerate(pairs)
@@ -198,7 +198,7 @@ def per_vs_seconds(pairs: Sequence[Pair], references: Sequence[ReferenceRow]) ->
 def split_references(
     references: Sequence[ReferenceRow], pers: Sequence[float]
 ) -> tuple[list[ReferenceRow], list[ReferenceRow]]:
-    """Rows with a PER that are near enough to ``pers`` to share an axis with them, and those that are not."""
+    """Split rows with a PER into those near enough to ``pers`` to share an axis with them, and the others."""
     known = [row for row in references if row.per is not None and np.isfinite(row.per)]
     reach = max(max(pers) - min(pers), 0.5 * max(pers))
     near = [row for row in known if row.per is not None and min(pers) - reach <= row.per <= max(pers) + reach]

@@ -2,10 +2,10 @@
 
     python -m experiments.report.policy_figure docs/policies.svg
 
-Every policy is a panel, every stage a column, every layer a box, layer 1 at the bottom. Colour and number
-name the layer of the first stage that a layer descends from. A dot marks a layer that was new at that growth;
-a box without a number is a fresh layer. The plans come from `callbacks.policies`, so the picture cannot
-disagree with the code.
+Every policy is a panel, every stage a column, every layer a box, layer 1 at the bottom. Colour and number show
+the layer of the first stage that a layer descends from. A dot marks a layer that was new at that growth;
+a box without a number is a fresh layer. The plans come from `callbacks.policies`, so the picture always agrees
+with the code.
 """
 
 import sys
@@ -47,17 +47,17 @@ MARGIN = 20
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers of one stage, layer 1 first: first-stage ancestor (None = fresh), and whether it is new."""
+    """Layers of one stage, layer 1 first: first-stage ancestor (None = fresh), and whether the layer is new."""
 
     ancestry: tuple[int | None, ...]
     new: tuple[bool, ...]
 
 
 def policy_stages(policy: str) -> list[Stage]:
-    """The stages of ``policy`` at its default depths.
+    """Compute the stages of ``policy`` at its default depths.
 
     Raises:
-        ValueError: the policy is unknown.
+        InputError: the policy is unknown.
     """
     depths = default_stages(policy)
     found = [Stage(tuple(range(depths[0])), (False,) * depths[0])]
@@ -71,7 +71,7 @@ def policy_stages(policy: str) -> list[Stage]:
 
 @dataclass(frozen=True)
 class Panel:
-    """One way to grow: its name, a few words on it, and its stages."""
+    """One growth policy: its name, a short note, and its stages."""
 
     name: str
     note: str
@@ -79,12 +79,12 @@ class Panel:
 
 
 def draw_policies() -> str:
-    """The picture of all policies at their default depths."""
+    """Draw all policies at their default depths."""
     return draw_panels([Panel(policy, note, policy_stages(policy)) for policy, note in PANELS.items()])
 
 
 def draw_panels(given: Sequence[Panel], columns: int = COLUMNS) -> str:
-    """The picture as SVG text; its opaque background reads the same on a light and on a dark page."""
+    """Draw the panels as SVG text; the opaque background suits light and dark pages."""
     rows = -(-(len(given) + 1) // columns)  # one place for the legend
     width, height = columns * PANEL_WIDTH + MARGIN, rows * PANEL_HEIGHT + MARGIN
     panels = "".join(

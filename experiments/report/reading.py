@@ -1,7 +1,7 @@
 """Read the folder of a training run: ``summary.json``, ``growth.json`` and ``metrics.csv``.
 
-A run that was interrupted lacks some of the files; what is missing is None or empty here and a dash in the
-report. A file that is there but cannot be read is an error that names it.
+An interrupted run lacks some of the files; missing values are None or empty here and a dash in the report.
+A file that exists but cannot be read is an error that names it.
 """
 
 import csv
@@ -46,7 +46,7 @@ class GrowthMark:
 
 @dataclass(frozen=True)
 class RunLog:
-    """What a run folder says; losses as logged, ``train_seconds`` without validation and checkpoints."""
+    """Content of a run folder; losses as logged, ``train_seconds`` without validation and checkpoints."""
 
     folder: Path
     finished: bool
@@ -64,13 +64,13 @@ class RunLog:
     metrics: dict[str, Series]
 
     def series(self, name: str) -> Series:
-        """The metric ``name``; an empty series where it was never logged."""
+        """Return the metric ``name``; an empty series if it was never logged."""
         return self.metrics.get(name, Series(np.empty(0, np.int64), np.empty(0)))
 
     def seconds_at(self, steps: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-        """Cumulative training seconds at ``steps``, between logged rows by interpolation; NaN without any.
+        """Compute cumulative training seconds at ``steps``, interpolated between logged rows; NaN without any.
 
-        Before the first logged row time is taken as proportional to steps.
+        Before the first logged row, time is assumed proportional to steps.
         """
         clock = self.series(TRAIN_SECONDS)
         known = np.isfinite(clock.values)
@@ -79,9 +79,9 @@ class RunLog:
         return np.interp(steps, np.append(0, clock.steps[known]), np.append(0.0, clock.values[known]))
 
     def flops_at(self, steps: Sequence[int] | NDArray[np.int64], by_stage: Sequence[float]) -> NDArray[np.float64]:
-        """Training FLOPs at ``steps``, from those at the end of each stage; a step costs the same within one.
+        """Compute training FLOPs at ``steps`` from those at the end of each stage; within a stage steps cost the same.
 
-        NaN where the number of stages does not fit.
+        The result is NaN if the number of stages does not fit.
         """
         ends = [mark.step for mark in self.growth] + [self.steps or 0]
         if len(ends) != len(by_stage):
@@ -89,13 +89,13 @@ class RunLog:
         return np.interp(steps, [0, *ends], [0.0, *by_stage])
 
     def depth_profile(self) -> list[tuple[int, int]]:
-        """(first step, depth) of every stage, first stage first; empty where the depth is unknown."""
+        """List (first step, depth) of every stage, first stage first; empty if the depth is unknown."""
         if not self.growth:
             return [(0, self.depth)] if self.depth is not None else []
         return [(0, self.growth[0].depth_before), *((mark.step, mark.depth) for mark in self.growth)]
 
     def mean_depth(self) -> float | None:
-        """Depth averaged over optimizer steps; None where steps or depth are unknown."""
+        """Average the depth over optimizer steps; None if steps or depth are unknown."""
         profile = self.depth_profile()
         if not profile or not self.steps:
             return None
@@ -107,7 +107,7 @@ def read_run(folder: Path) -> RunLog:
     """Read one run folder.
 
     Raises:
-        ValueError: the folder does not exist, or one of its files is there but cannot be read.
+        InputError: the folder does not exist, or one of its files cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -117,13 +117,13 @@ def read_run(folder: Path) -> RunLog:
 
 
 def run_record(folder: Path) -> dict[str, Any]:
-    """What `recorded_run` needs of a finished run folder, in plain values: ``summary``, ``growth`` and ``curves``.
+    """Read ``summary``, ``growth`` and ``curves`` of a finished run folder in plain values, for `recorded_run`.
 
-    The curves are the logged output loss with the training seconds, thinned to about ``CURVE_POINTS`` points: each is
-    the mean of as many logged values of one stage, at the step of the last one.
+    The curves are the logged output loss with the training seconds, thinned to about ``CURVE_POINTS`` points. Each
+    point is the mean of equally many logged values of one stage, at the step of the last one.
 
     Raises:
-        ValueError: as `read_run`.
+        InputError: as for `read_run`.
     """
     log = read_run(folder)
     logged = log.series("train/output")
@@ -143,12 +143,12 @@ def run_record(folder: Path) -> dict[str, Any]:
 
 
 def _plain(value: float) -> float | None:
-    """With five digits; None for what is no finite number, as in every JSON file here."""
+    """Round to five digits; None unless the number is finite, as in every JSON file here."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def recorded_run(folder: Path, record: dict[str, Any]) -> RunLog:
-    """The run that was in ``folder``, from its `run_record`."""
+    """Build the log of the run that was in ``folder`` from its `run_record`."""
     curves = {name: np.array(values, np.float64) for name, values in record["curves"].items()}
     steps = curves["steps"].astype(np.int64)
     metrics = {"train/output": Series(steps, curves["output"]), TRAIN_SECONDS: Series(steps, curves["seconds"])}
@@ -177,20 +177,19 @@ def _run_log(folder: Path, summary: dict[str, Any], events: list[Any], metrics: 
 
 
 def _val_output(summary: dict[str, Any], metrics: dict[str, Series]) -> float | None:
-    """NaN where validation gave no finite number, which the summary says as ``null``, as it does of no validation."""
+    """Return NaN if validation gave no finite number: the summary has ``null`` both then and without validation."""
     value = summary.get("val_output")
     return math.nan if summary and value is None and "val/output" in metrics else value
 
 
 def read_metrics(path: Path) -> dict[str, Series]:
-    """Read ``metrics.csv`` into one series per column, in the order of steps; empty where there is no file.
+    """Read ``metrics.csv`` into one series per column, in the order of steps; empty if there is no file.
 
-    A logger writes several rows for one step (training and validation metrics apart), and a resumed run
-    writes the steps after its checkpoint again. So each column is merged for itself, and the last value
-    written wins.
+    A logger writes several rows for one step (training and validation metrics), and a resumed run writes the steps
+    after its checkpoint again. Therefore each column is merged separately, and the last value written wins.
 
     Raises:
-        ValueError: no ``step`` column, or a value that is not a number.
+        InputError: there is no ``step`` column, or a value is not a number.
     """
     if not path.is_file():
         return {}
@@ -236,5 +235,5 @@ def _growth_mark(folder: Path, event: dict[str, Any]) -> GrowthMark:
 
 
 def _read_json(path: Path, missing: Any) -> Any:
-    """Parsed file, or ``missing`` where there is none."""
+    """Parse the file, or return ``missing`` if there is none."""
     return read_json(path) if path.is_file() else missing

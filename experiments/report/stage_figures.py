@@ -1,4 +1,4 @@
-"""Pictures of ``interstack similarity``: layers over the stages of a run, copies beside other pairs, depth use."""
+"""Pictures of ``interstack similarity``: layer similarity by stage, copies against other pairs, depth use."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,14 +25,14 @@ STAGES_TO_A_LINE = 2  # so that numbers stay legible on a phone
 
 
 def stages_picture(runs: Sequence[Run]) -> Picture:
-    """CKA between the student's layers at the end of every stage."""
+    """Draw CKA between the student's layers at the end of every stage."""
     require_matplotlib()
     panels = [(run, stage) for run in runs for stage in run["stages"]]
     columns = min(STAGES_TO_A_LINE, len(panels))
     figure, grid = axes_grid(-(-len(panels) // columns), columns, cell=WIDTH / 2 - 0.45)
     image: Any = None
     low = min(float(np.nanmin(np.array(stage["cka"], dtype=float))) for _, stage in panels)
-    low = min(low, 0.99)  # a scale of noise would show patterns where there are none
+    low = min(low, 0.99)  # a narrower scale would make noise look like a pattern
     for place, axes in enumerate(axes for line in grid for axes in line):
         if place >= len(panels):
             axes.set_axis_off()
@@ -53,7 +53,7 @@ def stages_picture(runs: Sequence[Run]) -> Picture:
 
 
 def copies_picture(runs: Sequence[Run]) -> Picture | None:
-    """Mean CKA of copies and of other pairs against depth."""
+    """Draw mean CKA of copies and of other pairs against depth."""
     shown = [run for run in runs if any(stage["copies"] is not None for stage in run["stages"])]
     if not shown:
         return None
@@ -85,7 +85,7 @@ def _short(name: str, longest: int = 16) -> str:
 
 
 def depth_use_picture(runs: Sequence[Run]) -> Picture | None:
-    """Relative change of the output loss when a layer is skipped, or swapped with the next, at the last stage."""
+    """Draw the relative change of the output loss at the last stage with a layer skipped, or swapped with the next."""
     shown = [run for run in runs if run["stages"][-1]["depth_use"]]
     if not shown:
         return None

@@ -1,7 +1,7 @@
 """The report of a study: ``report.md``, ``.tex``, ``.csv``, ``.json``, ``.html`` and pictures, from its result files.
 
 ``report.json`` holds every number of the tables, cell by cell and seed by seed; `study_texts` makes the texts from it
-alone. What has failed or has not run yet is a gap, so a report can be made at any time.
+alone. Jobs that failed or have not run yet leave gaps, so a report can be made at any time.
 """
 
 import csv
@@ -44,7 +44,7 @@ from experiments.report.study_tables import (
 
 FORMAT = 2
 RESULTS = "results.json"
-"""All that the report was made from, so that it can be made again."""
+"""File with all inputs of the report, so that it can be made again."""
 RESULT_NOTES = (
     "Mean \u00b1 standard deviation over seeds; (n of m) where seeds are missing. The best mean of a column is bold, "
     "whether or not the difference means anything: see the paired differences.",
@@ -70,7 +70,7 @@ REFERENCE_LABELS = {"teacher": "Teacher", "untrained": "Untrained teacher", "fba
 
 @dataclass(frozen=True)
 class StudyReport:
-    """Files that were written, by name; ``table`` is for the terminal."""
+    """Written files by name; ``table`` is for the terminal."""
 
     files: dict[str, Path]
     table: Table
@@ -82,16 +82,16 @@ class StudyReport:
 
 
 def build_study_report(source: Path, output: Path | None = None, files: Collection[str] | None = None) -> StudyReport:
-    """Write the report of a study; each file is replaced at once.
+    """Write the report of a study; each file is replaced atomically.
 
     Args:
         source: folder of the study, or its ``results.json``.
-        output: folder of the report; default: that of the study.
+        output: folder of the report; default: the study's folder.
         files: names of the files to write; default: all. ``report.md`` shows the pictures among them.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
-        ValueError: no study there, a file that cannot be read, or a name in ``files`` that the report does not have.
+        InputError: there is no study, a file cannot be read, or the report has no file of a name in ``files``.
     """
     study = read_study(source)
     folder, report = output or study.path, study_values(study)
@@ -124,7 +124,7 @@ def build_study_report(source: Path, output: Path | None = None, files: Collecti
 
 
 def study_values(study: StudyFolder) -> dict[str, Any]:
-    """Everything that the tables and texts are made of, in plain values."""
+    """Collect the content of the tables and texts in plain values."""
     described = study.study
     rows = [{"name": row["name"], "label": row.get("label") or row["name"]} for row in described["rows"]]
     labels = {row["name"]: row["label"] for row in rows} | REFERENCE_LABELS
@@ -157,7 +157,7 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
 
 
 def _measured_references(study: StudyFolder, rows: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Models that were evaluated but not distilled here: the teacher, its untrained twin."""
+    """Collect models that were evaluated but not distilled here, such as the teacher and the untrained teacher."""
     names = dict.fromkeys(job.row for job in study.of("evaluate") if job.row not in rows and job.result)
     measured = []
     for name in names:
@@ -173,10 +173,10 @@ def _measured_references(study: StudyFolder, rows: Sequence[str], columns: Seque
 
 
 def study_texts(report: dict[str, Any]) -> dict[str, str]:
-    """Markdown (without pictures), LaTeX and CSV from the content of ``report.json``.
+    """Make Markdown (without pictures), LaTeX and CSV from the content of ``report.json``.
 
     Raises:
-        ValueError: another format number.
+        InputError: the format number is another one.
     """
     if report.get("format") != FORMAT:
         raise InputError(f"report format is {report.get('format')!r}; this version reads format {FORMAT}")
@@ -206,7 +206,7 @@ def study_texts(report: dict[str, Any]) -> dict[str, str]:
 
 
 def study_page(report: dict[str, Any], drawings: Sequence[Picture | SvgDrawing]) -> str:
-    """One self-contained HTML page."""
+    """Render one self-contained HTML page."""
     planned, differences, published = comparison_grid(report), difference_grid(report), published_grid(report)
     body = ["<h2>Results</h2>", html_grid(result_grid(report), "Error rates and losses: lower is better.")]
     body += [bullets(_notes(report))]

@@ -1,4 +1,4 @@
-"""Pictures of a study: those of single runs for one run of each row, and what needs several seeds."""
+"""Pictures of a study: those of single runs for one run of each row, and those over several seeds."""
 
 import statistics
 from collections.abc import Sequence
@@ -44,12 +44,12 @@ class SvgDrawing:
     text: str
 
     def svg(self) -> str:
-        """With colours that follow the reader's theme."""
+        """Return the SVG with colours that follow the reader's theme."""
         return follow_theme(self.text)
 
 
 def study_pairs(folder: StudyFolder) -> list[Pair]:
-    """One run of each row: the one of the lowest seed that is known."""
+    """Choose one run of each row, that of the lowest seed with a run."""
     pairs = []
     for name, runs in _runs_by_row(folder):
         matrices = {title: mean for key, title in COMPARISONS.items() if (mean := _mean(folder, name, key))}
@@ -59,12 +59,12 @@ def study_pairs(folder: StudyFolder) -> list[Pair]:
 
 
 def other_seeds(folder: StudyFolder) -> list[list[Pair]]:
-    """For each of `study_pairs`, the runs of the row's other seeds."""
+    """List the runs of the row's other seeds for each of `study_pairs`."""
     return [runs[1:] for _, runs in _runs_by_row(folder)]
 
 
 def _runs_by_row(folder: StudyFolder) -> list[tuple[str, list[Pair]]]:
-    """Names of the rows that have runs, with these by seed."""
+    """List the rows that have runs, each with its runs by seed."""
     found = []
     for row in folder.study["rows"]:
         jobs = [job for job in folder.of("distil", row["name"]) if job.seed in folder.study["seeds"]]
@@ -81,13 +81,13 @@ def _pair(job: StudyJob, log: RunLog, label: str) -> Pair:
 
 
 def _mean(folder: StudyFolder, row: str, key: str) -> list[list[float]]:
-    """Mean similarity matrix over the seeds of a row; empty without any."""
+    """Average the similarity matrix over the seeds of a row; empty without any."""
     found = [job.result[key] for job in folder.of("similarity", row) if job.result.get(key)]
     return np.mean(np.array(found, dtype=float), axis=0).tolist() if found else []
 
 
 def study_pictures(folder: StudyFolder, report: dict[str, Any]) -> list[Picture]:
-    """Every picture for which there is something to draw."""
+    """Draw every picture that has data."""
     require_matplotlib()
     pairs, seeds, stages = study_pairs(folder), other_seeds(folder), stage_runs(folder)
     drawn = [
@@ -109,7 +109,7 @@ def study_pictures(folder: StudyFolder, report: dict[str, Any]) -> list[Picture]
 
 
 def stage_runs(folder: StudyFolder) -> list[dict[str, Any]]:
-    """What `interstack similarity` says of each row's stages, for the lowest seed that has it."""
+    """Collect the results of `interstack similarity` on each row's stages, for the lowest seed that has them."""
     found = []
     for row in folder.study["rows"]:
         results = [job.result for job in folder.of("similarity", row["name"]) if job.result.get("runs")]
@@ -148,7 +148,7 @@ def _layer_weights(folder: StudyFolder, pairs: Sequence[Pair], task: str) -> Pic
 
 
 def speed_quality(report: dict[str, Any], key: str) -> Picture | None:
-    """One point per row, speed-up over the baseline against a metric; whiskers are the spread over seeds."""
+    """Draw one point per row, speed-up over the baseline against a metric; whiskers are the spread over seeds."""
     points, spreads = {}, {}
     for index, row in enumerate(report["rows"]):
         speeds, qualities = (numbers(report["values"][row["name"]].get(name, {})) for name in ("speed_up", key))
@@ -176,7 +176,7 @@ def speed_quality(report: dict[str, Any], key: str) -> Picture | None:
 
 
 def ancestry_drawing(pairs: Sequence[Pair]) -> SvgDrawing | None:
-    """How the runs grew, from their growth logs: one panel for each way, named by policy."""
+    """Draw how the runs grew, from their growth logs: one panel for each distinct ancestry, named by policy."""
     panels: dict[tuple[Any, ...], Panel] = {}
     for run, log in pairs:
         if log.growth:

@@ -1,4 +1,4 @@
-"""Read the folder of a study, or its ``results.json``, which holds all that a report needs."""
+"""Read the folder of a study, or its ``results.json``, which holds everything that a report needs."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +18,7 @@ MATCHED = {"train_seconds": "training seconds", "flops": "FLOPs"}
 MISSING, FAILED = "missing", "failed"
 MATRICES = ("cka", "cosine", "cka_teacher")
 MUST_AGREE = ("hardware", "commit")
-"""Of two runs whose seconds are divided by each other."""
+"""Facts that must agree between two runs before their seconds are divided by each other."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class StudyFolder:
     jobs: tuple[StudyJob, ...]
 
     def of(self, kind: str, row: str | None = None) -> list[StudyJob]:
-        """Jobs of a kind (and row), by seed."""
+        """List the jobs of a kind (and row), by seed."""
         found = [job for job in self.jobs if job.kind == kind and row in (None, job.row)]
         return sorted(found, key=lambda job: job.seed or 0)
 
     def run_log(self, job: StudyJob) -> RunLog | None:
-        """The run of a ``distil`` job; None where the job is not done or its curves are not known."""
+        """Build the run of a ``distil`` job; None if the job is not done or its curves are not known."""
         return recorded_run(self.path / job.result["run"], job.result) if "curves" in job.result else None
 
 
@@ -59,20 +59,20 @@ def read_study(path: Path) -> StudyFolder:
         path: folder of ``interstack reproduce``, or a ``results.json`` of one.
 
     Raises:
-        ValueError: no ``study.json`` in the folder, another kind of file, or one that cannot be read.
+        InputError: the folder has no ``study.json``, or the file is of another kind or cannot be read.
     """
     found = study_results(path)
     return StudyFolder(path.parent if path.is_file() else path, found["study"], tuple(map(_job, found["jobs"])))
 
 
 def study_results(path: Path) -> dict[str, Any]:
-    """All that a report and another machine need of a study: ``study``, and ``jobs``, each with its ``result``.
+    """Collect what a report or another machine needs of a study: ``study``, and ``jobs``, each with its ``result``.
 
     Args:
-        path: folder of ``interstack reproduce``, or a ``results.json``, which holds just this.
+        path: folder of ``interstack reproduce``, or a ``results.json``, which has exactly this content.
 
     Raises:
-        ValueError: as `read_study`.
+        InputError: as for `read_study`.
     """
     if path.is_file():
         return read_results(path)
@@ -90,10 +90,10 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Content of a ``results.json``.
+    """Read a ``results.json``.
 
     Raises:
-        ValueError: it is no such file.
+        InputError: the file is missing or of another kind.
     """
     found = read_json(path) if path.is_file() else None
     if not isinstance(found, dict) or not found.keys() >= {"study", "jobs"}:
@@ -105,7 +105,7 @@ def _entry(folder: Path) -> dict[str, Any]:
     record = read_json(folder / "job.json")
     done = record.get("status") == "done" and (folder / "result.json").is_file()
     result = read_json(folder / "result.json") if done else None
-    if result and result.get("run") and "curves" not in result:  # of an older version
+    if result and result.get("run") and "curves" not in result:  # written by an older version
         run = folder.parent.parent / result["run"]
         result |= run_record(run) if run.is_dir() else {}
     known = ("id", "kind", "row", "seed", "task", "status", "seconds", "log")
@@ -145,7 +145,7 @@ Values = dict[str, dict[str, dict[str, float | str]]]  # row -> column -> seed -
 
 
 def cell_values(folder: StudyFolder, rows: Sequence[str], columns: Sequence[str]) -> Values:
-    """Every cell of the study; what is no finite number is ``failed`` or ``missing``."""
+    """Collect every cell of the study; cells without a finite number are ``failed`` or ``missing``."""
     values: Values = {row: {column: {} for column in columns} for row in rows}
     for row in rows:
         for column in columns:
@@ -170,7 +170,7 @@ def _value(folder: StudyFolder, row: str, column: str, seed: int) -> float | str
 
 
 def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str:
-    """Baseline / row for speed-ups, row / baseline for FLOPs, always of the same seed.
+    """Divide baseline by row for speed-ups, row by baseline for FLOPs, always with the same seed.
 
     Seconds of different hardware or code are not divided by each other.
     """
@@ -189,14 +189,15 @@ def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str
 def _differing(folder: StudyFolder, rows: Sequence[str], seed: int) -> bool:
     """Whether the seconds of these rows cannot be compared."""
     results = [job.result for row in rows for job in folder.of("distil", row) if job.seed == seed and job.result]
-    # Students that were trained side by side have other seconds than one on its own.
+    # Seconds of students that were trained side by side differ from those of separate runs.
     return len({(*(result.get(key) for key in MUST_AGREE), result.get("students", 1)) for result in results}) > 1
 
 
 def default_columns(folder: StudyFolder) -> list[str]:
-    """Every metric that was found (of two ways to decode only the one that counts), the output loss, and the cost.
+    """List every metric found (of two ways to decode only the main one), the output loss, and the cost.
 
-    The output loss on held-out audio is the same function in every row; the train loss has the terms of its row.
+    The output loss on held-out audio is the same function in every row, unlike the train loss, whose terms depend on
+    the row.
     """
     metrics = [(job.task, name) for job in folder.of("evaluate") for name in job.result.get("metrics", {})]
     found = {f"{task}/{name}": None for task, name in metrics if not name.endswith(("_fixed", "_legacy"))}
@@ -205,7 +206,7 @@ def default_columns(folder: StudyFolder) -> list[str]:
 
 
 def matched_costs(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:
-    """One line for each row of equal cost: what it took of the cost that it was to meet, the mean over seeds."""
+    """Write one line per row of equal cost: its share of the cost that it had to meet, as mean over seeds."""
     lines = []
     for row in folder.study["rows"]:
         if match := row.get("match"):
@@ -225,7 +226,7 @@ def matched_costs(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:
 
 
 def failures(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:
-    """One line for each failed job, with its log."""
+    """Write one line per failed job, with its log."""
     return [
         f"{labels.get(job.row, job.row) or job.kind}, seed {job.seed}: {job.kind}"
         f"{f' ({job.task})' if job.task else ''} failed, see {job.log}"
@@ -235,7 +236,7 @@ def failures(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:
 
 
 def disagreements(folder: StudyFolder) -> list[str]:
-    """What makes the seconds of distillations incomparable: with each other, or with those of other studies."""
+    """Say why seconds of distillations are not comparable with each other, or with those of other studies."""
     notes = []
     if together := sorted({job.result.get("students", 1) for job in folder.of("distil")} - {1}):
         notes.append(

@@ -1,6 +1,6 @@
 """The tables of a study: mean and spread over seeds, and paired differences against the baseline row.
 
-All of it is a function of plain values (``report.json``), so the tables can be made again without the runs.
+All tables are functions of plain values (``report.json``), so they can be made again without the runs.
 """
 
 import math
@@ -15,7 +15,7 @@ from experiments.report.tables import DASH, show_count, show_loss, show_seconds
 PLUS_MINUS = "\u00b1"
 FEWEST_SEEDS = 3
 ERROR = 0.05
-"""Chance that the interval of one difference misses the true one."""
+"""Probability that the interval of one difference misses the true difference."""
 INTERVAL_NOTE = (
     "In brackets a 95 % interval of Student's t over seeds. Bold: it excludes zero. By chance that happens in one of "
     "twenty cells where nothing differs."
@@ -27,7 +27,7 @@ NO_INTERVAL_NOTE = (
 
 @dataclass(frozen=True)
 class StudyColumn:
-    """How a column is shown, which direction is better (None: neither), and the unit in which it is shown."""
+    """Title, format and unit of a column, and which direction is better (None: neither)."""
 
     title: str
     show: Callable[[float], str]
@@ -64,7 +64,7 @@ METRICS = {
 
 
 def column(key: str) -> StudyColumn:
-    """The column of a key; ``TASK/METRIC`` keys are shown with two decimals, error rates are better low."""
+    """Find the column of a key; ``TASK/METRIC`` keys have two decimals, and for error rates low is better."""
     if key in COLUMNS:
         return COLUMNS[key]
     if key.startswith("val_layer_"):
@@ -78,18 +78,18 @@ def column(key: str) -> StudyColumn:
 
 
 def task_title(task: str) -> str:
-    """``PR``, ``PR probe``, ``Frame probe``: a probe is called one."""
+    """Make the title of a task, such as ``PR``, ``PR probe`` or ``Frame probe``; probes are marked."""
     name, _, probe = task.partition("_")
     return f"{'Frame' if name == 'frames' else name.upper()} {probe}".rstrip()
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Seed -> number, without gaps."""
+    """Select the numbers by seed, without gaps."""
     return {seed: value for seed, value in values.items() if not isinstance(value, str)}
 
 
 def result_grid(report: dict[str, Any]) -> Grid:
-    """Rows of the study, measured references and published rows, in this order; the best of ours in bold."""
+    """Make the table of the study's rows, measured references and published rows; the study's best is bold."""
     columns = report["columns"]
     best = {key: _best(report, key) for key in columns}
     rows = [
@@ -111,7 +111,7 @@ def result_grid(report: dict[str, Any]) -> Grid:
 
 
 def published_grid(report: dict[str, Any]) -> Grid | None:
-    """Published rows in their own columns, where they share no metric with the study."""
+    """Make a table of published rows in their own columns; None if they share a metric with the study."""
     if not report["references"] or any(
         "/" in key and key in row["values"] for row in report["references"] for key in report["columns"]
     ):
@@ -145,13 +145,13 @@ def _cell(values: dict[str, Any], key: str, bold: bool) -> Cell:
 
 
 def _spread(deviation: float, mean: str, shown: StudyColumn) -> str:
-    """With as many decimals as the mean, where that is a plain number."""
+    """Format a deviation with as many decimals as the mean, if the mean is a plain number."""
     plain = mean.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()
     return f"{deviation / shown.unit:.{len(mean.partition('.')[2])}f}" if plain else shown.show(deviation)
 
 
 def _best(report: dict[str, Any], key: str) -> set[str]:
-    """Rows whose mean is best; none where a direction is missing or only one row has numbers."""
+    """Find the rows whose mean is best; none without a better direction or with numbers in only one row."""
     found = {name: numbers(values[key]) for name, values in report["values"].items()}
     means = {name: statistics.fmean(each.values()) for name, each in found.items() if each}
     better = column(key).better
@@ -172,13 +172,13 @@ class Difference:
 
 
 def paired(row: dict[str, Any], reference: dict[str, Any]) -> list[float]:
-    """Row minus reference, for every seed that both have."""
+    """Compute row minus reference for every seed that both have."""
     own, other = numbers(row), numbers(reference)
     return [own[seed] - other[seed] for seed in own if seed in other]
 
 
 def student_interval(differences: Sequence[float], error: float = ERROR) -> tuple[float, float]:
-    """Interval of the mean that misses the true one with the chance ``error``, of two numbers or more."""
+    """Compute an interval that misses the true mean with probability ``error``, from two numbers or more."""
     from scipy.stats import t as student
 
     count, mean = len(differences), statistics.fmean(differences)
@@ -187,7 +187,7 @@ def student_interval(differences: Sequence[float], error: float = ERROR) -> tupl
 
 
 def paired_difference(row: dict[str, Any], baseline: dict[str, Any]) -> Difference:
-    """Mean difference, and its 95 % interval of Student's t over seeds."""
+    """Compute the mean difference and its 95 % interval of Student's t over seeds."""
     differences = paired(row, baseline)
     if not differences:
         return Difference(0, None)
@@ -196,12 +196,12 @@ def paired_difference(row: dict[str, Any], baseline: dict[str, Any]) -> Differen
 
 
 def difference_columns(report: dict[str, Any]) -> list[str]:
-    """Columns in which a difference to the baseline says something."""
+    """List the columns in which a difference to the baseline is meaningful."""
     return [key for key in report["columns"] if column(key).better and key not in ("speed_up", "student_speed_up")]
 
 
 def difference_grid(report: dict[str, Any]) -> Grid | None:
-    """Paired differences of every row against the baseline; None without a baseline."""
+    """Make the table of paired differences of every row to the baseline; None without a baseline."""
     baseline = report["baseline"]
     if baseline not in report["values"]:
         return None
@@ -225,7 +225,7 @@ def _difference_cell(values: dict[str, Any], row: str, baseline: str, key: str) 
 
 
 def difference_note(report: dict[str, Any]) -> str:
-    """How to read the table of differences; what has no interval is said once."""
+    """Explain the table of differences; one sentence covers all differences without an interval."""
     values, baseline = report["values"], report["baseline"]
     found = [
         paired_difference(values[row["name"]][key], values[baseline][key])
@@ -240,12 +240,12 @@ def difference_note(report: dict[str, Any]) -> str:
 
 
 def signed(number: float, key: str) -> str:
-    """A difference in the column of a key, with its sign."""
+    """Format a difference in the column of a key, with its sign."""
     return ("+" if number >= 0 else "-") + column(key).show(abs(number))
 
 
 def few_seeds(report: dict[str, Any]) -> str | None:
-    """What must be said where too few seeds have run."""
+    """Warn if too few seeds have run, else return None."""
     rows = (report["values"][row["name"]].values() for row in report["rows"])
     most = max((len(numbers(values)) for row in rows for values in row), default=0)
     if most >= FEWEST_SEEDS:
@@ -257,7 +257,7 @@ def few_seeds(report: dict[str, Any]) -> str | None:
 
 
 def long_rows(report: dict[str, Any]) -> Sequence[Sequence[Any]]:
-    """Header and one line per row, column and seed, for CSV."""
+    """List a header and one line per row, column and seed, for CSV."""
     lines: list[Sequence[Any]] = [("row", "label", "source", "column", "seed", "value", "status")]
     for row in report["rows"]:
         for key, values in report["values"][row["name"]].items():

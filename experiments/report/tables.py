@@ -1,4 +1,4 @@
-"""Tables of a report: rows are dataclasses, columns say how to show a field, and one pair of them renders as
+"""Tables of a report: rows are dataclasses, and columns define how a field is shown. Both together render as
 Markdown, HTML and a terminal table. A missing or non-finite value is a dash everywhere.
 """
 
@@ -18,7 +18,7 @@ DASH = "-"
 @dataclass(frozen=True)
 class ResultRow:
     """One system of this report. ``per`` in percent, losses as logged, ``speed_up`` relative to the Full row,
-    ``mean_depth`` in layers averaged over optimizer steps; None = there is no such value."""
+    ``mean_depth`` in layers averaged over optimizer steps; None = no such value."""
 
     system: str
     policy: str | None = None
@@ -67,19 +67,19 @@ PUBLISHED = (
 
 
 def show_count(number: int) -> str:
-    """Parameters: ``2.62M``, ``412k``."""
+    """Format a number of parameters: ``2.62M``, ``412k``."""
     if number >= 999_500:
         return f"{number / 1e6:.2f}M"
     return f"{number / 1e3:.0f}k" if number >= 1000 else str(number)
 
 
 def show_seconds(seconds: float) -> str:
-    """Seconds with one decimal below ten and none above: ``4.2``, ``1,204``."""
+    """Format seconds with one decimal below ten and none above: ``4.2``, ``1,204``."""
     return f"{seconds:.1f}" if seconds < 9.95 else f"{seconds:,.0f}"
 
 
 def show_loss(loss: float) -> str:
-    """Three significant digits, without an exponent in the usual range: ``0.0413``, ``1.27``."""
+    """Format a loss with three significant digits, without an exponent in the usual range: ``0.0413``, ``1.27``."""
     return f"{loss:#.3g}" if 1e-3 <= abs(loss) < 1000 else f"{loss:.2e}"
 
 
@@ -111,7 +111,7 @@ PUBLISHED_COLUMNS = (
 
 
 def cell(column: Column, row: Any) -> str:
-    """Text of one cell; a dash for None, NaN and infinity."""
+    """Format one cell; a dash for None, NaN and infinity."""
     value = getattr(row, column.key)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return DASH
@@ -119,7 +119,7 @@ def cell(column: Column, row: Any) -> str:
 
 
 def markdown_table(columns: Sequence[Column], rows: Sequence[Any]) -> str:
-    """GitHub-flavoured table, numbers to the right, ending in a line break."""
+    """Render a GitHub-flavoured table that ends in a line break, with numbers aligned to the right."""
     lines = [
         [column.title for column in columns],
         ["---:" if column.numeric else ":---" for column in columns],
@@ -129,7 +129,7 @@ def markdown_table(columns: Sequence[Column], rows: Sequence[Any]) -> str:
 
 
 def html_table(columns: Sequence[Column], rows: Sequence[Any], caption: str) -> str:
-    """HTML table; every cell carries its heading in ``data-label``, which narrow screens show beside it."""
+    """Render an HTML table; every cell has its heading in ``data-label``, which narrow screens show beside it."""
     head = "".join(f"<th scope='col'{_class(column)}>{html.escape(column.title)}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(_html_cell(column, row) for column in columns)}</tr>\n" for row in rows)
     return (
@@ -151,12 +151,12 @@ def _class(column: Column, missing: bool = False) -> str:
 
 
 def _whole(column: Column, rows: Sequence[Any]) -> int:
-    """Width at which no cell, and no word of the title, is cut."""
+    """Compute the width at which no cell and no word of the title is cut."""
     return max(map(len, [*column.title.split(), *(cell(column, row) for row in rows)]))
 
 
 def rich_table(columns: Sequence[Column], rows: Sequence[Any], title: str, caption: str) -> Table:
-    """The same table for the terminal."""
+    """Render the table for the terminal."""
     # Narrow borders, names whole: the ten columns of a report then fit into 104 characters.
     table = Table(title=Text(title), caption=Text(caption), caption_justify="left", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding, table.show_edge = False, True, False

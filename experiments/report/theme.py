@@ -1,9 +1,9 @@
-"""Colours of the report, in light and in dark.
+"""Colours of the report for light and dark themes.
 
 Figures are drawn once, in the light colours. Inside the HTML page each light colour is replaced by a CSS
 variable of the same name, so that one figure follows the reader's theme; light values must therefore be
-unique. Series: the hues of Okabe and Ito's palette, which the usual forms of colour blindness tell apart,
-darkened or lightened until they can carry text on their background.
+unique. The series have the hues of Okabe and Ito's palette, which people with the usual forms of colour blindness
+can tell apart, darkened or lightened until text in them is legible on the background.
 """
 
 import re
@@ -39,7 +39,7 @@ DARK = {
 SERIES = [value for name, value in LIGHT.items() if name.startswith("series")]
 INK, MUTED, GRID, PAPER = LIGHT["ink"], LIGHT["muted"], LIGHT["grid"], LIGHT["paper"]
 
-# Fills of the stage-1 ancestors in ancestry pictures; white text is legible on the first three in both
+# Fills of the first-stage ancestors in ancestry pictures; white text is legible on the first three in both
 # themes.
 ANCESTORS = ("#0067a8", "#c24e00", "#007d5a", "#9b3f8f", "#8a6a00", "#5b6570")
 

@@ -1,1 +1,1 @@
-"""``interstack reproduce``: a study file becomes jobs, jobs are run once, their results become a report."""
+"""``interstack reproduce``: turn a study file into jobs, run each job once, and report the results."""

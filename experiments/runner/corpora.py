@@ -1,4 +1,4 @@
-"""Whether the corpora of a plan's evaluations are there, before hours of distillation go by."""
+"""Check that the corpora of a plan's evaluations exist, before hours of distillation."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,10 +11,10 @@ from experiments.superb.preparation import require_inputs
 
 
 def require_corpora(workspace: Workspace, jobs: Iterable[Job]) -> None:
-    """Look at the folder of each evaluation's task; a corpus that a job will synthesize is left out.
+    """Check the folder of each evaluation's task, except of a corpus that a job will synthesize.
 
     Raises:
-        ValueError: naming the first task whose folder lacks what its corpus needs, the folder, and what to pass.
+        InputError: a folder lacks files of its corpus; the message names the first such task, its folder and a remedy.
     """
     evaluations = {job.task: job for job in jobs if job.kind == "evaluate"}
     for task, job in evaluations.items():
@@ -31,6 +31,6 @@ def require_corpora(workspace: Workspace, jobs: Iterable[Job]) -> None:
 
 
 def _data(settings: dict[str, Any]) -> dict[str, Any]:
-    """The ``data`` options of ``interstack superb``, given as one mapping or by dotted name."""
+    """Collect the ``data`` options of ``interstack superb``, given as one mapping or by dotted name."""
     dotted = {key.removeprefix("data."): value for key, value in settings.items() if key.startswith("data.")}
     return {**settings.get("data", {}), **dotted}

@@ -1,4 +1,4 @@
-"""What a plan will cost, before it runs: FLOPs by formula, seconds by a stated rate, disk by the number of weights."""
+"""Estimate the cost of a plan: FLOPs by formula, seconds by a stated rate, disk by the number of weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from lightning_modules.pretraining import hubert_config as pretraining_config
 from lightning_modules.student import StudentConfig, hubert_config
 
 LIBRISPEECH_UTTERANCES = 281_241
-# Mean seconds of an utterance: of LibriSpeech, and of the synthetic corpus after cropping to its batch's shortest.
+# Mean seconds of an utterance: in LibriSpeech, and in the synthetic corpus after cropping to its batch's shortest.
 MEAN_SECONDS = {"root": 12.3, "corpus": 3.0}
 GPU_RATE = 4e13
 """FLOP/s of a training step on one GPU, assumed: a tenth of an H100's peak in bf16. Not measured."""
@@ -32,7 +32,7 @@ CPU_RATE = 6e10
 CPU_SECONDS = {"corpus": 2.0, "teacher": 45.0, "export": 3.5, "evaluate": 14.0, "similarity": 15.0}
 """Seconds of a mini study's other jobs on two x86_64 cores, measured, with the start of the process.
 
-A rough number for other studies: probes of twice the updates on longer speech took 42.
+They are rough for other studies: probes with twice the updates on longer speech took 42.
 """
 CPU_START = 10.0
 """Seconds before the first step of a distillation and after its last, validation and checkpoints included."""
@@ -40,7 +40,7 @@ CPU_START = 10.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one job; ``seconds`` on one device."""
+    """Estimated cost of one job; ``seconds`` are on one device."""
 
     flops: float = 0.0
     seconds: float = 0.0
@@ -60,13 +60,13 @@ class Estimator:
         self._utterances: int | None = None
 
     def of(self, job: Job) -> Estimate:
-        """FLOPs of distillation only: nothing else is comparable with it, or worth counting."""
+        """Estimate one job; FLOPs are counted for distillation only, since all else is small or not comparable."""
         if job.kind != "distil":
             return Estimate(seconds=0.0 if self.on_gpu else CPU_SECONDS.get(job.kind, 0.0))
         flops, settings = self._flops(job)
         student = hubert_config(StudentConfig(**settings.get("model", {}).get("student", {})), None)
         weights = _parameters(student)
-        # Weights and two moments, kept as last, newest and one of each stage.
+        # Checkpoints hold weights and two moments: the last one, the newest one and one of each stage.
         disk = weights * 4 * 3 * 3 + weights * 4
         return Estimate(flops, flops / (GPU_RATE if self.on_gpu else CPU_RATE) + CPU_START, disk)
 
@@ -74,7 +74,7 @@ class Estimator:
         settings = job.settings
         if job.match:
             target, reference = (self._flops(self.plan.jobs[job.match[part]])[0] for part in ("target", "reference"))
-            settings = matched(settings, target / reference)  # seconds are taken as proportional
+            settings = matched(settings, target / reference)  # seconds are assumed proportional to FLOPs
         model, data = settings.get("model", {}), settings.get("data", {})
         student, objective = StudentConfig(**model.get("student", {})), ObjectiveConfig(**model.get("objective", {}))
         epochs = max_epochs(settings)
@@ -113,7 +113,7 @@ def _parameters(config: HubertConfig) -> int:
 
 
 def estimate_table(plan: Plan, workspace: Workspace) -> Table:
-    """Jobs, FLOPs, time and disk by row; finished jobs cost nothing more."""
+    """Make a table of jobs, FLOPs, time and disk by row; finished jobs have no further cost."""
     asked = {job.settings.get("trainer", {}).get("accelerator") for job in plan.distil.values()}
     paper = plan.study.data == "root" and "model" in plan.teacher_settings
     on_gpu = torch.cuda.is_available() or "gpu" in asked or (paper and asked != {"cpu"})

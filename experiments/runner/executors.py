@@ -1,4 +1,4 @@
-"""Where jobs run: on this machine, or through SLURM."""
+"""Executors that run jobs on this machine or through SLURM."""
 
 import os
 import queue
@@ -15,10 +15,10 @@ from experiments.runner.plan import Job
 
 
 class Handle(Protocol):
-    """A job that was handed over."""
+    """A submitted job."""
 
     def done(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Whether the job has ended, successfully or not."""
 
 
 class Executor(Protocol):
@@ -34,9 +34,9 @@ class Executor(Protocol):
 
 
 def visible_gpus() -> list[str]:
-    """Names of this process's GPUs for ``CUDA_VISIBLE_DEVICES`` of a job: indices, UUIDs or MIG names.
+    """List names of this process's GPUs for a job's ``CUDA_VISIBLE_DEVICES``: indices, UUIDs or MIG names.
 
-    Where the variable is set already, its own entries, since an index would be one of the whole machine.
+    If the variable is set already, its entries are used, since an index would refer to the whole machine.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -45,12 +45,12 @@ def visible_gpus() -> list[str]:
 
 
 class LocalExecutor:
-    """Processes on this machine.
+    """Runs jobs as processes on this machine.
 
     Args:
-        workspace: of the study.
-        parallel: jobs at a time; default: one for each group of ``workspace.devices`` GPUs, and one where there are
-            none, so that timings are clean.
+        workspace: workspace of the study.
+        parallel: jobs at a time; default: one per group of ``workspace.devices`` GPUs, or one without GPUs, so that
+            jobs do not disturb each other's timings.
     """
 
     def __init__(self, workspace: Workspace, parallel: int | None = None) -> None:
@@ -90,15 +90,15 @@ class SlurmSettings:
     """Resources of a SLURM job.
 
     Args:
-        partition: of the cluster.
-        account: charged for it.
-        hours: limit of a job; one that reaches it goes on with the next call of the same command.
-        cpus: cores of a job.
-        memory_gb: of a job.
-        gpus: of a distillation job; others get one.
-        jobs: in the queue at a time.
+        partition: partition of the cluster.
+        account: account that is charged.
+        hours: time limit per job; the next call of the same command continues a job that reached it.
+        cpus: cores per job.
+        memory_gb: memory per job, in GB.
+        gpus: GPUs per distillation job; other jobs get one.
+        jobs: maximum number of jobs in the queue.
         setup: shell lines before the job, such as the activation of an environment.
-        cluster: ``slurm``, or submitit's ``local`` for trying it out on one machine.
+        cluster: ``slurm``, or submitit's ``local`` for a trial on one machine.
     """
 
     partition: str | None = None
@@ -113,14 +113,14 @@ class SlurmSettings:
 
 
 class SlurmExecutor:
-    """Jobs of a SLURM queue, through submitit; the output folder must be seen by all machines.
+    """Runs jobs in a SLURM queue through submitit; all machines must see the output folder.
 
     Args:
-        workspace: of the study.
-        settings: resources.
+        workspace: workspace of the study.
+        settings: resources of a job.
 
     Raises:
-        ValueError: submitit is not installed.
+        InputError: submitit is not installed.
     """
 
     def __init__(self, workspace: Workspace, settings: SlurmSettings) -> None:
@@ -134,7 +134,7 @@ class SlurmExecutor:
         self._jobs: list[Any] = []
 
     def parameters(self, job: Job) -> dict[str, Any]:
-        """What submitit is told about the job; more than one GPU for distillation only."""
+        """Build submitit's parameters for the job; only distillation gets more than one GPU."""
         settings = self._settings
         gpus = settings.gpus if job.kind == "distil" else min(1, settings.gpus)
         parameters: dict[str, Any] = {

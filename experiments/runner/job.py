@@ -1,7 +1,7 @@
-"""Run one job: its command in a process of its own, its log, and its result as JSON.
+"""Run one job: its command in its own process, with a log and the result as JSON.
 
-Everything that a job needs to know stands in ``OUTPUT/jobs/ID/job.json``, so that it can run here or on another
-machine that sees the same folder. A job is done when ``job.json`` says so; that is written last.
+``OUTPUT/jobs/ID/job.json`` holds everything that a job needs, so that it can run here or on another machine that sees
+the same folder. A job is done when ``job.json`` says so; that is written last.
 """
 
 import ctypes
@@ -29,43 +29,43 @@ from experiments.runner.plan import Job
 from experiments.runs import RunFolder, git_commit
 from experiments.settings_yaml import dump_settings, load_settings
 
-# Of a scheduler or launcher around us; Lightning would take a job's process for one of its ranks.
+# Variables of a scheduler or launcher around this process: they make Lightning take a job's process for a rank.
 LAUNCHER_PREFIXES = ("SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "SUBMITIT_", "PMI_")
 
 
 def now() -> str:
-    """UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_record(output: Path, job_id: str) -> dict[str, Any]:
-    """``job.json`` of a job; empty where there is none."""
+    """Read ``job.json`` of a job; empty if there is none."""
     path = output / "jobs" / job_id / "job.json"
     return read_json(path) if path.is_file() else {}
 
 
 def is_done(output: Path, job_id: str) -> bool:
-    """Whether the job was finished and its result is there."""
+    """Whether the job is finished and its result exists."""
     return read_record(output, job_id).get("status") == "done" and (output / "jobs" / job_id / "result.json").is_file()
 
 
 def read_result(output: Path, job_id: str) -> dict[str, Any]:
-    """``result.json`` of a finished job."""
+    """Read ``result.json`` of a finished job."""
     return read_json(output / "jobs" / job_id / "result.json")
 
 
 class Workspace:
-    """Where the jobs of one study work, and what the command line adds to their commands.
+    """The folders of one study's jobs, and the command-line settings that are added to their commands.
 
     Args:
         output: folder of the study.
         root: corpus for studies with ``data: root``.
-        teacher: hub name or folder, where no job trains one.
-        study: name, the W&B group.
-        wandb: settings of W&B as ``fit`` takes them.
+        teacher: hub name or folder of the teacher, if no job trains one.
+        study: name of the study, used as W&B group.
+        wandb: settings of W&B, as for ``fit``.
         devices: devices per distillation job.
         roots: corpora of single evaluation tasks, by task.
-        lexicon: files of pronunciations, in order.
+        lexicon: files of pronunciations, in order of priority.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Workspace:
         return self.output / job.folder
 
     def needed(self, job: Job, kind: str) -> str | None:
-        """Id of the needed job of that kind, looked up through everything that it needs itself."""
+        """Find the id of the job of that kind that ``job`` needs, directly or through other jobs."""
         for needed in job.needs:
             record = read_record(self.output, needed)
             if record["kind"] == kind:
@@ -102,7 +102,7 @@ class Workspace:
         return None
 
     def data_root(self, job: Job) -> str:
-        """Folder of the splits, or of the corpus of an evaluation's task."""
+        """Find the folder of the splits, or of the corpus of an evaluation's task."""
         if job.task in self.roots:
             return self.roots[job.task]
         if self.root is not None:
@@ -110,16 +110,16 @@ class Workspace:
         return str(self.output / "jobs" / str(self.needed(job, "corpus")) / "corpus" / "LibriSpeech")
 
     def takes_lexicon(self, job: Job) -> bool:
-        """Whether the command line's lexicon is for this evaluation."""
+        """Whether this evaluation uses the lexicon of the command line."""
         return "lexicon" in job.settings.get("inputs", {})
 
     def teacher_of(self, job: Job) -> str:
-        """Hub name, or folder of the teacher that a job trained."""
+        """Find the teacher: the folder that a job trained, else the given hub name or folder."""
         trained = self.needed(job, "teacher")
         return str(self.output / "jobs" / trained / "teacher") if trained else str(self.teacher)
 
     def command(self, job: Job) -> list[str]:
-        """Arguments of the ``interstack`` program."""
+        """Build the arguments of the ``interstack`` program."""
         return getattr(self, f"_{job.kind}")(job)
 
     def _corpus(self, job: Job) -> list[str]:
@@ -147,7 +147,7 @@ class Workspace:
         return ["fit-together", "--configs", configs, *self._training_options(members[0])]
 
     def _config(self, job: Job) -> str:
-        """Write the configuration of a run."""
+        """Write the configuration of a run and return its path."""
         settings = {key: value for key, value in job.settings.items() if key != "inputs"}
         if job.match:
             settings = matched(settings, self._ratio(job.match))
@@ -160,7 +160,7 @@ class Workspace:
         return str(config)
 
     def _training_options(self, job: Job) -> list[str]:
-        """Those of ``fit`` and ``fit-together`` alike."""
+        """Build the options that ``fit`` and ``fit-together`` share."""
         arguments = ["--runs_dir", str((self.output / job.run).parent), "--seed_everything", str(job.seed)]
         return [*arguments, *self._teacher_and_data(job), "--ckpt_path", "last"]
 
@@ -168,7 +168,7 @@ class Workspace:
         return ["--data.root", self.data_root(job), "--model.teacher.init_args.model", self.teacher_of(job)]
 
     def is_trained(self, job: Job) -> bool:
-        """Whether the run of a ``distil`` job has come to its end, in a job of its own or side by side with others."""
+        """Whether the run of a ``distil`` job is finished, alone or trained side by side with others."""
         return job.kind == "distil" and (self.output / job.run / "summary.json").is_file()
 
     def _ratio(self, match: Mapping[str, str]) -> float:
@@ -193,7 +193,7 @@ class Workspace:
         return [*arguments, *options]
 
     def _wandb_of(self, job: Job) -> dict[str, Any]:
-        """Group and tag by which the study's dashboard finds a run."""
+        """Add the group and tag by which the study's dashboard finds a run."""
         return {"group": self.study, "tags": [job.row], **self.wandb}
 
     def _similarity(self, job: Job) -> list[str]:
@@ -202,12 +202,12 @@ class Workspace:
         return [*arguments, "--row", job.row, "--seed", str(job.seed)]
 
     def collect(self, job: Job) -> dict[str, Any]:
-        """The result of a job whose command has ended well."""
+        """Collect the result of a job whose command succeeded."""
         result: dict[str, Any] = {"row": job.row, "seed": job.seed, "commit": git_commit()}
         if job.kind == "distil":
             config = load_settings(read_text(self.path(job) / "config.yaml"))
             teacher = AutoConfig.from_pretrained(self.teacher_of(job))
-            run = RunFolder(self.output / job.run)  # its code may be older than what runs now
+            run = RunFolder(self.output / job.run)  # its commit may be older than the present one
             result |= {"commit": run.commit or result["commit"], "attempts": len(run.attempts)}
             result |= {"run": str(job.run), **run_record(run.path)}
             return result | measured(run.path, teacher, config)
@@ -216,7 +216,7 @@ class Workspace:
             if job.kind == "evaluate":
                 path = superb_result(self.path(job), job)
             if not path.is_file():
-                raise InputError(f"{path} is missing: the command ended well, but left no result")
+                raise InputError(f"{path} is missing: the command succeeded, but wrote no result")
             result |= read_json(path)
             if "test" in result:
                 result["metrics"] = result["test"]
@@ -225,7 +225,7 @@ class Workspace:
 
 
 def superb_result(folder: Path, job: Job) -> Path:
-    """``result.json`` of the one run below ``folder``: of the learning rate that was given, or that a sweep chose."""
+    """Find ``result.json`` below ``folder``, of the given learning rate or of the one that a sweep chose."""
     folder = folder / job.task
     chosen = folder / f"chosen_seed{job.seed}.json"
     rate = f"{read_json(chosen)['chosen_lr']:g}" if chosen.is_file() else "*"
@@ -234,12 +234,12 @@ def superb_result(folder: Path, job: Job) -> Path:
 
 
 def matched(settings: dict[str, Any], ratio: float) -> dict[str, Any]:
-    """``settings`` of a run that is ``ratio`` times as long: fewer steps to an epoch, or else fewer epochs."""
+    """Change ``settings`` to a run ``ratio`` times as long, by fewer steps per epoch, or else fewer epochs."""
     data, trainer = dict(settings.get("data", {})), dict(settings.get("trainer", {}))
     epochs = max_epochs(settings)
     if per_epoch := data.get("batches_per_epoch"):
         steps = ratio * per_epoch * epochs
-        # The schedule counts steps: a few epochs fewer where that comes nearer to their number.
+        # A few epochs fewer are used if that gets nearer to the wanted number of steps.
         candidates = [(n, max(1, round(steps / n))) for n in range(epochs, max(0, epochs - 4), -1)]
         epochs, per_epoch = min(candidates, key=lambda pair: abs(pair[0] * pair[1] - steps))
         data["batches_per_epoch"] = per_epoch
@@ -249,7 +249,7 @@ def matched(settings: dict[str, Any], ratio: float) -> dict[str, Any]:
 
 
 def job_of(record: Mapping[str, Any]) -> Job:
-    """The job that ``job.json`` describes."""
+    """Build the job that ``job.json`` describes."""
     return Job(**{key: record[key] for key in Job.__dataclass_fields__ if key in record})
 
 
@@ -264,13 +264,13 @@ def _options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def environment(visible_devices: str | None) -> dict[str, str]:
-    """This process's, without a launcher's variables."""
+    """Copy this process's environment without a launcher's variables."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_PREFIXES)}
     return kept if visible_devices is None else kept | {"CUDA_VISIBLE_DEVICES": visible_devices}
 
 
 def _die_with_parent() -> None:
-    """A killed runner takes its job along: SIGTERM, so that a run still writes its checkpoint (Linux only)."""
+    """Send SIGTERM to the job when its runner is killed, so that a run still writes its checkpoint (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -278,15 +278,15 @@ def _die_with_parent() -> None:
 def execute(
     workspace: Workspace, job: Job, visible_devices: str | None = None, stop: threading.Event | None = None
 ) -> bool:
-    """Run the job to its end; whether it was done.
+    """Run the job to its end, and return whether it is done.
 
-    The job's folder is locked while its process lives, so a process that outlived its runner is waited for.
+    The job's folder is locked while its process lives, so this waits for a process that outlived its runner.
 
     Args:
-        workspace: where.
-        job: what; those that it needs must be done.
-        visible_devices: for ``CUDA_VISIBLE_DEVICES``; ``None`` leaves it.
-        stop: once set, the process is asked to end.
+        workspace: workspace of the study.
+        job: job to run; the jobs that it needs must be done.
+        visible_devices: value of ``CUDA_VISIBLE_DEVICES``; ``None`` leaves it unchanged.
+        stop: event; once it is set, the process gets SIGTERM.
     """
     stop = stop or threading.Event()
     folder = workspace.path(job)
@@ -328,7 +328,7 @@ def _execute(workspace: Workspace, job: Job, visible_devices: str | None, stop: 
 
 
 def _run(arguments: list[str], log: Path, variables: dict[str, str], lock: int, stop: threading.Event) -> int:
-    """Exit status of the command, whose process holds the lock as well."""
+    """Run the command in a process that holds the lock too, and return its exit status."""
     with log.open("a", encoding="utf-8") as file:
         file.write(f"# {now()} interstack {' '.join(arguments)}\n")
         file.flush()

@@ -1,4 +1,4 @@
-"""Run a plan: what is ready goes to the executor, what is done is not repeated, what fails is told and left behind."""
+"""Run a plan: submit jobs that are ready, skip finished ones, report failed ones and go on with the rest."""
 
 import json
 import time
@@ -18,23 +18,23 @@ STATES = ("done", "running", "waiting", "failed", "blocked")
 
 
 def only_runner(output: Path) -> FolderLock:
-    """Hold the folder: a second runner is refused.
+    """Lock the folder, so that a second runner is refused.
 
     Raises:
-        ValueError: another runner works here; the message names its process and host.
+        InputError: another runner works in this folder; the message names its process and host.
     """
     return FolderLock(output, "runner.lock", "wait for it, or choose another --output")
 
 
 class Runner:
-    """The state of a plan while it runs.
+    """Runs a plan and keeps the state of its jobs.
 
     Args:
-        plan: what to do; other jobs of it than ``plan.to_run`` keep their records.
-        workspace: where.
-        executor: how.
-        console: for the live table.
-        poll_seconds: between two looks at the jobs.
+        plan: plan to run; jobs that are not in ``plan.to_run`` keep their records.
+        workspace: workspace of the study.
+        executor: executor of the jobs.
+        console: console for the live table.
+        poll_seconds: seconds between two checks of the jobs.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Runner:
         return [job for job in self.jobs.values() if self.states[job.id] in ("failed", "blocked")]
 
     def run(self) -> None:
-        """Until nothing is left that can run; an interrupt ends the running jobs and comes through."""
+        """Run until no job is left that can run; an interrupt ends the running jobs and is raised again."""
         with Live(self.table(), console=self.console, refresh_per_second=2) as live:
             try:
                 while self._step():
@@ -94,19 +94,19 @@ class Runner:
 
     def _failed(self, job: Job, log: str) -> None:
         self.states[job.id] = "failed"
-        # A job that its scheduler ended, or that did not start, could not say so itself.
+        # A job that its scheduler ended, or that did not start, could not record that itself.
         record = job.described() | {"log": log} | read_record(self.workspace.output, job.id)
         write_json(self.workspace.path(job) / "job.json", record | {"status": "failed"})
         self.console.print(f"failed: {job.label}; see {self.workspace.output / log}", style="red")
 
     def _state_for(self, job: Job, needed: str) -> str:
-        """Of a job that ``job`` needs; where only others of those that were trained side by side failed, it is done."""
+        """State of a job that ``job`` needs; training side by side counts as done if only other students failed."""
         if self.jobs[needed].kind == "together" and self.states[needed] == "failed" and self.workspace.is_trained(job):
             return "done"
         return self.states[needed]
 
     def table(self) -> Table:
-        """Jobs by row: how many are done, running, waiting, failed, blocked."""
+        """Make a table by row: how many jobs are done, running, waiting, failed, blocked."""
         table = Table("row", *STATES, "now", title=self.plan.study.title)
         rows: dict[str, dict[str, int]] = {}
         running: dict[str, list[str]] = {}
@@ -121,12 +121,12 @@ class Runner:
 
 
 def planned_seeds(output: Path) -> list[int]:
-    """Seeds in ``study.json``; none where there is no study yet."""
+    """Read the seeds in ``study.json``; an empty list if there is no study yet."""
     path = output / "study.json"
     return read_json(path)["seeds"] if path.is_file() else []
 
 
 def write_study(output: Path, plan: Plan, facts: Mapping[str, object]) -> None:
-    """``study.json``: the resolved study, whatever of it runs, and what the report says about where it ran."""
+    """Write ``study.json``: the whole resolved study, whatever part runs, and the facts on machine and versions."""
     study = plan.study.described() | {"seeds": plan.seeds, "jobs": list(plan.jobs)}
     write_json(output / "study.json", json.loads(json.dumps(study | dict(facts), default=str)))

@@ -2,8 +2,8 @@
 
 An id is a hash of everything that the job's result depends on: its kind, its settings, its seed, and the ids of the
 jobs that it needs. A changed row therefore changes the ids of its own jobs and of those that depend on them, and of no
-others. What is only looked at (labels, columns, titles, W&B, devices) is in no id. The version of the code is not
-either: every result names its commit, and the report says where they differ.
+others. Settings without influence on results (labels, columns, titles, W&B, devices) are not in the id. Neither is the
+version of the code: every result names its commit, and the report says if they differ.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from experiments.runner.study import Row, Study, row_settings
 
 Kind = Literal["corpus", "teacher", "targets", "together", "distil", "export", "evaluate", "similarity"]
 TARGET_SETTINGS = ("output_layer", "normalize_targets", "statistics_seconds")
-"""Of the objective: what a cache of targets holds, besides the layers."""
+"""Settings of the objective, besides the layers, that a cache of targets depends on."""
 PHONE_TASKS = ("pr", "pr_probe", "frames_probe")
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 
@@ -30,16 +30,16 @@ class Job:
     """One command to run.
 
     Args:
-        id: see the module.
-        kind: what it makes.
+        id: hash that identifies the job; see the module.
+        kind: kind of the job.
         needs: ids of jobs that must be done before.
-        row: of the study, or ``teacher``, ``untrained`` or an upstream's name for the reference rows; empty for what
-            rows share.
-        seed: of the row.
-        task: of an evaluation.
-        settings: what the command depends on; for ``distil`` the configuration of ``interstack fit``, for ``targets``
-            its sections on model and data, for ``together`` the ids of the ``distil`` jobs whose runs it makes.
-        match: for ``distil``: the cost to meet, and the ids of the two jobs that it is measured from.
+        row: row of the study, or ``teacher``, ``untrained`` or an upstream's name for the reference rows; empty for
+            jobs that rows share.
+        seed: seed of the row.
+        task: task of an evaluation.
+        settings: settings of the command; for ``distil`` the configuration of ``interstack fit``, for ``targets`` its
+            sections on model and data, for ``together`` the ids of the ``distil`` jobs whose runs it makes.
+        match: for ``distil``, the cost to meet and the ids of the two jobs that it is measured from.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Relative to the output folder."""
+        """Folder of the job, relative to the output folder."""
         return Path("jobs") / self.id
 
     @property
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """For tables and messages."""
+        """Name of the job in tables and messages."""
         seeded = self.row or self.kind == "together"
         parts = [self.kind, self.task, self.row, f"seed {self.seed}" if seeded else ""]
         return " ".join(part for part in parts if part)
@@ -74,26 +74,26 @@ class Job:
 
 
 def job_id(kind: Kind, needs: Sequence[str], **content: Any) -> str:
-    """Twelve hexadecimal digits that stand for kind, needs and content."""
+    """Hash kind, needs and content to twelve hexadecimal digits."""
     text = json.dumps({"kind": kind, "needs": list(needs), **content}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Plan:
-    """All jobs of a study, in an order in which they can run, and which of them to run.
+    """All jobs of a study, in an order in which they can run, and the selection to run.
 
     Args:
-        study: what to do.
-        root: corpus for studies with ``data: root``; without one the plan can be looked at, not run.
-        teacher: instead of the study's, a hub name or folder.
+        study: study to plan.
+        root: corpus for studies with ``data: root``; without one the plan can be shown, not run.
+        teacher: hub name or folder of a teacher to use instead of the study's.
         only: names of rows to run (with the rows that they are matched to); default: all.
-        seeds: to run; default: the study's. Others than the study's are added to the plan.
+        seeds: seeds to run; default: the study's. Other seeds are added to the plan.
         lexicon: files of pronunciations, in order, for the task ``pr`` on a corpus without phone alignments.
-        roots: corpora of single evaluation tasks, by task, instead of ``root`` or of the study's corpus.
-        earlier_seeds: of an earlier call on the same folder; they stay in the plan.
+        roots: corpora of single evaluation tasks, by task, instead of ``root`` or the study's corpus.
+        earlier_seeds: seeds of an earlier call on the same folder; they stay in the plan.
 
     Raises:
-        ValueError: a row, task or lexicon that does not exist, or a root for a study that synthesizes its corpus.
+        InputError: a row, task or lexicon does not exist, or a root is given for a study that synthesizes its corpus.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Plan:
         self.teacher = self._add_teacher(self.teacher_settings)
         self._references()
         self.distil: dict[tuple[str, int], Job] = {}
-        # Seed by seed: an interrupted study has compared all rows at least once.
+        # Seed by seed, so that an interrupted study has compared all rows at least once.
         for seed in self.seeds:
             for row in sorted(study.rows, key=lambda row: row.match is not None):
                 self._add_row(row, seed)
@@ -140,7 +140,7 @@ class Plan:
 
     @property
     def to_run(self) -> list[Job]:
-        """Jobs of the rows and seeds that were asked for, and those that no row has for itself."""
+        """Jobs of the selected rows and seeds, and the jobs that rows share."""
         rows = {row.name for row in self.study.rows}
         return [
             job
@@ -167,7 +167,7 @@ class Plan:
         return self._add("teacher", [self.corpus], settings=dict(settings))
 
     def _add_targets(self, settings: Mapping[str, Any]) -> Job:
-        """What the teacher says about the segments of a row: the baseline's layers, normalised as the row has it."""
+        """Add the job that caches the teacher's outputs for a row: the baseline's layers, normalised as in the row."""
         assert self.study.baseline is not None
         baseline = row_settings(self.study, self.study.row(self.study.baseline), self.seeds[0])
         model = {key: value for key, value in baseline.get("model", {}).items() if key != "optimizer"}
@@ -179,7 +179,7 @@ class Plan:
         return self._add("targets", needs, settings={**content, "inputs": self._inputs()})
 
     def _references(self) -> None:
-        """Evaluations of the teacher, and of its twin before training."""
+        """Add evaluations of the teacher, and of the teacher before its training."""
         if self.teacher is None:
             return
         self._evaluate([self.teacher], "teacher", self.seeds[0])
@@ -210,10 +210,10 @@ class Plan:
     def train_together(self, finished: Callable[[Job], bool]) -> None:
         """Put a job that trains students side by side before the ``distil`` jobs that can share batches and teacher.
 
-        It makes their run folders, and they have only to read them: ids and results are the same either way.
+        It makes their run folders, which the ``distil`` jobs then only read; ids and results are the same either way.
 
         Args:
-            finished: whether a ``distil`` job's run is there already.
+            finished: function that tells whether a ``distil`` job's run is finished.
         """
         groups: dict[str, list[Job]] = {}
         for job in self.to_run:
@@ -252,7 +252,7 @@ class Plan:
             self._add("evaluate", [*needs, corpus], row=row, seed=seed, task=task, settings=options)
 
     def _inputs(self) -> dict[str, Any]:
-        """What comes from outside, by content: data files, and the teacher's weights."""
+        """Digests of external inputs: data files, and the teacher's weights."""
         inputs: dict[str, Any] = {"data": self._data_digest} if self._data_digest else {}
         if self.teacher is None:
             inputs["teacher"] = teacher_digest(self.teacher_settings["model"])
@@ -260,7 +260,7 @@ class Plan:
 
 
 def _what_is_shared(job: Job) -> str:
-    """Equal for runs that ``interstack fit-together`` takes together."""
+    """Describe batches and teacher of a run as text, equal for runs that ``interstack fit-together`` can combine."""
     settings = job.settings
     model = settings.get("model", {})
     shared = {key: value for key, value in settings.items() if key in ("data", "max_batch_per_device", "inputs")}
@@ -270,7 +270,7 @@ def _what_is_shared(job: Job) -> str:
 
 
 def _alignments(root: str) -> dict[str, str]:
-    """Hash of all phone alignments of a corpus; nothing where it has none."""
+    """Hash all phone alignments of a corpus; empty if it has none."""
     try:
         folder = corpus_folder(root) / ALIGNMENTS
     except ValueError:
@@ -279,12 +279,10 @@ def _alignments(root: str) -> dict[str, str]:
 
 
 def corpus_digest(root: Path) -> str:
-    """A hash of names and sizes of the audio below ``root``, and of the checksums of packed splits.
-
-    Of a ``.tsv`` table the hash of its text.
+    """Hash names and sizes of the audio below ``root`` and the checksums of packed splits, or the text of a table.
 
     Raises:
-        ValueError: there is none.
+        InputError: there is no audio below ``root``.
     """
     if root.is_file():
         return hashlib.sha256(root.read_bytes()).hexdigest()[:16]
@@ -303,10 +301,10 @@ def corpus_digest(root: Path) -> str:
 
 
 def lexicon_digest(paths: Sequence[str]) -> str:
-    """A hash of the files' content and order.
+    """Hash the content and order of the files.
 
     Raises:
-        ValueError: one does not exist.
+        InputError: a file does not exist.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -317,7 +315,7 @@ def lexicon_digest(paths: Sequence[str]) -> str:
 
 
 def teacher_digest(model: str) -> str:
-    """A hub name as it is; for a folder a hash of its files."""
+    """Return a hub name unchanged; for a folder hash its files."""
     if not Path(model).is_dir():
         return model
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""A study that goes on from the ``results.json`` of another machine."""
+"""Continue a study from the ``results.json`` of another machine."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from experiments.runner.plan import Plan
 
 
 def restore_results(output: Path, plan: Plan, path: Path, dry_run: bool = False) -> list[str]:
-    """Take over what ``path``, a ``results.json``, says of jobs of this plan, or find what would be; returns ids.
+    """Copy the results of this plan's jobs from ``path``, a ``results.json``; return their ids. A dry run copies none.
 
-    Of a row and seed all jobs or none: what a job leaves behind besides its result, such as a student, is not in the
-    file. What rows share (corpus, teacher, cached targets) is made again where something is left to do.
+    All jobs of a row and seed are copied or none, because the other outputs of a job, such as a student, are not in
+    the file. The jobs that rows share (corpus, teacher, cached targets) run again if any job is left.
 
     Raises:
-        ValueError: it is no such file.
+        InputError: ``path`` is not a ``results.json``.
     """
     entries: dict[str, dict[str, Any]] = {
         entry["id"]: entry for entry in read_results(path)["jobs"] if entry.get("result") is not None

@@ -29,7 +29,7 @@ from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 TASKS = (*SUPERB_TASKS, *(f"{task}_probe" for task in TASK_RECIPES))
 COMPARED = tuple(key for key, shown in COLUMNS.items() if shown.better)
-"""Measures that no task makes and of which more or less is better."""
+"""Measures that come from no task and have a better direction."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Row:
     """One system.
 
     Args:
-        name: unique, of letters, digits and underscores; names the run folders.
-        label: as in tables; unique.
-        configs: shipped configurations, by name.
+        name: unique name of letters, digits and underscores, used in the run folders.
+        label: unique label, used in tables.
+        configs: names of shipped configurations.
         overrides: settings of ``interstack fit`` by dotted name.
-        match: length of the run by another row's cost.
-        random_growth: the student grows at epochs drawn from the seed.
+        match: rule that sets the length of the run by another row's cost.
+        random_growth: grow the student at epochs drawn from the seed.
     """
 
     name: str
@@ -70,15 +70,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two rows that are compared by a rule which is written down before the study runs.
+    """A comparison of two rows by a rule that is fixed before the study runs.
 
     Args:
-        label: as in tables; unique.
-        row: the one that is said to be better, or not much worse.
-        reference: the row that it is compared with.
-        measure: column such as ``pr/per``; which direction is better follows from it.
-        margin: 0: the row is better. Below 0: it is worse by less than this, in the unit of the measure, whichever
-            direction is better.
+        label: unique label, used in tables.
+        row: row that is claimed to be better, or not much worse.
+        reference: row that it is compared with.
+        measure: column such as ``pr/per``; it decides which direction is better.
+        margin: 0 claims that the row is better. Below 0 it claims that the row is worse by less than this, in the unit
+            of the measure, whichever direction is better.
     """
 
     label: str
@@ -90,30 +90,30 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Study:
-    """All rows, and what they share.
+    """The rows of a study and their common settings.
 
     Args:
-        name: of the study.
-        title: of its report.
-        rows: the systems, in the order of the tables.
-        corpus: settings of ``interstack synthesize``; ``None`` where nothing is synthesized.
+        name: name of the study.
+        title: title of the report.
+        rows: systems to compare, in the order of the tables.
+        corpus: settings of ``interstack synthesize``; ``None`` if nothing is synthesized.
         teacher: ``{"model": NAME_OR_FOLDER}``, or settings of ``interstack pretrain-teacher`` on the corpus.
-        data: distil and evaluate on the ``corpus``, or on the ``root`` that the command line gives.
-        configs: configurations that come after each row's own.
+        data: distil and evaluate on the ``corpus``, or on the ``root`` given on the command line.
+        configs: configurations that are applied after each row's own.
         overrides: settings of every row.
-        seeds: one run of every row each.
-        tasks: evaluations: SUPERB tasks such as ``pr``, or quick probes of them such as ``pr_probe``.
-        evaluation: by task, options of ``interstack superb``.
+        seeds: seeds; every row is run once with each.
+        tasks: evaluations, as SUPERB tasks such as ``pr``, or quick probes of them such as ``pr_probe``.
+        evaluation: options of ``interstack superb`` by task.
         similarity: compare the layers of every student.
         untrained: also evaluate the teacher before its training.
-        upstreams: models to evaluate beside the students: ``teacher`` where no job trains it, ``fbank``, or whatever
-            else ``interstack superb --upstream`` takes.
-        cache_targets: ask the teacher once for the whole study; needs ``data.crop: fixed``. The layers are those of the
+        upstreams: models to evaluate beside the students: ``teacher`` if no job trains it, ``fbank``, or any other
+            value of ``interstack superb --upstream``.
+        cache_targets: run the teacher once for the whole study; needs ``data.crop: fixed``. The layers are those of the
             ``baseline`` row, so no row may learn others.
-        columns: of the main table; empty for the default.
+        columns: columns of the main table; empty for the default.
         references: published rows.
         baseline: row that speed-ups refer to.
-        comparisons: planned ones; the report gives a verdict on each.
+        comparisons: planned comparisons; the report gives a verdict on each.
     """
 
     name: str
@@ -137,10 +137,10 @@ class Study:
     comparisons: list[Comparison] = field(default_factory=list)
 
     def row(self, name: str) -> Row:
-        """The row of that name.
+        """Find the row of that name.
 
         Raises:
-            ValueError: there is none.
+            InputError: there is none.
         """
         for row in self.rows:
             if row.name == name:
@@ -153,16 +153,16 @@ class Study:
 
 
 def find_study(name: str) -> Path:
-    """The file of a shipped study, or of the path itself.
+    """Find a study's file by path, or a shipped one by name.
 
     Raises:
-        ValueError: neither exists.
+        InputError: neither exists.
     """
     return find_shipped(name, STUDIES, "study")
 
 
 def shipped_studies() -> list[str]:
-    """Names of the studies that come with the package."""
+    """List the names of the studies that ship with the package."""
     return shipped_names(STUDIES)
 
 
@@ -170,7 +170,7 @@ def load_study(name: str) -> Study:
     """Read, merge and check a study.
 
     Raises:
-        ValueError: a key, row or task that does not exist, or a key that is missing, naming the file; no YAML.
+        InputError: a key, row or task does not exist, a key is missing, or the file is not valid YAML; it is named.
     """
     path = find_study(name)
     values = {"name": path.stem} | _merged(path)
@@ -178,7 +178,7 @@ def load_study(name: str) -> Study:
     try:
         rows = [_row(row, changes) for row in values.pop("rows", None) or []]
         if changes:
-            raise InputError(f"row_overrides of {', '.join(changes)}, which are no rows of it")
+            raise InputError(f"row_overrides names {', '.join(changes)}, which are no rows of it")
         if kept is not None and (missing := set(kept) - {row.name for row in rows}):
             raise InputError(f"keep_rows names {', '.join(sorted(missing))}, which are no rows of it")
         rows = [row for row in rows if kept is None or row.name in kept]
@@ -206,7 +206,7 @@ def _merged(path: Path) -> dict[str, Any]:
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """``second`` over ``first``: mappings are merged, all else is replaced."""
+    """Merge ``second`` over ``first``: mappings are merged, everything else is replaced."""
     result = copy.deepcopy(dict(first))
     for key, value in second.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
@@ -233,7 +233,7 @@ def _build(kind: type[Built], values: Mapping[str, Any]) -> Built:
 
 
 def _row(values: Mapping[str, Any], changes: dict[str, Mapping[str, Any]]) -> Row:
-    """Takes its overrides out of ``changes``."""
+    """Build a row, and move its overrides out of ``changes``."""
     if not isinstance(values, Mapping) or "name" not in values:
         raise InputError(f"rows are mappings with a name, not {values}")
     values = dict(values)
@@ -292,7 +292,7 @@ def _check_comparison(study: Study, comparison: Comparison) -> None:
 
 
 def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
-    """What ``interstack fit`` gets for a row, as one nested mapping: configs, then overrides."""
+    """Build a row's configuration for ``interstack fit`` as one nested mapping: configs, then overrides."""
     settings: dict[str, Any] = {}
     for name in [*row.configs, *study.configs]:
         if name not in shipped_names(CONFIGS):
@@ -310,7 +310,7 @@ def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
 
 
 def random_schedule(settings: Mapping[str, Any], seed: int) -> str:
-    """Growth at epochs drawn from ``seed``, each between the first and the last."""
+    """Draw growth epochs from ``seed``, each between the first and the last epoch."""
     epochs = max_epochs(settings)
     growth, student = settings["growth"], StudentConfig(**settings.get("model", {}).get("student", {}))
     stages = Growth.of(growth, student.num_layers, epochs).stages

@@ -1,1 +1,1 @@
-"""``interstack superb``: any encoder on SUPERB's tasks."""
+"""``interstack superb``: score any encoder on SUPERB's tasks."""

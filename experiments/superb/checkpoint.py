@@ -1,4 +1,4 @@
-"""TaskCheckpoint: the best head by strict improvement on dev, and a place to resume from."""
+"""TaskCheckpoint: keep the best head by strict improvement on dev, and a checkpoint to resume from."""
 
 import time
 from pathlib import Path
@@ -19,16 +19,16 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 class TaskCheckpoint(Callback):
     """Keep featurizer and head of the best evaluation on dev, the earliest of equal ones, as s3prl does.
 
-    Acts: after each evaluation, and every ``save_every`` updates, only between two updates. ``best.ckpt`` is written
-    on strict improvement; ``last.ckpt`` is what Lightning resumes from. Both are written to another name first.
+    It saves after each evaluation and every ``save_every`` updates, only between two updates. ``best.ckpt`` is written
+    on strict improvement; Lightning resumes from ``last.ckpt``. Both are written under another name first.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         save_every: updates from one resume point to the next.
 
     Attributes:
-        best: the dev metrics of the best evaluation; empty before the first.
-        best_step: its updates.
+        best: dev metrics of the best evaluation; empty before the first.
+        best_step: number of updates before the best evaluation.
         seconds: wall-clock time of training, over all attempts.
     """
 
@@ -60,7 +60,7 @@ class TaskCheckpoint(Callback):
         self._save(trainer)
 
     def is_better(self, module: TaskModule) -> bool:
-        """Strictly; a metric that is not a number never is."""
+        """Whether the new score is strictly better; NaN never is."""
         recipe = module.task.recipe
         new = module.scores[recipe.monitor]
         if not self.best:
@@ -74,7 +74,7 @@ class TaskCheckpoint(Callback):
             with replacing(self.folder / LAST) as temporary:
                 trainer.save_checkpoint(temporary)
         else:
-            trainer.save_checkpoint(self.folder / LAST)  # which writes nothing, and waits for the first
+            trainer.save_checkpoint(self.folder / LAST)  # writes nothing on this rank, but waits for rank zero
         trainer.strategy.barrier()
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class TaskCheckpoint(Callback):
 
 
 def _evaluates(trainer: L.Trainer) -> bool:
-    """Whether this update is followed by an evaluation, after which there is a resume point anyway."""
+    """Whether an evaluation follows this update; it writes a resume point anyway."""
     every = int(trainer.val_check_interval or 0) // trainer.accumulate_grad_batches
     return bool(every) and trainer.global_step % every == 0
 
@@ -96,10 +96,10 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_best(folder: Path, module: TaskModule) -> None:
-    """Put the best featurizer and head into the module.
+    """Load the best featurizer and head into the module.
 
     Raises:
-        DivergedError: no evaluation gave a number.
+        DivergedError: no evaluation gave a finite score, so there is no best one.
     """
     path = folder / BEST
     if not path.is_file():

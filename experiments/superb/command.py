@@ -61,22 +61,24 @@ def superb(
         task: pr, asr, sf, ks, ic, sid, several of them (pr,sid) or all; or, as a probe only, frames (the phone of each
             frame, on a corpus with phone alignments).
         upstream: exported student, training checkpoint, any Hugging Face encoder by name or folder, or fbank.
-        data: the corpus.
-        output: folder of the results, one folder below it per task, rate and seed (a probe's is pr_probe);
-            default: runs/superb/UPSTREAM.
-        preset: superb is the benchmark; probe is a linear head on few utterances in minutes, not comparable with it.
+        data: corpus of the task.
+        output: folder of the results, with one folder per task, rate and seed (a probe's is pr_probe); default:
+            runs/superb/UPSTREAM.
+        preset: superb is the benchmark; probe trains a linear head on few utterances in minutes, and its scores are not
+            comparable with the benchmark's.
         lr: Adam's learning rate; default: the task's.
         lr_sweep: run every rate of lr_grid and choose on dev.
-        lr_grid: the rates; SUPERB allows 1e-1 to 1e-7.
-        seed: of initialisation, order, crops and dropout.
+        lr_grid: learning rates of the sweep; SUPERB allows 1e-1 to 1e-7.
+        seed: seed of initialisation, order, crops and dropout.
         updates: optimizer updates; default: the task's.
         eval_every: updates between evaluations on dev; default: the task's.
-        save_every: updates between places to resume from.
-        decode: PR and SF: fixed, or legacy as in the published numbers; both are reported, this one counts.
-        normalize: give waveforms zero mean and unit variance; default: what the encoder says.
-        feature_cache: folder that keeps hidden states; not for numbers that are compared with s3prl's.
-        trainer: devices.
-        wandb: Weights & Biases.
+        save_every: updates between checkpoints to resume from.
+        decode: decoding of PR and SF, fixed, or legacy as in the published numbers; both are reported, this one gives
+            the main scores.
+        normalize: give waveforms zero mean and unit variance; default: the encoder's own setting.
+        feature_cache: folder for cached hidden states; not for numbers that are compared with s3prl's.
+        trainer: devices and precision.
+        wandb: settings of Weights & Biases.
     """
     names = task_names(task)
     if "frames" in names and preset != "probe":
@@ -106,22 +108,22 @@ def superb(
             wandb=wandb,
         )
         tasks.append(settings)
-    # Every corpus before the first training, so that a missing one ends the call at once.
+    # Every corpus is read before the first training, so that a missing one ends the call at once.
     corpora = [_prepare(settings, lr_grid if lr_sweep else [settings.lr]) for settings in tasks]
     results = [
         sweep(settings, encoder, lr_grid, corpus) if lr_sweep else _one(settings, encoder, corpus)
         for settings, corpus in zip(tasks, corpora, strict=True)
     ]
-    if len(results) == 1:  # for programs that call this one
+    if len(results) == 1:  # for programs that call this command
         _write(folder / "result.json", results[0] | {"metrics": results[0]["test"]})
     _show(results)
 
 
 def task_names(task: str) -> list[str]:
-    """The tasks that ``--task`` names.
+    """List the tasks that ``--task`` names.
 
     Raises:
-        ValueError: one that does not exist.
+        InputError: a task does not exist.
     """
     names = list(SUPERB_TASKS) if task == "all" else task.split(",")
     for name in names:
@@ -138,14 +140,14 @@ def superb_probe(
     seed: int = 0,
     updates: int = PROBE_UPDATES,
 ) -> dict[str, Any]:
-    """Result of the probe preset; a finished one in ``output`` is kept. No progress bar, no W&B.
+    """Run the probe preset and return its result; a finished one in ``output`` is kept. No progress bar, no W&B.
 
     Args:
-        upstream: as in :func:`superb`, or one that is loaded.
+        upstream: as in :func:`superb`, or a loaded upstream.
         data: the corpus; for ``pr`` without a lexicon it needs phone alignments.
-        output: the run's parent folder.
-        task: any.
-        seed: of all.
+        output: parent folder of the run.
+        task: name of the task.
+        seed: seed of everything that is random.
         updates: optimizer updates.
     """
     encoder = load_upstream(upstream) if isinstance(upstream, str) else upstream
@@ -167,13 +169,13 @@ def superb_probe(
 
 
 def _prepare(settings: RunSettings, rates: list[float]) -> Prepared | None:
-    """Task and corpus of runs; ``None`` where all are finished and need none."""
+    """Prepare task and corpus for the runs at these rates; ``None`` if all are finished."""
     finished = all(is_finished(_run(replace(settings, lr=lr))) for lr in rates)
     return None if finished else prepare(settings)
 
 
 def _run(settings: RunSettings) -> RunSettings:
-    """In the folder of its rate and seed."""
+    """Settings with the output folder of their rate and seed."""
     return replace(settings, output=str(Path(settings.output) / f"lr{settings.lr:g}_seed{settings.seed}"))
 
 
@@ -184,12 +186,13 @@ def _one(settings: RunSettings, upstream: Upstream, prepared: Prepared | None = 
 def sweep(
     settings: RunSettings, upstream: Upstream, grid: list[float], prepared: Prepared | None = None
 ) -> dict[str, Any]:
-    """The result of the rate that is best on dev; ``chosen_seedN.json`` keeps the choice and every rate's dev score.
+    """Run every rate and return the result of the one that is best on dev.
 
-    Rates that diverge are out; of equal ones the first of the grid wins.
+    ``chosen_seedN.json`` keeps the choice and every rate's dev score. Rates that diverge are excluded; of equal ones
+    the first of the grid wins.
 
     Raises:
-        ValueError: all of them diverge.
+        InputError: all rates diverge.
     """
     recipe = TASK_RECIPES[settings.task]
     results: dict[float, dict[str, Any]] = {}
@@ -197,7 +200,7 @@ def sweep(
         try:
             results[lr] = _one(replace(settings, lr=lr), upstream, prepared)
         except DivergedError as error:
-            log.warning("the learning rate %g is out: %s", lr, error)
+            log.warning("the learning rate %g is excluded: %s", lr, error)
     if not results:
         raise InputError(f"every learning rate of the grid {grid} diverged on {settings.task}: give lower ones")
     dev = {lr: result["dev"][recipe.monitor] for lr, result in results.items()}

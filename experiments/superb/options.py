@@ -17,17 +17,17 @@ LR_GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 PROBE_LR, PROBE_UPDATES, PROBE_BATCH = 0.1, 300, 16
 PROBE_TRAIN_UTTERANCES, PROBE_EVAL_UTTERANCES = 500, 200
 PROBE_AUDIO_BYTES = 2**29
-"""Decoded training audio that a probe keeps in memory: 2.3 hours, more than 500 utterances of LibriSpeech."""
+"""Bytes of decoded training audio that a probe keeps in memory: 2.3 hours, more than 500 utterances of LibriSpeech."""
 
 
 @dataclass(frozen=True)
 class TaskData(SuperbData):
-    """Where a task's corpus is, and what of it to use.
+    """Location of a task's corpus and the parts to use.
 
     Args:
-        lexicon: PR: files of lines ``WORD PHONE PHONE ...``; the first pronunciation counts. Without one, the corpus
-            must have phone alignments.
-        unknown_words: PR: "error" lists the words that the lexicon lacks; "skip" leaves their utterances out.
+        lexicon: for PR, files of lines ``WORD PHONE PHONE ...``; the first pronunciation counts. Without a lexicon, the
+            corpus must have phone alignments.
+        unknown_words: for PR, "error" lists the words that the lexicon lacks; "skip" leaves their utterances out.
     """
 
     lexicon: str | Sequence[str] | None = None
@@ -36,15 +36,15 @@ class TaskData(SuperbData):
 
 @dataclass(frozen=True)
 class Devices:
-    """Where and how to compute.
+    """Devices and precision of a run.
 
     Args:
         accelerator: cpu, cuda, mps or auto.
-        devices: of each machine; a recipe's batch is cut over all of them.
-        num_nodes: machines.
-        precision: 32-true for numbers that are to be compared.
-        progress_bar: show one.
-        log_every_n_steps: rows of metrics.csv.
+        devices: number of devices per machine; a recipe's batch is split over all of them.
+        num_nodes: number of machines.
+        precision: precision of the computation; use 32-true for numbers that are to be compared.
+        progress_bar: show a progress bar.
+        log_every_n_steps: updates between rows of metrics.csv.
     """
 
     accelerator: str = "auto"
@@ -57,10 +57,10 @@ class Devices:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """One run: one task, one learning rate, one seed.
+    """Settings of one run: one task, one learning rate, one seed.
 
     Raises:
-        ValueError: training ends before the first evaluation on dev.
+        InputError: training ends before the first evaluation on dev.
     """
 
     task: str
@@ -92,7 +92,7 @@ class RunSettings:
 
     @property
     def recipe(self) -> DataRecipe:
-        """SUPERB's batches; the probe's are shuffled, small ones of whole utterances (KS's stay balanced)."""
+        """SUPERB's batches; the probe's are small and shuffled, with whole utterances (KS's stay balanced)."""
         recipe = RECIPES[self.task]
         if not self.is_probe:
             return recipe
@@ -103,7 +103,7 @@ class RunSettings:
 
 
 def task_folder(task: str, preset: Preset) -> str:
-    """Where a task's runs lie in the output: ``pr``, ``pr_probe``."""
+    """Name of a task's folder in the output: ``pr``, ``pr_probe``."""
     return f"{task}_probe" if preset == "probe" else task
 
 
@@ -116,12 +116,12 @@ def default_updates(task: str, preset: Preset) -> int:
 
 
 def default_eval_every(task: str, preset: Preset, updates: int) -> int:
-    """The probe's learning rate falls to zero, so that only its end is of interest."""
+    """Updates between evaluations; one at the end for the probe, whose learning rate falls to zero."""
     return updates if preset == "probe" else min(updates, TASK_RECIPES[task].eval_every)
 
 
 def preset_data(data: TaskData, preset: Preset) -> TaskData:
-    """The probe takes few utterances unless told otherwise."""
+    """Limit the probe to few utterances unless the settings set a limit."""
     if preset != "probe":
         return data
     return replace(

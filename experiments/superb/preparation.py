@@ -1,4 +1,4 @@
-"""From options to a corpus with targets that can be encoded: what is left out on the way is counted."""
+"""Read a corpus and build its task so that all targets can be encoded; what is left out is counted."""
 
 import logging
 from collections import Counter
@@ -29,8 +29,8 @@ class Prepared:
     """A task with its corpus.
 
     Attributes:
-        task: built for the corpus.
-        corpus: without what had to be left out.
+        task: task built for the corpus.
+        corpus: corpus without the utterances that had to be left out.
         unknown_words: utterances left out for a word that is not in the lexicon, by split.
         unknown_symbols: characters or phones of the targets that the inventory lacks, by split; they become ``<unk>``.
     """
@@ -41,12 +41,12 @@ class Prepared:
     unknown_symbols: dict[str, int]
 
     def target_length(self, row: Row) -> int:
-        """Encoded length, ``<eos>`` included."""
+        """Encoded length of the target, ``<eos>`` included."""
         assert isinstance(self.task, CtcTask)
         return len(self.task.tokenizer.encode(row.target))
 
     def infeasible(self, upstream: Upstream) -> dict[str, int]:
-        """Utterances, by split, whose frames cannot hold their target: they have no loss, and count when scored."""
+        """Count utterances by split that have too few frames for their target: they have no loss, but are scored."""
         task = self.task
         if not isinstance(task, CtcTask):
             return {}
@@ -60,18 +60,17 @@ class Prepared:
         }
 
     def probe_start(self, upstream: Upstream) -> ProbeStart:
-        """Frames and symbols of the training set."""
+        """Count frames and symbols of the training set."""
         frames = sum(upstream.num_frames(row.num_samples) for row in self.corpus.train)
         symbols = sum(map(self.target_length, self.corpus.train)) if isinstance(self.task, CtcTask) else 0
         return ProbeStart(frames, symbols)
 
 
 def prepare(settings: RunSettings) -> Prepared:
-    """Read the corpus, build the task.
+    """Read the corpus and build the task.
 
     Raises:
-        ValueError: what is wrong with the corpus; words that the lexicon lacks; two test sets that would be written to
-            one file.
+        InputError: the corpus is faulty, the lexicon lacks words, or two test sets would be written to one file.
     """
     prepared = _prepared(settings)
     owners: dict[str, str] = {}
@@ -123,10 +122,10 @@ def _unknown_symbols(task: Task, corpus: SuperbCorpus) -> dict[str, Counter[str]
 
 
 def require_inputs(task: str, data: TaskData) -> None:
-    """Look whether the corpus of a task, and what PR needs besides, is there; no audio is read.
+    """Check that a task's corpus exists, and for PR the phones or the lexicon; no audio is read.
 
     Raises:
-        ValueError: what is not there.
+        InputError: something is missing.
     """
     if task == "frames":
         corpus_folder(data.root)
@@ -161,7 +160,7 @@ def _aligned_corpus(task: str, data: TaskData, seed: int) -> SuperbCorpus:
 def _known_words(
     corpus: SuperbCorpus, tokenizer: PhoneTokenizer, data: TaskData
 ) -> tuple[SuperbCorpus, dict[str, int]]:
-    """The corpus without utterances of unknown words, and how many those were."""
+    """Leave out the utterances with unknown words; return the corpus and their number by split."""
     missing = sorted(
         {word for rows in corpus.splits.values() for row in rows for word in tokenizer.missing(row.target)}
     )

@@ -1,4 +1,4 @@
-"""The result of a run in plain values, and what W&B shows of it."""
+"""The result of a run in plain values, and its upload to W&B."""
 
 from importlib.metadata import version
 from typing import Any
@@ -30,7 +30,7 @@ def result_of(
     guard: NonFiniteGuard,
     trainer: L.Trainer,
 ) -> dict[str, Any]:
-    """All that is worth keeping; ``test`` is the first test set, ``tests`` all of them."""
+    """Collect scores, sizes, settings and versions; ``test`` is the first test set, ``tests`` all of them."""
     names = list(prepared.corpus.tests)
     tests = {name: module.task.score(module.test_predictions[index]) for index, name in enumerate(names)}
     return {
@@ -68,7 +68,7 @@ def result_of(
 
 @rank_zero_only
 def log_samples(trainer: L.Trainer, module: TaskModule, result: dict[str, Any]) -> None:
-    """To W&B: metrics, a table of what was said and heard, and the layer weights as bars."""
+    """Log metrics, a table of hypotheses and references, and the layer weights as bars to W&B."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
     if not loggers:
         return
@@ -94,7 +94,7 @@ def log_samples(trainer: L.Trainer, module: TaskModule, result: dict[str, Any]) 
 
 
 def summary_of(result: dict[str, Any]) -> dict[str, Any]:
-    """W&B's summary: a probe's scores have keys of their own, so that no panel shows them as SUPERB's."""
+    """Build W&B's summary; a probe's scores get keys of their own, so that no panel shows them as SUPERB's."""
     prefix = _prefix(result)
     return {f"{prefix}{key}" if key in SCORES else key: value for key, value in result.items() if key != "config"}
 
@@ -104,7 +104,7 @@ def _prefix(result: dict[str, Any]) -> str:
 
 
 def table_of(results: list[dict[str, Any]]) -> Table:
-    """One row per run and test set; a probe is called one. All are of one preset."""
+    """Build a table with one row per run and test set; probes are marked. All results have one preset."""
     title = "Probes (not comparable with SUPERB)" if results[0]["preset"] == "probe" else "SUPERB"
     table = Table("task", "test", "lr", "seed", "step", "metrics (dev)", "metrics (test)", title=title)
     for result in results:

@@ -1,4 +1,4 @@
-"""One run of one task: train, choose on dev, test, write the result; a finished one is kept, a killed one continued."""
+"""Run one task once: train, choose on dev, test, write the result. Finished runs are kept, killed ones continued."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ from lightning_modules.superb.upstream import Upstream
 log = logging.getLogger(__name__)
 
 RESULT, CONFIG, WANDB_ID = "result.json", "config.json", "wandb_id"
-# s3prl skips every update whose gradient is not a number and goes on; so many in a row are no accident.
+# s3prl skips every update whose gradient is NaN and goes on; this many in a row mean that training has diverged.
 MOST_SKIPPED_UPDATES = 1000
 
 
@@ -45,15 +45,15 @@ def is_finished(settings: RunSettings) -> bool:
 
 @deterministic_cudnn()
 def run_task(settings: RunSettings, upstream: Upstream, prepared: Prepared | None = None) -> dict[str, Any]:
-    """Train, test and write ``result.json`` and the files of hypotheses; returns the result.
+    """Train, test, write ``result.json`` and the files of hypotheses, and return the result.
 
     Args:
-        settings: the run.
+        settings: settings of the run.
         upstream: the frozen encoder.
-        prepared: task and corpus, where they are read already.
+        prepared: task and corpus, if they are already read.
 
     Raises:
-        ValueError: what is wrong with the corpus, or a folder that holds a run with other settings.
+        InputError: the corpus is faulty, or the folder holds a run with other settings.
     """
     folder = Path(settings.output)
     config = _plain(settings) | {"upstream_digest": upstream.digest()}
@@ -104,7 +104,7 @@ def _run(
     trainer.test(module, datamodule=data, verbose=False, weights_only=True)
     for index, rows in enumerate(prepared.corpus.tests.values()):
         place = {row.key: number for number, row in enumerate(rows)}
-        # Ranks sent theirs one after another.
+        # Predictions are gathered rank by rank; restore the order of the corpus.
         module.test_predictions[index].sort(key=lambda one, place=place: place[one.key])  # type: ignore[misc]
     result = result_of(settings, config, module, prepared, checkpoint, guard, trainer)
     for index, name in enumerate(prepared.corpus.tests):
@@ -116,7 +116,7 @@ def _run(
 
 
 def build_module(settings: RunSettings, upstream: Upstream, prepared: Prepared) -> TaskModule:
-    """The module, with the cache and the start that the settings ask for."""
+    """Build the module with the feature cache that the settings ask for and, for a probe, its starting bias."""
     cache = None
     if settings.feature_cache is not None or settings.is_probe:
         place = Path(settings.feature_cache) if settings.feature_cache else None
@@ -127,7 +127,7 @@ def build_module(settings: RunSettings, upstream: Upstream, prepared: Prepared) 
 
 
 def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
-    """Counts optimizer updates over endless batches; evaluates and clips as s3prl does."""
+    """Build a trainer that counts optimizer updates over endless batches, and evaluates and clips as s3prl does."""
     recipe, devices = settings.recipe, settings.devices
     folder = Path(settings.output)
     name = f"{settings.task}-{settings.preset}-{Path(settings.upstream).stem}-lr{settings.lr:g}-seed{settings.seed}"
@@ -157,7 +157,7 @@ def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list
 
 
 def _wandb_id(folder: Path) -> str:
-    """Made once and kept in the folder, for training, testing and every resume; only rank zero's is used."""
+    """Read the run's W&B id, or make one: training, testing and every resume use it. Only rank zero's is used."""
     path = folder / WANDB_ID
     if path.is_file():
         return read_text(path)
@@ -167,7 +167,7 @@ def _wandb_id(folder: Path) -> str:
 
 
 def _standardise(module: TaskModule, data: SuperbDataModule, trainer: L.Trainer) -> None:
-    """Statistics of the training utterances: states are computed once, as the trainer would, and kept for training."""
+    """Set the featurizer's statistics from the training utterances; states are computed once, as in training."""
     assert module.cache is not None
     cache, rows = module.cache, data.corpus.train
     device = trainer.strategy.root_device
@@ -183,7 +183,7 @@ def _standardise(module: TaskModule, data: SuperbDataModule, trainer: L.Trainer)
 
 
 def _require_batches(prepared: Prepared, settings: RunSettings, world_size: int) -> None:
-    """Lightning would leave a rank without a batch out of the evaluation, and the others would wait for it."""
+    """Refuse fewer batches than processes: a rank without a batch skips the evaluation, and the others wait for it."""
     for name, rows in prepared.corpus.splits.items():
         batches = -(-len(rows) // settings.recipe.eval_batch_size)
         if name != "train" and batches < world_size:
@@ -205,11 +205,11 @@ def _require_same(folder: Path, config: dict[str, Any]) -> None:
 
 
 IRRELEVANT = ("output", "devices", "wandb", "save_every", "upstream", "data")
-"""Settings without influence on the numbers, or compared in parts."""
+"""Settings that do not influence the numbers, or whose parts are compared one by one."""
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a run's numbers depend on: whether there is a cache, but not where."""
+    """Select the settings that influence a run's numbers: whether there is a cache counts, its folder does not."""
     own = {key: value for key, value in config.items() if key not in IRRELEVANT}
     data = {f"data.{key}": value for key, value in config["data"].items() if key not in ("num_workers", "cache_dir")}
     cached = config["preset"] == "probe" or config["feature_cache"] is not None

@@ -109,7 +109,7 @@ def test_nothing_to_align_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there are no transcripts"):
         align(tmp_path)
     (folder / "1-1.trans.txt").write_text("1-1-0000 THE XQZV\n")
-    with pytest.raises(ValueError, match=r"^0 of 1 utterances are aligned in .*; why not is told in"):
+    with pytest.raises(ValueError, match=r"^0 of 1 utterances are aligned in .*; the reasons are in"):
         align(tmp_path)
     assert list(tmp_path.rglob("*.tsv")) == []
     with pytest.raises(ValueError, match="there is no split 'dev-clean'"):

@@ -254,7 +254,7 @@ def test_settings_that_hold_for_all_change_nothing(more: list[str], arguments: l
         ("full", [], "is one student: use"),
         ("full,full", [], "every student needs a name and a file of its own"),
         ("full,", [], "every student needs a name and a file of its own"),
-        ("full,midas_equal", ["--name", "x"], "--name would be every student's"),
+        ("full,midas_equal", ["--name", "x"], "--name would apply to every student"),
         ("full,{other}", [], "need the same data.max_samples: full has 250000, other has 8000"),
         ("full,{deterministic}", [], "need the same trainer.deterministic: full has None, deterministic has True"),
         ("full,{cuda}", [], "need the same model.cuda.float32: full has tf32, cuda has ieee"),

@@ -177,7 +177,7 @@ def test_a_variant_holds_only_what_differs(tmp_path: Path) -> None:
         ("title: T\n" + ROWS + "tasks: [speling]", "unknown tasks speling"),
         ("title: T\n" + ROWS + "evaluation: {pr: {preset: probe}}", "the task pr_probe is the probe"),
         ("title: T\n" + ROWS + "keep_rows: [c]", "keep_rows names c"),
-        ("title: T\n" + ROWS + "row_overrides: {c: {}}", "row_overrides of c"),
+        ("title: T\n" + ROWS + "row_overrides: {c: {}}", "row_overrides names c"),
         ("title: T\n" + ROWS + "baseline: c", "no row 'c'"),
         ("title: T\n" + ROWS + "data: corpus", "no settings under `corpus`"),
         ("title: T\n" + ROWS + "- {name: a, label: C, configs: []}", "two rows have the name a"),
