@@ -18,13 +18,19 @@ from datamodules.files import what_to_do
 from experiments.command_line import Parser, nearest
 
 COMMANDS = {
-    "quickstart": ("experiments.quickstart", "corpus, teacher, four students and a report, on a CPU in minutes"),
-    "fit": ("experiments.training", "distil a student that grows while it trains"),
-    "fit-together": ("experiments.together", "distil several students on one device, in turns batch by batch"),
-    "validate": ("experiments.training", "measure the distillation losses of a checkpoint"),
-    "cache-targets": ("experiments.cache_targets", "write a teacher's targets to disk, for runs on the same segments"),
+    "quickstart": (
+        "experiments.studies.quickstart",
+        "corpus, teacher, four students and a report, on a CPU in minutes",
+    ),
+    "fit": ("experiments.training.fit", "distil a student that grows while it trains"),
+    "fit-together": ("experiments.training.together", "distil several students on one device, in turns batch by batch"),
+    "validate": ("experiments.training.fit", "measure the distillation losses of a checkpoint"),
+    "cache-targets": (
+        "experiments.training.cache_targets",
+        "write a teacher's targets to disk, for runs on the same segments",
+    ),
     "reproduce": (
-        "experiments.reproduce",
+        "experiments.studies.reproduce",
         "run a study: distil, export, evaluate, report; finished jobs are kept",
     ),
     "export": ("lightning_modules.export", "write a checkpoint's student as a Hugging Face folder"),
@@ -38,13 +44,13 @@ COMMANDS = {
     "bench kernels": ("experiments.bench.kernels", "time ways to compute the front end and the positional convolution"),
     "bench suite": ("experiments.bench.suite", "all benchmarks of one GPU into one folder, most valuable first"),
     "bench data": ("experiments.bench.data", "throughput of reading, decoding and batching"),
-    "pack": ("experiments.pack", "pack a corpus into a few large 16-bit files, for slow or networked storage"),
-    "align": ("experiments.align", "write phone labels for transcribed speech, by forced alignment"),
-    "synthesize": ("experiments.synthesize", "make a small speech corpus in LibriSpeech layout"),
-    "similarity": ("experiments.similarity", "compare the layers of a student, over the stages of its run"),
+    "pack": ("experiments.corpora.pack", "pack a corpus into a few large 16-bit files, for slow or networked storage"),
+    "align": ("experiments.corpora.align", "write phone labels for transcribed speech, by forced alignment"),
+    "synthesize": ("experiments.corpora.synthesize", "make a small speech corpus in LibriSpeech layout"),
+    "similarity": ("experiments.analysis.similarity", "compare the layers of a student, over the stages of its run"),
     "report": ("experiments.report.command", "tables, plots and one page from a study, a quick start or run folders"),
     "dashboard": ("experiments.dashboards.command", "make the W&B workspace view and report of a study"),
-    "pretrain-teacher": ("experiments.pretrain_teacher", "train a small teacher on a corpus with alignments"),
+    "pretrain-teacher": ("experiments.corpora.pretrain_teacher", "train a small teacher on a corpus with alignments"),
 }
 
 # Parameters that are given without a name: one word, or several where the parameter is a list.

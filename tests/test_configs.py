@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.training import CONFIGS, DistillationCLI
+from experiments.training.fit import CONFIGS, DistillationCLI
 from tests.helpers import save_corpus, save_teacher, save_whisper
 
 # Sizes only; everything that makes a recipe what it is comes from its file.

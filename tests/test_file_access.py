@@ -15,7 +15,7 @@ ELSEWHERE = {
     "experiments/bench/suite.py": "the log of a process",
     "experiments/dashboards/specification.py": "part of the package",
     "experiments/launch/gpu_bundle.py": "part of the repository",
-    "experiments/loggers.py": "a table that rows are appended to",
+    "experiments/records/loggers.py": "a table that rows are appended to",
     "experiments/report/page.py": "part of the package",
 }
 

@@ -26,7 +26,7 @@ def test_wheel_holds_code_and_data_and_runs_elsewhere(tmp_path: Path) -> None:
         assert needed in names
     assert not [name for name in names if name.startswith("tests/")]
     code = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); import experiments.training as t;"
+        f"import sys; sys.path.insert(0, {str(site)!r}); import experiments.training.fit as t;"
         f"assert t.__file__.startswith({str(site)!r}), t.__file__;"
         "t.DistillationCLI(['fit', '--config', 'interleave_equal', '--data.root', 'x', '--print_config'])"
     )

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from experiments.cli import COMMANDS, run
-from experiments.training import CONFIGS
+from experiments.training.fit import CONFIGS
 from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE

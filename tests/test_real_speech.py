@@ -12,7 +12,7 @@ import torch
 from transformers import HubertConfig, HubertModel
 
 from callbacks.policies import POLICIES, default_stages
-from experiments.training import DistillationCLI
+from experiments.training.fit import DistillationCLI
 from tests.conftest import REPOSITORY
 
 

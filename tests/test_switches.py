@@ -14,7 +14,7 @@ from torch import Tensor
 
 from callbacks.guards import NonFiniteGuard
 from datamodules.librispeech import LibriSpeechDataModule
-from experiments.cache_targets import TargetsTrainer
+from experiments.training.cache_targets import TargetsTrainer
 from lightning_modules.precision import CudaSettings
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
 

@@ -11,7 +11,7 @@ from datamodules.corpus import read_transcripts
 from datamodules.superb.missing import Published
 from datamodules.superb.snips import read_slots
 from datamodules.superb.table import _splits
-from experiments.report.reading import read_metrics
+from experiments.records.reading import read_metrics
 from lightning_modules.superb.tokenizers import read_lexicon
 
 TABLE = "path\tsplit\ttext\n" + "".join(f"{split}.wav\t{split}\tCAF\u00c9\n" for split in ("train", "dev", "test"))

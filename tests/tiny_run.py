@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from experiments.training import DistillationCLI
+from experiments.training.fit import DistillationCLI
 
 TINY = [
     *("--model.student.hidden_size", "16", "--model.student.intermediate_size", "24"),

@@ -22,12 +22,12 @@ from callbacks.schedules import mean_depth, stage_lengths
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import write_json
-from experiments.accounting import step_cost
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.made import made, training_device
 from experiments.bench.memory import resident_megabytes, start_memory_peak
 from experiments.bench.noise import cropped_widths, noise
 from experiments.bench.random_teacher import save_random_teacher
+from experiments.records.accounting import step_cost
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.kernels import Kernels
 from lightning_modules.objective import ObjectiveConfig

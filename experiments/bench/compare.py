@@ -27,10 +27,10 @@ from experiments.bench.command import SCHEDULES, growth_speedup
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.made import earlier, made, training_device
 from experiments.bench.random_teacher import save_random_teacher
-from experiments.cache_targets import TargetsCLI
-from experiments.settings_yaml import load_settings
+from experiments.records.settings_yaml import load_settings
 from experiments.shipped import find_shipped
-from experiments.training import DistillationCLI
+from experiments.training.cache_targets import TargetsCLI
+from experiments.training.fit import DistillationCLI
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 
 from callbacks.summary import hardware
 from datamodules.files import read_json
-from experiments.runs import git_commit
+from experiments.records.runs import git_commit
 from lightning_modules.precision import CudaSettings, float32_mode
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 from datamodules.files import read_json, write_json
 from experiments.bench.command import switches
 from experiments.bench.made import earlier
-from experiments.runs import git_commit
+from experiments.records.runs import git_commit
 from lightning_modules.student import StudentConfig
 
 

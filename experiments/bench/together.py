@@ -21,7 +21,7 @@ from datamodules.files import write_json
 from experiments.bench.compare import Place, Variant, write_noise
 from experiments.bench.laps import StepLaps
 from experiments.bench.random_teacher import save_random_teacher
-from experiments.together import StudentCLI, Together, share_teacher
+from experiments.training.together import StudentCLI, Together, share_teacher
 
 EPOCHS = 4  # one for each stage
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from datamodules.files import write_json
 from experiments.dashboards.specification import study_specification
-from experiments.loggers import has_key
+from experiments.records.loggers import has_key
 
 
 def dashboard(study: str, entity: str | None = None, project: str = "interstack", output: str = "dashboards") -> None:

@@ -4,7 +4,7 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from experiments.runner.study import load_study
+from experiments.studies.study import load_study
 
 FORMAT = 1
 

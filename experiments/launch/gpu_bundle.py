@@ -14,7 +14,7 @@ from jsonargparse import auto_cli
 from datamodules.errors import InputError
 from datamodules.files import write_text
 from experiments.launch.gpu_commands import commands
-from experiments.runs import git_commit
+from experiments.records.runs import git_commit
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # Needed besides torch, transformers, lightning, torchmetrics, matplotlib, pytest, xdist and their dependencies.

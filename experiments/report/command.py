@@ -6,9 +6,9 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from datamodules.files import read_json, read_text
+from experiments.records.reading import read_run
 from experiments.report.build import ReportPaths, build_report
 from experiments.report.document import ReferenceRow, Report, ReportNotes, ReportRun
-from experiments.report.reading import read_run
 from experiments.report.study import StudyReport, build_study_report
 
 

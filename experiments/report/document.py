@@ -12,7 +12,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.files import finite
-from experiments.report.reading import RunLog, read_run
+from experiments.records.reading import RunLog, read_run
 from experiments.report.tables import (
     DASH,
     PUBLISHED,

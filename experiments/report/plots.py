@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.records.reading import RunLog
 from experiments.report.document import Pair, ReferenceRow
 from experiments.report.figures import (
     FONT,
@@ -25,7 +26,6 @@ from experiments.report.figures import (
     single_axes,
 )
 from experiments.report.heat_maps import layer_weights, similarity
-from experiments.report.reading import RunLog
 from experiments.report.theme import MUTED
 
 if TYPE_CHECKING:

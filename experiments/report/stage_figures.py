@@ -20,7 +20,7 @@ from experiments.report.figures import (
 from experiments.report.heat_maps import colour_bar, heat_map
 from experiments.report.theme import GRID, INK, MUTED, SERIES
 
-Run = dict[str, Any]  # {"name": ..., "stages": [fields of experiments.similarity.Stage]}
+Run = dict[str, Any]  # {"name": ..., "stages": [fields of experiments.analysis.similarity.Stage]}
 STAGES_TO_A_LINE = 2  # so that numbers stay legible on a phone
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from callbacks.policies import kept_positions
+from experiments.records.reading import GrowthMark, RunLog
 from experiments.report.document import Pair, ReportRun
 from experiments.report.figures import (
     FONT,
@@ -21,7 +22,6 @@ from experiments.report.figures import (
 from experiments.report.heat_maps import layer_weights, similarity
 from experiments.report.plots import depth_vs_step, loss_curves
 from experiments.report.policy_figure import Panel, Stage, draw_panels
-from experiments.report.reading import GrowthMark, RunLog
 from experiments.report.stage_figures import copies_picture, depth_use_picture
 from experiments.report.study_reading import StudyFolder, StudyJob
 from experiments.report.study_tables import column, numbers, task_title

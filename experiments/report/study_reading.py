@@ -11,7 +11,7 @@ import numpy as np
 
 from datamodules.errors import InputError
 from datamodules.files import json_text, read_json
-from experiments.report.reading import RunLog, recorded_run, run_record
+from experiments.records.reading import RunLog, recorded_run, run_record
 
 RATIOS = {"speed_up": "train_seconds", "student_speed_up": "student_seconds", "flops_ratio": "flops"}
 MATCHED = {"train_seconds": "training seconds", "flops": "FLOPs"}

@@ -12,7 +12,7 @@ from rich.console import Console
 from callbacks.guards import DivergedError
 from datamodules.errors import InputError
 from datamodules.files import write_json
-from experiments.loggers import WandbSettings
+from experiments.records.loggers import WandbSettings
 from experiments.superb.options import (
     LR_GRID,
     PROBE_UPDATES,

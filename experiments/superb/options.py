@@ -7,7 +7,7 @@ from typing import Literal
 from datamodules.errors import InputError
 from datamodules.superb.datamodule import SuperbData
 from datamodules.superb.recipes import RECIPES, DataRecipe
-from experiments.loggers import WandbSettings
+from experiments.records.loggers import WandbSettings
 from lightning_modules.superb.ctc import Decode
 from lightning_modules.superb.recipes import TASK_RECIPES
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from callbacks.guards import NonFiniteGuard
 from callbacks.summary import hardware
-from experiments.runs import git_commit
+from experiments.records.runs import git_commit
 from experiments.superb.checkpoint import TaskCheckpoint
 from experiments.superb.options import RunSettings
 from experiments.superb.preparation import Prepared

@@ -19,8 +19,8 @@ from datamodules.batching import MicroBatch
 from datamodules.errors import InputError
 from datamodules.files import FolderLock, clear_temporaries, read_json, read_text, write_json, write_text
 from datamodules.superb.datamodule import SuperbDataModule
-from experiments.loggers import build_loggers
-from experiments.runs import is_rank_zero
+from experiments.records.loggers import build_loggers
+from experiments.records.runs import is_rank_zero
 from experiments.superb.checkpoint import LAST, TaskCheckpoint, load_best
 from experiments.superb.options import PROBE_AUDIO_BYTES, RunSettings
 from experiments.superb.preparation import Prepared, prepare

@@ -269,7 +269,7 @@ def test_bad_settings_are_named(decay: float, every_n_steps: int) -> None:
 def test_the_command_line_turns_it_on(
     tmp_path: Path, teacher: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from experiments.training import DistillationCLI
+    from experiments.training.fit import DistillationCLI
 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     student = {"hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "num_layers": 2}

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 
 from callbacks.fingerprint import differences, flatten, teacher_digest
-from experiments.training import DistillationCLI
+from experiments.training.fit import DistillationCLI
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import save_corpus, save_teacher
 from tests.tiny_run import fit

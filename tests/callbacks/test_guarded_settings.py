@@ -9,7 +9,7 @@ import pytest
 from callbacks.fingerprint import ResumeGuard, differences
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
-from experiments.training import DistillationCLI
+from experiments.training.fit import DistillationCLI
 from tests.helpers import save_corpus, save_teacher
 from tests.tiny_run import TINY
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from callbacks.metrics import TrainingMetrics
-from experiments.loggers import AppendingCSVLogger
+from experiments.records.loggers import AppendingCSVLogger
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.cache_targets import TargetsTrainer
+from experiments.training.cache_targets import TargetsTrainer
 from tests.ddp.scenarios import BATCH_SIZE, UTTERANCES
 from tests.helpers import make_data, make_module, save_corpus, save_teacher
 

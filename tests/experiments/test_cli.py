@@ -16,9 +16,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks.guards import DivergedError
 from datamodules.audio import BadAudioError
 from datamodules.errors import InputError
-from experiments import training
 from experiments.cli import COMMANDS, complete_switches, help_text, main, run
-from experiments.training import CONFIGS, DistillationCLI, default_name, resolve_configs
+from experiments.training import fit as training
+from experiments.training.fit import CONFIGS, DistillationCLI, default_name, resolve_configs
 from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
@@ -244,7 +244,8 @@ def test_importing_needs_no_optional_package() -> None:
     # None in sys.modules makes an import fail, as if the package were not there. (librosa and matplotlib cannot be
     # tested so: torchmetrics, which Lightning imports, loads them itself where they are installed.)
     code = "import sys; sys.modules.update(dict.fromkeys(['wandb', 'espeakng_loader']));"
-    modules = "experiments.cli, experiments.training, experiments.quickstart, experiments.report, datamodules.synthetic"
+    modules = "experiments.cli, experiments.training.fit, experiments.studies.quickstart, experiments.report"
+    modules += ", datamodules.synthetic"
     for last, returncode in ((f"import {modules}", 0), ("import wandb", 1)):
         command = [sys.executable, "-c", code + last]
         assert subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode == returncode

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.training import DistillationCLI
+from experiments.training.fit import DistillationCLI
 from lightning_modules.objective import DISTANCES, ObjectiveConfig, l1
 from tests.conftest import REPOSITORY
 from tests.tiny_run import TINY

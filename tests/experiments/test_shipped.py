@@ -7,9 +7,9 @@ import pytest
 
 from experiments.bench.compare import find_variants
 from experiments.dashboards.specification import study_specification
-from experiments.runner.study import find_study, load_study
-from experiments.together import fit_together
-from experiments.training import resolve_configs
+from experiments.studies.study import find_study, load_study
+from experiments.training.fit import resolve_configs
+from experiments.training.together import fit_together
 
 # What takes a shipped name, and one that it knows.
 TAKERS: dict[str, tuple[Callable[[str], object], str]] = {
@@ -50,7 +50,7 @@ def test_the_users_file_wins_by_its_whole_name(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_row_of_a_study_names_shipped_configs_only(tmp_path: Path) -> None:
-    from experiments.runner.study import row_settings
+    from experiments.studies.study import row_settings
 
     own = tmp_path / "own.yaml"
     own.write_text("title: T\nrows: [{name: a, label: A, configs: [../studies/controls]}]\n")

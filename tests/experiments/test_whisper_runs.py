@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, HubertModel
 
+from experiments.analysis.similarity import read_waveforms, similarity
 from experiments.cli import run
-from experiments.similarity import read_waveforms, similarity
 from experiments.superb.command import superb_probe
 from experiments.superb.options import TaskData
 from lightning_modules.distillation import DistillationModule

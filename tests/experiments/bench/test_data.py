@@ -9,7 +9,7 @@ import pytest
 from datamodules.corpus import CorpusSettings
 from datamodules.packing import pack_split
 from experiments.bench.data import Turn, _row, bench_data, table
-from experiments.cache_targets import TargetsTrainer
+from experiments.training.cache_targets import TargetsTrainer
 from tests.datamodules.corpora import write_corpus
 from tests.helpers import make_data, make_module, save_teacher
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import runs
 from experiments.bench import made as module
 from experiments.bench.made import earlier, made, training_device
+from experiments.records import runs
 from lightning_modules.precision import CudaSettings
 
 

@@ -1,0 +1,296 @@
+"""``interstack similarity``: compare a student's layers, over the stages of its run and with its teacher's layers.
+
+    interstack similarity runs/first --root /data/LibriSpeech/dev-clean --output analyses/first
+
+Measured for every checkpoint: linear CKA and cosine between the student's layers, CKA with the teacher's layers, and
+the mean similarity of copies of one first-stage layer and of other pairs. Training checkpoints also give the change of
+the output loss when a layer is skipped or two are swapped; an exported folder has no projection to the teacher's width.
+
+Tensor names carry shape suffixes: T samples, L layers, F frames, D features.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import HubertModel
+
+from datamodules.audio import AUDIO_SUFFIXES, SAMPLE_RATE, read_audio, usable_samples
+from datamodules.corpus import audio_below, refuse_twins
+from datamodules.errors import InputError
+from datamodules.files import write_bytes, write_json
+from datamodules.packed import unpacked_path
+from experiments.analysis.cka import layer_similarity
+from experiments.analysis.depth_use import depth_use
+from experiments.report.stage_figures import copies_picture, depth_use_picture, stages_picture
+from lightning_modules.export import load_student
+from lightning_modules.objective import ObjectiveConfig, get_distance
+from lightning_modules.superb.upstream import EncoderUpstream
+from lightning_modules.target_normalization import TargetNormalizer, TargetStatistics
+from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
+
+log = logging.getLogger(__name__)
+
+OUTPUT_PROJECTION = "objective.output_projection."
+NORMALIZER = "objective.normalizer."
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Measurements of one checkpoint; matrices have the student's layers as rows, layer 1 first.
+
+    Attributes:
+        checkpoint: file name or folder name.
+        depth: number of layers.
+        ancestry: for each layer the first-stage layer that it descends from, 0-based, None for a fresh one.
+        cka, cosine: similarity between the student's layers.
+        cka_teacher: CKA of student layers (rows) and teacher layers (columns), normalised as the targets were.
+        copies, others: mean CKA over pairs of layers with the same ancestor, and with different ones.
+        weight_distance_copies, weight_distance_others: relative distance of their weights, ``|a - b|`` over
+            ``sqrt(|a| |b|)``: 0 for a fresh copy, about 1.4 for unrelated layers.
+        depth_use: losses of `experiments.analysis.depth_use.DepthUse`, or None.
+    """
+
+    checkpoint: str
+    depth: int
+    ancestry: list[int | None]
+    cka: list[list[float]]
+    cosine: list[list[float]]
+    cka_teacher: list[list[float]] | None
+    copies: float | None
+    others: float | None
+    weight_distance_copies: float | None
+    weight_distance_others: float | None
+    depth_use: dict[str, Any] | None
+
+
+def similarity(
+    checkpoints: list[str],
+    root: str,
+    output: str,
+    utterances: int = 12,
+    max_seconds: float = 10.0,
+    teacher: str | None = None,
+    row: str | None = None,
+    seed: int | None = None,
+) -> None:
+    """Compare the layers of students; write ``result.json`` and pictures.
+
+    Args:
+        checkpoints: run folders (all their stages), checkpoints, or exported folders.
+        root: folder with audio files below it; the first ``utterances`` by name are used.
+        output: folder for the results.
+        utterances: number of audio files to use.
+        max_seconds: seconds of each file to use, from its start.
+        teacher: Hugging Face name or folder; default: the one named in each checkpoint; "none" for no teacher.
+        row: row of a study, copied into the result.
+        seed: seed of a study's row, copied into the result.
+    """
+    paths = {name: stage_checkpoints(Path(name)) for name in checkpoints}
+    waveforms = read_waveforms(Path(root), utterances, max_seconds)
+    runs: list[dict[str, Any]] = [
+        {"name": Path(name).name, "stages": [asdict(stage) for stage in analyse_all(found, waveforms, teacher)]}
+        for name, found in paths.items()
+    ]
+    last = runs[-1]["stages"][-1]
+    head = {"row": row, "seed": seed} if row is not None else {}
+    result = head | {key: last[key] for key in ("cka", "cosine", "cka_teacher")} | {"runs": runs}
+    write_json(Path(output) / "result.json", result)
+    _draw(runs, Path(output))
+    for run in runs:
+        for stage in run["stages"]:
+            log.info("%s", _line(run["name"], stage))
+    log.info("wrote %s", Path(output) / "result.json")
+
+
+def stage_checkpoints(path: Path) -> list[Path]:
+    """List the checkpoints of a run folder, one per stage and the deepest last; any other path is returned alone.
+
+    Raises:
+        InputError: the run folder has no checkpoints.
+    """
+    if path.is_file() or (path / "interstack.json").is_file():
+        return [path]
+    folder = path / "checkpoints"
+    found = sorted(folder.glob("stage_*.ckpt"), key=lambda file: int(file.stem.removeprefix("stage_")))
+    if (folder / "last.ckpt").is_file():
+        depth = load_student(folder / "last.ckpt").model.config.num_hidden_layers
+        found = [file for file in found if file.stem != f"stage_{depth}"] + [folder / "last.ckpt"]
+    if not found:
+        raise InputError(f"{path} holds no checkpoints/*.ckpt: give a run folder, a checkpoint or an exported folder")
+    return found
+
+
+def read_waveforms(root: Path, utterances: int, max_seconds: float) -> list[Tensor]:
+    """Read the first files below ``root`` by name, each (T,) float32 at 16 kHz.
+
+    Raises:
+        InputError: there is no audio below ``root``, or a number is not positive.
+    """
+    if utterances < 1 or max_seconds <= 0:
+        raise InputError(f"utterances={utterances} and max_seconds={max_seconds} must be positive")
+    files = sorted(audio_below(str(root)), key=lambda path: Path(unpacked_path(path)))[:utterances]
+    refuse_twins(files)
+    if not files:
+        raise InputError(f"root {root} holds no audio ({', '.join(AUDIO_SUFFIXES)}): give a folder with some below it")
+    longest = int(max_seconds * SAMPLE_RATE)
+    lengths = [min(usable_samples(path, SAMPLE_RATE, resample=True), longest) for path in files]
+    return [
+        torch.from_numpy(read_audio(path, SAMPLE_RATE, stop=length, resample=True))
+        for path, length in zip(files, lengths, strict=True)
+    ]
+
+
+def analyse_all(paths: Sequence[Path], waveforms: Sequence[Tensor], teacher: str | None) -> list[Stage]:
+    """Analyse each checkpoint, with one teacher for all."""
+    meta = load_student(paths[-1]).meta
+    model = _teacher(meta, teacher)
+    prepared = _prepare(waveforms, meta["normalize"])
+    targets = [_all_layers(model, waveform_T) for waveform_T in prepared] if model is not None else None
+    return [_analyse(path, prepared, targets) for path in paths]
+
+
+def _teacher(meta: dict[str, Any], name: str | None) -> Teacher | None:
+    if name == "none":
+        return None
+    spec = meta["teacher"] if name is None else {**meta["teacher"], "init_args": {"model": name}}
+    model = build_teacher(spec)
+    output = meta.get("recipe", {}).get("objective", {}).get("output_layer")
+    model.select_layers(range(1, (output or model.num_layers) + 1), output)
+    return model
+
+
+def _prepare(waveforms: Sequence[Tensor], normalize: bool) -> list[Tensor]:
+    return [normalize_waveforms(waveform_T[None])[0] if normalize else waveform_T for waveform_T in waveforms]
+
+
+def _all_layers(teacher: Teacher, waveform_T: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Compute the target of the output loss (F, D) and every layer's output (F, D)."""
+    targets = teacher(waveform_T[None])
+    return targets.output_BFD[0], [targets.hidden[layer][0] for layer in sorted(targets.hidden)]
+
+
+@torch.no_grad()
+def _analyse(path: Path, waveforms: Sequence[Tensor], targets: list[tuple[Tensor, list[Tensor]]] | None) -> Stage:
+    student = load_student(path)
+    # HuBERT's first hidden state is the input of layer 1, not a layer's output.
+    upstream = EncoderUpstream(student.model, normalize=False, name=path.name)
+    states = [torch.cat(upstream([waveform_T])[1:]) for waveform_T in waveforms]
+    layers = list(torch.cat(states, dim=1))
+    cka = layer_similarity(layers)
+    ancestry = list(student.meta.get("ancestry") or range(len(layers)))
+    distances = weight_distances(student.model.encoder.layers)
+    teacher_layers = None
+    if targets is not None:
+        kind = student.meta.get("recipe", {}).get("objective", {}).get("normalize_targets", "none")
+        joined = [torch.cat(layer) for layer in zip(*(hidden for _, hidden in targets), strict=True)]
+        teacher_layers = [as_learnt(layer_ND, kind) for layer_ND in joined]
+    return Stage(
+        checkpoint=path.name,
+        depth=len(layers),
+        ancestry=ancestry,
+        cka=cka,
+        cosine=layer_similarity(layers, measure="cosine"),
+        cka_teacher=None if teacher_layers is None else layer_similarity(layers, teacher_layers),
+        copies=mean_over_pairs(cka, ancestry, same=True),
+        others=mean_over_pairs(cka, ancestry, same=False),
+        weight_distance_copies=mean_over_pairs(distances, ancestry, same=True),
+        weight_distance_others=mean_over_pairs(distances, ancestry, same=False),
+        depth_use=_depth_use(path, student.model, student.meta, waveforms, targets),
+    )
+
+
+def as_learnt(layer_ND: Tensor, kind: str) -> Tensor:
+    """Normalise a teacher's layer (frames, D) as the student's targets were.
+
+    CKA weighs dimensions by their variance: one dimension would dominate a raw layer of Whisper. ``standardize`` uses
+    the statistics of these frames, since a checkpoint keeps those of the learnt layers only.
+    """
+    if kind == "layer":
+        return nn.functional.layer_norm(layer_ND, layer_ND.shape[-1:])
+    if kind == "standardize":
+        return (layer_ND - layer_ND.mean(0)) / (layer_ND.std(0) + 1e-6)
+    return layer_ND
+
+
+def mean_over_pairs(matrix: list[list[float]], ancestry: Sequence[int | None], same: bool) -> float | None:
+    """Mean over pairs of different layers with the same ancestor, or with different ones; None without such a pair.
+
+    Fresh layers have no ancestor, so they are no copies.
+    """
+    pairs = [
+        matrix[i][j]
+        for i, j in combinations(range(len(matrix)), 2)
+        if (ancestry[i] is not None and ancestry[i] == ancestry[j]) == same
+    ]
+    return sum(pairs) / len(pairs) if pairs else None
+
+
+def weight_distances(layers: Iterable[nn.Module]) -> list[list[float]]:
+    """Relative distance between the weight matrices of every two layers, ``|a - b| / sqrt(|a| |b|)``.
+
+    Vectors (biases, norms) are left out: they start equal in all layers, copies or not.
+    """
+    flat = [torch.cat([p.detach().double().flatten() for p in layer.parameters() if p.ndim > 1]) for layer in layers]
+    norms = [float(weights.norm()) for weights in flat]
+    return [[float((a - b).norm()) / math.sqrt(n * m) for b, m in zip(flat, norms, strict=True)]
+            for a, n in zip(flat, norms, strict=True)]  # fmt: skip
+
+
+def _depth_use(
+    path: Path,
+    model: HubertModel,
+    meta: dict[str, Any],
+    waveforms: Sequence[Tensor],
+    targets: list[tuple[Tensor, list[Tensor]]] | None,
+) -> dict[str, Any] | None:
+    if targets is None or path.is_dir():
+        return None
+    loss = _output_loss(path, ObjectiveConfig(**meta["recipe"]["objective"]), [output for output, _ in targets])
+    return asdict(depth_use(model, waveforms, loss))
+
+
+def _output_loss(path: Path, objective: ObjectiveConfig, outputs: Sequence[Tensor]) -> Callable[[Tensor, int], Tensor]:
+    """Build the student's training distance, with its own projection, summed over frames."""
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    weight, bias = state[OUTPUT_PROJECTION + "weight"], state[OUTPUT_PROJECTION + "bias"]
+    normalizer, distance = TargetNormalizer(objective.normalize_targets, [], len(weight)), objective.distance
+    if normalizer.kind == "standardize":
+        mean_SD, deviation_SD = (state[f"{NORMALIZER}{name}"] for name in TargetStatistics._fields)
+        normalizer.use(TargetStatistics(mean_SD[:1], deviation_SD[:1]))  # the statistics of the output come first
+    targets = [normalizer(TeacherTargets(output_FD[None], {})).output_BFD for output_FD in outputs]
+
+    def loss(output_FD: Tensor, number: int) -> Tensor:
+        projected_FD = nn.functional.linear(output_FD, weight, bias)
+        return get_distance(distance)(projected_FD[None], targets[number]).sum()
+
+    return loss
+
+
+def _draw(runs: list[dict[str, Any]], output: Path) -> None:
+    """Write the pictures if matplotlib is installed; the numbers do not need it."""
+    try:
+        pictures = [stages_picture(runs), copies_picture(runs), depth_use_picture(runs)]
+    except ModuleNotFoundError as error:
+        log.warning("no pictures: %s", error)
+        return
+    for picture in pictures:
+        if picture is not None:
+            write_bytes(output / f"{picture.name}.png", picture.png())
+
+
+def _line(name: str, stage: dict[str, Any]) -> str:
+    parts = [f"{name} {stage['checkpoint']}: {stage['depth']} layers"]
+    for key, pairs in (("copies", "copies"), ("others", "other pairs")):
+        if stage[key] is not None:
+            parts.append(f"mean CKA of {pairs} {stage[key]:.3f}")
+    if (use := stage["depth_use"]) is not None:
+        parts.append(f"output loss {use['loss']:.4f}")
+        parts.append(f"least used layer {min(range(stage['depth']), key=lambda at: use['skipped'][at]) + 1}")
+    return "; ".join(parts)

@@ -1,0 +1,1 @@
+"""Make corpora and teachers: synthetic speech, packed samples, phone labels, real speech for a study."""

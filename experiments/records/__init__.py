@@ -1,0 +1,1 @@
+"""Runs as folders: their files, loggers, costs, and how they are read."""

@@ -1,0 +1,230 @@
+"""Cost of a run: floating-point operations by formula, seconds and memory from its folder.
+
+FLOPs count matrix products and convolutions, two per multiply-add. Norms, softmax and activations are left out, as in
+``torch.utils.flop_counter``, against which the tests check every term. A backward pass costs twice its forward pass;
+for the first convolution it costs the same, since there is no gradient to the waveform. A frozen front end has no
+backward pass, and a shared one costs nothing while the teacher runs in training. Seconds are those of
+``callbacks.throughput``, without validation, checkpoints and the start of the process.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from callbacks.policies import default_stages
+from callbacks.schedules import mean_depth, stage_lengths
+from callbacks.stacking import StackingCallback
+from datamodules.audio import SAMPLE_RATE
+from datamodules.errors import InputError
+from datamodules.files import read_json
+from datamodules.librispeech import LibriSpeechDataModule
+from experiments.records.reading import RunLog, read_run
+from experiments.training.defaults import default_of
+from lightning_modules.front_end import CONV_FIELDS, FrontEnd, feat_extract_norm
+from lightning_modules.objective import ObjectiveConfig, intermediate_layers
+from lightning_modules.student import StudentConfig, hubert_config
+from lightning_modules.teacher_loading import WHISPER
+from lightning_modules.whisper import HOP, WINDOW
+
+
+def conv_frames(config: Any, num_samples: int) -> list[int]:
+    """Count the frames after each convolution of the front end."""
+    frames = [num_samples]
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        frames.append((frames[-1] - kernel) // stride + 1)
+    return frames[1:]
+
+
+def front_end_flops(config: Any, num_samples: int) -> list[int]:
+    """Compute forward FLOPs of each convolution on one utterance."""
+    inputs = [1, *config.conv_dim[:-1]]
+    shapes = zip(conv_frames(config, num_samples), inputs, config.conv_dim, config.conv_kernel, strict=True)
+    return [2 * frames * before * after * kernel for frames, before, after, kernel in shapes]
+
+
+def embedding_flops(config: Any, frames: int) -> int:
+    """Compute forward FLOPs between the convolutions and the first layer: projection and positional convolution."""
+    width = config.hidden_size
+    positional = width * config.num_conv_pos_embeddings // config.num_conv_pos_embedding_groups
+    # An even kernel makes one extra frame, which is cut off again.
+    made = frames + (config.num_conv_pos_embeddings % 2 == 0)
+    return 2 * frames * config.conv_dim[-1] * width + 2 * made * width * positional
+
+
+def layer_flops(config: Any, frames: int) -> int:
+    """Compute forward FLOPs of one Transformer layer on one utterance."""
+    width, inner = config.hidden_size, _inner_width(config)
+    return 2 * frames * (4 * width * width + 2 * width * inner) + 4 * frames * frames * width
+
+
+def _inner_width(config: Any) -> int:
+    return config.encoder_ffn_dim if config.model_type == WHISPER else config.intermediate_size
+
+
+def teacher_flops(config: Any, num_samples: int, layers: int, padded: bool = False) -> int:
+    """Compute forward FLOPs of a teacher's front end and first ``layers`` layers on one utterance.
+
+    Args:
+        config: Hugging Face configuration, of the wav2vec 2.0 kind or of Whisper.
+        num_samples: length of the utterance in samples.
+        layers: number of layers that are run.
+        padded: whether Whisper gets the utterance padded with silence to 30 s.
+    """
+    if config.model_type == WHISPER:
+        frames = config.max_source_positions if padded else (num_samples - WINDOW) // HOP + 1
+        bins, width = config.num_mel_bins, config.hidden_size
+        # Mel bins from 201 values of the spectrum, and two kernels of 3; the first half has two frames of 10 ms each.
+        below = 2 * 2 * frames * bins * (WINDOW // 2 + 1) + 3 * (2 * 2 * frames * bins * width + 2 * frames * width**2)
+    else:
+        frames = conv_frames(config, num_samples)[-1]
+        below = sum(front_end_flops(config, num_samples)) + embedding_flops(config, frames)
+    return below + layers * layer_flops(config, frames)
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """FLOPs of one utterance in one training step; ``per_layer`` is the cost of each student layer."""
+
+    teacher: int
+    student_fixed: int
+    per_layer: int
+
+    def at(self, depth: float) -> float:
+        """Sum a step's FLOPs at that student depth."""
+        return self.teacher + self.student_fixed + self.per_layer * depth
+
+
+def step_cost(
+    teacher: Any,
+    student: StudentConfig,
+    objective: ObjectiveConfig,
+    num_samples: int,
+    cached: bool = False,
+    padded: bool = False,
+) -> StepCost:
+    """Compute the cost of one utterance of ``num_samples`` samples.
+
+    Args:
+        teacher: Hugging Face configuration of the teacher.
+        student: sizes of the student.
+        objective: decides how many teacher layers are run, and the projections of the losses.
+        num_samples: length after cropping.
+        cached: targets are read from a cache, so the teacher is not run.
+        padded: the teacher is a Whisper that gets every utterance padded to 30 s.
+    """
+    front_end = None
+    if student.front_end_init == "teacher":
+        layout = {name: getattr(teacher, name) for name in CONV_FIELDS}
+        front_end = FrontEnd(layout | {"feat_extract_norm": feat_extract_norm(teacher)}, {})
+    own = hubert_config(student, front_end)
+    targets = intermediate_layers(objective, teacher.num_hidden_layers)
+    frames = conv_frames(own, num_samples)[-1]
+    highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
+    asked = 0 if cached else teacher_flops(teacher, num_samples, highest, padded)
+    convolutions = front_end_flops(own, num_samples)
+    passes = {"trained": 3, "frozen": 1, "shared": int(cached)}[student.front_end]
+    fixed = passes * sum(convolutions) + 3 * embedding_flops(own, frames)
+    if student.front_end == "trained":
+        fixed -= convolutions[0]
+    fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * teacher.hidden_size
+    return StepCost(asked, fixed, 3 * layer_flops(own, frames))
+
+
+def hears_30_seconds(model: Mapping[str, Any]) -> bool:
+    """Whether the teacher of a ``model`` section is a Whisper that gets every utterance padded with silence to 30 s."""
+    settings = model.get("teacher", {}).get("init_args") or {}
+    return bool(settings.get("pad_to_30_seconds", False))
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Depth and number of epochs of each stage."""
+
+    stages: Sequence[int]
+    epochs: Sequence[int]
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], num_layers: int, max_epochs: int) -> "Growth":
+        """Read the ``growth`` section of a configuration; refuses the settings that the callback would refuse."""
+        policy = settings.get("policy", "none")
+        if policy == "none":
+            return cls((num_layers,), (max_epochs,))
+        each = settings.get("layers_per_stage", default_of(StackingCallback, "layers_per_stage"))
+        stages = settings.get("stages") or default_stages(policy, num_layers, each)
+        return cls(tuple(stages), stage_lengths(settings.get("schedule", "equal"), len(stages), max_epochs))
+
+    @property
+    def mean_depth(self) -> float:
+        return mean_depth(self.stages, self.epochs)
+
+
+def run_flops(cost: StepCost, depths: Sequence[int], utterances: Sequence[float]) -> list[float]:
+    """Compute cumulative FLOPs at the end of each stage, from its depth and its number of utterances."""
+    return list(accumulate(float(cost.at(depth) * seen) for depth, seen in zip(depths, utterances, strict=True)))
+
+
+def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the cost of a finished run from its folder.
+
+    Args:
+        run: run folder of ``interstack fit``.
+        teacher: Hugging Face configuration of the run's teacher.
+        settings: configuration of the run (``model``, ``data``, ``growth``, ``trainer`` sections).
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    if not (run / "summary.json").is_file():
+        raise InputError(f"{run} has no summary.json: the run is not finished")
+    log, summary = read_run(run), read_json(run / "summary.json")
+    model = settings.get("model", {})
+    student, objective = StudentConfig(**model.get("student", {})), ObjectiveConfig(**model.get("objective", {}))
+    depths, audio = _audio_by_stage(log, summary)
+    batch_size = settings.get("data", {}).get("batch_size") or default_of(LibriSpeechDataModule, "batch_size")
+    num_samples = round(summary["audio_seconds"] * SAMPLE_RATE / (summary["steps"] * batch_size))
+    cached = settings.get("data", {}).get("targets") is not None
+    cost = step_cost(teacher, student, objective, num_samples, cached, hears_30_seconds(model))
+    by_stage = run_flops(cost, depths, [seconds * SAMPLE_RATE / num_samples for seconds in audio])
+    growth = Growth.of(settings.get("growth", {}), student.num_layers, summary["epochs"])
+    return {
+        "train_seconds": summary["train_seconds"],
+        "student_seconds": _student_seconds(log),
+        "flops": by_stage[-1],
+        "flops_by_stage": by_stage,
+        "audio_seconds": summary["audio_seconds"],
+        "steps": summary["steps"],
+        "peak_memory_bytes": round(max(log.series("perf/memory_gb").values, default=0.0) * 1e9),
+        "final_loss": summary["train_loss"],
+        **({} if log.val_output is None else {"val_output": log.val_output}),  # a run may have no validation
+        **_losses_of_layers(log),
+        "mean_depth": growth.mean_depth,
+        "parameters": summary["parameters"],
+        "hardware": summary["hardware"],
+        "students": summary.get("students", 1),
+    }
+
+
+def _losses_of_layers(log: RunLog) -> dict[str, float]:
+    """Collect ``val_layer_K`` for each teacher layer K of the intermediate loss, from the last validation."""
+    names = [name for name in log.metrics if name.startswith("val/layer_")]
+    return {name.replace("/", "_"): float(log.series(name).values[-1]) for name in names}
+
+
+def _audio_by_stage(log: RunLog, summary: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+    """List the depths and the seconds of audio at each, interpolated between logged rows."""
+    depths = [log.growth[0].depth_before, *(mark.depth for mark in log.growth)] if log.growth else [summary["depth"]]
+    clock = log.series("perf/audio_seconds")
+    steps, seconds = [0, *clock.steps, summary["steps"]], [0.0, *clock.values, summary["audio_seconds"]]
+    edges = np.interp([0, *(mark.step for mark in log.growth), summary["steps"]], steps, seconds)
+    return depths, np.diff(edges).tolist()
+
+
+def _student_seconds(log: RunLog) -> float:
+    """Sum forward, losses, backward and update of the student: the part of a step that growth can make cheaper."""
+    student, update = log.series("perf/student_ms"), log.series("perf/optimizer_ms")
+    spans = np.diff(student.steps, prepend=0)
+    return float((spans * (student.values + update.values)).sum() / 1000)

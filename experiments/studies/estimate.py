@@ -1,0 +1,136 @@
+"""Estimate the cost of a plan: FLOPs by formula, seconds by a stated rate, disk by the number of weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from transformers import AutoConfig, HubertConfig
+
+from callbacks.summary import machine
+from datamodules.audio import SAMPLE_RATE
+from datamodules.corpus import audio_below
+from datamodules.librispeech import TRAIN_SPLITS_960H, LibriSpeechDataModule
+from experiments.records.accounting import Growth, hears_30_seconds, run_flops, step_cost
+from experiments.studies.job import Workspace, is_done, matched
+from experiments.studies.plan import Job, Plan
+from experiments.training.defaults import default_of, max_epochs
+from lightning_modules.objective import ObjectiveConfig
+from lightning_modules.pretraining import PretrainingConfig
+from lightning_modules.pretraining import hubert_config as pretraining_config
+from lightning_modules.student import StudentConfig, hubert_config
+
+LIBRISPEECH_UTTERANCES = 281_241
+# Mean seconds of an utterance: in LibriSpeech, and in the synthetic corpus after cropping to its batch's shortest.
+MEAN_SECONDS = {"root": 12.3, "corpus": 3.0}
+GPU_RATE = 4e13
+"""FLOP/s of a training step on one GPU, assumed: a tenth of an H100's peak in bf16. Not measured."""
+CPU_RATE = 6e10
+"""FLOP/s of a mini study's training step on two x86_64 cores, measured."""
+CPU_SECONDS = {"corpus": 2.0, "teacher": 45.0, "export": 3.5, "evaluate": 14.0, "similarity": 15.0}
+"""Seconds of a mini study's other jobs on two x86_64 cores, measured, with the start of the process.
+
+They are rough for other studies: probes with twice the updates on longer speech took 42.
+"""
+CPU_START = 10.0
+"""Seconds before the first step of a distillation and after its last, validation and checkpoints included."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimated cost of one job; ``seconds`` are on one device."""
+
+    flops: float = 0.0
+    seconds: float = 0.0
+    disk_bytes: float = 0.0
+
+
+class Estimator:
+    """Estimates for the jobs of a plan.
+
+    Args:
+        plan: the jobs.
+        on_gpu: whether they will run on GPUs.
+    """
+
+    def __init__(self, plan: Plan, on_gpu: bool) -> None:
+        self.plan, self.on_gpu = plan, on_gpu
+        self._utterances: int | None = None
+
+    def of(self, job: Job) -> Estimate:
+        """Estimate one job; FLOPs are counted for distillation only, since all else is small or not comparable."""
+        if job.kind != "distil":
+            return Estimate(seconds=0.0 if self.on_gpu else CPU_SECONDS.get(job.kind, 0.0))
+        flops, settings = self._flops(job)
+        student = hubert_config(StudentConfig(**settings.get("model", {}).get("student", {})), None)
+        weights = _parameters(student)
+        # Checkpoints hold weights and two moments: the last one, the newest one and one of each stage.
+        disk = weights * 4 * 3 * 3 + weights * 4
+        return Estimate(flops, flops / (GPU_RATE if self.on_gpu else CPU_RATE) + CPU_START, disk)
+
+    def _flops(self, job: Job) -> tuple[float, Mapping[str, Any]]:
+        settings = job.settings
+        if job.match:
+            target, reference = (self._flops(self.plan.jobs[job.match[part]])[0] for part in ("target", "reference"))
+            settings = matched(settings, target / reference)  # seconds are assumed proportional to FLOPs
+        model, data = settings.get("model", {}), settings.get("data", {})
+        student, objective = StudentConfig(**model.get("student", {})), ObjectiveConfig(**model.get("objective", {}))
+        epochs = max_epochs(settings)
+        growth = Growth.of(settings.get("growth", {}), student.num_layers, epochs)
+        longest = data.get("max_samples", default_of(LibriSpeechDataModule, "max_samples"))
+        samples = min(longest, round(MEAN_SECONDS[self.plan.study.data] * SAMPLE_RATE))
+        batch_size = data.get("batch_size") or default_of(LibriSpeechDataModule, "batch_size")
+        per_epoch = (data.get("batches_per_epoch") or self._corpus_size(data) // batch_size) * batch_size
+        cached, padded = data.get("targets") is not None, hears_30_seconds(model)
+        cost = step_cost(self._teacher(), student, objective, samples, cached, padded)
+        return run_flops(cost, growth.stages, [epochs * per_epoch for epochs in growth.epochs])[-1], settings
+
+    def _corpus_size(self, data: Mapping[str, Any]) -> int:
+        if self.plan.root is None:
+            return LIBRISPEECH_UTTERANCES
+        if self._utterances is None:
+            root, splits = Path(self.plan.root), data.get("train_splits") or TRAIN_SPLITS_960H
+            folders = [folder for split in splits for folder in root.rglob(split)] or [root]
+            self._utterances = sum(1 for folder in folders for _ in audio_below(str(folder)))
+        return self._utterances
+
+    def _teacher(self) -> Any:
+        settings: dict[str, Any] = self.plan.teacher_settings
+        if "model" not in settings:
+            return pretraining_config(PretrainingConfig(**(settings.get("recipe") or {})))
+        if Path(settings["model"]).is_dir():
+            return AutoConfig.from_pretrained(settings["model"])
+        return HubertConfig()  # HuBERT Base; a hub name is not looked up for an estimate
+
+
+def _parameters(config: HubertConfig) -> int:
+    from transformers import HubertModel
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in HubertModel(config).parameters())
+
+
+def estimate_table(plan: Plan, workspace: Workspace) -> Table:
+    """Make a table of jobs, FLOPs, time and disk by row; finished jobs have no further cost."""
+    asked = {job.settings.get("trainer", {}).get("accelerator") for job in plan.distil.values()}
+    paper = plan.study.data == "root" and "model" in plan.teacher_settings
+    on_gpu = torch.cuda.is_available() or "gpu" in asked or (paper and asked != {"cpu"})
+    estimator, unit = Estimator(plan, on_gpu), "GPU hours" if on_gpu else "seconds"
+    table = Table("row", "jobs", "done", "PFLOP", unit, "disk, MB", title=f"{plan.study.name}: what is left to do")
+    rows: dict[str, list[float]] = {}
+    for job in plan.to_run:
+        counts = rows.setdefault(job.row or "shared", [0, 0, 0.0, 0.0, 0.0])
+        done = is_done(workspace.output, job.id)
+        cost = Estimate() if done else estimator.of(job)
+        added = (1, done, cost.flops / 1e15, cost.seconds / (3600 if on_gpu else 1), cost.disk_bytes / 1e6)
+        rows[job.row or "shared"] = [old + new for old, new in zip(counts, added, strict=True)]
+    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    for name, (jobs, finished, flops, time, disk) in rows.items():
+        table.add_row(name, f"{jobs:.0f}", f"{finished:.0f}", f"{flops:.3g}", f"{time:.1f}", f"{disk:.0f}")
+    rate = f"{GPU_RATE:.0e} FLOP/s on one GPU, assumed" if on_gpu else f"{CPU_RATE:.0e} FLOP/s on two CPU cores"
+    others = "" if on_gpu else "; other jobs roughly, with the seconds of a mini study"
+    only = "FLOPs, GPU hours and disk" if on_gpu else "FLOPs and disk"
+    table.caption = f"at {rate}; only distillation (its checkpoints) in {only}{others}; this machine: {machine()}"
+    return table

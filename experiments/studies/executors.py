@@ -1,0 +1,161 @@
+"""Executors that run jobs on this machine or through SLURM."""
+
+import os
+import queue
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from datamodules.errors import InputError
+from experiments.studies.job import Workspace, execute
+from experiments.studies.plan import Job
+
+
+class Handle(Protocol):
+    """A submitted job."""
+
+    def done(self) -> bool:
+        """Whether the job has ended, successfully or not."""
+
+
+class Executor(Protocol):
+    """Runs jobs; ``capacity`` of them at a time."""
+
+    capacity: int
+
+    def submit(self, job: Job) -> Handle:
+        """Start the job, or put it into a queue."""
+
+    def stop(self) -> None:
+        """Ask all jobs to end, and wait for them."""
+
+
+def visible_gpus() -> list[str]:
+    """List names of this process's GPUs for a job's ``CUDA_VISIBLE_DEVICES``: indices, UUIDs or MIG names.
+
+    If the variable is set already, its entries are used, since an index would refer to the whole machine.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if inherited is None else (name.strip() for name in inherited.split(","))
+    return list(names)[:count]  # CUDA ends its list at the first entry that names no device
+
+
+class LocalExecutor:
+    """Runs jobs as processes on this machine.
+
+    Args:
+        workspace: workspace of the study.
+        parallel: jobs at a time; default: one per group of ``workspace.devices`` GPUs, or one without GPUs, so that
+            jobs do not disturb each other's timings.
+    """
+
+    def __init__(self, workspace: Workspace, parallel: int | None = None) -> None:
+        names, each = visible_gpus(), workspace.devices
+        gpus = len(names)
+        if gpus and gpus < each:
+            raise InputError(f"devices={each} for each job, but there are {gpus} GPUs: use {gpus} or fewer")
+        groups = [",".join(names[n : n + each]) for n in range(0, gpus - each + 1, each)]
+        self.capacity = parallel or max(1, len(groups))
+        if groups and self.capacity > len(groups):
+            raise InputError(
+                f"parallel={parallel} jobs of {each} GPUs, but there are {gpus}: use {len(groups)} at most"
+            )
+        self._workspace, self._stop = workspace, threading.Event()
+        self._free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for number in range(self.capacity):
+            self._free.put(groups[number] if groups else None)
+        self._pool = ThreadPoolExecutor(self.capacity, thread_name_prefix="job")
+
+    def submit(self, job: Job) -> Future[bool]:
+        return self._pool.submit(self._run, job)
+
+    def _run(self, job: Job) -> bool:
+        devices = self._free.get()
+        try:
+            return execute(self._workspace, job, devices, self._stop)
+        finally:
+            self._free.put(devices)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class SlurmSettings:
+    """Resources of a SLURM job.
+
+    Args:
+        partition: partition of the cluster.
+        account: account that is charged.
+        hours: time limit per job; the next call of the same command continues a job that reached it.
+        cpus: cores per job.
+        memory_gb: memory per job, in GB.
+        gpus: GPUs per distillation job; other jobs get one.
+        jobs: maximum number of jobs in the queue.
+        setup: shell lines before the job, such as the activation of an environment.
+        cluster: ``slurm``, or submitit's ``local`` for a trial on one machine.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    hours: float = 24.0
+    cpus: int = 8
+    memory_gb: float = 64.0
+    gpus: int = 1
+    jobs: int = 16
+    setup: tuple[str, ...] = ()
+    cluster: str = "slurm"
+
+
+class SlurmExecutor:
+    """Runs jobs in a SLURM queue through submitit; all machines must see the output folder.
+
+    Args:
+        workspace: workspace of the study.
+        settings: resources of a job.
+
+    Raises:
+        InputError: submitit is not installed.
+    """
+
+    def __init__(self, workspace: Workspace, settings: SlurmSettings) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise InputError("--executor slurm needs submitit: pip install 'interstack[slurm]'") from None
+        self.capacity = settings.jobs
+        self._workspace, self._settings = workspace, settings
+        self._executor = submitit.AutoExecutor(folder=workspace.output / "slurm", cluster=settings.cluster)
+        self._jobs: list[Any] = []
+
+    def parameters(self, job: Job) -> dict[str, Any]:
+        """Build submitit's parameters for the job; only distillation gets more than one GPU."""
+        settings = self._settings
+        gpus = settings.gpus if job.kind == "distil" else min(1, settings.gpus)
+        parameters: dict[str, Any] = {
+            "name": f"{job.kind}-{job.row or 'shared'}",
+            "timeout_min": round(settings.hours * 60),
+            "cpus_per_task": settings.cpus,
+            "mem_gb": settings.memory_gb,
+            "gpus_per_node": 0 if job.kind == "corpus" else gpus,
+            "tasks_per_node": 1,
+        }
+        slurm = {"partition": settings.partition, "account": settings.account, "setup": list(settings.setup) or None}
+        parameters |= {f"slurm_{key}": value for key, value in slurm.items() if value is not None}
+        return parameters
+
+    def submit(self, job: Job) -> Any:
+        self._executor.update_parameters(**self.parameters(job))
+        handle = self._executor.submit(execute, self._workspace, job)
+        self._jobs.append(handle)
+        return handle
+
+    def stop(self) -> None:
+        for handle in self._jobs:
+            if not handle.done():
+                handle.cancel()

@@ -1,0 +1,148 @@
+"""``python -m experiments.superb.throughput --upstream MODEL``: time an optimizer update of every SUPERB task.
+
+Batches are the recipes', and utterances are noise of one length (SECONDS), so no corpus is needed. The feature cache
+is measured warm, with every utterance's states on disk. The result is a Markdown table on the standard output.
+"""
+
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import soundfile
+import torch
+
+from callbacks.summary import hardware
+from datamodules.files import write_text
+from datamodules.superb.datamodule import SuperbDataModule
+from datamodules.superb.recipes import RECIPES
+from experiments.records.runs import git_commit
+from experiments.superb.options import RunSettings, TaskData
+from experiments.superb.preparation import prepare
+from experiments.superb.running import build_module
+from lightning_modules.superb.recipes import TASK_RECIPES
+from lightning_modules.superb.task_module import deterministic_cudnn
+from lightning_modules.superb.upstream import load_upstream
+
+SECONDS = {"pr": 3.0, "asr": 3.0, "sf": 3.0, "ks": 1.0, "ic": 3.0, "sid": 8.0}
+UTTERANCES = 64
+
+
+class UpdateTimer(L.Callback):
+    """Records the time at the end of each optimizer update."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step > len(self.ends):
+            if trainer.strategy.root_device.type == "cuda":
+                torch.cuda.synchronize()  # the GPU runs asynchronously
+            self.ends.append(time.perf_counter())
+
+
+def write_corpus(folder: Path, seconds: float) -> Path:
+    """Write one table of noise for all tasks, with six words per utterance."""
+    lines = ["path\tsplit\ttext\ttags\tlabel\taction\tobject\tlocation"]
+    for number in range(UTTERANCES + 2):
+        split = {UTTERANCES: "dev", UTTERANCES + 1: "test"}.get(number, "train")
+        noise_T = np.random.default_rng(number).standard_normal(int(seconds * 16_000)) * 0.1
+        soundfile.write(folder / f"{number}.wav", noise_T, 16_000)
+        text, tags = " ".join(["HELLO"] * 6), " ".join(["O"] * 5 + ["artist"])
+        lines.append(f"{number}.wav\t{split}\t{text}\t{tags}\tone\tone\tone\tone")
+    write_text(folder / "lexicon.txt", "HELLO HH AH0 L OW1\n")
+    path = folder / "table.tsv"
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+@deterministic_cudnn()
+def seconds_per_update(task: str, upstream: str, cached: bool, updates: int, accelerator: str = "auto") -> float:
+    """Mean over ``updates`` after a first one that is not counted; with the cache, it is filled beforehand."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table = write_corpus(folder, SECONDS[task])
+        data = TaskData(str(table), num_workers=0, lexicon=str(folder / "lexicon.txt"))
+        settings = RunSettings(
+            task=task,
+            upstream=upstream,
+            data=data,
+            output=str(folder / "run"),
+            preset="superb",
+            lr=1e-4,
+            seed=0,
+            updates=updates + 1,
+            eval_every=1,
+            save_every=1,
+            feature_cache=str(folder / "cache") if cached else None,
+        )
+        prepared = prepare(settings)
+        module = build_module(settings, load_upstream(upstream), prepared)
+        length = prepared.target_length if settings.recipe.sampling == "window" else None
+        batches = SuperbDataModule(task, data, length, settings.recipe, 0, prepared.corpus)
+        if cached:
+            _fill(module, batches)
+        timer = UpdateTimer()
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            callbacks=[timer],
+            max_steps=updates + 1,
+            max_epochs=-1,
+            accumulate_grad_batches=settings.recipe.accumulate,
+            gradient_clip_val=TASK_RECIPES[task].clip_norm,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=batches)
+        return (timer.ends[-1] - timer.ends[0]) / updates
+
+
+def _fill(module: Any, batches: SuperbDataModule) -> None:
+    """Run every training utterance through the upstream once, so that the cache is full, as late in a long run."""
+    batches.setup()
+    seen: set[str] = set()
+    for batch in batches.train_dataloader():
+        for row, waveform_T in zip(batch.rows, batch.waveforms, strict=True):
+            if row.key not in seen:
+                module.cache.states(waveform_T)
+                seen.add(row.key)
+        if len(seen) == UTTERANCES:
+            return
+
+
+def superb_throughput(
+    upstream: str, tasks: str = "pr,asr,sf,ks,ic,sid", updates: int = 2, accelerator: str = "auto"
+) -> None:
+    """Measure all tasks and print the table.
+
+    Args:
+        upstream: encoder, as in `interstack superb`.
+        tasks: tasks to measure, separated by commas.
+        updates: timed optimizer updates per task.
+        accelerator: cpu, cuda, mps or auto; one device is used.
+    """
+    warnings.simplefilter("ignore")
+    trainer = L.Trainer(accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False)
+    print(f"commit {git_commit()}, {hardware(trainer.strategy.root_device)}\n")
+    print("| task | utterances x seconds | s per update | with the cache | ratio |\n|---|---|---|---|---|")
+    for task in tasks.split(","):
+        plain, cached = (seconds_per_update(task, upstream, cached, updates, accelerator) for cached in (False, True))
+        row = f"| {task} | {_batch(task)} | {plain:.2f} | {cached:.2f} | {plain / cached:.1f} |"
+        print(row, flush=True)
+
+
+def _batch(task: str) -> str:
+    return f"{RECIPES[task].effective_batch} x {SECONDS[task]:g}"
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(superb_throughput, as_positional=False)

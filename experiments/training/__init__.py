@@ -1,0 +1,1 @@
+"""Train students: `interstack fit`, several side by side, and the targets that they share."""

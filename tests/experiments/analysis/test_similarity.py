@@ -1,0 +1,176 @@
+"""interstack similarity: a small run with two growths, analysed; and each measure on cases with a known answer."""
+
+import contextlib
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from torch import nn
+
+from datamodules.corpus import CorpusSettings
+from datamodules.packing import pack_split
+from experiments.analysis.cka import layer_similarity
+from experiments.analysis.depth_use import depth_use, layers_in_order
+from experiments.analysis.similarity import (
+    as_learnt,
+    mean_over_pairs,
+    read_waveforms,
+    similarity,
+    stage_checkpoints,
+    weight_distances,
+)
+from lightning_modules.export import export_student, load_student
+from tests.conftest import REPOSITORY
+from tests.helpers import save_corpus, save_teacher
+from tests.patience import PATIENCE
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with stages of 1, 2 and 4 layers; teacher and corpus lie beside it."""
+    folder = tmp_path_factory.mktemp("similarity")
+    teacher, corpus = save_teacher(folder / "teacher"), save_corpus(folder / "corpus", {"train": 4, "dev": 3})
+    arguments = [
+        *("fit", "--name", "run", "--runs_dir", str(folder), "--growth.policy", "interleaved"),
+        *("--growth.layers_per_stage", "1", "--growth.stages", "[1, 2, 4]", "--model.objective.weight", "0"),
+        *("--model.student.hidden_size", "16", "--model.student.intermediate_size", "24"),
+        *("--model.student.num_heads", "2", "--model.student.num_layers", "4"),
+        *("--model.teacher.init_args.model", str(teacher), "--data.root", str(corpus)),
+        *("--data.train_splits", "[train]", "--data.val_splits", "[]", "--data.batch_size", "2"),
+        *("--data.cache_dir", str(folder / "cache"), "--data.num_workers", "0", "--trainer.max_epochs", "3"),
+        *("--trainer.accelerator", "cpu", "--wandb.mode", "disabled", "--log_samples", "false"),
+    ]
+    command = [sys.executable, "-m", "experiments.cli", *arguments]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=PATIENCE)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("kind", ["layer", "standardize"])
+def test_a_teachers_layer_is_compared_as_it_was_learnt(kind: str) -> None:
+    """With one dimension far larger than the others, as Whisper has it."""
+    student_ND = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    outlier_N1 = 500 * torch.randn(200, 1, generator=torch.Generator().manual_seed(1))
+    teacher_ND = torch.cat([outlier_N1 if kind == "standardize" else outlier_N1.abs() + 50, student_ND[:, 1:]], dim=1)
+    ((raw,),) = layer_similarity([student_ND], [as_learnt(teacher_ND, "none")])
+    ((found,),) = layer_similarity([student_ND], [as_learnt(teacher_ND, kind)])
+    assert raw < 0.1
+    assert found > 0.3
+
+
+def test_a_run_is_analysed_stage_by_stage(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    similarity([str(run)], str(run.parent / "corpus"), str(tmp_path), utterances=2, row="interleave", seed=3)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["row"], result["seed"]) == ("interleave", 3)
+    stages = result["runs"][0]["stages"]
+    assert [stage["depth"] for stage in stages] == [1, 2, 4]
+    assert [stage["ancestry"] for stage in stages] == [[0], [0, 0], [0, 0, 0, 0]]
+    last = stages[-1]
+    assert result["cka"] == last["cka"]
+    assert all(last[key][at][at] == pytest.approx(1) for key in ("cka", "cosine") for at in range(4))
+    assert [len(row) for row in last["cka_teacher"]] == [4] * 4
+    assert 0 < last["weight_distance_copies"] < 0.5  # a few steps after the growth
+    assert last["others"] is None  # one first-stage layer: all are its copies
+    assert (len(last["depth_use"]["skipped"]), len(last["depth_use"]["swapped"])) == (4, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"result.json", "stages.png", "copies.png", "depth_use.png"}
+
+
+def test_the_loss_is_that_of_training(run: Path, tmp_path: Path) -> None:
+    """Output loss of the checkpoint, as `DistillationModule` computes it, on the same waveform."""
+    from types import SimpleNamespace
+
+    from lightning_modules.distillation import DistillationModule
+
+    similarity([str(run)], str(run.parent / "corpus"), str(tmp_path), utterances=1)
+    found = json.loads((tmp_path / "result.json").read_text())["runs"][0]["stages"][-1]["depth_use"]["loss"]
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    module = DistillationModule(**checkpoint["interstack"]["recipe"]).eval()
+    module.load_state_dict(checkpoint["state_dict"])
+    (waveform_T,) = read_waveforms(run.parent / "corpus", 1, 10.0)
+    length = torch.tensor([len(waveform_T)])
+    batch = SimpleNamespace(waveforms=waveform_T[None], num_samples=length, global_num_samples=length)
+    with torch.no_grad():
+        assert found == pytest.approx(float(module.losses(batch).output), rel=1e-4)  # type: ignore[arg-type]
+
+
+def test_an_export_has_no_projection_but_all_similarities(run: Path, tmp_path: Path) -> None:
+    export_student(run / "checkpoints" / "last.ckpt", tmp_path / "export")
+    names = [str(run / "checkpoints" / "last.ckpt"), str(tmp_path / "export")]
+    similarity(names, str(run.parent / "corpus"), str(tmp_path / "out"), utterances=1)
+    checkpoint, exported = json.loads((tmp_path / "out" / "result.json").read_text())["runs"]
+    assert exported["stages"][0]["depth_use"] is None
+    assert exported["stages"][0]["cka_teacher"] == checkpoint["stages"][0]["cka_teacher"]
+    similarity(names, str(run.parent / "corpus"), str(tmp_path / "alone"), utterances=1, teacher="none")
+    assert json.loads((tmp_path / "alone" / "result.json").read_text())["cka_teacher"] is None
+
+
+def test_skipping_and_swapping(run: Path) -> None:
+    """A layer that returns its input costs nothing to skip; swapping two equal layers nothing; others do cost."""
+    model = load_student(run / "checkpoints" / "last.ckpt").model
+    layers = model.encoder.layers
+    with torch.no_grad():
+        for parameter in layers[2].parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    layers[1] = copy.deepcopy(layers[0])
+    layers[3].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    waveforms = read_waveforms(run.parent / "corpus", 2, 10.0)
+    use = depth_use(model, waveforms, lambda output_FD, _: output_FD.square().mean(1).sum() + output_FD[:, 0].sum())
+    assert use.skipped[3] == pytest.approx(use.loss, rel=1e-6)
+    assert use.swapped[0] == pytest.approx(use.loss, rel=1e-6)
+    assert use.skipped[2] != pytest.approx(use.loss, rel=1e-3)
+    assert use.swapped[1] != pytest.approx(use.loss, rel=1e-3)
+    assert list(model.encoder.layers) == list(layers)
+
+
+def test_layers_come_back_after_an_error(run: Path) -> None:
+    model = load_student(run / "checkpoints" / "last.ckpt").model
+    layers = list(model.encoder.layers)
+    with contextlib.suppress(RuntimeError), layers_in_order(model, [3, 0]):
+        assert list(model.encoder.layers) == [layers[3], layers[0]]
+        raise RuntimeError
+    assert list(model.encoder.layers) == layers
+
+
+def test_pairs_by_ancestor() -> None:
+    matrix = [[1.0, 0.9, 0.2, 0.4], [0.9, 1.0, 0.4, 0.2], [0.2, 0.4, 1.0, 0.1], [0.4, 0.2, 0.1, 1.0]]
+    assert mean_over_pairs(matrix, [0, 0, 1, None], same=True) == pytest.approx(0.9)
+    assert mean_over_pairs(matrix, [0, 0, 1, None], same=False) == pytest.approx((0.2 + 0.4 + 0.4 + 0.2 + 0.1) / 5)
+    assert mean_over_pairs(matrix, [0, 1, 2, 3], same=True) is None
+    assert mean_over_pairs(matrix, [None, None, 0, 1], same=True) is None  # two fresh layers are no copies
+
+
+def test_weight_distance_is_zero_for_copies_and_large_for_others() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer, other = nn.Linear(64, 64), nn.Linear(64, 64)
+    distances = weight_distances([layer, copy.deepcopy(layer), other])
+    assert distances[0][1] == 0
+    assert distances[0][2] == pytest.approx(2**0.5, rel=0.05)
+
+
+def test_the_utterances_of_a_packed_corpus_are_those_of_its_files(tmp_path: Path) -> None:
+    corpus = save_corpus(tmp_path / "corpus", {"dev": 5})
+    settings = CorpusSettings((str(corpus),), ("dev",))
+    pack_split(settings, tmp_path / "packed", 30_000, cache_dir=str(tmp_path / "cache"))
+    from_files, from_pack = (read_waveforms(tmp_path / name, 3, 0.4) for name in ("corpus", "packed"))
+    assert all(torch.equal(*pair) for pair in zip(from_files, from_pack, strict=True))
+    assert not torch.equal(from_files[0], from_pack[1])
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no checkpoints"):
+        stage_checkpoints(tmp_path)
+    with pytest.raises(ValueError, match="holds no audio"):
+        read_waveforms(tmp_path, 1, 1.0)
+    with pytest.raises(ValueError, match="must be positive"):
+        read_waveforms(tmp_path, 0, 1.0)
+    for name in ("a.wav", "a.flac"):
+        soundfile.write(tmp_path / name, torch.zeros(800).numpy(), 16_000)
+    with pytest.raises(ValueError, match=r"a\.flac and .*a\.wav are one utterance twice"):
+        read_waveforms(tmp_path, 2, 1.0)
+    assert len(read_waveforms(tmp_path, 1, 1.0)) == 1

@@ -1,0 +1,61 @@
+"""Which GPUs the jobs of this machine get."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from experiments.studies.executors import LocalExecutor
+from experiments.studies.job import Workspace
+from experiments.studies.plan import Job
+from tests.patience import PATIENCE
+
+
+def test_more_gpus_than_there_are_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert LocalExecutor(Workspace(tmp_path)).capacity == 4
+    assert LocalExecutor(Workspace(tmp_path, devices=2)).capacity == 2
+    with pytest.raises(ValueError, match="there are 4 GPUs"):
+        LocalExecutor(Workspace(tmp_path, devices=8))
+    with pytest.raises(ValueError, match="use 2 at most"):
+        LocalExecutor(Workspace(tmp_path, devices=2), parallel=3)
+
+
+@pytest.mark.parametrize(
+    ("inherited", "count", "each", "groups"),
+    [
+        (None, 2, 1, {"0", "1"}),
+        ("2,3", 2, 1, {"2", "3"}),
+        ("GPU-8932f937, GPU-46b8eb0c", 2, 2, {"GPU-8932f937,GPU-46b8eb0c"}),
+        ("5,-1,6", 1, 1, {"5"}),
+    ],
+)
+def test_jobs_get_the_gpus_that_the_runner_has(
+    inherited: str | None,
+    count: int,
+    each: int,
+    groups: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if inherited is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+    seen: list[str] = []
+    together = threading.Barrier(len(groups))
+
+    def execute(workspace: Workspace, job: Job, visible_devices: str, stop: threading.Event) -> bool:
+        seen.append(visible_devices)
+        together.wait(timeout=PATIENCE)  # all at once, so that each takes a group of its own
+        return True
+
+    monkeypatch.setattr("experiments.studies.executors.execute", execute)
+    executor = LocalExecutor(Workspace(tmp_path, devices=each))
+    jobs = [executor.submit(Job(str(number), "corpus", [])) for number in range(len(groups))]
+    assert all(job.result() for job in jobs)
+    executor.stop()
+    assert (set(seen), len(seen)) == (groups, len(groups))

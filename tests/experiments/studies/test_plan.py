@@ -1,0 +1,249 @@
+"""Ids of jobs: what changes them, and what does not."""
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from callbacks.stacking import StackingCallback
+from datamodules.alignments import HEADER
+from datamodules.corpus import CorpusSettings
+from datamodules.files import write_text
+from datamodules.librispeech import LibriSpeechDataModule
+from datamodules.packing import pack_split
+from experiments.studies.estimate import Estimator
+from experiments.studies.job import matched, superb_result
+from experiments.studies.plan import Job, Plan, corpus_digest, teacher_digest
+from experiments.studies.study import load_study
+from experiments.training.defaults import TRAINER_DEFAULTS
+from tests.helpers import save_corpus, save_teacher
+
+STUDY = """
+title: T
+corpus: {minutes: 1.0}
+data: corpus
+teacher: {steps: 2}
+tasks: [pr_probe]
+similarity: true
+baseline: a
+rows:
+- {name: a, label: A, configs: [full_l2l]}
+- {name: b, label: B, configs: [interleave_equal]}
+- {name: c, label: C, configs: [full_l2l], match: {cost: flops, target: b, reference: a}}
+"""
+
+
+def plan(folder: Path, text: str = STUDY, **options: object) -> Plan:
+    (folder / "own.yaml").write_text(text)
+    return Plan(load_study(str(folder / "own.yaml")), **options)
+
+
+def ids(planned: Plan, row: str) -> set[str]:
+    return {job.id for job in planned.jobs.values() if job.row == row}
+
+
+def changed(folder: Path, old: str, new: str) -> set[str]:
+    """Rows (empty: shared jobs) whose ids differ."""
+    first, second = plan(folder), plan(folder, STUDY.replace(old, new))
+    assert old in STUDY
+    return {row for row in ("", "teacher", "a", "b", "c") if ids(first, row) != ids(second, row)}
+
+
+def test_every_job_comes_after_those_that_it_needs(tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for job in plan(tmp_path).jobs.values():
+        assert set(job.needs) <= seen
+        seen.add(job.id)
+    kinds = [job.kind for job in plan(tmp_path).jobs.values() if job.row in ("a", "b", "c")]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(
+        ("distil", "export", "evaluate", "similarity"), 3
+    )
+
+
+def test_a_changed_row_changes_its_jobs_and_what_is_matched_to_it(tmp_path: Path) -> None:
+    assert changed(tmp_path, "[interleave_equal]", "[interleave_prop1]") == {"b", "c"}
+    assert changed(tmp_path, "cost: flops", "cost: train_seconds") == {"c"}
+
+
+def test_what_is_only_looked_at_changes_nothing(tmp_path: Path) -> None:
+    assert changed(tmp_path, "label: B", "label: Better") == set()
+    assert changed(tmp_path, "title: T", "title: U") == set()
+
+
+def test_a_changed_teacher_or_corpus_changes_all_that_follows(tmp_path: Path) -> None:
+    assert changed(tmp_path, "steps: 2", "steps: 3") == {"", "teacher", "a", "b", "c"}
+    assert changed(tmp_path, "minutes: 1.0", "minutes: 2.0") == {"", "teacher", "a", "b", "c"}
+
+
+def test_one_cache_of_targets_serves_all_rows_and_seeds(tmp_path: Path) -> None:
+    cached = STUDY.replace("baseline: a", "baseline: a\ncache_targets: true\noverrides: {data.crop: fixed}")
+    planned = plan(tmp_path, cached, seeds=[0, 1])
+    (targets,) = (job for job in planned.jobs.values() if job.kind == "targets")
+    assert all(targets.id in job.needs for job in planned.distil.values())
+    assert "trainer" not in targets.settings
+    wider = plan(tmp_path, cached.replace("configs: [interleave_equal]", "configs: [midas_equal]"))
+    assert targets.id in wider.jobs  # control: what another row than the baseline learns is not in it
+    other = plan(tmp_path, cached.replace("data.crop: fixed", "data.crop: fixed, data.segment_seed: 1"))
+    assert targets.id not in other.jobs
+    normalised = "- {name: d, label: D, configs: [full_l2l], overrides: {model.objective.normalize_targets: layer}}\n"
+    both = plan(tmp_path, cached + normalised)
+    assert [job.id == targets.id for job in both.jobs.values() if job.kind == "targets"] == [True, False]
+    assert targets.id not in both.distil["d", 0].needs
+    with pytest.raises(ValueError, match="takes the layers of the baseline row: name one"):
+        plan(tmp_path, cached.replace("baseline: a\n", ""))
+
+
+def test_other_alignments_make_other_probes_of_phones(tmp_path: Path) -> None:
+    text = STUDY.replace("corpus: {minutes: 1.0}\ndata: corpus\nteacher: {steps: 2}\n", "data: root\n")
+    text = text.replace("tasks: [pr_probe]", "tasks: [frames_probe, asr_probe]")
+    corpus, teacher = save_corpus(tmp_path / "corpus", {"train": 2}), str(save_teacher(tmp_path / "teacher"))
+    found = []
+    for end in ("0.2", "0.3"):
+        write_text(corpus / "alignments" / "train" / "1.tsv", "\t".join(HEADER) + f"\n1-1-0000\tAA\t0.1\t{end}\n")
+        planned = plan(tmp_path, text, root=str(corpus), teacher=teacher)
+        found.append({(job.kind, job.task): job.id for job in planned.jobs.values() if job.row == "a"})
+    assert {key for key in found[0] if found[0][key] != found[1][key]} == {("evaluate", "frames_probe")}
+
+
+def test_other_upstreams_stand_beside_the_students(tmp_path: Path) -> None:
+    planned = plan(tmp_path, STUDY + "upstreams: [fbank]\n", seeds=[0, 1])
+    (fbank,) = (job for job in planned.jobs.values() if job.row == "fbank")
+    assert (fbank.kind, fbank.settings["upstream"], fbank.seed) == ("evaluate", "fbank", 0)
+    folder, found = tmp_path / "encoder", []
+    for width in (16, 32):
+        save_teacher(folder, width=width)
+        (job,) = (j for j in plan(tmp_path, f"{STUDY}upstreams: [{folder}]\n").jobs.values() if j.row == str(folder))
+        found.append(job.id)
+    assert found[0] != found[1]  # a folder is known by its content
+    with pytest.raises(ValueError, match="a teacher that a job trains is evaluated anyway"):
+        plan(tmp_path, STUDY + "upstreams: [teacher]\n")
+
+
+def test_rows_that_share_data_and_teacher_are_trained_together(tmp_path: Path) -> None:
+    more = "- {name: d, label: D, configs: [midas_equal], overrides: {data.batch_size: 2}}\n"
+    apart, planned = plan(tmp_path, STUDY + more, seeds=[0, 1]), plan(tmp_path, STUDY + more, seeds=[0, 1])
+    planned.train_together(lambda job: False)
+    joined = [job for job in planned.jobs.values() if job.kind == "together"]
+    # d has other batches, c waits for the costs of a and b.
+    assert [job.settings["members"] for job in joined] == [
+        [planned.distil[row, seed].id for row in ("a", "b")] for seed in (0, 1)
+    ]
+    assert {job.label for job in joined} == {"together seed 0", "together seed 1"}
+    assert set(planned.jobs) - {job.id for job in joined} == set(apart.jobs), "ids are the same either way"
+    seen: set[str] = set()
+    for job in planned.jobs.values():
+        assert set(job.needs) <= seen
+        seen.add(job.id)
+    assert all(joined[0].id in planned.distil[row, 0].needs for row in ("a", "b"))
+
+    rest = plan(tmp_path, seeds=[0])
+    rest.train_together(lambda job: job.row == "a")
+    assert not [job for job in rest.jobs.values() if job.kind == "together"], "one student is no group"
+
+
+def test_a_row_brings_along_those_that_it_is_matched_to(tmp_path: Path) -> None:
+    shared = {"", "teacher"}
+    assert {job.row for job in plan(tmp_path, only=["c"]).to_run} == shared | {"a", "b", "c"}
+    assert {job.row for job in plan(tmp_path, only=["b"]).to_run} == shared | {"b"}
+    with pytest.raises(ValueError, match="no row 'd'"):
+        plan(tmp_path, only=["d"])
+
+
+def test_what_runs_is_part_of_the_whole_plan(tmp_path: Path) -> None:
+    whole = plan(tmp_path, seeds=[0, 7])
+    assert whole.seeds == [0, 7]
+    assert whole.to_run == list(whole.jobs.values())
+    part = plan(tmp_path, only=["b"], seeds=[7])
+    assert part.jobs == whole.jobs
+    assert {(job.row, job.seed) for job in part.to_run if job.row == "b"} == {("b", 7)}
+    seen: set[str] = set()
+    for job in part.to_run:
+        assert set(job.needs) <= seen
+        seen.add(job.id)
+    part.train_together(lambda job: False)
+    assert not [job for job in part.jobs.values() if job.kind == "together"]
+
+
+def test_ids_depend_on_the_content_of_teacher_and_corpus(tmp_path: Path) -> None:
+    teacher, corpus = save_teacher(tmp_path / "teacher"), save_corpus(tmp_path / "corpus", {"train": 2})
+    before = teacher_digest(str(teacher)), corpus_digest(corpus)
+    assert before == (teacher_digest(str(teacher)), corpus_digest(corpus))
+    save_teacher(teacher, width=32)
+    save_corpus(corpus, {"more": 1})
+    assert teacher_digest(str(teacher)) != before[0]
+    assert corpus_digest(corpus) != before[1]
+    with pytest.raises(ValueError, match="no audio"):
+        corpus_digest(tmp_path / "teacher")
+
+
+def test_a_packed_corpus_has_an_id_by_content_and_a_size(tmp_path: Path) -> None:
+    study = "title: T\nrows: [{name: a, label: A, configs: [full]}]\noverrides: {data.train_splits: [train]}\n"
+    (tmp_path / "own.yaml").write_text(study)
+    corpus, packed = save_corpus(tmp_path / "corpus", {"train": 70}), tmp_path / "packed"
+
+    def pack() -> str:
+        settings = CorpusSettings((str(corpus),), ("train",))
+        pack_split(settings, packed, 10**6, overwrite=True, cache_dir=str(tmp_path / "cache"))
+        return corpus_digest(packed)
+
+    before = pack()
+    assert before == pack() != corpus_digest(corpus)
+    teacher = str(save_teacher(tmp_path / "teacher"))
+    plans = [Plan(load_study(str(tmp_path / "own.yaml")), root=str(root), teacher=teacher) for root in (corpus, packed)]
+    costs = [Estimator(each, on_gpu=True).of(each.distil["a", 0]).flops for each in plans]
+    assert costs[0] == costs[1] > 0  # 70 utterances are a batch of 64, fewer are none
+    save_corpus(corpus, {"train": 71}, seed=1)
+    assert pack() != before
+
+
+@pytest.mark.parametrize(
+    ("owner", "change"),
+    [
+        (LibriSpeechDataModule, {"max_samples": 30_000}),
+        (LibriSpeechDataModule, {"batch_size": 8}),
+        (StackingCallback, {"layers_per_stage": 6}),
+    ],
+)
+def test_costs_follow_the_defaults_of_what_runs(
+    owner: type, change: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan(tmp_path)
+    before = Estimator(planned, on_gpu=True).of(planned.distil["b", 0]).flops
+    changed = functools.partialmethod(owner.__init__, **change)
+    monkeypatch.setattr(owner, "__init__", changed)
+    assert 0 < Estimator(planned, on_gpu=True).of(planned.distil["b", 0]).flops != before
+
+
+def test_costs_follow_the_default_number_of_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = plan(tmp_path)
+    before = Estimator(planned, on_gpu=True).of(planned.distil["a", 0]).flops
+    monkeypatch.setitem(TRAINER_DEFAULTS, "max_epochs", 25)
+    assert Estimator(planned, on_gpu=True).of(planned.distil["a", 0]).flops == pytest.approx(before / 3)
+    assert matched({}, 0.8) == {"data": {}, "trainer": {"max_epochs": 20}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "ratio", "steps"),
+    [
+        ({"data": {"batches_per_epoch": 8}, "trainer": {"max_epochs": 8}}, 0.875, 56),
+        ({"data": {"batches_per_epoch": 8}, "trainer": {"max_epochs": 8}}, 0.78, 50),
+        ({"data": {"batches_per_epoch": 8}, "trainer": {"max_epochs": 8}}, 1.3, 83),
+    ],
+)
+def test_a_matched_run_is_longer_or_shorter(settings: dict[str, dict[str, int]], ratio: float, steps: int) -> None:
+    result = matched(settings, ratio)
+    assert result["data"]["batches_per_epoch"] * result["trainer"]["max_epochs"] == pytest.approx(steps, abs=1)
+
+
+def test_a_matched_run_over_whole_epochs_changes_their_number() -> None:
+    assert matched({}, 0.8) == {"data": {}, "trainer": {"max_epochs": 60}}
+
+
+def test_the_result_of_a_superb_task_is_that_of_its_rate(tmp_path: Path) -> None:
+    job = Job("0", "evaluate", [], "a", 3, "pr_probe")
+    for rate in ("0.1", "0.01"):
+        (tmp_path / "pr_probe" / f"lr{rate}_seed3").mkdir(parents=True)
+        (tmp_path / "pr_probe" / f"lr{rate}_seed3" / "result.json").write_text("{}")
+    assert not superb_result(tmp_path, job).is_file()  # two rates, and none was chosen
+    (tmp_path / "pr_probe" / "chosen_seed3.json").write_text('{"chosen_lr": 0.01}')
+    assert superb_result(tmp_path, job).parent.name == "lr0.01_seed3"

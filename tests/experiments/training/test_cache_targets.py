@@ -1,0 +1,332 @@
+"""``interstack cache-targets`` and the runs that read what it wrote."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from callbacks.fingerprint import ResumeGuard
+from datamodules.batching import cut
+from datamodules.librispeech import LibriSpeechDataModule
+from datamodules.loading import AudioBatch
+from datamodules.target_cache import encode
+from experiments.cli import run
+from experiments.studies.plan import Plan
+from experiments.studies.study import load_study, row_settings
+from lightning_modules.distillation import DistillationModule
+from lightning_modules.teacher import HuggingFaceTeacher, TeacherTargets
+from tests.datamodules.corpora import write_audio
+from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+
+STUDENT = [
+    *("--model.student.hidden_size", "16", "--model.student.intermediate_size", "24", "--model.student.num_heads", "2"),
+    *("--model.student.num_layers", "4", "--model.objective.layers", "[2]"),
+    *("--data.train_splits", "[train]", "--data.val_splits", "[dev]", "--data.batch_size", "4", "--data.crop", "fixed"),
+    *("--data.num_workers", "0", "--trainer.accelerator", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher, a corpus and the caches of it: ``bf16``, ``int8``; each row alone, as :func:`rounded` asks."""
+    folder = tmp_path_factory.mktemp("home")
+    save_teacher(folder / "teacher")
+    save_corpus(folder / "corpus", {"train": 12, "dev": 3})
+    for dtype in ("bf16", "int8"):
+        run(["cache-targets", *options(folder), "--output", str(folder / dtype), "--dtype", dtype])
+    return folder
+
+
+def options(home: Path) -> list[str]:
+    return [
+        *("--model.teacher.init_args.model", str(home / "teacher"), "--data.root", str(home / "corpus")),
+        *("--data.cache_dir", str(home / "manifests"), *STUDENT, "--batch_seconds", "0.1", "--shard_megabytes", "1"),
+    ]
+
+
+def fit_options(home: Path) -> list[str]:
+    return [*options(home)[:-4], "--wandb.mode", "disabled"]
+
+
+def data_of(home: Path, **settings: Any) -> LibriSpeechDataModule:
+    return make_data(home / "corpus", home / "manifests", **({"crop": "fixed"} | settings))
+
+
+def rounded(module: DistillationModule, dtype: str) -> Callable[[AudioBatch], TeacherTargets]:
+    """The teacher on the fly, asked as the cache was made, an utterance at a time, and rounded as it was."""
+
+    def targets(batch: AudioBatch) -> TeacherTargets:
+        said = [module.teacher(waveform_T[None]) for waveform_T in batch.waveforms]
+        each = [torch.stack([one.output_BFD, *one.hidden.values()]) for one in said]
+        output_BFD, *hidden = encode(torch.cat(each, dim=1), dtype).decoded()
+        return TeacherTargets(output_BFD, dict(zip(module.teacher.hidden_layers, hidden, strict=True)))
+
+    return targets
+
+
+class SaveAt(Callback):
+    """Right after an optimizer step, in the middle of an epoch."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+def train(
+    module: DistillationModule, data: LibriSpeechDataModule, folder: Path, *callbacks: Callback, **settings: Any
+) -> tuple[list[Tensor], float]:
+    """Final weights of a run that grows 1, 2, 3, 4, and its last validation loss."""
+    resume = settings.pop("resume", None)
+    trainer = make_trainer(folder, make_stacking(), ResumeGuard(), *callbacks, accumulate_grad_batches=2, **settings)
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    return [p.detach().clone() for p in module.parameters()], float(trainer.callback_metrics["val/loss"])
+
+
+def distance(one: list[Tensor], other: list[Tensor]) -> float:
+    """Of two sets of weights, relative to how far the first is from an untrained student's scale."""
+    pairs = zip(one, other, strict=True)
+    return float(sum((a - b).square().sum() for a, b in pairs) / sum(a.square().sum() for a in one)) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_a_run_from_the_cache_is_the_run_on_the_fly(dtype: str, home: Path, tmp_path: Path) -> None:
+    """Bit for bit, through three growths, where the teacher's word is rounded as the cache has it."""
+    cached, validation = train(
+        make_module(home / "teacher"), data_of(home, targets=str(home / dtype), num_workers=1), tmp_path / "cached"
+    )
+    module = make_module(home / "teacher")
+    module.targets = rounded(module, dtype)  # type: ignore[method-assign, assignment]
+    reference, _ = train(module, data_of(home), tmp_path / "rounded")
+    assert all(torch.equal(a, b) for a, b in zip(cached, reference, strict=True))
+    exact, unrounded = train(make_module(home / "teacher"), data_of(home), tmp_path / "exact")
+    assert not all(torch.equal(a, b) for a, b in zip(cached, exact, strict=True))
+    elsewhere, other = train(make_module(home / "teacher"), data_of(home, segment_seed=1), tmp_path / "elsewhere")
+    # What is lost by rounding is a small part of what other segments change; validation asks the teacher itself.
+    assert distance(exact, cached) < 0.1 * distance(exact, elsewhere)
+    assert abs(validation - unrounded) < 0.1 * abs(other - unrounded)
+
+
+def test_the_teacher_is_not_asked_in_training_steps(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    forward = HuggingFaceTeacher.forward
+
+    def counted(self: HuggingFaceTeacher, waveforms_BT: Tensor, *more: Any) -> TeacherTargets:
+        asked.append(len(waveforms_BT))
+        return forward(self, waveforms_BT, *more)
+
+    monkeypatch.setattr(HuggingFaceTeacher, "forward", counted)
+    module, data = make_module(home / "teacher"), data_of(home, targets=str(home / "bf16"))
+    make_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, datamodule=data)
+    assert asked == []
+    make_trainer(tmp_path).validate(module, datamodule=data, verbose=False)
+    assert asked == [3]
+
+
+def test_a_resumed_run_continues_exactly(home: Path, tmp_path: Path) -> None:
+    def cached(seed: int = 0) -> LibriSpeechDataModule:
+        return data_of(home, targets=str(home / "int8"), seed=seed)
+
+    saver = SaveAt(5, tmp_path / "5.ckpt")
+    whole, _ = train(make_module(home / "teacher"), cached(), tmp_path / "whole", saver)
+    resumed, _ = train(make_module(home / "teacher"), cached(), tmp_path / "resumed", resume=tmp_path / "5.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+    with pytest.raises(ValueError, match=r"data\.targets was int8, is not set"):
+        train(make_module(home / "teacher"), data_of(home), tmp_path / "other", resume=tmp_path / "5.ckpt")
+    reseeded, _ = train(make_module(home / "teacher"), cached(seed=1), tmp_path / "reseeded")  # reads the same cache
+    assert not all(torch.equal(a, b) for a, b in zip(whole, reseeded, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["layer", "standardize"])
+def test_a_cache_holds_normalised_targets_and_their_statistics(kind: str, home: Path, tmp_path: Path) -> None:
+    objective = {"normalize_targets": kind, "statistics_seconds": 2.0}
+    more = ["--model.objective.normalize_targets", kind, "--model.objective.statistics_seconds", "2.0"]
+    run(["cache-targets", *options(home), *more, "--output", str(tmp_path / "cache")])
+    cached, _ = train(
+        make_module(home / "teacher", objective=objective),
+        data_of(home, targets=str(tmp_path / "cache")),
+        tmp_path / "a",
+    )
+    module = make_module(home / "teacher", objective=objective)
+
+    def normalised(batch: AudioBatch) -> TeacherTargets:
+        return module.objective.normalizer(module.teacher(batch.waveforms))
+
+    exact, _ = train(module, data_of(home), tmp_path / "b")
+    other_segments = data_of(home, segment_seed=1)
+    elsewhere, _ = train(make_module(home / "teacher", objective=objective), other_segments, tmp_path / "c")
+    assert distance(exact, cached) < 0.1 * distance(exact, elsewhere)
+    # Rounded after it was normalised: one step of bf16 of the normalised value, not of the raw one.
+    data = data_of(home, targets=str(tmp_path / "cache"))
+    data.prepare_data()
+    make_trainer(tmp_path / "d", max_epochs=1, limit_val_batches=0).fit(
+        make_module(home / "teacher", objective=objective), datamodule=data
+    )
+    batch = data.train_dataloader().dataset[data.segments.resolve(np.arange(1), 0)]
+    assert batch.targets is not None
+    expected_BFD = normalised(batch).output_BFD
+    assert torch.allclose(batch.targets.decoded()[0].float(), expected_BFD, rtol=1e-2, atol=1e-3)
+    for other in ({}, {"normalize_targets": "standardize", "statistics_seconds": 1.0}):
+        with pytest.raises(ValueError, match=r"objective\.\w+ was \S+, is|objective\.statistics_seconds is not in it"):
+            train(
+                make_module(home / "teacher", objective=other), data_of(home, targets=str(tmp_path / "cache")), tmp_path
+            )
+    with pytest.raises(ValueError, match=rf"objective\.normalize_targets was none, is {kind}"):
+        train(make_module(home / "teacher", objective=objective), data_of(home, targets=str(home / "bf16")), tmp_path)
+
+
+def test_every_rank_reads_the_targets_of_its_own_rows(home: Path) -> None:
+    data = data_of(home, targets=str(home / "bf16"))
+    data.prepare_data()
+    make_trainer(home / "unused").fit(make_module(home / "teacher"), datamodule=data)
+    dataset, segments = data.train_dataloader().dataset, data.segments
+    rows = np.flatnonzero(segments.num_samples == np.median(segments.num_samples))
+    whole = dataset[segments.resolve(rows, 0)]
+    assert whole.targets is not None
+    for part in range(2):
+        share = dataset[cut(segments.resolve(rows, 0), part, 2)]
+        assert share.targets is not None
+        assert torch.equal(share.targets.values, whole.targets.values[:, part::2])
+
+
+def changed_teacher(home: Path, folder: Path) -> Path:
+    teacher = HuggingFaceTeacher(str(home / "teacher"))
+    with torch.no_grad():
+        teacher.model.encoder.layers[1].attention.q_proj.bias[3] += 1e-3
+    teacher.model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text((home / "teacher" / "preprocessor_config.json").read_text())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("teacher", r"teacher\.output_weights was \w+, is \w+; teacher\.layer_2_weights was \w+, is \w+\. Use"),
+        ("normalize", r"teacher\.normalize was False, is True\."),
+        ("layers", r"teacher\.layer_3_weights is not in it\. Use the settings that made it, or make another with"),
+        ("segment_seed", r"data\.segment_seed was 0, is 1; data\.segments was \w+, is \w+\."),
+        ("batch_size", r"data\.batch_size was 4, is 6\."),
+        ("corpus", r"data\.rows was 12, is 13; data\.row_hash was"),
+    ],
+)
+def test_another_teacher_or_other_segments_are_refused_by_name(
+    what: str, message: str, home: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {what: {"segment_seed": 1, "batch_size": 6}[what]} if "_" in what else {}
+    teacher = changed_teacher(home, tmp_path / "teacher") if what == "teacher" else home / "teacher"
+    if what == "corpus":
+        save_corpus(tmp_path / "corpus", {"train": 12, "dev": 3})
+        write_audio(tmp_path / "corpus" / "train" / "7" / "7" / "7-7-0001.flac", 9000)
+        settings["root"] = tmp_path / "corpus"
+    data = make_data(
+        settings.pop("root", home / "corpus"), home / "manifests", crop="fixed", targets=str(home / "bf16"), **settings
+    )
+    module = make_module(teacher, objective={"layers": [2, 3]} if what == "layers" else None)
+    module.teacher.normalize = what == "normalize"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path).fit(module, datamodule=data)
+
+
+def test_a_cache_of_more_layers_serves_a_run_of_fewer(home: Path, tmp_path: Path) -> None:
+    module = make_module(home / "teacher", objective={"weight": 0.0})
+    assert module.teacher.hidden_layers == ()
+    make_trainer(tmp_path, max_epochs=1).fit(module, datamodule=data_of(home, targets=str(home / "bf16")))
+
+
+def test_targets_need_fixed_segments_and_a_module_that_takes_them(home: Path) -> None:
+    with pytest.raises(ValueError, match=r"need data\.crop=fixed and data\.length=crop \(not random and crop\)"):
+        data_of(home, targets=str(home / "bf16"), crop="random")
+    with pytest.raises(ValueError, match=r"\(not fixed and pad\)"):
+        data_of(home, targets=str(home / "bf16"), length="pad")
+    data = data_of(home, targets=str(home / "bf16"))
+    data.prepare_data()
+    data.setup()
+    with pytest.raises(ValueError, match=r"data\.targets is set, but this module trains without"):
+        data.train_dataloader()
+
+
+def test_the_command_tells_sizes_first_and_errors_last(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(["cache-targets", *options(home), "--output", str(tmp_path / "cache"), "--dtype", "int8"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("layer 4 (output) and 2, width 16")
+    frames = int(lines[1].split()[4])
+    data = data_of(home)
+    data.prepare_data()
+    data.setup()
+    assert frames == int(
+        make_module(home / "teacher").teacher.num_frames(torch.tensor(data.segments.num_samples)).sum()
+    )
+    assert lines[2].endswith("GB free")
+    assert "relative L2 error of int8: output 0." in lines[3]
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.targets")) == frames * 2 * (16 + 4)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    run(["cache-targets", *options(home), "--output", str(tmp_path / "cache"), "--dtype", "int8"])
+    assert capsys.readouterr().out.splitlines()[-1].endswith("is finished, and every file has its checksum")
+    with pytest.raises(ValueError, match=r"second has room for 0\.0 GB, the targets need"):
+        run(["cache-targets", *options(home), "--output", str(tmp_path / "second")])
+    assert capsys.readouterr().out.splitlines()[1].startswith("12 segments, 0.00 h")  # told before it was refused
+    with pytest.raises(ValueError, match=r"dtype int8 instead of bf16: set overwrite"):
+        run(["cache-targets", *options(home), "--output", str(tmp_path / "cache")])
+    with pytest.raises(ValueError, match=r"need data\.crop=fixed"):
+        run(["cache-targets", *options(home), "--data.crop", "random", "--output", str(tmp_path / "third")])
+
+
+def test_students_that_are_trained_together_read_one_cache(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "l2l.yaml").write_text("model: {objective: {weight: 0.5}}\n")
+    (tmp_path / "output.yaml").write_text("model: {objective: {weight: 0.0}}\n")
+    rest = [
+        *fit_options(home),
+        "--data.targets",
+        str(home / "bf16"),
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.devices",
+        "1",
+    ]
+    run(["fit-together", "--configs", "l2l.yaml,output.yaml", *rest])
+    for name in ("l2l", "output"):
+        run(["fit", "--config", f"{name}.yaml", *rest, "--name", f"{name}_alone"])
+    together, alone = (
+        [torch.load(f"runs/{name}{suffix}/checkpoints/last.ckpt", weights_only=True) for name in ("l2l", "output")]
+        for suffix in ("", "_alone")
+    )
+    for one, other in zip(together, alone, strict=True):
+        weights = {key: value for key, value in one["state_dict"].items() if isinstance(value, Tensor)}
+        assert all(torch.equal(value, other["state_dict"][key]) for key, value in weights.items())
+    keys = [set(checkpoint["state_dict"]) for checkpoint in together]
+    assert keys[0] != keys[1]
+
+
+def test_a_study_reads_a_cache_by_its_overrides(tmp_path: Path) -> None:
+    own = tmp_path / "cached.yaml"
+    own.write_text("base: table1\noverrides: {data.crop: fixed, data.targets: /data/targets}\n")
+    study = load_study(str(own))
+    for seed in (0, 1):
+        for row in study.rows:
+            data = row_settings(study, row, seed)["data"]
+            assert (data["crop"], data["targets"]) == ("fixed", "/data/targets")
+    assert len(Plan(study).jobs) == len(Plan(load_study("table1")).jobs)
+
+
+def test_fit_takes_the_cache(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    growth = ["--growth.policy", "interleaved", "--growth.stages", "[2, 4]", "--trainer.max_epochs", "2"]
+    run(["fit", *fit_options(home), *growth, "--data.targets", str(home / "int8")])
+    checkpoint = torch.load(tmp_path / "runs/run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["interstack"]["data"]["targets"] == "int8"
+    assert len(checkpoint["interstack"]["growth"]) == 1
