@@ -4,8 +4,8 @@
 
 Every student is a full ``interstack fit`` with its own trainer, optimizer, callbacks and run folder, RUNS_DIR/NAME.
 They take turns batch by batch (:mod:`experiments.training.lockstep`), so that each batch is loaded once and the teacher
-runs once on it. Nothing else is shared, and a student's result is bit for bit that of ``interstack fit`` alone. Each can
-be exported, reported, validated, or continued by either command.
+runs once on it. Nothing else is shared, and a student's result is bit for bit that of ``interstack fit`` alone.
+Each can be exported, reported, validated, or continued by either command.
 """
 
 import argparse
