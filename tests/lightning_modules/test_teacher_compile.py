@@ -38,7 +38,7 @@ def difference(
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, marks=[] if f in ("hubert", "wavlm") else [pytest.mark.slow]) for f in FAMILIES],
+    [pytest.param(f, marks=[] if f == "hubert" else [pytest.mark.slow]) for f in FAMILIES],
 )
 def test_targets_equal_the_eager_ones_and_no_graph_breaks(
     family: str, folders: dict[str, Path], graphs: Graphs

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from datamodules.errors import InputError
 from experiments.bench import scaling
 from experiments.bench.scaling import Point, bench_scaling, default_processes, measure, points
 from lightning_modules.student import StudentConfig
@@ -42,7 +43,7 @@ def test_two_processes_have_twice_the_audio(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_failed_benchmark_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match="no-such-teacher"):
+    with pytest.raises(InputError, match="no-such-teacher"):
         measure(Point(1, 0.3, 3, 1), ["--accelerator", "cpu", "--teacher", str(tmp_path / "no-such-teacher")])
 
 
@@ -76,12 +77,12 @@ def test_a_point_that_fails_loses_no_other_and_is_tried_again(
     def measured(point: Point, common: list[str]) -> dict[str, Any]:
         asked.append(point)
         if point.batch_size == 8 and broken[0]:
-            raise RuntimeError("out of memory")
+            raise InputError("out of memory")
         return {**made, "step_ms": 1.0, "spread_ms": 1.0, "audio_s_per_s": 2.0}
 
     monkeypatch.setattr("experiments.bench.scaling.measure", measured)
     sizes = ([1], [5.0], [12], [8, 2])
-    with pytest.raises(RuntimeError, match="1 of 3 points failed"):
+    with pytest.raises(InputError, match="1 of 3 points failed"):
         bench_scaling(*sizes, output=str(path))
     points_then = json.loads(path.read_text())["points"]
     assert [point.get("error") for point in points_then] == [None, None, None, "out of memory", None]
@@ -107,7 +108,7 @@ def test_a_gpu_has_larger_steps(
     asked: list[Point] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(scaling, "measure_or_error", lambda point, common: asked.append(point) or {"error": "none"})
-    with pytest.raises(RuntimeError, match="points failed"):
+    with pytest.raises(InputError, match="points failed"):
         bench_scaling(depths=[12], accelerator=accelerator)
     assert usual in asked
     assert {point.processes for point in asked} == ({1} if accelerator == "gpu" else {1, 2})

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from datamodules.errors import InputError
 from experiments.bench import suite
 from experiments.bench.suite import Part, bench_suite, choose, run_part, suite_parts
 from experiments.bench.suite_table import table
@@ -89,7 +90,7 @@ def test_what_is_done_is_not_done_again(
     monkeypatch.setattr(suite, "run_part", one_part)
     monkeypatch.setattr(suite, "write_noise", lambda *args: None)
     monkeypatch.setattr(suite, "save_random_teacher", lambda *args, **sizes: None)
-    with pytest.raises(RuntimeError, match="not finished: data; see"):
+    with pytest.raises(InputError, match="not finished: data; see"):
         bench_suite(str(tmp_path), accelerator="cpu", tiny=True)
     assert ran == names("cpu", tiny=True)
     assert "| data | failed | 1 |" in (tmp_path / "table.md").read_text()

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from callbacks.checkpointing import EXIT_SIGTERM
+from datamodules.errors import InputError
 from datamodules.loading import AudioDataset
 from experiments.training.fit import CONFIGS, DistillationCLI
 from experiments.training.together import fit_together
@@ -215,7 +216,7 @@ def test_a_student_that_fails_leaves_the_others_alone(
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(config))
     command = ["--configs", f"{tmp_path / 'bad.yaml'},full", *arguments, "--runs_dir", str(tmp_path)]
     command += ["--wandb.mode", "offline"]
-    with pytest.raises(RuntimeError, match=r"1 of 2 students failed, .* bad: DivergedError: .* not finite in 2"):
+    with pytest.raises(InputError, match=r"1 of 2 students failed, .* bad: DivergedError: .* not finite in 2"):
         fit_together(command)
     assert problems(apart, tmp_path, "full") == []
     # Each has a W&B run of its own.

@@ -90,7 +90,7 @@ class TestWhisper:
         assert len(digests) == 4
 
     def test_it_hears_waveforms_as_they_are(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"upstream '.*': Whisper hears .*: leave out --normalize true"):
+        with pytest.raises(ValueError, match=r"upstream '.*': Whisper's input .*: leave out --normalize true"):
             load_upstream(str(save_whisper(tmp_path)), normalize=True)
 
 
