@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datamodules.errors import InputError
-from lightning_modules.student import Initialise, Student
+from lightning_modules.growth.policies import Initialise
+from lightning_modules.student import Student
 
 
 class StudentEMA(WeightAveraging):

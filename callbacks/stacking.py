@@ -21,12 +21,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks import ddp
 from callbacks.ema import StudentEMA
 from callbacks.lookup import find_callback
-from callbacks.policies import default_stages, get_policy, make_plan
-from callbacks.schedules import depth_at, growth_epochs, stage_lengths
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError
 from datamodules.files import write_json
 from lightning_modules.distillation import DistillationModule
+from lightning_modules.growth.policies import default_stages, get_policy, make_plan
+from lightning_modules.growth.schedules import depth_at, growth_epochs, stage_lengths
 from lightning_modules.optimisation import OptimizerState, carry_state, rebind
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class StackingCallback(Callback):
     Resumes: without state of its own; the depth follows from the state dict and the epoch.
 
     Args:
-        policy: name in ``callbacks.policies.POLICIES``, or ``none`` to train at full depth throughout.
+        policy: name in ``lightning_modules.growth.policies.POLICIES``, or ``none`` to train at full depth throughout.
         schedule: ``equal``, ``prop-ALPHA``, or ``explicit-E1,E2,...`` (the epochs at which to grow).
         layers_per_stage: K, the number of layers added at each growth, unless the policy defines another.
         stages: depth of each stage, e.g. ``[3, 6, 12]``; replaces ``layers_per_stage``.

@@ -16,11 +16,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.guards import NonFiniteGuard
 from callbacks.lookup import find_callback
 from callbacks.metrics import TrainingMetrics
-from callbacks.schedules import mean_depth
 from callbacks.stacking import StackingCallback
 from callbacks.throughput import ThroughputCallback
 from datamodules.files import finite, write_json
 from lightning_modules.distillation import DistillationModule
+from lightning_modules.growth.schedules import mean_depth
 
 
 def hardware(device: torch.device, world_size: int = 1) -> str:

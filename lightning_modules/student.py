@@ -28,10 +28,9 @@ from transformers.masking_utils import create_bidirectional_mask
 from datamodules.errors import InputError
 from lightning_modules.compiling import compile_in_place, compiled_parts
 from lightning_modules.front_end import FrontEnd
+from lightning_modules.growth.policies import Initialise, compose_ancestry, kept_positions
 from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end
-
-Initialise = Literal["copy", "zero_output", "fresh"]
 
 
 @dataclass
@@ -259,8 +258,8 @@ class Student(nn.Module):
 
         Args:
             plan: index of the source (0-based) of each new layer, ``None`` for a fresh layer.
-            initialise: initial values of clones: ``copy`` of the source, ``zero_output`` (copy whose output
-                projections are zero), ``fresh`` (only for ``None`` entries).
+            initialise: initial values of clones: ``copy`` of the source, or ``zero_output`` (a copy whose output
+                projections are zero).
             seed: random seed of fresh layers; their generator is seeded by (seed, depth), the same on all ranks.
 
         Returns:
@@ -284,8 +283,8 @@ class Student(nn.Module):
                 sources |= dict.fromkeys(_zero_outputs(layer))
             layers.append(layer)
         _set_layers(self.hubert, layers)
-        kept = {source: position for position, source in reversed(list(enumerate(plan)))}
-        self.ancestry = [None if source is None else self.ancestry[source] for source in plan]
+        kept = kept_positions(plan, len(old))
+        self.ancestry = compose_ancestry(self.ancestry, plan)
         self.originals = [kept[position] for position in self.originals]
         return sources
 

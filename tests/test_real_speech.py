@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
-from callbacks.policies import POLICIES, default_stages
 from experiments.training.fit import DistillationCLI
+from lightning_modules.growth.policies import POLICIES, default_stages
 from tests.conftest import REPOSITORY
 
 

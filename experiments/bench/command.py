@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from callbacks.schedules import mean_depth, stage_lengths
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import write_json
@@ -29,6 +28,7 @@ from experiments.bench.noise import cropped_widths, noise
 from experiments.bench.random_teacher import save_random_teacher
 from experiments.records.accounting import step_cost
 from lightning_modules.distillation import DistillationModule
+from lightning_modules.growth.schedules import mean_depth, stage_lengths
 from lightning_modules.kernels import Kernels
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.precision import CudaSettings

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.policies import default_stages
-from callbacks.schedules import mean_depth, stage_lengths
 from callbacks.stacking import StackingCallback
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
@@ -25,6 +23,8 @@ from datamodules.librispeech import LibriSpeechDataModule
 from experiments.records.reading import RunLog, read_run
 from experiments.training.defaults import default_of
 from lightning_modules.front_end import CONV_FIELDS, FrontEnd, feat_extract_norm
+from lightning_modules.growth.policies import default_stages
+from lightning_modules.growth.schedules import mean_depth, stage_lengths
 from lightning_modules.objective import ObjectiveConfig, intermediate_layers
 from lightning_modules.student import StudentConfig, hubert_config
 from lightning_modules.teacher_loading import WHISPER

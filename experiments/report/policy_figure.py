@@ -4,8 +4,8 @@
 
 Every policy is a panel, every stage a column, every layer a box, layer 1 at the bottom. Colour and number show
 the layer of the first stage that a layer descends from. A dot marks a layer that was new at that growth;
-a box without a number is a fresh layer. The plans come from `callbacks.policies`, so the picture always agrees
-with the code.
+a box without a number is a fresh layer. The plans come from `lightning_modules.growth.policies`, so the picture always
+agrees with the code.
 """
 
 import sys
@@ -15,9 +15,9 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 
-from callbacks.policies import compose_ancestry, default_stages, kept_positions, make_plan
 from datamodules.files import write_text
 from experiments.report.theme import ANCESTORS, INK, MUTED, PAPER
+from lightning_modules.growth.policies import compose_ancestry, default_stages, kept_positions, make_plan
 
 PANELS = {
     "interleaved": "copy beside original",

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.policies import kept_positions
 from experiments.records.reading import GrowthMark, RunLog
 from experiments.report.document import Pair, ReportRun
 from experiments.report.figures import (
@@ -26,6 +25,7 @@ from experiments.report.stage_figures import copies_picture, depth_use_picture
 from experiments.report.study_reading import StudyFolder, StudyJob
 from experiments.report.study_tables import column, numbers, task_title
 from experiments.report.theme import MUTED, follow_theme
+from lightning_modules.growth.policies import kept_positions
 
 COMPARISONS = {
     "cka": "student layers (linear CKA)",

@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, StochasticWeightAveraging
 
 from callbacks.ema import StudentEMA
-from callbacks.policies import POLICIES, make_plan
 from callbacks.stacking import StackingCallback
 from callbacks.throughput import ThroughputCallback
+from lightning_modules.growth.policies import POLICIES, make_plan
 from lightning_modules.optimisation import rebind
 from tests.helpers import (
     POLICY_STAGES,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.policies import compose_ancestry, make_plan
+from lightning_modules.growth.policies import compose_ancestry, make_plan
 from tests.experiments.report.made_up_runs import SUMMARY
 
 ROWS = {

@@ -1,9 +1,10 @@
+import importlib
 from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 
-from callbacks.policies import (
+from lightning_modules.growth.policies import (
     POLICIES,
     compose_ancestry,
     default_stages,
@@ -116,7 +117,7 @@ def test_properties_at_every_depth(policy: str) -> None:
         kept = kept_positions(plan, depth)
         assert kept == sorted(kept)  # kept layers stay in order, so nothing is ever moved below its input
         assert [plan[position] for position in kept] == list(range(depth))
-        assert (None in plan) == (POLICIES[policy].initialise == "fresh")
+        assert (None in plan) == (policy == "random")
 
 
 @pytest.mark.parametrize("policy", ["interleaved", "identity"])
@@ -214,7 +215,6 @@ def test_offsets_are_refused_where_there_is_no_stride() -> None:
 def test_what_new_layers_start_from() -> None:
     kinds = {name: policy.initialise for name, policy in POLICIES.items()}
     assert kinds.pop("identity") == "zero_output"
-    assert kinds.pop("random") == "fresh"
     assert set(kinds.values()) == {"copy"}
 
 
@@ -258,7 +258,7 @@ def test_stages_that_miss_the_depth_are_refused() -> None:
 
 
 def test_a_policy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("callbacks.policies.POLICIES", dict(POLICIES))
+    monkeypatch.setattr("lightning_modules.growth.policies.POLICIES", dict(POLICIES))
 
     @register_policy("on_top")
     def on_top(depth: int, target: int) -> list[int | None]:
@@ -281,3 +281,13 @@ def test_a_policy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         make_plan("short", 3, 5)
     with pytest.raises(ValueError, match="already"):
         register_policy("on_top")(on_top)
+
+
+@pytest.mark.parametrize("name", ["policies", "schedules"])
+def test_the_former_place_has_the_same_objects(name: str) -> None:
+    former, present = (
+        importlib.import_module(f"{place}.{name}") for place in ("callbacks", "lightning_modules.growth")
+    )
+    public = [key for key, value in vars(present).items() if getattr(value, "__module__", "") == present.__name__]
+    assert public
+    assert all(getattr(former, key) is getattr(present, key) for key in public if not key.startswith("_"))

@@ -1,6 +1,6 @@
 import pytest
 
-from callbacks.schedules import depth_at, growth_epochs, mean_depth, stage_lengths
+from lightning_modules.growth.schedules import depth_at, growth_epochs, mean_depth, stage_lengths
 
 STAGES = (3, 6, 9, 12)
 

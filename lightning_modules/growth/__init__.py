@@ -1,0 +1,1 @@
+"""How a student grows: which layers are copied (policies), and when (schedules). Pure functions."""
