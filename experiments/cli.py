@@ -82,8 +82,8 @@ commands:
 A foreseen error is printed as one line; INTERSTACK_TRACEBACK=1 adds its
 traceback, which any other error has anyway.
 Exit status: 0; 2 after a foreseen error, 1 after another; 130 after an
-interrupt (1 within `fit`); 143 if SIGTERM, max_time or a callback stopped `fit` before its end, with
-a checkpoint for `--ckpt_path last`.
+interrupt (1 within `fit`); 143 if SIGTERM, max_time or a callback stopped
+`fit` before its end, with a checkpoint for `--ckpt_path last`.
 """
 
 
@@ -159,6 +159,7 @@ def main() -> int:
     # Lightning repeats advertisements, "GPU available" and seeds for every trainer; the run's folder records the rest.
     for chatty in CHATTY_LOGGERS:
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
     for message in DEPENDENCY_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     if not args or args[0] in ("-h", "--help", "help"):
