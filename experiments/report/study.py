@@ -208,7 +208,8 @@ def study_texts(report: dict[str, Any]) -> dict[str, str]:
 def study_page(report: dict[str, Any], drawings: Sequence[Picture | SvgDrawing]) -> str:
     """Render one self-contained HTML page."""
     planned, differences, published = comparison_grid(report), difference_grid(report), published_grid(report)
-    body = ["<h2>Results</h2>", html_grid(result_grid(report), "Error rates and losses: lower is better.")]
+    caption = "Error rates and losses: lower is better. Accuracies: higher is better."
+    body = ["<h2>Results</h2>", html_grid(result_grid(report), caption)]
     body += [bullets(_notes(report))]
     if planned:
         caption = "Row minus reference, paired by seed."
