@@ -114,8 +114,8 @@ def _entry(folder: Path) -> dict[str, Any]:
 
 
 def _slim(result: dict[str, Any]) -> dict[str, Any]:
-    """Without what no report needs, since a study has hundreds of results: settings, and similarity stage by stage."""
-    slim = _without(result, ("config", "versions"))
+    """Drop what no report needs: settings, similarity of earlier stages, and the student's place on this machine."""
+    slim = _without(result, ("config", "versions", "upstream"))
     slim |= {key: np.round(slim[key], 4).tolist() for key in MATRICES if key in slim}
     if "cka" in slim and "runs" in slim:
         slim["runs"] = [
