@@ -140,13 +140,20 @@ class Plan:
 
     @property
     def to_run(self) -> list[Job]:
-        """Jobs of the selected rows and seeds, and the jobs that rows share."""
+        """Jobs of the selected rows and seeds, of models that are no rows, and all jobs that these need."""
         rows = {row.name for row in self.study.rows}
-        return [
+        wanted: set[str] = set()
+        left = [
             job
             for job in self.jobs.values()
-            if job.row not in rows or (job.row in self._rows_to_run and job.seed in self._seeds_to_run)
+            if job.row and (job.row not in rows or (job.row in self._rows_to_run and job.seed in self._seeds_to_run))
         ]
+        while left:
+            job = left.pop()
+            if job.id not in wanted:
+                wanted.add(job.id)
+                left += [self.jobs[needed] for needed in job.needs]
+        return [job for job in self.jobs.values() if job.id in wanted]
 
     def _selected(self, only: Sequence[str] | None) -> set[str]:
         if not only:

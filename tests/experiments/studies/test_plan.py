@@ -149,6 +149,13 @@ def test_a_row_brings_along_those_that_it_is_matched_to(tmp_path: Path) -> None:
         plan(tmp_path, only=["d"])
 
 
+def test_a_cache_of_targets_that_no_chosen_row_reads_is_not_made(tmp_path: Path) -> None:
+    other = "{name: d, label: D, configs: [full_l2l], overrides: {model.objective.normalize_targets: layer}}"
+    text = f"{STUDY}- {other}\ncache_targets: true\n"
+    for only, caches in ((["b"], 1), (["b", "d"], 2), (None, 2)):
+        assert sum(job.kind == "targets" for job in plan(tmp_path, text, only=only).to_run) == caches
+
+
 def test_what_runs_is_part_of_the_whole_plan(tmp_path: Path) -> None:
     whole = plan(tmp_path, seeds=[0, 7])
     assert whole.seeds == [0, 7]
