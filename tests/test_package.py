@@ -19,6 +19,7 @@ def test_wheel_holds_code_and_data_and_runs_elsewhere(tmp_path: Path) -> None:
         archive.extractall(site)
     for needed in (
         "experiments/configs/interleave_equal.yaml",
+        "experiments/studies/table1.yaml",
         "experiments/report/page.html",
         "datamodules/grammar.txt",
         *(f"{package}/py.typed" for package in ("lightning_modules", "datamodules", "callbacks", "experiments")),
