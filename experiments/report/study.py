@@ -31,7 +31,6 @@ from experiments.report.study_reading import (
     matched_costs,
     read_study,
     results_text,
-    study_results,
 )
 from experiments.report.study_tables import (
     difference_grid,
@@ -100,6 +99,8 @@ def build_study_report(source: Path, output: Path | None = None, files: Collecti
     drawings |= {f"{ancestry.name}.svg": ancestry} if ancestry else {}
     texts = study_texts(report)
     names = ["report.md", "report.tex", "report.csv", "report.json", "report.html", RESULTS, *drawings]
+    if files is not None and not files:
+        raise InputError(f"--files names none: choose from {', '.join(names)}")
     if unknown := [name for name in files or () if name not in names]:
         raise InputError(f"the report has no file {', '.join(unknown)}; it has {', '.join(names)}")
     chosen = [name for name in names if files is None or name in files]
@@ -109,7 +110,7 @@ def build_study_report(source: Path, output: Path | None = None, files: Collecti
         if drawing := drawings.get(name):
             return drawing.png() if isinstance(drawing, Picture) else drawing.text.encode()
         if name == RESULTS:
-            return results_text(study_results(source)).encode()
+            return results_text(study.results).encode()
         if name == "report.json":
             return json_text(report).encode()
         if name == "report.html":

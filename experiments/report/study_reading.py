@@ -36,11 +36,12 @@ class StudyJob:
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A study; ``study`` is the content of ``study.json``, and ``path`` the folder that holds its runs."""
+    """A study; ``path`` is the folder of its runs, ``study`` and ``results`` are the contents of their JSON files."""
 
     path: Path
     study: dict[str, Any]
     jobs: tuple[StudyJob, ...]
+    results: dict[str, Any]
 
     def of(self, kind: str, row: str | None = None) -> list[StudyJob]:
         """List the jobs of a kind (and row), by seed."""
@@ -62,7 +63,8 @@ def read_study(path: Path) -> StudyFolder:
         InputError: the folder has no ``study.json``, or the file is of another kind or cannot be read.
     """
     found = study_results(path)
-    return StudyFolder(path.parent if path.is_file() else path, found["study"], tuple(map(_job, found["jobs"])))
+    folder = path.parent if path.is_file() else path
+    return StudyFolder(folder, found["study"], tuple(map(_job, found["jobs"])), found)
 
 
 def study_results(path: Path) -> dict[str, Any]:

@@ -277,6 +277,8 @@ class DistillationCLI(LightningCLI):
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
         try:
             trainer = super().instantiate_trainer(**kwargs)
+        except InputError:
+            raise
         except ValueError as error:  # such as an unknown strategy
             raise InputError(f"these --trainer settings do not fit: {error}") from error
         most = config.max_batch_per_device

@@ -123,6 +123,22 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(error: Exception, fail
         main()
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--trainer.strategy=nonsense", "these --trainer settings do not fit: .*nonsense"),
+        ("--data.batch_size=0", r"data\.batch_size is 0; it must be positive"),
+    ],
+)
+def test_settings_that_lightning_or_we_refuse_are_named(
+    option: str, message: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--data.root", str(inputs / "corpus"), "--model.teacher.init_args.model", str(inputs / "teacher")]
+    with pytest.raises(InputError, match=f"^{message}"):
+        run(["fit", *words, "--wandb.mode", "disabled", "--trainer.accelerator", "cpu", option])
+
+
 TEACHER = """
 from lightning_modules.teacher import HuggingFaceTeacher
 

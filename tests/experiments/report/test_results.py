@@ -53,6 +53,8 @@ def test_only_the_files_that_were_asked_for_are_written(study: Path, tmp_path: P
     assert text.count("![") == 1
     with pytest.raises(ValueError, match=r"no file loss\.png; it has report\.md, .*loss_vs_steps\.png"):
         report([str(study)], output=str(tmp_path / "other"), files=["loss.png"])
+    with pytest.raises(ValueError, match=r"--files names none: choose from report\.md"):
+        report([str(study)], output=str(tmp_path / "other"), files=[])
     assert not (tmp_path / "other").exists()
 
 
