@@ -23,6 +23,7 @@ from lightning_modules.identity import teacher_settings
 from lightning_modules.lengths import before_the_end, is_padded
 from lightning_modules.objective import LossTerms, Objective, ObjectiveConfig
 from lightning_modules.optimisation import (
+    LearningRates,
     OptimizerConfig,
     ParameterGroups,
     build_optimizer,
@@ -228,7 +229,7 @@ class DistillationModule(L.LightningModule):
         def factor(step: int) -> float:
             return learning_rate_factor(step, total, self.optimizer_config, growth_steps, self.rewarm_steps)
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = LearningRates(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(

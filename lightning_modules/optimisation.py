@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.errors import InputError
 
@@ -118,7 +119,7 @@ def build_optimizer(groups: ParameterGroups, config: OptimizerConfig) -> Optimiz
             groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None, foreach=foreach
         )
     optimizer.register_load_state_dict_pre_hook(_check_names)
-    optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+    optimizer.register_load_state_dict_pre_hook(_keep_settings)
     return optimizer
 
 
@@ -133,21 +134,22 @@ def _check_names(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             )
 
 
-IMPLEMENTATION = ("foreach", "fused", "capturable")
-"""Keys of a parameter group that choose how an update is computed and do not change its result."""
+STATE_OF_A_GROUP = ("params", "param_names", "lr", "initial_lr")
+"""Keys of a parameter group that are no settings. The rates are treated apart, because the schedule changes them."""
 
 
-def _keep_implementation(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Replace the implementation settings in a loaded state by this optimizer's own.
+def _keep_settings(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Replace the settings in a loaded state by this optimizer's own, implementation included.
 
-    torch would take the checkpoint's. A run that moves from a CPU to a GPU would keep the CPU's loop over parameters,
-    with a wait in every step, and the other way round. The step counts move along, since a fused optimizer keeps them
-    on the device and the others on the host.
+    torch would take the checkpoint's, so a run that is resumed with another rate, decay or betas would go on with the
+    old ones. A run that moves from a CPU to a GPU would keep the CPU's loop over parameters, with a wait in every step,
+    and the other way round. The step counts move along, since a fused optimizer keeps them on the device and the others
+    on the host.
     """
     if len(optimizer.param_groups) != len(state_dict["param_groups"]):
         return state_dict  # torch raises the error
     groups = [
-        saved | {key: own[key] for key in IMPLEMENTATION if key in own}
+        saved | {key: value for key, value in own.items() if key not in STATE_OF_A_GROUP} | _own_rate(own, saved)
         for own, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
     ]
     on_device = any(group.get("fused") or group.get("capturable") for group in groups)
@@ -159,6 +161,20 @@ def _keep_implementation(optimizer: Optimizer, state_dict: dict[str, Any]) -> di
         for index, values in state_dict["state"].items()
     }
     return {**state_dict, "param_groups": groups, "state": state}
+
+
+def _own_rate(own: dict[str, Any], saved: dict[str, Any]) -> dict[str, float]:
+    """This optimizer's peak rate, and the present one: the saved one, scaled if its peak was another."""
+    peak, saved_peak = own.get("initial_lr", own["lr"]), saved.get("initial_lr", saved["lr"])
+    lr = saved["lr"] if peak == saved_peak else peak * saved["lr"] / saved_peak
+    return {"lr": lr} | ({"initial_lr": peak} if "initial_lr" in own else {})
+
+
+class LearningRates(LambdaLR):
+    """Learning rates by a factor of each step, that keep this run's peak rate when they are resumed."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
 
 
 def rebind(optimizer: Optimizer, groups: ParameterGroups) -> None:

@@ -165,9 +165,13 @@ def test_the_command_line_wins_over_the_checkpoint(how: str, inputs: Path, tmp_p
     shutil.copy(checkpoint(inputs, 6), last)
     place = ["--runs_dir", str(tmp_path), "--name", "one"]
     resume = str(last) if how == "path" else "last"
-    other = ["--model.optimizer.lr", "1e-2", "--model.student.dropout", "0.3", "--allow-config-change"]
+    other = ["--model.optimizer.lr", "1e-2", "--model.optimizer.betas", "[0.8, 0.9]"]
+    other += ["--model.student.dropout", "0.3", "--allow-config-change"]
     cli = fit(inputs, *place, "--ckpt_path", resume, *other)
     assert cli.model.hparams["optimizer"]["lr"] == cli.model.optimizer_config.lr == 1e-2
+    group = cli.trainer.optimizers[0].state_dict()["param_groups"][0]
+    assert group["initial_lr"] == 1e-2 and tuple(group["betas"]) == (0.8, 0.9)
+    assert cli.trainer.lr_scheduler_configs[0].scheduler.base_lrs == [1e-2, 1e-2]
     assert cli.model.student.config.dropout == 0.3
     saved = torch.load(checkpoint(inputs, 6), weights_only=True)["hyper_parameters"]
     assert cli.trainer.global_step == 12

@@ -77,7 +77,7 @@ def test_adamw_follows_the_device_of_a_resumed_run(place: Place, monkeypatch: py
     assert _step_devices(up) == {place.device}
     assert _step_devices(down) == {"cpu"}
     assert max(up.loss_error(whole), down.loss_error(whole)) < 1e-4
-    monkeypatch.setattr(optimisation, "_keep_implementation", lambda optimizer, state: state)
+    monkeypatch.setattr(optimisation, "_keep_settings", lambda optimizer, state: state)
     assert _fused(place.fit("kept", [every_step()], checkpoint_after(place.folder / "there", 5), **here)) != {True}
 
 

@@ -157,7 +157,7 @@ def test_step_counts_lie_where_the_implementation_wants_them(own: str, device: s
     twin = torch.optim.AdamW(groups(moved), foreach=True)
     for group in twin.param_groups:
         group["foreach"], group["fused"] = own == "foreach", own == "fused"  # torch refuses to make a fused one there
-    twin.register_load_state_dict_pre_hook(optimisation._keep_implementation)
+    twin.register_load_state_dict_pre_hook(optimisation._keep_settings)
     twin.load_state_dict(first.state_dict())
     assert {twin.state[p]["step"].device.type for p in moved.parameters()} == {device}
     assert {twin.state[p]["exp_avg"].device.type for p in moved.parameters()} == {"meta"}
