@@ -47,14 +47,17 @@ def differing(sums: dict[str, float], expected: dict[str, float]) -> list[str]:
 def test_a_run_resumes_grows_and_ends_as_it_did(old: Path) -> None:
     expected = read_json(old / "end.json")
     sums = resume()
-    assert set(sums) <= set(expected) and differing(sums, expected) == []
+    assert set(sums) <= set(expected)
+    assert differing(sums, expected) == []
     log = read_run(old / "runs" / "first")
-    assert log.finished and log.steps == 4 and [mark.plan for mark in log.growth] == [(0, 0)]
+    assert log.finished
+    assert log.steps == 4
+    assert [mark.plan for mark in log.growth] == [(0, 0)]
 
 
 def test_control_a_run_of_another_rate_is_refused_and_would_end_elsewhere(old: Path) -> None:
     lower = ("--model.optimizer.lr", "1e-3")
-    with pytest.raises(ValueError, match="lr was 0.02, is 0.001"):
+    with pytest.raises(ValueError, match=r"lr was 0\.02, is 0\.001"):
         resume(*lower)
     assert differing(resume(*lower, "--allow-config-change"), read_json(old / "end.json"))
 
@@ -71,10 +74,12 @@ def test_a_study_is_finished_and_its_report_is_made_again(old: Path, capsys: pyt
     again = ["reproduce", "study.yaml", "--output", "study", "--root", "packed", "--teacher", "teacher"]
     results = {path: path.read_bytes() for path in (old / "study").glob("jobs/*/*.json")}
     run([*again, "--lexicon", "lexicon.txt"])
-    assert len(results) > 10 and results == {path: path.read_bytes() for path in results}
+    assert len(results) > 10
+    assert results == {path: path.read_bytes() for path in results}
     assert len(list((old / "study" / "jobs").iterdir())) == 6  # the ids are the same
     text = (old / "study" / "report.md").read_text()
-    assert "Grown" in text and "loss_vs_steps.png" in text
+    assert "Grown" in text
+    assert "loss_vs_steps.png" in text
     run(["report", "study/results.json", "--output", "again"])
     assert (old / "again" / "report.csv").read_bytes() == (old / "study" / "report.csv").read_bytes()
 
