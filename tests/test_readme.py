@@ -227,8 +227,10 @@ def test_quickstart_makes_its_report_and_keeps_finished_parts(tmp_path: Path) ->
     output = tmp_path / "runs" / "quickstart"
     page = (output / "report.html").read_text()
     assert "miniature" in page
-    assert all(name in page for name in ("Full L2L", "GradStack", "MIDAS", "InterleaveStack", "teacher"))
+    assert all(name in page for name in ("Full L2L", "GradStack", "MIDAS", "InterleaveStack", "Untrained teacher"))
     assert (output / "loss_vs_time.png").stat().st_size > 10_000
+    assert (output / "teacher" / "config.json").is_file()
+    assert (output / "students" / "midas_equal" / "summary.json").is_file()
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.suffix in (".ckpt", ".flac")}
     again = call(["quickstart", *SMALL["quickstart"]], tmp_path)
     assert again.returncode == 0, again.stderr[-2000:]

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.report.grids import Cell, Grid
+from experiments.report.numbers import DASH
 from experiments.report.study_tables import ERROR, FEWEST_SEEDS, column, paired, signed, student_interval
-from experiments.report.tables import DASH
 
 TOO_FEW = "not enough seeds"
 NOTES = (

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.report.document import Pair
 from experiments.report.figures import FONT, WIDTH, Picture, axes_grid, single_axes
+from experiments.report.runs import Pair
 from experiments.report.theme import ANCESTORS, GRID, INK, MUTED, PAPER
 
 if TYPE_CHECKING:

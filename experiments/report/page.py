@@ -5,28 +5,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
 
-from experiments.report.document import COLUMN_NOTES, PUBLISHED_NOTE, REAL_THING, Report, provenance
-from experiments.report.figures import Drawing, Picture
-from experiments.report.tables import PUBLISHED_COLUMNS, RESULT_COLUMNS, html_table
+from experiments.report.figures import Drawing
 from experiments.report.theme import DARK, LIGHT, css_variables
-
-
-def page(report: Report, pictures: Sequence[Picture]) -> str:
-    """Render the page; pictures are inline SVG whose colours follow the reader's theme."""
-    notes = report.notes
-    results = html_table(RESULT_COLUMNS, report.rows, "PER and losses: lower is better. Speed-up: higher is better.")
-    body = [
-        "<h2>Results</h2>",
-        results,
-        bullets([*report.footnotes, *COLUMN_NOTES]),
-        figures(pictures),
-        "<h2>Published, full-scale SUPERB</h2>",
-        html_table(PUBLISHED_COLUMNS, report.published, PUBLISHED_NOTE),
-        f"<h2>The real thing</h2>\n<p>{html.escape(REAL_THING)}</p>",
-        f"<pre><code>{html.escape(notes.real_command)}</code></pre>",
-        made(provenance(notes)),
-    ]
-    return document(notes.title, notes.caveats, body)
 
 
 def document(title: str, caveats: Sequence[str], body: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Pictures of a report: curves and points of runs.
 
-Every function takes runs (and references) and returns a `Picture`, or None if there is nothing to draw.
+Every function takes runs and returns a `Picture`, or None if there is nothing to draw.
 Colour and marker follow a run's place in the report, so a system looks the same in every picture.
 """
 
@@ -12,20 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.records.reading import RunLog
-from experiments.report.document import Pair, ReferenceRow
 from experiments.report.figures import (
     FONT,
-    MARKERS,
     Picture,
     label_ends,
-    label_points,
     log_scale,
-    require_matplotlib,
     series_colour,
     series_dash,
     single_axes,
 )
-from experiments.report.heat_maps import layer_weights, similarity
+from experiments.report.runs import Pair
 from experiments.report.theme import MUTED
 
 if TYPE_CHECKING:
@@ -35,29 +31,11 @@ Cost = Callable[[Sequence[int] | NDArray[np.int64]], NDArray[np.float64]]
 Stages = list[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
-def draw_all(pairs: Sequence[Pair], references: Sequence[ReferenceRow]) -> list[Picture]:
-    """Draw every picture that has data, in the order of the report."""
-    require_matplotlib()
-    pictures = [
-        loss_vs_time(pairs),
-        depth_vs_step(pairs),
-        per_vs_seconds(pairs, references),
-        similarity(pairs),
-        layer_weights(pairs),
-    ]
-    return [picture for picture in pictures if picture is not None]
-
-
 AXES = {
     "time": ("training time (s)", "training time without validation and checkpoints"),
     "steps": ("optimizer step", "optimizer steps"),
     "flops": ("training FLOPs", "training FLOPs (teacher and student), by formula"),
 }
-
-
-def loss_vs_time(pairs: Sequence[Pair]) -> Picture | None:
-    """Draw `loss_curves` against training seconds."""
-    return loss_curves(pairs, "time")
 
 
 def loss_curves(pairs: Sequence[Pair], axis: str, seeds: Sequence[Sequence[Pair]] = ()) -> Picture | None:
@@ -164,42 +142,3 @@ def depth_vs_step(pairs: Sequence[Pair]) -> Picture | None:
     label_ends(figure, axes, ends, [run.label for run, _ in pairs])
     caption = "Layers of the student against optimizer steps. Lines of the same depth are drawn side by side."
     return Picture("depth_vs_step", "Depth against step", caption, figure)
-
-
-def per_vs_seconds(pairs: Sequence[Pair], references: Sequence[ReferenceRow]) -> Picture | None:
-    """Draw quality against cost, one point per run; further down and left is better. References are lines."""
-    points = {
-        index: (log.train_seconds, run.per)
-        for index, (run, log) in enumerate(pairs)
-        if log.train_seconds is not None and run.per is not None and np.isfinite(run.per)
-    }
-    if not points:
-        return None
-    figure, axes = single_axes(3.2)
-    for index, (seconds, per) in points.items():
-        axes.plot(seconds, per, MARKERS[index % len(MARKERS)], color=series_colour(index), markersize=8)
-    near, far = split_references(references, [per for _, per in points.values()])
-    axes.margins(x=0.3, y=0.25)
-    for row in near:
-        axes.axhline(row.per or 0.0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(
-            f"{row.label} {row.per:.1f}", (0.01, row.per or 0.0), (0, 3), xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points", color=MUTED, fontsize=FONT,
-        )  # fmt: skip
-    axes.set_xlabel("training time (s)")
-    axes.set_title("phone error rate (%)", loc="left", fontsize=FONT, color=MUTED)
-    label_points(figure, axes, points, [run.label for run, _ in pairs])
-    caption = "Phone error rate of the probe against training time: further down and left is better."
-    if far:
-        caption += f" Outside the picture: {', '.join(f'{row.label} {row.per:.1f}' for row in far)}."
-    return Picture("per_vs_seconds", "Phone error rate against training time", caption, figure)
-
-
-def split_references(
-    references: Sequence[ReferenceRow], pers: Sequence[float]
-) -> tuple[list[ReferenceRow], list[ReferenceRow]]:
-    """Split rows with a PER into those near enough to ``pers`` to share an axis with them, and the others."""
-    known = [row for row in references if row.per is not None and np.isfinite(row.per)]
-    reach = max(max(pers) - min(pers), 0.5 * max(pers))
-    near = [row for row in known if row.per is not None and min(pers) - reach <= row.per <= max(pers) + reach]
-    return near, [row for row in known if row not in near]

@@ -1,4 +1,4 @@
-"""The report of a study: ``report.md``, ``.tex``, ``.csv``, ``.json``, ``.html`` and pictures, from its result files.
+"""The report of a study: ``report.md``, ``.tex``, ``.csv``, ``.json``, ``.html`` and pictures, from its results.
 
 ``report.json`` holds every number of the tables, cell by cell and seed by seed; `study_texts` makes the texts from it
 alone. Jobs that failed or have not run yet leave gaps, so a report can be made at any time.
@@ -17,7 +17,6 @@ from rich.table import Table
 from datamodules.errors import InputError
 from datamodules.files import json_text, write_bytes
 from experiments.report.comparisons import compare, comparison_grid, comparison_notes
-from experiments.report.document import ReportNotes, provenance
 from experiments.report.figures import Picture
 from experiments.report.grids import html_grid, latex_grid, markdown_grid, rich_grid
 from experiments.report.page import bullets, document, figures, made
@@ -29,7 +28,6 @@ from experiments.report.study_reading import (
     disagreements,
     failures,
     matched_costs,
-    read_study,
     results_text,
 )
 from experiments.report.study_tables import (
@@ -68,7 +66,7 @@ REFERENCE_LABELS = {"teacher": "Teacher", "untrained": "Untrained teacher", "fba
 
 
 @dataclass(frozen=True)
-class StudyReport:
+class BuiltReport:
     """Written files by name; ``table`` is for the terminal."""
 
     files: dict[str, Path]
@@ -80,19 +78,18 @@ class StudyReport:
         return self.files.get("report.html") or next(iter(self.files.values()))
 
 
-def build_study_report(source: Path, output: Path | None = None, files: Collection[str] | None = None) -> StudyReport:
+def build_report(study: StudyFolder, output: Path | None = None, files: Collection[str] | None = None) -> BuiltReport:
     """Write the report of a study; each file is replaced atomically.
 
     Args:
-        source: folder of the study, or its ``results.json``.
+        study: the study, from a folder, its ``results.json``, or run folders.
         output: folder of the report; default: the study's folder.
         files: names of the files to write; default: all. ``report.md`` shows the pictures among them.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
-        InputError: there is no study, a file cannot be read, or the report has no file of a name in ``files``.
+        InputError: the report has no file of a name in ``files``.
     """
-    study = read_study(source)
     folder, report = output or study.path, study_values(study)
     ancestry = ancestry_drawing(study_pairs(study))
     drawings: dict[str, Picture | SvgDrawing] = {f"{each.name}.png": each for each in study_pictures(study, report)}
@@ -119,7 +116,7 @@ def build_study_report(source: Path, output: Path | None = None, files: Collecti
         return (texts[name.removeprefix("report.")] + pictures).encode()
 
     written = {name: write_bytes(folder / name, content(name)) for name in chosen}
-    return StudyReport(
+    return BuiltReport(
         written, rich_grid(result_grid(report), report["title"], "\n".join(report["caveats"] + report["failures"]))
     )
 
@@ -149,11 +146,13 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
         "comparisons": compare(comparisons, values),
         "failures": failures(study, labels),
         "matched": matched_costs(study, labels),
+        "run_seeds": described.get("run_seeds") or list(described["seeds"]),
         **{key: described.get(key) or "" for key in ("command", "commit", "hardware", "versions")},
     }
     unfinished = sum(job.status not in ("done", "failed") for job in study.jobs)
     caveats = [few_seeds(report), f"{unfinished} of {len(study.jobs)} jobs have not been done." if unfinished else None]
-    report["caveats"] = [line for line in [*caveats, *disagreements(study)] if line]
+    notes = described.get("notes") or []
+    report["caveats"] = [line for line in [*notes, *caveats, *disagreements(study)] if line]
     return report
 
 
@@ -234,9 +233,11 @@ def _baseline(report: dict[str, Any]) -> str:
 
 
 def _provenance(report: dict[str, Any]) -> list[tuple[str, str]]:
-    facts = {key: report[key] for key in ("title", "command", "commit", "hardware")}
-    lines = provenance(ReportNotes(**facts, versions=report["versions"] or {}))
-    return [*lines, ("Seeds", ", ".join(map(str, report["seeds"])))]
+    """List (name, value) of the facts needed to make the study again; unknown ones are left out."""
+    lines = [(key.capitalize(), report[key]) for key in ("command", "commit", "hardware")]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted((report["versions"] or {}).items()))
+    lines += [("Versions", versions), ("Seeds", ", ".join(map(str, report["run_seeds"])))]
+    return [(name, value) for name, value in lines if value]
 
 
 def _markdown_pictures(shown: Sequence[tuple[str, str, str]]) -> str:

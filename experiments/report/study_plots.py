@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from experiments.records.reading import GrowthMark, RunLog
-from experiments.report.document import Pair, ReportRun
 from experiments.report.figures import (
     FONT,
     MARKERS,
@@ -21,6 +20,7 @@ from experiments.report.figures import (
 from experiments.report.heat_maps import layer_weights, similarity
 from experiments.report.plots import depth_vs_step, loss_curves
 from experiments.report.policy_figure import Panel, Stage, draw_panels
+from experiments.report.runs import Pair, ReportRun
 from experiments.report.stage_figures import copies_picture, depth_use_picture
 from experiments.report.study_reading import StudyFolder, StudyJob
 from experiments.report.study_tables import column, numbers, task_title
@@ -77,7 +77,7 @@ def _pair(job: StudyJob, log: RunLog, label: str) -> Pair:
     flops = tuple(job.result.get("flops_by_stage") or ())
     if not log.growth and not flops and job.result.get("flops"):
         flops = (job.result["flops"],)
-    return ReportRun(log.folder, label, flops_by_stage=flops), log
+    return ReportRun(label, flops_by_stage=flops), log
 
 
 def _mean(folder: StudyFolder, row: str, key: str) -> list[list[float]]:

@@ -62,9 +62,12 @@ def read_study(path: Path) -> StudyFolder:
     Raises:
         InputError: the folder has no ``study.json``, or the file is of another kind or cannot be read.
     """
-    found = study_results(path)
-    folder = path.parent if path.is_file() else path
-    return StudyFolder(folder, found["study"], tuple(map(_job, found["jobs"])), found)
+    return study_folder(path.parent if path.is_file() else path, study_results(path))
+
+
+def study_folder(path: Path, results: dict[str, Any]) -> StudyFolder:
+    """Build a study from the content of ``results.json``; ``path`` is the folder of its runs."""
+    return StudyFolder(path, results["study"], tuple(map(_job, results["jobs"])), results)
 
 
 def study_results(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.report.grids import Cell, Grid
-from experiments.report.tables import DASH, show_count, show_loss, show_seconds
+from experiments.report.numbers import DASH, fixed, show_count, show_loss, show_seconds
 
 PLUS_MINUS = "\u00b1"
 FEWEST_SEEDS = 3
@@ -35,23 +35,19 @@ class StudyColumn:
     unit: float = 1.0
 
 
-def _fixed(decimals: int) -> Callable[[float], str]:
-    return lambda number: f"{number:.{decimals}f}"
-
-
 COLUMNS = {
     "train_seconds": StudyColumn("Training, s", show_seconds, "low"),
     "student_seconds": StudyColumn("Student, s", show_seconds, "low"),
-    "speed_up": StudyColumn("Speed-up", _fixed(2), "high"),
-    "student_speed_up": StudyColumn("Student speed-up", _fixed(2), "high"),
+    "speed_up": StudyColumn("Speed-up", fixed(2), "high"),
+    "student_speed_up": StudyColumn("Student speed-up", fixed(2), "high"),
     "flops": StudyColumn("FLOPs", lambda number: f"{number:.3g}", "low"),
-    "flops_ratio": StudyColumn("FLOPs ratio", _fixed(2), "low"),
+    "flops_ratio": StudyColumn("FLOPs ratio", fixed(2), "low"),
     "peak_memory_bytes": StudyColumn("Memory, GB", lambda number: f"{number / 1e9:.2f}", "low", unit=1e9),
     "final_loss": StudyColumn("Train loss", show_loss),
     "val_output": StudyColumn("Dev output loss", show_loss, "low"),
-    "mean_depth": StudyColumn("Mean depth", _fixed(1)),
+    "mean_depth": StudyColumn("Mean depth", fixed(1)),
     "parameters": StudyColumn("Parameters", lambda number: show_count(round(number))),
-    "steps": StudyColumn("Steps", _fixed(0)),
+    "steps": StudyColumn("Steps", fixed(0)),
 }
 METRICS = {
     "per": "PER, %",
@@ -74,7 +70,7 @@ def column(key: str) -> StudyColumn:
     title = METRICS.get(plain, plain) + "".join(
         f" ({way})" for way in ("fixed", "legacy") if metric.endswith(f"_{way}")
     )
-    return StudyColumn(f"{task_title(task)} {title}", _fixed(2), "low" if plain.endswith("er") else "high")
+    return StudyColumn(f"{task_title(task)} {title}", fixed(2), "low" if plain.endswith("er") else "high")
 
 
 def task_title(task: str) -> str:

@@ -1,5 +1,6 @@
 """Estimate the cost of a plan: FLOPs by formula, seconds by a stated rate, disk by the number of weights."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +8,17 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from transformers import AutoConfig, HubertConfig
+from transformers import AutoConfig, HubertConfig, HubertModel
 
 from callbacks.summary import machine
 from datamodules.audio import SAMPLE_RATE
 from datamodules.corpus import audio_below
 from datamodules.librispeech import TRAIN_SPLITS_960H, LibriSpeechDataModule
+from experiments.corpora.pretrain_teacher import pretrain_teacher
 from experiments.records.accounting import Growth, hears_30_seconds, run_flops, step_cost
 from experiments.studies.job import Workspace, is_done, matched
 from experiments.studies.plan import Job, Plan
+from experiments.superb.options import PROBE_UPDATES
 from experiments.training.defaults import default_of, max_epochs
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.pretraining import PretrainingConfig
@@ -29,11 +32,12 @@ GPU_RATE = 4e13
 """FLOP/s of a training step on one GPU, assumed: a tenth of an H100's peak in bf16. Not measured."""
 CPU_RATE = 6e10
 """FLOP/s of a mini study's training step on two x86_64 cores, measured."""
-CPU_SECONDS = {"corpus": 2.0, "teacher": 45.0, "export": 3.5, "evaluate": 14.0, "similarity": 15.0}
-"""Seconds of a mini study's other jobs on two x86_64 cores, measured, with the start of the process.
-
-They are rough for other studies: probes with twice the updates on longer speech took 42.
-"""
+CPU_SECONDS = {"corpus": 2.0, "teacher": 3.0, "export": 3.5, "evaluate": 5.0, "similarity": 15.0}
+"""Seconds of a mini study's other jobs on two x86_64 cores, measured, with the start of the process."""
+CPU_STEP_SECONDS = {"teacher": 0.13, "evaluate": 0.06}
+"""Seconds of each of their steps, also of a mini study's; steps on longer speech take longer."""
+REFERENCE_STEP = 0.1
+"""Seconds of the step of :func:`measured_slowness` on that machine."""
 CPU_START = 10.0
 """Seconds before the first step of a distillation and after its last, validation and checkpoints included."""
 
@@ -53,22 +57,25 @@ class Estimator:
     Args:
         plan: the jobs.
         on_gpu: whether they will run on GPUs.
+        slowness: seconds that this machine takes for one of the machine that the constants were measured on; it does
+            not change an estimate for GPUs.
     """
 
-    def __init__(self, plan: Plan, on_gpu: bool) -> None:
-        self.plan, self.on_gpu = plan, on_gpu
+    def __init__(self, plan: Plan, on_gpu: bool, slowness: float = 1.0) -> None:
+        self.plan, self.on_gpu, self.slowness = plan, on_gpu, slowness
         self._utterances: int | None = None
 
     def of(self, job: Job) -> Estimate:
         """Estimate one job; FLOPs are counted for distillation only, since all else is small or not comparable."""
         if job.kind != "distil":
-            return Estimate(seconds=0.0 if self.on_gpu else CPU_SECONDS.get(job.kind, 0.0))
+            return Estimate(seconds=0.0 if self.on_gpu else self.slowness * _seconds_of_others(job))
         flops, settings = self._flops(job)
         student = hubert_config(StudentConfig(**settings.get("model", {}).get("student", {})), None)
         weights = _parameters(student)
         # Checkpoints hold weights and two moments: the last one, the newest one and one of each stage.
         disk = weights * 4 * 3 * 3 + weights * 4
-        return Estimate(flops, flops / (GPU_RATE if self.on_gpu else CPU_RATE) + CPU_START, disk)
+        seconds = flops / GPU_RATE + CPU_START if self.on_gpu else self.slowness * (flops / CPU_RATE + CPU_START)
+        return Estimate(flops, seconds, disk)
 
     def _flops(self, job: Job) -> tuple[float, Mapping[str, Any]]:
         settings = job.settings
@@ -105,19 +112,44 @@ class Estimator:
         return HubertConfig()  # HuBERT Base; a hub name is not looked up for an estimate
 
 
-def _parameters(config: HubertConfig) -> int:
-    from transformers import HubertModel
+def _seconds_of_others(job: Job) -> float:
+    """Seconds of a job that distils nothing, by the number of its steps if it has any."""
+    default = {"teacher": default_of(pretrain_teacher, "steps"), "evaluate": PROBE_UPDATES}
+    steps = job.settings.get("steps", job.settings.get("updates", default.get(job.kind, 0)))
+    return CPU_SECONDS.get(job.kind, 0.0) + CPU_STEP_SECONDS.get(job.kind, 0.0) * steps
 
+
+def _parameters(config: HubertConfig) -> int:
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in HubertModel(config).parameters())
 
 
-def estimate_table(plan: Plan, workspace: Workspace) -> Table:
-    """Make a table of jobs, FLOPs, time and disk by row; finished jobs have no further cost."""
+def measured_slowness(steps: int = 6) -> float:
+    """Time training steps of a small model here; 1 is the machine that the constants above were measured on.
+
+    The model is the quick start's teacher. The fastest of a few steps counts, since other work only adds time.
+    """
+    config = PretrainingConfig()
+    with torch.random.fork_rng(devices=[]):
+        model = HubertModel(pretraining_config(config)).train()
+        waveforms_BT = torch.randn(config.batch_size, round(config.crop_seconds * SAMPLE_RATE))
+        seconds = []
+        for _ in range(steps):
+            started = time.perf_counter()
+            model(waveforms_BT).last_hidden_state.square().mean().backward()
+            seconds.append(time.perf_counter() - started)
+    return min(seconds) / REFERENCE_STEP
+
+
+def estimate_table(plan: Plan, workspace: Workspace, slowness: float | None = None) -> Table:
+    """Make a table of jobs, FLOPs, time and disk by row; finished jobs have no further cost.
+
+    ``slowness`` is that of :class:`Estimator` if this machine was measured.
+    """
     asked = {job.settings.get("trainer", {}).get("accelerator") for job in plan.distil.values()}
     paper = plan.study.data == "root" and "model" in plan.teacher_settings
     on_gpu = torch.cuda.is_available() or "gpu" in asked or (paper and asked != {"cpu"})
-    estimator, unit = Estimator(plan, on_gpu), "GPU hours" if on_gpu else "seconds"
+    estimator, unit = Estimator(plan, on_gpu, slowness or 1.0), "GPU hours" if on_gpu else "seconds"
     table = Table("row", "jobs", "done", "PFLOP", unit, "disk, MB", title=f"{plan.study.name}: what is left to do")
     rows: dict[str, list[float]] = {}
     for job in plan.to_run:
@@ -127,9 +159,11 @@ def estimate_table(plan: Plan, workspace: Workspace) -> Table:
         added = (1, done, cost.flops / 1e15, cost.seconds / (3600 if on_gpu else 1), cost.disk_bytes / 1e6)
         rows[job.row or "shared"] = [old + new for old, new in zip(counts, added, strict=True)]
     rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
-    for name, (jobs, finished, flops, time, disk) in rows.items():
-        table.add_row(name, f"{jobs:.0f}", f"{finished:.0f}", f"{flops:.3g}", f"{time:.1f}", f"{disk:.0f}")
+    for name, (jobs, finished, flops, spent, disk) in rows.items():
+        table.add_row(name, f"{jobs:.0f}", f"{finished:.0f}", f"{flops:.3g}", f"{spent:.1f}", f"{disk:.0f}")
     rate = f"{GPU_RATE:.0e} FLOP/s on one GPU, assumed" if on_gpu else f"{CPU_RATE:.0e} FLOP/s on two CPU cores"
+    if slowness is not None and not on_gpu:
+        rate = f"{CPU_RATE / slowness:.1e} FLOP/s, measured here"
     others = "" if on_gpu else "; other jobs roughly, with the seconds of a mini study"
     only = "FLOPs, GPU hours and disk" if on_gpu else "FLOPs and disk"
     table.caption = f"at {rate}; only distillation (its checkpoints) in {only}{others}; this machine: {machine()}"

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ from experiments.training.defaults import max_epochs
 
 # Variables of a scheduler or launcher around this process: they make Lightning take a job's process for a rank.
 LAUNCHER_PREFIXES = ("SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "SUBMITIT_", "PMI_")
+
+
+INTERRUPTED = 130
+"""Exit status of a command that its runner ended."""
 
 
 def now() -> str:
@@ -276,7 +280,11 @@ def _die_with_parent() -> None:
 
 
 def execute(
-    workspace: Workspace, job: Job, visible_devices: str | None = None, stop: threading.Event | None = None
+    workspace: Workspace,
+    job: Job,
+    visible_devices: str | None = None,
+    stop: threading.Event | None = None,
+    launch: "Launch | None" = None,
 ) -> bool:
     """Run the job to its end, and return whether it is done.
 
@@ -287,6 +295,7 @@ def execute(
         job: job to run; the jobs that it needs must be done.
         visible_devices: value of ``CUDA_VISIBLE_DEVICES``; ``None`` leaves it unchanged.
         stop: event; once it is set, the process gets SIGTERM.
+        launch: function that runs the command; default: in a process of its own.
     """
     stop = stop or threading.Event()
     folder = workspace.path(job)
@@ -300,37 +309,49 @@ def execute(
                 time.sleep(0.2)
         if is_done(workspace.output, job.id):
             return True
-        return not stop.is_set() and _execute(workspace, job, visible_devices, stop, lock.fileno())
+        if stop.is_set():
+            return False
+        environ = environment(visible_devices)
+        return _execute(
+            workspace, job, lambda words, log: (launch or _launch)(words, log, environ, lock.fileno(), stop)
+        )
 
 
-def _execute(workspace: Workspace, job: Job, visible_devices: str | None, stop: threading.Event, lock: int) -> bool:
-    folder, started = workspace.path(job), time.perf_counter()
+def _execute(workspace: Workspace, job: Job, launch: Callable[[list[str], Path], int]) -> bool:
+    folder, started, ending = workspace.path(job), time.perf_counter(), "interrupted"
     log = folder / "log.txt"
     record = job.described() | {"status": "running", "started": now(), "log": str(log.relative_to(workspace.output))}
     try:
         record["arguments"] = workspace.command(job)
         write_json(folder / "job.json", record)
         trained = workspace.is_trained(job)
-        status = 0 if trained else _run(record["arguments"], log, environment(visible_devices), lock, stop)
+        status = 0 if trained else launch(record["arguments"], log)
         if status == 0:
             result = workspace.collect(job)
             write_json(folder / "result.json", result)
-        ending = "done" if status == 0 else "failed"
+        ending = "done" if status == 0 else "interrupted" if status == INTERRUPTED else "failed"
     except (ValueError, KeyError, OSError, TypeError) as error:
         with log.open("a", encoding="utf-8") as file:
             file.write(f"{type(error).__name__}: {error}\n")
         ending = "failed"
-    if stop.is_set() and ending == "failed":
-        ending = "interrupted"
-    seconds = round(time.perf_counter() - started, 2)
-    write_json(folder / "job.json", record | {"status": ending, "finished": now(), "seconds": seconds})
+    finally:
+        seconds = round(time.perf_counter() - started, 2)
+        write_json(folder / "job.json", record | {"status": ending, "finished": now(), "seconds": seconds})
     return ending == "done"
 
 
-def _run(arguments: list[str], log: Path, variables: dict[str, str], lock: int, stop: threading.Event) -> int:
-    """Run the command in a process that holds the lock too, and return its exit status."""
+Launch = Callable[[list[str], Path, dict[str, str], int, threading.Event], int]
+"""Runs a command with a log file and environment, holds the lock, ends it at the event, and returns its exit status."""
+
+
+def header(arguments: list[str]) -> str:
+    """Make the line of a log before the output of a command."""
+    return f"# {now()} interstack {' '.join(arguments)}\n"
+
+
+def _launch(arguments: list[str], log: Path, variables: dict[str, str], lock: int, stop: threading.Event) -> int:
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"# {now()} interstack {' '.join(arguments)}\n")
+        file.write(header(arguments))
         file.flush()
         process = subprocess.Popen(
             [sys.executable, "-m", "experiments.cli", *arguments],
@@ -347,4 +368,4 @@ def _run(arguments: list[str], log: Path, variables: dict[str, str], lock: int, 
             except subprocess.TimeoutExpired:
                 if stop.is_set():
                     process.terminate()
-                    return process.wait()
+                    return process.wait() and INTERRUPTED

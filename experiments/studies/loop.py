@@ -59,14 +59,12 @@ class Runner:
 
     def run(self) -> None:
         """Run until no job is left that can run; an interrupt ends the running jobs and is raised again."""
-        with Live(self.table(), console=self.console, refresh_per_second=2) as live:
+        with Live(get_renderable=self.table, console=self.console, refresh_per_second=2):
             try:
                 while self._step():
-                    live.update(self.table())
                     time.sleep(self.poll_seconds)
             finally:
                 self.executor.stop()
-                live.update(self.table())
 
     def _step(self) -> bool:
         for job_id, handle in list(self._handles.items()):
@@ -86,6 +84,9 @@ class Runner:
     def _finished(self, job: Job) -> None:
         if is_done(self.workspace.output, job.id):
             self.states[job.id] = "done"
+            if not self.console.is_terminal:  # which shows the table only at the end
+                seconds = read_record(self.workspace.output, job.id)["seconds"]
+                self.console.print(f"done: {job.label} ({seconds:.0f} s)")
             return
         self._failed(job, str(job.folder / "log.txt"))
         for member in job.settings["members"] if job.kind == "together" else ():

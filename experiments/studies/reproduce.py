@@ -22,6 +22,7 @@ from rich.console import Console
 from callbacks.summary import machine
 from datamodules.errors import InputError
 from experiments.records.runs import git_commit
+from experiments.report.study_reading import read_study
 from experiments.studies.corpora import require_corpora
 from experiments.studies.estimate import estimate_table
 from experiments.studies.executors import Executor, LocalExecutor, SlurmExecutor, SlurmSettings
@@ -102,8 +103,8 @@ def reproduce(
     )
     if together and workspace.devices > 1:
         raise InputError(f"students are trained together on one device, not {workspace.devices}: use one of the two")
-    if not dry_run and find_spec("matplotlib") is None:
-        raise InputError("the report at the end needs matplotlib: pip install 'interstack[report]'")
+    if not dry_run:
+        require_report()
     files = [Path(path) for path in ([finished] if isinstance(finished, str) else finished or [])]
     taken = {job for path in files for job in restore_results(folder, plan, path, dry_run=True)}
     if not dry_run:  # check before anything is written, the lock file included
@@ -118,21 +119,41 @@ def reproduce(
         console.print(estimate_table(plan, workspace))
         if dry_run:
             return
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        write_study(folder, plan, _facts())
         chosen: Executor = (
             SlurmExecutor(workspace, slurm) if executor == "slurm" else LocalExecutor(workspace, parallel)
         )
-        runner = Runner(plan, workspace, chosen, console)
-        try:
-            runner.run()
-        except KeyboardInterrupt:
-            console.print("interrupted: the same command continues from here")
-            sys.exit(130)
-        report = import_module("experiments.report.study").build_study_report(folder)  # imports matplotlib
-        console.width = max(console.width, 110)  # the table of results needs it
-        console.print(report.table)
-        console.print(f"report: {report.main}")
+        run_study(plan, workspace, chosen, console)
+
+
+def require_report() -> None:
+    """Refuse to begin what could not write its report at the end.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
+    if find_spec("matplotlib") is None:
+        raise InputError("the report at the end needs matplotlib: pip install 'interstack[report]'")
+
+
+def run_study(plan: Plan, workspace: Workspace, executor: Executor, console: Console) -> None:
+    """Run what is left of a plan and write the report; the caller holds the lock of the folder.
+
+    Raises:
+        InputError: jobs failed or could not start; the report is written all the same.
+        SystemExit: an interrupt or SIGTERM ended the running jobs (status 130).
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    write_study(workspace.output, plan, _facts())
+    runner = Runner(plan, workspace, executor, console)
+    try:
+        runner.run()
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command continues from here")
+        sys.exit(130)
+    report = import_module("experiments.report.study").build_report(read_study(workspace.output))  # imports matplotlib
+    console.width = max(console.width, 110)  # the table of results needs it
+    console.print(report.table)
+    console.print(f"report: {report.main}")
     if runner.failed:
         names = ", ".join(job.label for job in runner.failed)
         raise InputError(f"{len(runner.failed)} of {len(plan.to_run)} jobs failed or could not start: {names}")

@@ -114,6 +114,7 @@ class Study:
         references: published rows.
         baseline: row that speed-ups refer to.
         comparisons: planned comparisons; the report gives a verdict on each.
+        notes: sentences that the report shows above its tables.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Study:
     references: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
     comparisons: list[Comparison] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def row(self, name: str) -> Row:
         """Find the row of that name.

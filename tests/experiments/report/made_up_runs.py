@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.report import ReferenceRow, ReportNotes, ReportRun
+from experiments.records.reading import read_run
+from experiments.report.runs import Pair, ReportRun
 
 SUMMARY: dict[str, Any] = {
     "name": "run",
@@ -22,14 +23,6 @@ SUMMARY: dict[str, Any] = {
     "hardware": "2 CPU cores",
     "versions": {},
 }
-REFERENCES = [ReferenceRow("Teacher", 17.72, 2_608_640), ReferenceRow("Untrained", 87.9, 873_472)]
-NOTES = ReportNotes(
-    title="A <small> comparison",
-    command="interstack quickstart",
-    commit="0123abc",
-    hardware="2 CPU cores",
-    versions={"torch": "2.11.0"},
-)
 
 
 def write_run(folder: Path, stages: tuple[int, ...] = (12,), **changes: Any) -> Path:
@@ -66,12 +59,14 @@ def growth_event(depth_before: int, depth: int, step: int) -> dict[str, Any]:
     }
 
 
-def two_runs(folder: Path) -> list[ReportRun]:
-    """Full and InterleaveStack, with everything that a report can show."""
+def two_runs(folder: Path) -> list[Path]:
+    """Folders of Full and InterleaveStack."""
+    grown = {"policy": "interleaved", "train_seconds": 80.0, "train_loss": 0.0513, "val_output": 0.2}
+    return [write_run(folder / "full"), write_run(folder / "interleave", (3, 6, 9, 12), **grown)]
+
+
+def two_pairs(folder: Path) -> list[Pair]:
+    """`two_runs` with everything that a picture can show."""
     matrix = [[1.0 if row == column else 0.4 for column in range(12)] for row in range(12)]
     shown: dict[str, Any] = {"layer_weights": [1 / 13] * 13, "similarity": {"student CKA": matrix}}
-    grown = {"policy": "interleaved", "train_seconds": 80.0, "train_loss": 0.0513, "val_output": 0.2}
-    return [
-        ReportRun(write_run(folder / "full"), "Full", 21.34, **shown),
-        ReportRun(write_run(folder / "interleave", (3, 6, 9, 12), **grown), "Interleave", 24.0, **shown),
-    ]
+    return [(ReportRun(path.name.capitalize(), **shown), read_run(path)) for path in two_runs(folder)]

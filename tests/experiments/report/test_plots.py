@@ -10,28 +10,29 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from experiments.report import ReferenceRow, ReportRun
-from experiments.report.document import Pair, read_runs
-from experiments.report.figures import log_scale, single_axes
-from experiments.report.plots import (
-    depth_vs_step,
-    draw_all,
-    loss_stages,
-    loss_vs_time,
-    per_vs_seconds,
-    running_mean,
-    split_references,
-)
+from experiments.records.reading import read_run
+from experiments.report.figures import Picture, log_scale, require_matplotlib, single_axes
+from experiments.report.heat_maps import layer_weights, similarity
+from experiments.report.plots import depth_vs_step, loss_curves, loss_stages, running_mean
+from experiments.report.runs import Pair, ReportRun
 from experiments.report.theme import DARK, LIGHT, SERIES
-from tests.experiments.report.made_up_runs import REFERENCES, two_runs, write_run
+from tests.experiments.report.made_up_runs import two_pairs, write_run
 
 pytest.importorskip("matplotlib")
-NAMES = ["loss_vs_time", "depth_vs_step", "per_vs_seconds", "similarity", "layer_weights"]
+
+
+def draw_all(pairs: list[Pair]) -> list[Picture]:
+    drawn = [loss_curves(pairs, "time"), depth_vs_step(pairs), similarity(pairs), layer_weights(pairs)]
+    return [picture for picture in drawn if picture is not None]
+
+
+def many_runs(folder: Path, count: int) -> list[Pair]:
+    return [(ReportRun(f"run {i}"), read_run(write_run(folder / f"{i}", (3, 6)))) for i in range(count)]
 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> list[Pair]:
-    return read_runs(two_runs(tmp_path))
+    return two_pairs(tmp_path)
 
 
 def test_running_mean_keeps_length_and_follows_a_line() -> None:
@@ -56,7 +57,7 @@ def test_nan_losses_are_left_out_of_the_curve(pairs: list[Pair]) -> None:
 
 
 def test_growth_is_marked_on_the_curve_that_grows(pairs: list[Pair]) -> None:
-    picture = loss_vs_time(pairs)
+    picture = loss_curves(pairs, "time")
     assert picture is not None
     ticks = [line for line in picture.figure.axes[0].lines if line.get_marker() == "|"]
     assert [float(np.asarray(line.get_xdata())[0]) for line in ticks] == [25, 50, 75]
@@ -64,13 +65,14 @@ def test_growth_is_marked_on_the_curve_that_grows(pairs: list[Pair]) -> None:
 
 
 def test_every_picture_is_drawn_and_looks_opaque_as_png(pairs: list[Pair]) -> None:
-    pictures = draw_all(pairs, REFERENCES)
-    assert [picture.name for picture in pictures] == NAMES
+    pictures = draw_all(pairs)
+    names = ["loss_vs_time", "depth_vs_step", "similarity", "layer_weights"]
+    assert [picture.name for picture in pictures] == names
     assert all(picture.png().startswith(b"\x89PNG") for picture in pictures)
 
 
 def test_svg_follows_the_theme_and_shares_no_id(pairs: list[Pair]) -> None:
-    svgs = [picture.svg() for picture in draw_all(pairs, REFERENCES)]
+    svgs = [picture.svg() for picture in draw_all(pairs)]
     for svg in svgs:
         ElementTree.fromstring(svg)
         assert not any(colour in svg for colour in LIGHT.values())
@@ -83,35 +85,25 @@ def test_svg_follows_the_theme_and_shares_no_id(pairs: list[Pair]) -> None:
 
 
 def test_svg_is_the_same_every_time(pairs: list[Pair]) -> None:
-    first, second = (draw_all(pairs, REFERENCES) for _ in range(2))
+    first, second = (draw_all(pairs) for _ in range(2))
     assert [picture.svg() for picture in first] == [picture.svg() for picture in second]
 
 
 def test_a_negative_similarity_is_not_cut_off(pairs: list[Pair]) -> None:
     run, log = pairs[1]
     negative = replace(run, similarity={"cosine": [[1.0, -0.5], [-0.5, 1.0]]})
-    (picture,) = [one for one in draw_all([(negative, log)], []) if one.name == "similarity"]
+    (picture,) = [one for one in draw_all([(negative, log)]) if one.name == "similarity"]
     assert picture.figure.axes[0].images[0].get_clim() == (-0.5, 1)
 
 
 def test_without_data_there_is_no_picture(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert draw_all(read_runs([ReportRun(empty, "empty")]), REFERENCES) == []
-
-
-def test_a_far_reference_is_named_in_the_caption_instead(pairs: list[Pair]) -> None:
-    near, far = split_references([*REFERENCES, ReferenceRow("unknown")], [21.3, 24.0])
-    assert [row.label for row in near] == ["Teacher"]
-    assert [row.label for row in far] == ["Untrained"]
-    picture = per_vs_seconds(pairs, REFERENCES)
-    assert picture is not None
-    assert "Untrained 87.9" in picture.caption
+    assert draw_all([(ReportRun("empty"), read_run(empty))]) == []
 
 
 def test_ten_runs_stay_apart(tmp_path: Path) -> None:
-    runs = [ReportRun(write_run(tmp_path / f"{i}", (3, 6)), f"run {i}", 20.0 + i % 3) for i in range(10)]
-    picture = loss_vs_time(read_runs(runs))
+    picture = loss_curves(many_runs(tmp_path, 10), "time")
     assert picture is not None
     looks = {
         (line.get_color(), line.get_linestyle()) for line in picture.figure.axes[0].lines if line.get_marker() == "None"
@@ -121,8 +113,8 @@ def test_ten_runs_stay_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "below"), [(6, 0), (8, 1)])
 def test_many_names_stand_below_the_plot_and_few_beside_it(tmp_path: Path, count: int, below: int) -> None:
-    runs = [ReportRun(write_run(tmp_path / f"{i}", (3, 6)), f"run {i}", 20.0) for i in range(count)]
-    for picture in (loss_vs_time(read_runs(runs)), depth_vs_step(read_runs(runs))):
+    runs = many_runs(tmp_path, count)
+    for picture in (loss_curves(runs, "time"), depth_vs_step(runs)):
         assert picture is not None
         picture.figure.draw_without_rendering()
         assert len(picture.figure.legends) == below
@@ -130,15 +122,15 @@ def test_many_names_stand_below_the_plot_and_few_beside_it(tmp_path: Path, count
         assert len(axes.texts) == (0 if below else count)
         if below:
             (legend,) = picture.figure.legends
-            assert [text.get_text() for text in legend.get_texts()] == [run.label for run in runs]
+            assert [text.get_text() for text in legend.get_texts()] == [run.label for run, _ in runs]
             assert legend.get_window_extent().y1 <= axes.xaxis.get_tightbbox().y0
             assert legend.get_window_extent().x1 <= picture.figure.bbox.x1
 
 
-def test_missing_matplotlib_is_one_clear_error(pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'interstack\[report\]'"):
-        draw_all(pairs, REFERENCES)
+        require_matplotlib()
 
 
 def test_themes_name_the_same_colours_and_light_values_are_unique() -> None:

@@ -10,7 +10,8 @@ from datamodules.files import read_json, write_json
 from experiments.records.reading import CURVE_POINTS, read_run, recorded_run, run_record
 from experiments.report.command import report
 from experiments.report.plots import loss_stages
-from experiments.report.study import build_study_report
+from experiments.report.study import build_report
+from experiments.report.study_reading import read_study
 from tests.conftest import REPOSITORY
 from tests.experiments.report.made_up_study import write_study
 
@@ -21,7 +22,7 @@ TEXTS = ("report.md", "report.tex", "report.csv", "report.json", "results.json")
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_study(tmp_path_factory.mktemp("results") / "study", rows=ROWS)
-    build_study_report(folder)
+    build_report(read_study(folder))
     return folder
 
 
@@ -39,7 +40,7 @@ def test_control_results_without_curves_have_no_loss_pictures(study: Path, tmp_p
     content = read_json(study / "results.json")
     for job in content["jobs"]:
         (job["result"] or {}).pop("curves", None)
-    files = build_study_report(write_json(tmp_path / "results.json", content)).files
+    files = build_report(read_study(write_json(tmp_path / "results.json", content))).files
     assert "report.md" in files
     assert "similarity_cka.png" not in files
     assert not any(name.startswith("loss_vs") for name in files)
@@ -62,7 +63,6 @@ def test_what_is_no_study_is_refused(study: Path, tmp_path: Path) -> None:
     run = next((study / "runs").iterdir())
     for arguments, message in (
         ({"folders": [str(study), str(run)]}, "give it alone"),
-        ({"folders": [str(run)], "files": ["report.md"]}, "this is no study"),
         ({"folders": [str(run)]}, "run folders need --output"),
         ({"folders": [str(study / "report.json")]}, r"report\.json is no results\.json"),
     ):
@@ -78,7 +78,7 @@ def test_a_kept_report_is_that_of_its_results(results: Path, tmp_path: Path) -> 
     """If it is older: ``interstack report PATH/results.json --files '[report.md,...]'`` with the pictures there."""
     names = [path.name for path in results.parent.iterdir() if path.name != "results.json"]
     assert len(names) <= 3
-    build_study_report(results, tmp_path, ["report.md", *(name for name in names if name != "report.md")])
+    build_report(read_study(results), tmp_path, ["report.md", *(name for name in names if name != "report.md")])
     assert (results.parent / "report.md").read_text() == (tmp_path / "report.md").read_text()
 
 

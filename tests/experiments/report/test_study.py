@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,14 @@ import numpy as np
 import pytest
 
 from experiments.report.command import report as report_command
-from experiments.report.document import Pair
 from experiments.report.plots import loss_curves
-from experiments.report.study import build_study_report, study_texts, study_values
+from experiments.report.runs import Pair
+from experiments.report.study import build_report, study_texts, study_values
 from experiments.report.study_plots import other_seeds, stage_runs, study_pairs
 from experiments.report.study_reading import FAILED, MISSING, StudyFolder, cell_values, read_study
 from experiments.report.study_tables import column, difference_grid, paired_difference, result_grid
-from tests.experiments.report.made_up_runs import NOTES, REFERENCES, two_runs, write_run
+from tests.experiments.report.made_up_runs import write_run
 from tests.experiments.report.made_up_study import ROWS, write_job, write_study
-from tests.experiments.report.test_build import Page
 
 pytest.importorskip("matplotlib")
 
@@ -29,7 +29,7 @@ pytest.importorskip("matplotlib")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the made-up study, with its report."""
     folder = write_study(tmp_path_factory.mktemp("study") / "table1")
-    build_study_report(folder)
+    build_report(read_study(folder))
     return folder
 
 
@@ -250,7 +250,7 @@ def test_a_study_without_any_result_has_a_report(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", seeds=3, rows=("full_l2l", "interleave_equal"))
     for path in (folder / "jobs").glob("*/result.json"):
         path.unlink()
-    files = build_study_report(folder).files
+    files = build_report(read_study(folder)).files
     forms = {f"report.{form}" for form in ("md", "tex", "csv", "json", "html")}
     assert set(files) == forms | {"results.json"}
     assert "jobs have not been done" in files["report.md"].read_text()
@@ -323,25 +323,36 @@ def test_a_row_of_equal_cost_says_how_near_it_came(tmp_path: Path) -> None:
     assert study_values(read_study(folder))["matched"] == []
 
 
-def test_the_command_serves_studies_quick_starts_and_runs(study: Path, tmp_path: Path) -> None:
-    from experiments.report import build_report
-
+def test_the_command_makes_a_studys_report_again(study: Path, tmp_path: Path) -> None:
     before = (study / "report.json").read_bytes()
     report_command([str(study)])
     assert (study / "report.json").read_bytes() == before
-    quick = tmp_path / "quick"
-    build_report(quick, two_runs(tmp_path / "runs"), REFERENCES, NOTES)
-    (quick / "quickstart.json").write_text("{}")
-    written = {name: (quick / name).read_bytes() for name in ("report.md", "report.json", "report.html")}
-    report_command([str(quick)])
-    assert {name: (quick / name).read_bytes() for name in written} == written
-    runs = [str(write_run(tmp_path / name)) for name in ("a", "b")]
-    report_command(runs, output=str(tmp_path / "both"))
-    assert "| b | none |" in (tmp_path / "both" / "report.md").read_text()
-    with pytest.raises(ValueError, match="need --output"):
-        report_command(runs)
     with pytest.raises(ValueError, match="alone"):
-        report_command([str(study), runs[0]])
+        report_command([str(study), str(write_run(tmp_path / "run"))])
+
+
+class Page(HTMLParser):
+    """Collects what would make a page depend on anything but itself, and unbalanced tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
 
 
 def test_curves_show_every_seed_of_the_study_and_no_other(tmp_path: Path) -> None:

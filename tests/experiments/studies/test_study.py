@@ -24,6 +24,8 @@ def test_every_study_of_the_paper_has_a_mini_variant() -> None:
     assert set(shipped_studies()) == {
         *NAMES,
         *(f"{name}_mini" for name in NAMES),
+        "quickstart",
+        "quickstart_fast",
         "table1_gpu",
         "table1_gpu_short",
         "ablation_targets_whisper",
