@@ -31,7 +31,7 @@ from experiments.superb.results import table_of
 from experiments.superb.running import is_finished, run_task
 from lightning_modules.superb.ctc import Decode
 from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
-from lightning_modules.superb.upstream import Upstream, load_upstream
+from lightning_modules.superb.upstream import Upstream, is_class_path, load_upstream
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ def superb(
     Args:
         task: pr, asr, sf, ks, ic, sid, several of them (pr,sid) or all; or, as a probe only, frames (the phone of each
             frame, on a corpus with phone alignments).
-        upstream: exported student, training checkpoint, any Hugging Face encoder by name or folder, or fbank.
+        upstream: exported student, training checkpoint, any Hugging Face encoder by name or folder, fbank, or the path
+            of your own subclass of Teacher (my_package.MyTeacher) whose __init__ needs no arguments; if it does, give a
+            subclass that sets them.
         data: corpus of the task.
         output: folder of the results, with one folder per task, rate and seed (a probe's is pr_probe); default:
             runs/superb/UPSTREAM.
@@ -212,6 +214,8 @@ def sweep(
 
 
 def _folder_name(upstream: str) -> str:
+    if is_class_path(upstream):
+        return upstream
     path = Path(upstream)
     return path.parent.parent.name if path.suffix == ".ckpt" and path.parent.name == "checkpoints" else path.stem
 
