@@ -20,11 +20,7 @@ from experiments.superb.options import (
     Preset,
     RunSettings,
     TaskData,
-    default_eval_every,
-    default_lr,
-    default_updates,
-    preset_data,
-    task_folder,
+    settings_of,
 )
 from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import table_of
@@ -83,25 +79,23 @@ def superb(
         wandb: settings of Weights & Biases.
     """
     names = task_names(task)
-    if "frames" in names and preset != "probe":
-        raise InputError("task frames is no task of SUPERB's, only a probe: add --preset probe")
+    if preset != "probe" and (probes := [name for name in names if TASK_RECIPES[name].probe_only]):
+        raise InputError(f"task {probes[0]} is no task of SUPERB's, only a probe: add --preset probe")
     if lr is not None and lr_sweep:
         raise InputError("--lr and --lr_sweep exclude each other: the sweep runs the rates of --lr_grid")
     encoder = load_upstream(upstream, normalize)
     folder = Path(output or f"runs/superb/{_folder_name(upstream)}")
-    tasks = []
-    for name in names:
-        total = updates or default_updates(name, preset)
-        settings = RunSettings(
-            task=name,
+    tasks = [
+        settings_of(
+            name,
+            preset,
+            data,
+            folder,
+            lr,
+            updates,
+            eval_every,
             upstream=upstream,
-            data=preset_data(data, preset),
-            output=str(folder / task_folder(name, preset)),
-            preset=preset,
-            lr=lr or default_lr(name, preset),
             seed=seed,
-            updates=total,
-            eval_every=eval_every or default_eval_every(name, preset, total),
             save_every=save_every,
             decode=decode,
             normalize=normalize,
@@ -109,7 +103,8 @@ def superb(
             devices=trainer,
             wandb=wandb,
         )
-        tasks.append(settings)
+        for name in names
+    ]
     # Every corpus is read before the first training, so that a missing one ends the call at once.
     corpora = [_prepare(settings, lr_grid if lr_sweep else [settings.lr]) for settings in tasks]
     results = [
@@ -153,16 +148,14 @@ def superb_probe(
         updates: optimizer updates.
     """
     encoder = load_upstream(upstream) if isinstance(upstream, str) else upstream
-    settings = RunSettings(
-        task=task,
-        upstream=encoder.name,
-        data=preset_data(data, "probe"),
-        output=str(Path(output) / task_folder(task, "probe")),
-        preset="probe",
-        lr=default_lr(task, "probe"),
-        seed=seed,
+    settings = settings_of(
+        task,
+        "probe",
+        data,
+        Path(output),
         updates=updates,
-        eval_every=updates,
+        upstream=encoder.name,
+        seed=seed,
         save_every=updates,
         devices=Devices(accelerator="cpu", progress_bar=False),
         wandb=WandbSettings(mode="disabled"),
