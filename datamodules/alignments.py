@@ -28,16 +28,13 @@ from datamodules.audio import AUDIO_SUFFIXES
 from datamodules.corpus import refuse_twins
 from datamodules.errors import InputError
 from datamodules.files import read_lines, write_text
+from datamodules.frames import HOP, WINDOW
 
 logger = logging.getLogger(__name__)
 
 ALIGNMENTS = "alignments"
 SILENCE = "SIL"
 HEADER = ("utterance", "phone", "start_seconds", "end_seconds")
-HOP = 320
-"""Samples from one frame to the next, in every HuBERT-like front end (20 ms at 16 kHz)."""
-WINDOW = 400
-"""Samples in the window of one frame (25 ms): frame f covers samples [HOP f, HOP f + WINDOW)."""
 
 
 class Segment(NamedTuple):
@@ -195,11 +192,6 @@ def phone_inventory(alignments: Iterable[Alignment]) -> list[str]:
     """All phones, sorted, with ``SIL`` first whether it occurs or not."""
     seen = {segment.phone for alignment in alignments for row in alignment.values() for segment in row}
     return [SILENCE, *sorted(seen - {SILENCE})]
-
-
-def frame_count(num_samples: int) -> int:
-    """Number of frames whose window lies inside ``num_samples``, as HuBERT's seven convolutions output."""
-    return max(0, (num_samples - WINDOW) // HOP + 1)
 
 
 def frame_labels(

@@ -12,16 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.alignments import (
-    WINDOW,
-    Segment,
-    find_audio,
-    frame_count,
-    frame_labels,
-    read_split,
-)
+from datamodules.alignments import Segment, find_audio, frame_labels, read_split
 from datamodules.audio import SAMPLE_RATE, read_audio, usable_samples
 from datamodules.errors import InputError
+from datamodules.frames import WINDOW, count_windows
 
 IGNORED = -100
 """Label of frames that are padding; torch's ``cross_entropy`` leaves it out by default."""
@@ -92,8 +86,8 @@ class FrameLabelDataset(Dataset[FrameBatch]):
         stop = min(start + self.crop_samples, self.num_samples[row])
         waveform_T = torch.zeros(self.crop_samples)
         waveform_T[: stop - start] = torch.from_numpy(read_audio(self.paths[row], SAMPLE_RATE, start, stop))
-        labels_F = torch.full((frame_count(self.crop_samples),), IGNORED)
-        valid = frame_count(stop - start)
+        labels_F = torch.full((count_windows(self.crop_samples),), IGNORED)
+        valid = count_windows(stop - start)
         labels_F[:valid] = torch.from_numpy(frame_labels(self.segments[row], valid, self.phones, start))
         return FrameBatch(waveform_T, labels_F)
 

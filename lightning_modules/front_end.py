@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 
+from datamodules.frames import Length, count_windows
+
 CONV_FIELDS = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_activation")
 
 
@@ -23,6 +25,19 @@ class FrontEnd(NamedTuple):
 
     config: dict[str, Any]
     state_dict: dict[str, Tensor]
+
+
+def conv_frames(config: Any, num_samples: Length) -> list[Length]:
+    """Number of frames after each convolution, for one length or a tensor of lengths (int64).
+
+    Args:
+        config: Hugging Face configuration with ``conv_kernel`` and ``conv_stride``.
+        num_samples: lengths in samples.
+    """
+    lengths = [num_samples]
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        lengths.append(count_windows(lengths[-1], kernel, stride))
+    return lengths[1:]
 
 
 def copyable_front_end(feature_extractor: nn.Module, config: Any) -> FrontEnd | None:

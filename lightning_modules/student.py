@@ -27,7 +27,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from datamodules.errors import InputError
 from lightning_modules.compiling import compile_in_place, compiled_parts
-from lightning_modules.front_end import FrontEnd
+from lightning_modules.front_end import FrontEnd, conv_frames
 from lightning_modules.growth.policies import Initialise, compose_ancestry, kept_positions
 from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end
@@ -208,7 +208,7 @@ class Student(nn.Module):
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Frames (int64, same shape) that the front end outputs for ``num_samples`` samples."""
-        return self.hubert._get_feat_extract_output_lengths(cast(torch.LongTensor, num_samples)).to(torch.long)
+        return conv_frames(self.hubert.config, num_samples.to(torch.long))[-1]
 
     def start_at(self, depth: int) -> None:
         """Cut the freshly built student to the first ``depth`` layers: the first stage of a growing run."""

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from lightning_modules.compiling import Tap, compile_in_place, compiled_parts
-from lightning_modules.front_end import FrontEnd, copyable_front_end, noise
+from lightning_modules.front_end import FrontEnd, conv_frames, copyable_front_end, noise
+from lightning_modules.hidden_states import encoder_states, valid_samples
 from lightning_modules.kernels import Kernels, install
-from lightning_modules.lengths import before_the_end, is_padded
+from lightning_modules.lengths import before_the_end
 from lightning_modules.precision import BF16_TOLERANCE, Precision, best_precision, computing_in, relative_error
 from lightning_modules.teacher_loading import ADVICE, load_config, load_extractor, load_model, resolve_normalize
 
@@ -55,7 +56,8 @@ class Teacher(nn.Module, ABC):
     which returns the layers named by ``hidden_layers`` and ``output_layer``. It stays in eval mode even after
     ``train()``, and a call runs under ``torch.no_grad()``, because a loss cannot save tensors made under
     ``inference_mode`` for its backward pass. It may override ``prepare``, to compute differently on some device,
-    ``share_front_end``, to return its features, and ``settings``, if more settings determine the targets.
+    ``share_front_end``, to return its features, ``settings``, if more settings determine the targets, and
+    ``all_states``, if a probe should read more hidden states.
 
     Attributes:
         sample_rate: sample rate of the waveforms, in Hz.
@@ -108,6 +110,15 @@ class Teacher(nn.Module, ABC):
             if not 1 <= layer <= self.num_layers:
                 raise InputError(f"teacher layer {layer} is out of range: choose layers from 1 to {self.num_layers}")
         self.hidden_layers, self._output_layer = tuple(sorted(set(hidden))), output
+
+    def all_states(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> list[Tensor]:
+        """Hidden states (B, F, D) for a probe: every layer's output, the last one's as it is in the output target.
+
+        It replaces the choice of ``select_layers``. A subclass may put the input of the first layer in front.
+        """
+        self.select_layers(range(1, self.num_layers))
+        targets = self(waveforms_BT, num_samples_B)
+        return [*(targets.hidden[layer] for layer in self.hidden_layers), targets.output_BFD]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -261,7 +272,6 @@ class HuggingFaceTeacher(EncoderTeacher):
         )
         self._shares_front_end = False
         config = load_config(model, revision)
-        self._conv_layout = list(zip(config.conv_kernel, config.conv_stride, strict=True))
         self.model = load_model(model, revision, attn_implementation)
         self.requires_grad_(False).eval()
         self.num_layers, self.hidden_size = len(self.model.encoder.layers), config.hidden_size
@@ -278,10 +288,10 @@ class HuggingFaceTeacher(EncoderTeacher):
         return self.model.encoder
 
     def num_frames(self, num_samples_B: Tensor) -> Tensor:
-        frames_B = num_samples_B.to(torch.long)
-        for kernel, stride in self._conv_layout:
-            frames_B = (torch.div(frames_B - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
-        return frames_B
+        return conv_frames(self.model.config, num_samples_B.to(torch.long))[-1]
+
+    def all_states(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> list[Tensor]:
+        return encoder_states(self.model, waveforms_BT, num_samples_B)
 
     def share_front_end(self) -> None:
         if self.front_end is None:
@@ -348,13 +358,6 @@ class HuggingFaceTeacher(EncoderTeacher):
         )
 
 
-def valid_samples(waveforms_BT: Tensor, num_samples_B: Tensor | None) -> Tensor | None:
-    """Attention mask (B, T) int64; ``None`` if no item is padded, because a mask of ones only costs time."""
-    if num_samples_B is None or not is_padded(num_samples_B, waveforms_BT.shape[1]):
-        return None
-    return before_the_end(num_samples_B, waveforms_BT.shape[1], waveforms_BT.device).long()
-
-
 def normalize_waveforms(waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> Tensor:
     """Normalise to zero mean, unit variance over the valid samples, as ``Wav2Vec2FeatureExtractor``; padding is 0."""
     if num_samples_B is None:
@@ -373,15 +376,16 @@ def build_teacher(spec: dict[str, Any] | Teacher) -> Teacher:
     Raises:
         InputError: ``class_path`` cannot be imported, is not a :class:`Teacher`, or does not set an attribute.
     """
-    teacher = spec if isinstance(spec, Teacher) else _teacher_class(spec)(**spec.get("init_args") or {})
+    if not isinstance(spec, Teacher):
+        spec = teacher_class(str(spec.get("class_path")))(**spec.get("init_args") or {})
     for name in ("sample_rate", "num_layers", "hidden_size", "init_args"):
-        if not hasattr(teacher, name):
-            raise InputError(f"{type(teacher).__name__} must set self.{name} in its __init__")
-    return teacher.requires_grad_(False).eval()
+        if not hasattr(spec, name):
+            raise InputError(f"{type(spec).__name__} must set self.{name} in its __init__")
+    return spec.requires_grad_(False).eval()
 
 
-def _teacher_class(spec: dict[str, Any]) -> type[Teacher]:
-    class_path = str(spec.get("class_path"))
+def teacher_class(class_path: str) -> type[Teacher]:
+    """Import the subclass of :class:`Teacher` at ``class_path``; anything else is an :class:`InputError`."""
     module, _, name = class_path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

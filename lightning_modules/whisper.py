@@ -22,6 +22,7 @@ from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from datamodules.errors import InputError
+from datamodules.frames import count_windows
 from lightning_modules.compiling import compile_in_place
 from lightning_modules.lengths import before_the_end, is_padded
 from lightning_modules.precision import Precision, computing_in
@@ -127,13 +128,32 @@ class WhisperTeacher(EncoderTeacher):
     def encoder(self) -> Any:
         return self.model
 
+    def all_states(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> list[Tensor]:
+        """Hidden states (B, F, D): the input of the first layer and each layer's output, the last one's normed.
+
+        An utterance of more than 30 s is computed in parts of 30 s, without attention between them.
+        """
+        width = waveforms_BT.shape[1]
+        if num_samples_B is None:
+            num_samples_B = torch.full((len(waveforms_BT),), width)
+        hop = self.model.max_source_positions * HOP  # from part to part; a part's last frame extends past it
+        parts = [
+            self._all_states_of_part(waveforms_BT[:, start : start + hop + WINDOW - HOP], num_samples_B - start)
+            for start in range(0, count_windows(width, WINDOW, HOP) * HOP, hop)
+        ]
+        return [torch.cat(states, dim=1) for states in zip(*parts, strict=True)]
+
+    def _all_states_of_part(self, waveforms_BT: Tensor, num_samples_B: Tensor) -> list[Tensor]:
+        last, num_samples_B = self.num_layers, num_samples_B.clamp(0, waveforms_BT.shape[1])
+        states = self.hidden_states(waveforms_BT, num_samples_B, range(last + 1))
+        return [*(states[number] for number in range(last)), self.model.layer_norm(states[last])]
+
     @property
     def settings(self) -> dict[str, Any]:
         return super().settings | {"teacher.pad_to_30_seconds": self._pads}
 
     def num_frames(self, num_samples_B: Tensor) -> Tensor:
-        frames_B = torch.div(num_samples_B.to(torch.long) - WINDOW, HOP, rounding_mode="floor") + 1
-        return frames_B.clamp(min=0)
+        return count_windows(num_samples_B.to(torch.long), WINDOW, HOP)
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
         if self._backend is not None:

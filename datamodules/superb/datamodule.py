@@ -1,10 +1,8 @@
 """Batches of one SUPERB task: endless in training, since s3prl counts steps; dev and tests as in its evaluation."""
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -16,10 +14,9 @@ from datamodules.audio import SAMPLE_RATE, read_audio
 from datamodules.batching import MicroBatch
 from datamodules.errors import InputError
 from datamodules.placement import trains_on_cuda, workers_for
-from datamodules.superb.fluent import read_fluent, require_fluent
-from datamodules.superb.librispeech import read_librispeech, require_librispeech
-from datamodules.superb.recipes import RECIPES, WITH_CORPUS, DataRecipe
-from datamodules.superb.rows import Reading, Row, SuperbCorpus
+from datamodules.superb.recipes import DataRecipe
+from datamodules.superb.registry import SuperbData, find_source, read_corpus
+from datamodules.superb.rows import Row, SuperbCorpus
 from datamodules.superb.samplers import (
     BalancedSampling,
     Crops,
@@ -31,128 +28,9 @@ from datamodules.superb.samplers import (
     WindowSampling,
     balanced_draw,
 )
-from datamodules.superb.snips import read_snips, require_snips
-from datamodules.superb.speech_commands import SILENCE, read_speech_commands, require_speech_commands
-from datamodules.superb.table import read_table, require_table
-from datamodules.superb.voxceleb import read_voxceleb1, require_voxceleb1
-
-logger = logging.getLogger(__name__)
+from datamodules.superb.speech_commands import SILENCE
 
 TargetLength = Callable[[Row], int]
-
-LABEL_LISTS = {"sf": ("slot types",), "ks": ("labels",), "ic": ("actions", "objects", "locations"), "sid": ("labels",)}
-"""Contents of the setting ``labels``, by task."""
-
-
-@dataclass(frozen=True)
-class SuperbData:
-    """The corpus of a task and the parts of it to use.
-
-    Args:
-        root: the corpus folder, in the published layout of the task's corpus, or a ``.tsv`` table (any task).
-        test_root: folder of the test archive of KS, if it is not beside the train archive.
-        train_splits: LibriSpeech splits to train on (PR, ASR).
-        dev_splits: splits on which the checkpoint is selected (PR, ASR).
-        test_splits: splits to test on, each separately (PR, ASR).
-        labels: label lists that replace the corpus's own (SID, and KS with a table: one list; IC: three; SF: one, the
-            slot types).
-        resample: convert files of another rate or several channels (to their mean) instead of treating them as bad.
-        on_bad_audio: "error" stops at the first bad file; "skip" leaves bad files out and counts them.
-        max_train_utterances: size of a random subset of train, for probes; default: all utterances.
-        max_eval_utterances: size of a random subset of dev and of each test, for probes; default: all utterances.
-        num_workers: loader processes per rank. The default is 2; on a GPU it is the number of cores per process minus
-            one, from 2 to 8.
-        cache_dir: folder of cached LibriSpeech manifests; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
-    """
-
-    root: str
-    test_root: str | None = None
-    train_splits: Sequence[str] = ("train-clean-100",)
-    dev_splits: Sequence[str] = ("dev-clean",)
-    test_splits: Sequence[str] = ("test-clean",)
-    labels: list[list[str]] | None = None
-    resample: bool = False
-    on_bad_audio: Literal["error", "skip"] = "error"
-    max_train_utterances: int | None = None
-    max_eval_utterances: int | None = None
-    num_workers: int | None = None
-    cache_dir: str | None = None
-
-
-def read_corpus(task: str, data: SuperbData, seed: int = 1337) -> SuperbCorpus:
-    """Read the corpus of a task, limited to the subsets of ``data``.
-
-    Raises:
-        InputError: there is no such task, the corpus is missing, or it has an error.
-    """
-    if task not in WITH_CORPUS:
-        raise InputError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
-    require_label_lists(task, data)
-    corpus = _read(task, data, Reading(data.resample, data.on_bad_audio))
-    if corpus.skipped:
-        first = corpus.skipped[0]
-        logger.warning("%d files left out, the first: %s: %s", len(corpus.skipped), first.path, first.reason)
-    return limited(corpus, data, seed)
-
-
-def require_corpus(task: str, data: SuperbData) -> None:
-    """Check that the folder has the layout of the task's corpus, without reading audio.
-
-    Raises:
-        InputError: there is no such task, or a file or folder is missing.
-    """
-    if task not in WITH_CORPUS:
-        raise InputError(f"there is no corpus of task {task!r}; choose one of {', '.join(WITH_CORPUS)}")
-    if data.root.endswith(".tsv"):
-        require_table(data.root, task)
-    elif task in ("pr", "asr"):
-        require_librispeech(data.root, [*data.train_splits, *data.dev_splits, *data.test_splits])
-    elif task == "ks":
-        require_speech_commands(data.root, data.test_root)
-    else:
-        {"sf": require_snips, "ic": require_fluent, "sid": require_voxceleb1}[task](data.root)
-
-
-def require_label_lists(task: str, data: SuperbData) -> None:
-    """Check that the setting ``labels`` fits the task.
-
-    Raises:
-        InputError: the task has no labels, its corpus fixes them, or the number of lists is wrong.
-    """
-    if data.labels is None:
-        return
-    if task == "ks" and not data.root.endswith(".tsv"):
-        raise InputError("`labels` does not fit task ks: Speech Commands has twelve fixed labels; a .tsv table has any")
-    if task not in LABEL_LISTS:
-        what = "phones of alignments" if task == "frames" else "transcripts"
-        raise InputError(f"`labels` does not fit task {task}: its targets are {what}")
-    if len(data.labels) != len(LABEL_LISTS[task]):
-        needed = ", ".join(LABEL_LISTS[task])
-        raise InputError(
-            f"`labels` has {len(data.labels)} lists; task {task} needs {len(LABEL_LISTS[task])} ({needed})"
-        )
-
-
-def limited(corpus: SuperbCorpus, data: SuperbData, seed: int) -> SuperbCorpus:
-    """The corpus with a random subset of each split, of the size that ``data`` allows."""
-    return replace(
-        corpus,
-        train=_subset(corpus.train, data.max_train_utterances, seed),
-        dev=_subset(corpus.dev, data.max_eval_utterances, seed),
-        tests={name: _subset(rows, data.max_eval_utterances, seed) for name, rows in corpus.tests.items()},
-    )
-
-
-def _read(task: str, data: SuperbData, reading: Reading) -> SuperbCorpus:
-    if data.root.endswith(".tsv"):
-        return read_table(data.root, task, data.labels, reading)
-    if task in ("pr", "asr"):
-        splits = (data.train_splits, data.dev_splits, data.test_splits)
-        return read_librispeech(data.root, *splits, reading, data.cache_dir)
-    if task == "ks":
-        return read_speech_commands(data.root, data.test_root, reading)
-    reader = {"sf": read_snips, "ic": read_fluent, "sid": read_voxceleb1}[task]
-    return reader(data.root, data.labels, reading)
 
 
 class SuperbBatch(NamedTuple):
@@ -237,7 +115,7 @@ class SuperbDataModule(L.LightningDataModule):
     continues at ``global_step * accumulate_grad_batches``, so checkpoints must be made between optimizer steps.
 
     Args:
-        task: a key of :data:`datamodules.superb.recipes.RECIPES`.
+        task: a key of :data:`datamodules.superb.registry.SOURCES`.
         data: the corpus and the parts of it to use.
         target_length: function that returns the encoded length of a row's target; needed for window sampling (PR, SF).
         recipe: recipe of the batches; by default the task's.
@@ -261,10 +139,8 @@ class SuperbDataModule(L.LightningDataModule):
         keep_bytes: int = 0,
     ) -> None:
         super().__init__()
-        if recipe is None and task not in RECIPES:
-            raise InputError(f"there is no task {task!r}; choose one of {', '.join(RECIPES)}")
         self.task, self.data, self.target_length, self.seed = task, data, target_length, seed
-        self.recipe = recipe or RECIPES[task]
+        self.recipe = recipe or find_source(task).recipe
         if self.recipe.sampling == "window" and target_length is None:
             raise InputError(f"task {task} sorts its utterances by target length: give target_length")
         self._corpus, self.keep_bytes = corpus, keep_bytes
@@ -345,13 +221,6 @@ def _lengths(rows: list[Row]) -> np.ndarray:
 
 def _classes(rows: list[Row]) -> np.ndarray:
     return np.array([row.target for row in rows])
-
-
-def _subset(rows: list[Row], most: int | None, seed: int) -> list[Row]:
-    """At most ``most`` rows, chosen at random and kept in order."""
-    if most is None or len(rows) <= most:
-        return rows
-    return [rows[index] for index in sorted(np.random.default_rng(seed).permutation(len(rows))[:most])]
 
 
 def _as_it_is(batch: SuperbBatch) -> SuperbBatch:

@@ -1,4 +1,4 @@
-"""Recipes of the batches of each task, with the constants of the SUPERB configs (s3prl v0.4.18)."""
+"""The recipe of a task's batches; the constants of :mod:`datamodules.superb.registry` are those of s3prl v0.4.18."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -36,19 +36,3 @@ class DataRecipe:
     def effective_batch(self) -> int:
         """Utterances per optimizer update with full batches, over all ranks."""
         return self.batch_size * self.accumulate // (2 if self.sampling == "halved" else 1)
-
-
-RECIPES: dict[str, DataRecipe] = {
-    "pr": DataRecipe("window", batch_size=16, accumulate=2),
-    # The config has 32; training uses its halves of 16.
-    "asr": DataRecipe("halved", batch_size=32),
-    "sf": DataRecipe("window", batch_size=32),
-    "ks": DataRecipe(
-        "balanced", batch_size=32, eval_batch_size=32, silence_samples=16_000, gain_db=-3.0, balanced_dev=True
-    ),
-    "ic": DataRecipe("shuffled", batch_size=32, eval_batch_size=32),
-    "sid": DataRecipe("shuffled", batch_size=8, accumulate=4, train_max_samples=128_000),
-    "frames": DataRecipe("shuffled", batch_size=16),  # a probe, on any corpus with phone alignments
-}
-WITH_CORPUS = tuple(task for task in RECIPES if task != "frames")
-"""Tasks with a published SUPERB corpus."""

@@ -30,8 +30,8 @@ from experiments.analysis.cka import layer_similarity
 from experiments.analysis.depth_use import depth_use
 from experiments.report.stage_figures import copies_picture, depth_use_picture, stages_picture
 from lightning_modules.export import load_student
+from lightning_modules.hidden_states import encoder_states
 from lightning_modules.objective import ObjectiveConfig, get_distance
-from lightning_modules.superb.upstream import EncoderUpstream
 from lightning_modules.target_normalization import TargetNormalizer, TargetStatistics
 from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
 
@@ -180,8 +180,7 @@ def _all_layers(teacher: Teacher, waveform_T: Tensor) -> tuple[Tensor, list[Tens
 def _analyse(path: Path, waveforms: Sequence[Tensor], targets: list[tuple[Tensor, list[Tensor]]] | None) -> Stage:
     student = load_student(path)
     # HuBERT's first hidden state is the input of layer 1, not a layer's output.
-    upstream = EncoderUpstream(student.model, normalize=False, name=path.name)
-    states = [torch.cat(upstream([waveform_T])[1:]) for waveform_T in waveforms]
+    states = [torch.cat(encoder_states(student.model, waveform_T[None])[1:]) for waveform_T in waveforms]
     layers = list(torch.cat(states, dim=1))
     cka = layer_similarity(layers)
     ancestry = list(student.meta.get("ancestry") or range(len(layers)))

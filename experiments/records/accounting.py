@@ -19,24 +19,17 @@ from callbacks.stacking import StackingCallback
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import read_json
+from datamodules.frames import count_windows
 from datamodules.librispeech import LibriSpeechDataModule
 from experiments.records.reading import RunLog, read_run
 from experiments.training.defaults import default_of
-from lightning_modules.front_end import CONV_FIELDS, FrontEnd, feat_extract_norm
+from lightning_modules.front_end import CONV_FIELDS, FrontEnd, conv_frames, feat_extract_norm
 from lightning_modules.growth.policies import default_stages
 from lightning_modules.growth.schedules import mean_depth, stage_lengths
 from lightning_modules.objective import ObjectiveConfig, intermediate_layers
 from lightning_modules.student import StudentConfig, hubert_config
 from lightning_modules.teacher_loading import WHISPER
 from lightning_modules.whisper import HOP, WINDOW
-
-
-def conv_frames(config: Any, num_samples: int) -> list[int]:
-    """Count the frames after each convolution of the front end."""
-    frames = [num_samples]
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        frames.append((frames[-1] - kernel) // stride + 1)
-    return frames[1:]
 
 
 def front_end_flops(config: Any, num_samples: int) -> list[int]:
@@ -75,7 +68,7 @@ def teacher_flops(config: Any, num_samples: int, layers: int, padded: bool = Fal
         padded: whether Whisper gets the utterance padded with silence to 30 s.
     """
     if config.model_type == WHISPER:
-        frames = config.max_source_positions if padded else (num_samples - WINDOW) // HOP + 1
+        frames = config.max_source_positions if padded else count_windows(num_samples, WINDOW, HOP)
         bins, width = config.num_mel_bins, config.hidden_size
         # Mel bins from 201 values of the spectrum, and two kernels of 3; the first half has two frames of 10 ms each.
         below = 2 * 2 * frames * bins * (WINDOW // 2 + 1) + 3 * (2 * 2 * frames * bins * width + 2 * frames * width**2)

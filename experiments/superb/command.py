@@ -20,18 +20,14 @@ from experiments.superb.options import (
     Preset,
     RunSettings,
     TaskData,
-    default_eval_every,
-    default_lr,
-    default_updates,
-    preset_data,
-    task_folder,
+    settings_of,
 )
 from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import table_of
 from experiments.superb.running import is_finished, run_task
 from lightning_modules.superb.ctc import Decode
 from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
-from lightning_modules.superb.upstream import Upstream, load_upstream
+from lightning_modules.superb.upstream import Upstream, is_class_path, load_upstream
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +56,9 @@ def superb(
     Args:
         task: pr, asr, sf, ks, ic, sid, several of them (pr,sid) or all; or, as a probe only, frames (the phone of each
             frame, on a corpus with phone alignments).
-        upstream: exported student, training checkpoint, any Hugging Face encoder by name or folder, or fbank.
+        upstream: exported student, training checkpoint, any Hugging Face encoder by name or folder, fbank, or the path
+            of your own subclass of Teacher (my_package.MyTeacher) whose __init__ needs no arguments; if it does, give a
+            subclass that sets them.
         data: corpus of the task.
         output: folder of the results, with one folder per task, rate and seed (a probe's is pr_probe); default:
             runs/superb/UPSTREAM.
@@ -81,25 +79,23 @@ def superb(
         wandb: settings of Weights & Biases.
     """
     names = task_names(task)
-    if "frames" in names and preset != "probe":
-        raise InputError("task frames is no task of SUPERB's, only a probe: add --preset probe")
+    if preset != "probe" and (probes := [name for name in names if TASK_RECIPES[name].probe_only]):
+        raise InputError(f"task {probes[0]} is no task of SUPERB's, only a probe: add --preset probe")
     if lr is not None and lr_sweep:
         raise InputError("--lr and --lr_sweep exclude each other: the sweep runs the rates of --lr_grid")
     encoder = load_upstream(upstream, normalize)
     folder = Path(output or f"runs/superb/{_folder_name(upstream)}")
-    tasks = []
-    for name in names:
-        total = updates or default_updates(name, preset)
-        settings = RunSettings(
-            task=name,
+    tasks = [
+        settings_of(
+            name,
+            preset,
+            data,
+            folder,
+            lr,
+            updates,
+            eval_every,
             upstream=upstream,
-            data=preset_data(data, preset),
-            output=str(folder / task_folder(name, preset)),
-            preset=preset,
-            lr=lr or default_lr(name, preset),
             seed=seed,
-            updates=total,
-            eval_every=eval_every or default_eval_every(name, preset, total),
             save_every=save_every,
             decode=decode,
             normalize=normalize,
@@ -107,7 +103,8 @@ def superb(
             devices=trainer,
             wandb=wandb,
         )
-        tasks.append(settings)
+        for name in names
+    ]
     # Every corpus is read before the first training, so that a missing one ends the call at once.
     corpora = [_prepare(settings, lr_grid if lr_sweep else [settings.lr]) for settings in tasks]
     results = [
@@ -151,16 +148,14 @@ def superb_probe(
         updates: optimizer updates.
     """
     encoder = load_upstream(upstream) if isinstance(upstream, str) else upstream
-    settings = RunSettings(
-        task=task,
-        upstream=encoder.name,
-        data=preset_data(data, "probe"),
-        output=str(Path(output) / task_folder(task, "probe")),
-        preset="probe",
-        lr=default_lr(task, "probe"),
-        seed=seed,
+    settings = settings_of(
+        task,
+        "probe",
+        data,
+        Path(output),
         updates=updates,
-        eval_every=updates,
+        upstream=encoder.name,
+        seed=seed,
         save_every=updates,
         devices=Devices(accelerator="cpu", progress_bar=False),
         wandb=WandbSettings(mode="disabled"),
@@ -212,6 +207,8 @@ def sweep(
 
 
 def _folder_name(upstream: str) -> str:
+    if is_class_path(upstream):
+        return upstream
     path = Path(upstream)
     return path.parent.parent.name if path.suffix == ".ckpt" and path.parent.name == "checkpoints" else path.stem
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from datamodules.errors import InputError
-from datamodules.superb.datamodule import SuperbData
-from datamodules.superb.recipes import RECIPES, DataRecipe
+from datamodules.superb.recipes import DataRecipe
+from datamodules.superb.registry import SuperbData, find_source
 from experiments.records.loggers import WandbSettings
 from lightning_modules.superb.ctc import Decode
 from lightning_modules.superb.recipes import TASK_RECIPES
@@ -93,7 +94,7 @@ class RunSettings:
     @property
     def recipe(self) -> DataRecipe:
         """SUPERB's batches; the probe's are small and shuffled, with whole utterances (KS's stay balanced)."""
-        recipe = RECIPES[self.task]
+        recipe = find_source(self.task).recipe
         if not self.is_probe:
             return recipe
         sampling: Literal["balanced", "shuffled"] = "balanced" if recipe.sampling == "balanced" else "shuffled"
@@ -107,23 +108,43 @@ def task_folder(task: str, preset: Preset) -> str:
     return f"{task}_probe" if preset == "probe" else task
 
 
-def default_lr(task: str, preset: Preset) -> float:
-    return PROBE_LR if preset == "probe" else TASK_RECIPES[task].lr
+def settings_of(
+    task: str,
+    preset: Preset,
+    data: TaskData,
+    folder: Path,
+    lr: float | None = None,
+    updates: int | None = None,
+    eval_every: int | None = None,
+    **shared: Any,
+) -> RunSettings:
+    """Settings of a task's run; what is ``None`` follows from preset and task.
+
+    Args:
+        task: name of the task.
+        preset: preset of the run.
+        data: corpus of the task; the probe takes few utterances of it, unless it sets a limit.
+        folder: parent folder of the task's.
+        lr: learning rate.
+        updates: optimizer updates.
+        eval_every: updates between evaluations; one at the end for the probe, whose learning rate falls to zero.
+        **shared: the fields of :class:`RunSettings` that do not depend on the task.
+    """
+    recipe, is_probe = TASK_RECIPES[task], preset == "probe"
+    updates = updates or (PROBE_UPDATES if is_probe else recipe.updates)
+    return RunSettings(
+        task=task,
+        preset=preset,
+        data=_few_utterances(data) if is_probe else data,
+        output=str(folder / task_folder(task, preset)),
+        lr=lr or (PROBE_LR if is_probe else recipe.lr),
+        updates=updates,
+        eval_every=eval_every or (updates if is_probe else min(updates, recipe.eval_every)),
+        **shared,
+    )
 
 
-def default_updates(task: str, preset: Preset) -> int:
-    return PROBE_UPDATES if preset == "probe" else TASK_RECIPES[task].updates
-
-
-def default_eval_every(task: str, preset: Preset, updates: int) -> int:
-    """Updates between evaluations; one at the end for the probe, whose learning rate falls to zero."""
-    return updates if preset == "probe" else min(updates, TASK_RECIPES[task].eval_every)
-
-
-def preset_data(data: TaskData, preset: Preset) -> TaskData:
-    """Limit the probe to few utterances unless the settings set a limit."""
-    if preset != "probe":
-        return data
+def _few_utterances(data: TaskData) -> TaskData:
     return replace(
         data,
         max_train_utterances=data.max_train_utterances or PROBE_TRAIN_UTTERANCES,

@@ -3,25 +3,22 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from datamodules.alignments import corpus_folder
 from datamodules.errors import InputError
-from datamodules.superb.aligned import read_aligned
-from datamodules.superb.datamodule import limited, read_corpus, require_corpus, require_label_lists
-from datamodules.superb.rows import Reading, Row, SuperbCorpus
+from datamodules.superb.registry import find_source, read_corpus, require_label_lists
+from datamodules.superb.rows import Row, SuperbCorpus
 from experiments.superb.options import RunSettings, TaskData
 from lightning_modules.superb.ctc import is_feasible
-from lightning_modules.superb.frames import FrameTask
-from lightning_modules.superb.tasks import CtcTask, ProbeStart, Task, build_task
-from lightning_modules.superb.tokenizers import PhoneTokenizer, read_lexicon
+from lightning_modules.superb.recipes import build_task
+from lightning_modules.superb.tasks import ProbeStart, Task, TaskInputs
+from lightning_modules.superb.tokenizers import Tokenizer
 from lightning_modules.superb.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
 MOST_WORDS_SHOWN = 20
-TABLE_WITHOUT_LEXICON = "task pr with a table needs --data.lexicon: files of lines 'WORD PHONE PHONE ...'"
 
 
 @dataclass(frozen=True)
@@ -42,27 +39,27 @@ class Prepared:
 
     def target_length(self, row: Row) -> int:
         """Encoded length of the target, ``<eos>`` included."""
-        assert isinstance(self.task, CtcTask)
+        assert self.task.tokenizer is not None
         return len(self.task.tokenizer.encode(row.target))
 
     def infeasible(self, upstream: Upstream) -> dict[str, int]:
         """Count utterances by split that have too few frames for their target: they have no loss, but are scored."""
-        task = self.task
-        if not isinstance(task, CtcTask):
+        tokenizer = self.task.tokenizer
+        if tokenizer is None:
             return {}
 
         def frames(row: Row) -> int:
             return min(round(row.num_samples / upstream.rate), upstream.num_frames(row.num_samples))
 
         return {
-            split: sum(not is_feasible(task.tokenizer.encode(row.target), frames(row)) for row in rows)
+            split: sum(not is_feasible(tokenizer.encode(row.target), frames(row)) for row in rows)
             for split, rows in self.corpus.splits.items()
         }
 
     def probe_start(self, upstream: Upstream) -> ProbeStart:
         """Count frames and symbols of the training set."""
         frames = sum(upstream.num_frames(row.num_samples) for row in self.corpus.train)
-        symbols = sum(map(self.target_length, self.corpus.train)) if isinstance(self.task, CtcTask) else 0
+        symbols = sum(map(self.target_length, self.corpus.train)) if self.task.tokenizer else 0
         return ProbeStart(frames, symbols)
 
 
@@ -85,36 +82,24 @@ def prepare(settings: RunSettings) -> Prepared:
 
 
 def _prepared(settings: RunSettings) -> Prepared:
-    data = settings.data
-    if settings.task == "frames":
-        corpus = _aligned_corpus(settings.task, data, settings.seed)
-        return _counted(FrameTask(corpus.labels[0]), corpus)
-    if settings.task != "pr":
-        corpus = read_corpus(settings.task, data, settings.seed)
-        return _counted(build_task(settings.task, corpus.labels, None, settings.decode), corpus)
-    if data.lexicon is None and not data.root.endswith(".tsv"):
-        corpus = _aligned_corpus("pr", data, settings.seed)
-        return _counted(build_task("pr", [], PhoneTokenizer(corpus.labels[0]), settings.decode), corpus)
-    if data.lexicon is None:
-        raise InputError(TABLE_WITHOUT_LEXICON)
-    paths = [data.lexicon] if isinstance(data.lexicon, str) else list(data.lexicon)
-    tokenizer = PhoneTokenizer(lexicon=read_lexicon(paths))
-    corpus, left_out = _known_words(read_corpus("pr", data, settings.seed), tokenizer, data)
-    return _counted(build_task("pr", [], tokenizer, settings.decode), corpus, left_out)
-
-
-def _counted(task: Task, corpus: SuperbCorpus, unknown_words: dict[str, int] | None = None) -> Prepared:
-    symbols = _unknown_symbols(task, corpus)
+    task, data = settings.task, settings.data
+    require_label_lists(task, data)  # before what follows, because its error has nothing to do with phones
+    with _asking_for_phones(task, data):
+        corpus = read_corpus(task, data, settings.seed, data.lexicon is not None)
+    lexicon = [data.lexicon] if isinstance(data.lexicon, str) else data.lexicon
+    built = build_task(task, TaskInputs(corpus.labels, lexicon, settings.decode))
+    corpus, unknown_words = _known_words(corpus, built, data)
+    symbols = _unknown_symbols(built.tokenizer, corpus)
     counts = {split: found.total() for split, found in symbols.items()}
     if shown := sorted(set[str]().union(*symbols.values())):
-        log.warning("the inventory of task %s lacks %s, which become <unk>: %s", task.name, " ".join(shown), counts)
-    return Prepared(task, corpus, unknown_words or {}, counts)
+        log.warning("the inventory of task %s lacks %s, which become <unk>: %s", task, " ".join(shown), counts)
+    return Prepared(built, corpus, unknown_words, counts)
 
 
-def _unknown_symbols(task: Task, corpus: SuperbCorpus) -> dict[str, Counter[str]]:
-    if not isinstance(task, CtcTask):
+def _unknown_symbols(tokenizer: Tokenizer | None, corpus: SuperbCorpus) -> dict[str, Counter[str]]:
+    if tokenizer is None:
         return {}
-    tokenizer, known = task.tokenizer, set(task.tokenizer.symbols)
+    known = set(tokenizer.symbols)
     return {
         split: Counter(symbol for row in rows for symbol in tokenizer.target(row.target) if symbol not in known)
         for split, rows in corpus.splits.items()
@@ -127,42 +112,31 @@ def require_inputs(task: str, data: TaskData) -> None:
     Raises:
         InputError: something is missing.
     """
-    if task == "frames":
-        corpus_folder(data.root)
-    elif task == "pr" and data.lexicon is None:
-        if data.root.endswith(".tsv"):
-            raise InputError(TABLE_WITHOUT_LEXICON)
-        with _asking_for_phones():
-            corpus_folder(data.root)
-    else:
-        require_corpus(task, data)
+    with _asking_for_phones(task, data):
+        find_source(task).corpus_of(data, data.lexicon is not None).require(data)
 
 
 @contextmanager
-def _asking_for_phones() -> Iterator[None]:
+def _asking_for_phones(task: str, data: TaskData) -> Iterator[None]:
+    """Name the lexicon in the errors of a task that needs one and reads alignments without it."""
+    if find_source(task).without_lexicon is None or data.lexicon is not None:
+        yield
+        return
+    if data.is_table:
+        raise InputError(f"task {task} with a table needs --data.lexicon: files of lines 'WORD PHONE PHONE ...'")
     try:
         yield
     except ValueError as error:
         raise InputError(
-            f"task pr needs phones: give --data.lexicon (files of lines 'WORD PHONE PHONE ...'), or a corpus with "
+            f"task {task} needs phones: give --data.lexicon (files of lines 'WORD PHONE PHONE ...'), or a corpus with "
             f"phone alignments ({error})"
         ) from error
 
 
-def _aligned_corpus(task: str, data: TaskData, seed: int) -> SuperbCorpus:
-    require_label_lists(task, data)
-    reading, timed = Reading(data.resample, data.on_bad_audio), task == "frames"
-    with nullcontext() if timed else _asking_for_phones():
-        corpus = read_aligned(data.root, data.train_splits, data.dev_splits, data.test_splits, reading, timed)
-    return limited(corpus, data, seed)
-
-
-def _known_words(
-    corpus: SuperbCorpus, tokenizer: PhoneTokenizer, data: TaskData
-) -> tuple[SuperbCorpus, dict[str, int]]:
+def _known_words(corpus: SuperbCorpus, task: Task, data: TaskData) -> tuple[SuperbCorpus, dict[str, int]]:
     """Leave out the utterances with unknown words; return the corpus and their number by split."""
     missing = sorted(
-        {word for rows in corpus.splits.values() for row in rows for word in tokenizer.missing(row.target)}
+        {word for rows in corpus.splits.values() for row in rows for word in task.unknown_words(row.target)}
     )
     if not missing:
         return corpus, {}
@@ -172,7 +146,7 @@ def _known_words(
             f"the lexicon lacks {len(missing)} words of the corpus: {words}. Add a lexicon that has them "
             "(SUPERB's is two files), or leave their utterances out with --data.unknown_words skip"
         )
-    kept = {name: _covered(rows, tokenizer) for name, rows in corpus.splits.items()}
+    kept = {name: _covered(rows, task) for name, rows in corpus.splits.items()}
     left_out = {name: len(rows) - len(kept[name]) for name, rows in corpus.splits.items()}
     log.warning("left out utterances with one of %d unknown words (%s): %s", len(missing), words, left_out)
     if empty := [name for name, rows in kept.items() if not rows]:
@@ -181,5 +155,5 @@ def _known_words(
     return replace(corpus, train=kept["train"], dev=kept["dev"], tests=tests), left_out
 
 
-def _covered(rows: Sequence[Row], tokenizer: PhoneTokenizer) -> list[Row]:
-    return [row for row in rows if not tokenizer.missing(row.target)]
+def _covered(rows: Sequence[Row], task: Task) -> list[Row]:
+    return [row for row in rows if not task.unknown_words(row.target)]

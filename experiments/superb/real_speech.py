@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from datamodules.files import read_json, read_lines, write_json, write_text
+from datamodules.superb.registry import find_source
 from datamodules.superb.speech_commands import split_of
 from experiments import cli
 from experiments.superb.options import task_folder
@@ -131,7 +132,7 @@ def _arguments(probe: Probe, upstream: str, root: Path, models: Path, folder: Pa
     arguments += ["--data.root", str(folder / "tables" / f"{probe.table}.tsv"), "--data.num_workers", "0"]
     arguments += ["--output", str(_runs(folder, upstream, probe)), *probe.options]
     arguments += ["--trainer.accelerator", "cpu", "--trainer.progress_bar", "false", "--wandb.mode", "disabled"]
-    if probe.task == "pr":
+    if find_source(probe.task).without_lexicon is not None:
         arguments += ["--data.lexicon", str(root / "lexicon" / "lexicon_for_these_transcripts.txt")]
     return arguments
 

@@ -1,7 +1,8 @@
 """``python -m experiments.superb.throughput --upstream MODEL``: time an optimizer update of every SUPERB task.
 
-Batches are the recipes', and utterances are noise of one length (SECONDS), so no corpus is needed. The feature cache
-is measured warm, with every utterance's states on disk. The result is a Markdown table on the standard output.
+Batches are the recipes', and utterances are noise of one length (:func:`seconds_of`), so no corpus is needed. The
+feature cache is measured warm, with every utterance's states on disk. The result is a Markdown table on the standard
+output.
 """
 
 import tempfile
@@ -16,19 +17,22 @@ import soundfile
 import torch
 
 from callbacks.summary import hardware
+from datamodules.audio import SAMPLE_RATE
+from datamodules.errors import InputError
 from datamodules.files import write_text
 from datamodules.superb.datamodule import SuperbDataModule
-from datamodules.superb.recipes import RECIPES
+from datamodules.superb.registry import find_source
 from experiments.records.runs import git_commit
 from experiments.superb.options import RunSettings, TaskData
 from experiments.superb.preparation import prepare
 from experiments.superb.running import build_module
-from lightning_modules.superb.recipes import TASK_RECIPES
+from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
 from lightning_modules.superb.task_module import deterministic_cudnn
 from lightning_modules.superb.upstream import load_upstream
 
-SECONDS = {"pr": 3.0, "asr": 3.0, "sf": 3.0, "ks": 1.0, "ic": 3.0, "sid": 8.0}
-UTTERANCES = 64
+DEFAULT_SECONDS, UTTERANCES = 3.0, 64
+COLUMNS = {"text": " ".join(["HELLO"] * 6), "tags": " ".join(["O"] * 5 + ["artist"])}
+"""Values of columns that are not labels: six words, each with a tag."""
 
 
 class UpdateTimer(L.Callback):
@@ -44,15 +48,25 @@ class UpdateTimer(L.Callback):
             self.ends.append(time.perf_counter())
 
 
-def write_corpus(folder: Path, seconds: float) -> Path:
-    """Write one table of noise for all tasks, with six words per utterance."""
-    lines = ["path\tsplit\ttext\ttags\tlabel\taction\tobject\tlocation"]
+def seconds_of(task: str) -> float:
+    """Seconds of an utterance: the length to which the recipe crops, or three."""
+    recipe = find_source(task).recipe
+    crop = recipe.train_max_samples or recipe.silence_samples
+    return crop / SAMPLE_RATE if crop else DEFAULT_SECONDS
+
+
+def write_corpus(folder: Path, task: str) -> Path:
+    """Write a table of noise for the task; an utterance has six words and the label ``one``."""
+    layout = find_source(task).table
+    if layout is None:
+        raise InputError(f"task {task} reads no table, so it cannot be timed: choose some of {','.join(SUPERB_TASKS)}")
+    values = "\t".join(COLUMNS.get(name, "one") for name in layout.columns)
+    lines = ["\t".join(("path", "split", *layout.columns))]
     for number in range(UTTERANCES + 2):
         split = {UTTERANCES: "dev", UTTERANCES + 1: "test"}.get(number, "train")
-        noise_T = np.random.default_rng(number).standard_normal(int(seconds * 16_000)) * 0.1
-        soundfile.write(folder / f"{number}.wav", noise_T, 16_000)
-        text, tags = " ".join(["HELLO"] * 6), " ".join(["O"] * 5 + ["artist"])
-        lines.append(f"{number}.wav\t{split}\t{text}\t{tags}\tone\tone\tone\tone")
+        noise_T = np.random.default_rng(number).standard_normal(int(seconds_of(task) * SAMPLE_RATE)) * 0.1
+        soundfile.write(folder / f"{number}.wav", noise_T, SAMPLE_RATE)
+        lines.append(f"{number}.wav\t{split}\t{values}")
     write_text(folder / "lexicon.txt", "HELLO HH AH0 L OW1\n")
     path = folder / "table.tsv"
     write_text(path, "\n".join(lines) + "\n")
@@ -64,7 +78,7 @@ def seconds_per_update(task: str, upstream: str, cached: bool, updates: int, acc
     """Mean over ``updates`` after a first one that is not counted; with the cache, it is filled beforehand."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        table = write_corpus(folder, SECONDS[task])
+        table = write_corpus(folder, task)
         data = TaskData(str(table), num_workers=0, lexicon=str(folder / "lexicon.txt"))
         settings = RunSettings(
             task=task,
@@ -118,7 +132,7 @@ def _fill(module: Any, batches: SuperbDataModule) -> None:
 
 
 def superb_throughput(
-    upstream: str, tasks: str = "pr,asr,sf,ks,ic,sid", updates: int = 2, accelerator: str = "auto"
+    upstream: str, tasks: str = ",".join(SUPERB_TASKS), updates: int = 2, accelerator: str = "auto"
 ) -> None:
     """Measure all tasks and print the table.
 
@@ -139,7 +153,7 @@ def superb_throughput(
 
 
 def _batch(task: str) -> str:
-    return f"{RECIPES[task].effective_batch} x {SECONDS[task]:g}"
+    return f"{find_source(task).recipe.effective_batch} x {seconds_of(task):g}"
 
 
 if __name__ == "__main__":

@@ -4,31 +4,36 @@ It needs far less speech than CTC, since every frame has a label. Shapes: B batc
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from datamodules.alignments import SILENCE, frame_labels, segments_of
+from datamodules.frames import HOP
 from lightning_modules.superb.heads import ProbeLinear
-from lightning_modules.superb.recipes import TASK_RECIPES
-from lightning_modules.superb.tasks import Item, Prediction, ProbeStart, Task
+from lightning_modules.superb.tasks import Item, Prediction, ProbeStart, Task, TaskInputs, TaskRecipe
 
 
 class FrameTask(Task):
     """Classify each frame by the phone at its centre.
 
-    Args:
-        phones: the classes, including silence.
+    Attributes:
+        phones: the classes, including silence; the corpus's one label list.
         rate: samples from one frame of the upstream to the next.
     """
 
-    def __init__(self, phones: Sequence[str], rate: int = 320) -> None:
-        self.name, self.recipe = "frames", TASK_RECIPES["frames"]
-        self.phones, self.rate = list(phones), rate
+    rate = HOP
+
+    def __init__(self, recipe: TaskRecipe, inputs: TaskInputs) -> None:
+        super().__init__(recipe, inputs)
+        self.phones = list(inputs.labels[0])
 
     def at_rate(self, rate: int) -> "FrameTask":
-        return FrameTask(self.phones, rate)
+        task = copy(self)
+        task.rate = rate
+        return task
 
     def build_head(self, width: int, probe: ProbeStart | None = None) -> nn.Module:
         return ProbeLinear(width, len(self.phones), pool=False)

@@ -1,43 +1,38 @@
-"""Training recipes of the head of each task, with the constants of the SUPERB configs (s3prl v0.4.18)."""
+"""The tasks: the class of each, and the training of its head with the constants of the SUPERB configs (s3prl v0.4.18).
 
-from dataclasses import dataclass
+A new task needs a class, a row here, and a row with its corpus in :data:`datamodules.superb.registry.SOURCES`.
+"""
 
-from torch.optim import Adam
-
-
-@dataclass(frozen=True)
-class TaskRecipe:
-    """Training of one task; the data module defines the batches.
-
-    Attributes:
-        lr: default learning rate, the only setting that SUPERB's rules allow to tune.
-        updates: number of optimizer updates.
-        eval_every: updates from one evaluation on dev to the next.
-        monitor: the dev metric that selects the checkpoint.
-        higher_is_better: whether a higher value of ``monitor`` is better.
-        clip_norm: largest norm of all gradients together.
-        optimizer: Adam or a subclass (AdamW), with its own defaults except for the learning rate.
-        spec_augment: whether features are masked and warped in training.
-    """
-
-    lr: float
-    updates: int
-    eval_every: int
-    monitor: str
-    higher_is_better: bool
-    clip_norm: float = 1.0
-    optimizer: type[Adam] = Adam
-    spec_augment: bool = False
-
+from datamodules.errors import InputError
+from lightning_modules.superb.classification_tasks import (
+    IntentClassification,
+    KeywordSpotting,
+    SpeakerIdentification,
+)
+from lightning_modules.superb.ctc_tasks import PhoneRecognition, SlotFilling, SpeechRecognition
+from lightning_modules.superb.frames import FrameTask
+from lightning_modules.superb.tasks import Task, TaskInputs, TaskRecipe
 
 TASK_RECIPES: dict[str, TaskRecipe] = {
-    "pr": TaskRecipe(1e-2, 100_000, 1_000, "per", higher_is_better=False),
-    "asr": TaskRecipe(1e-4, 200_000, 2_000, "wer", higher_is_better=False, spec_augment=True),
-    "sf": TaskRecipe(1e-4, 200_000, 2_000, "slot_type_f1", higher_is_better=True, spec_augment=True),
-    "ks": TaskRecipe(1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
-    "ic": TaskRecipe(1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
-    "sid": TaskRecipe(1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
-    # Not a SUPERB task but only a probe, with learning rate and length of the preset.
-    "frames": TaskRecipe(1e-1, 300, 300, "accuracy", higher_is_better=True),
+    "pr": TaskRecipe(PhoneRecognition, 1e-2, 100_000, 1_000, "per", higher_is_better=False),
+    "asr": TaskRecipe(SpeechRecognition, 1e-4, 200_000, 2_000, "wer", higher_is_better=False, spec_augment=True),
+    "sf": TaskRecipe(SlotFilling, 1e-4, 200_000, 2_000, "slot_type_f1", higher_is_better=True, spec_augment=True),
+    "ks": TaskRecipe(KeywordSpotting, 1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
+    "ic": TaskRecipe(IntentClassification, 1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
+    "sid": TaskRecipe(SpeakerIdentification, 1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
+    # With learning rate and length of the probe preset.
+    "frames": TaskRecipe(FrameTask, 1e-1, 300, 300, "accuracy", higher_is_better=True, probe_only=True),
 }
-SUPERB_TASKS = tuple(name for name in TASK_RECIPES if name != "frames")
+SUPERB_TASKS = tuple(name for name, recipe in TASK_RECIPES.items() if not recipe.probe_only)
+
+
+def build_task(name: str, inputs: TaskInputs) -> Task:
+    """Build the task with this name.
+
+    Raises:
+        InputError: there is no such task, or it lacks an input.
+    """
+    if name not in TASK_RECIPES:
+        raise InputError(f"there is no task {name!r}; choose one of {', '.join(TASK_RECIPES)}")
+    recipe = TASK_RECIPES[name]
+    return recipe.task(recipe, inputs)

@@ -1,16 +1,19 @@
 """Upstreams: frozen encoders that turn a list of waveforms into hidden states, as in s3prl.
 
 An upstream is named by a string: ``fbank``, a training checkpoint (``.ckpt``), an exported student or any other folder
-with a Hugging Face encoder (including Whisper's), or a name on the Hugging Face hub. For anything else write a subclass
-of :class:`Upstream`.
+with a Hugging Face encoder (including Whisper's), a name on the Hugging Face hub, or the path of a subclass of
+:class:`lightning_modules.teacher.Teacher` that needs no arguments (``my_package.MyTeacher``). All but ``fbank`` are
+teachers, and :class:`TeacherUpstream` is the one way from a teacher to an upstream.
 
 Shapes: B batch, T samples (16 kHz), F frames, D width.
 """
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
+from datamodules.frames import count_windows
 from lightning_modules.export import load_student
-from lightning_modules.teacher import HuggingFaceTeacher, normalize_waveforms, valid_samples
+from lightning_modules.front_end import conv_frames, noise
+from lightning_modules.hidden_states import encoder_states
+from lightning_modules.teacher import (
+    HuggingFaceTeacher,
+    Teacher,
+    TeacherTargets,
+    build_teacher,
+    normalize_waveforms,
+    teacher_class,
+)
 from lightning_modules.teacher_loading import WHISPER, read_config
-from lightning_modules.whisper import HOP, WINDOW, WhisperTeacher
+from lightning_modules.whisper import WhisperTeacher
 
 FBANK = "fbank"
+CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 PROVENANCE = ("architectures", "dtype", "transformers_version")
 """Keys of a Hugging Face configuration that describe its origin and do not change what the model computes."""
 
@@ -66,100 +80,105 @@ class Upstream(nn.Module, ABC):
 
     def digest(self) -> str:
         """Hash of the class, settings and weights, which identifies the features."""
-        digest = hashlib.sha256(f"{type(self).__name__} {self.extra_repr()} {self.architecture()}".encode())
-        for key, value in sorted(self.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return _digest(f"{type(self).__name__} {self.extra_repr()} {self.architecture()}", self.state_dict())
 
 
-class EncoderUpstream(Upstream):
-    """A Hugging Face encoder. It returns the input of the first Transformer layer and every layer's output.
+def _digest(description: str, weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(description.encode())
+    for key, value in sorted(weights.items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
-    Padding is masked.
+
+class LoadedEncoder(Teacher):
+    """A Hugging Face encoder that is loaded already, such as a student's.
 
     Args:
         model: the encoder, a ``PreTrainedModel`` with ``encoder.layers``.
         normalize: whether waveforms get zero mean and unit variance, as in the encoder's training.
-        name: name for messages.
+        sample_rate: sample rate of the waveforms, in Hz.
     """
 
-    def __init__(self, model: Any, normalize: bool, name: str) -> None:
+    def __init__(self, model: Any, normalize: bool, sample_rate: int = SAMPLE_RATE) -> None:
         super().__init__()
-        self.model, self.normalize, self.name = model, normalize, name
-        config = model.config
-        self.num_states, self.width = len(model.encoder.layers) + 1, int(config.hidden_size)
-        self._convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
-        self.rate = 1
-        for stride in config.conv_stride:
-            self.rate *= stride
+        self.model, self.normalize, self.sample_rate, self.init_args = model, normalize, sample_rate, {}
+        self.num_layers, self.hidden_size = len(model.encoder.layers), int(model.config.hidden_size)
         self.requires_grad_(False).eval()
 
-    def extra_repr(self) -> str:
-        return f"normalize={self.normalize}"
+    def num_frames(self, num_samples_B: Tensor) -> Tensor:
+        return conv_frames(self.model.config, num_samples_B.to(torch.long))[-1]
 
-    def architecture(self) -> str:
-        return _described(self.model.config)
+    def all_states(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> list[Tensor]:
+        return encoder_states(self.model, waveforms_BT, num_samples_B)
+
+    def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
+        states = self.all_states(waveforms_BT, num_samples_B)
+        return TeacherTargets(states[self.output_layer], {layer: states[layer] for layer in self.hidden_layers})
+
+
+class TeacherUpstream(Upstream):
+    """Any teacher as an upstream: the hidden states of :meth:`Teacher.all_states`, of waveforms that it normalises.
+
+    Args:
+        teacher: the encoder, with all its layers. It computes in the precision of the caller.
+        name: name for messages.
+
+    Raises:
+        InputError: the encoder takes another sample rate, or its hidden states do not have the shape that it announces.
+    """
+
+    def __init__(self, teacher: Teacher, name: str) -> None:
+        super().__init__()
+        if teacher.sample_rate != SAMPLE_RATE:
+            raise InputError(f"upstream {name!r} takes audio of {teacher.sample_rate} Hz; SUPERB's is {SAMPLE_RATE} Hz")
+        self.teacher, self.name, self.width = teacher, name, teacher.hidden_size
+        starts = teacher.num_frames(torch.arange(2 * SAMPLE_RATE)).diff().nonzero().flatten()  # of another frame
+        self.rate = int(starts[-1] - starts[-2]) if len(starts) > 1 else 0
+        self.num_states = self._checked_states()
+
+    @torch.no_grad()
+    def _checked_states(self) -> int:
+        """Number of hidden states of a second of noise, whose shapes must be as announced."""
+        with torch.random.fork_rng(devices=[]):
+            states = self.teacher.all_states(noise())
+        announced = (1, self.num_frames(noise().shape[1]), self.width)
+        if found := [tuple(state.shape) for state in states if tuple(state.shape) != announced]:
+            raise InputError(
+                f"upstream {self.name!r} gives a second of audio a state of shape {found[0]}, but num_frames and "
+                f"hidden_size announce {announced}"
+            )
+        return len(states)
 
     def num_frames(self, num_samples: int) -> int:
-        for kernel, stride in self._convolutions:
-            num_samples = max(0, (num_samples - kernel) // stride + 1)
-        return num_samples
+        return int(self.teacher.num_frames(torch.tensor([num_samples])))
 
     def forward(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
         waveforms_BT, num_samples_B = _padded(waveforms, longest)
-        if self.normalize:
+        if self.teacher.normalize:
             waveforms_BT = normalize_waveforms(waveforms_BT, num_samples_B)
-        mask_BT = valid_samples(waveforms_BT, num_samples_B)
-        states = self.model(waveforms_BT, attention_mask=mask_BT, output_hidden_states=True).hidden_states
+        states = self.teacher.all_states(waveforms_BT, num_samples_B)
         if len(states) != self.num_states:
             # Hugging Face installs its capture hooks when a model first runs, so layers added later have none.
             raise InputError(
-                f"upstream {self.name} has {self.num_states - 1} layers but returned {len(states)} hidden states: "
+                f"upstream {self.name} has {self.num_states} hidden states but returned {len(states)}: "
                 "use a copy loaded from its checkpoint"
             )
         return [state_BFD.float() for state_BFD in states]
 
+    def digest(self) -> str:
+        """Hash of the teacher's class, arguments, settings and weights.
 
-class WhisperUpstream(Upstream):
-    """Whisper's encoder, with the input of the teacher: no padding to 30 s, and frames aligned with HuBERT's.
-
-    It returns the input of the first layer and the output of each layer, the last one's after the final norm, as
-    Hugging Face does. An utterance of more than 30 s is computed in parts of 30 s, without attention between them.
-
-    Args:
-        teacher: the Whisper teacher, with all its layers.
-        name: name for messages.
-    """
-
-    rate = HOP
-
-    def __init__(self, teacher: WhisperTeacher, name: str) -> None:
-        super().__init__()
-        self.teacher, self.name = teacher, name
-        self.num_states, self.width = teacher.num_layers + 1, teacher.hidden_size
-
-    def architecture(self) -> str:
-        return _described(self.teacher.model.config)
-
-    def num_frames(self, num_samples: int) -> int:
-        return int(self.teacher.num_frames(torch.tensor(num_samples)))
-
-    def forward(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
-        waveforms_BT, num_samples_B = _padded(waveforms, longest)
-        hop = self.teacher.model.max_source_positions * HOP  # from part to part; a part's last frame extends past it
-        parts = [
-            self._part(waveforms_BT[:, start : start + hop + WINDOW - HOP], num_samples_B - start)
-            for start in range(0, self.num_frames(waveforms_BT.shape[1]) * HOP, hop)
-        ]
-        return [torch.cat(states, dim=1).float() for states in zip(*parts, strict=True)]
-
-    def _part(self, waveforms_BT: Tensor, num_samples_B: Tensor) -> list[Tensor]:
-        states = self.teacher.hidden_states(
-            waveforms_BT, num_samples_B.clamp(0, waveforms_BT.shape[1]), range(self.num_states)
-        )
-        last = self.num_states - 1
-        return [*(states[number] for number in range(last)), self.teacher.model.layer_norm(states[last])]
+        For the classes of this package it has its own form, by which finished runs and feature caches are found.
+        """
+        teacher: Any = self.teacher
+        weights = teacher.state_dict()
+        if type(teacher) in (HuggingFaceTeacher, LoadedEncoder):
+            return _digest(f"EncoderUpstream normalize={teacher.normalize} {_described(teacher.model.config)}", weights)
+        if type(teacher) is WhisperTeacher and not teacher.init_args["pad_to_30_seconds"]:
+            renamed = {f"teacher.{key}": value for key, value in weights.items()}
+            return _digest(f"WhisperUpstream  {_described(teacher.model.config)}", renamed)
+        return _digest(json.dumps([teacher.spec(), teacher.settings], sort_keys=True, default=str), weights)
 
 
 class FbankUpstream(Upstream):
@@ -176,7 +195,7 @@ class FbankUpstream(Upstream):
     name, rate, num_states, width = FBANK, 160, 1, 240
 
     def num_frames(self, num_samples: int) -> int:
-        return max(0, (num_samples - 400) // 160 + 1)
+        return count_windows(num_samples, hop=self.rate)
 
     def forward(self, waveforms: Sequence[Tensor], longest: int | None = None) -> list[Tensor]:
         features_BFD = pad_sequence([self._features(waveform_T) for waveform_T in waveforms], batch_first=True)
@@ -215,7 +234,7 @@ def load_upstream(name: str, normalize: bool | None = None) -> Upstream:
     """Load the upstream with this name; see the module's docstring.
 
     Args:
-        name: ``fbank``, a checkpoint, a folder, or a name on the hub.
+        name: ``fbank``, a checkpoint, a folder, a name on the hub, or the path of a class.
         normalize: whether waveforms get zero mean and unit variance; ``None`` follows the model's own setting.
 
     Raises:
@@ -223,18 +242,42 @@ def load_upstream(name: str, normalize: bool | None = None) -> Upstream:
     """
     if name == FBANK:
         return FbankUpstream()
+    try:
+        teacher = _teacher(name, normalize)
+    except ValueError as error:
+        raise InputError(f"upstream {name!r}: {error}") from error
+    return TeacherUpstream(teacher, name)
+
+
+def _teacher(name: str, normalize: bool | None) -> Teacher:
     if Path(name).is_file() or name.endswith(".ckpt"):
         student = load_student(name)
         own: Any = student.meta["normalize"]
-        return EncoderUpstream(student.model, own if normalize is None else normalize, name)
-    try:
-        if read_config(name, None).model_type == WHISPER:
-            if normalize:
-                raise InputError("Whisper's input is not normalised: leave out --normalize true")
-            return WhisperUpstream(WhisperTeacher(name), name)
-        encoder = HuggingFaceTeacher(name, normalize)
-    except ValueError as error:
-        raise InputError(f"upstream {name!r}: {error}") from error
-    if encoder.sample_rate != SAMPLE_RATE:
-        raise InputError(f"upstream {name!r} takes audio of {encoder.sample_rate} Hz; SUPERB's is {SAMPLE_RATE} Hz")
-    return EncoderUpstream(encoder.model, encoder.normalize, name)
+        return LoadedEncoder(student.model, own if normalize is None else normalize, student.meta["sample_rate"])
+    if is_class_path(name):
+        return _own_teacher(name, normalize)
+    if read_config(name, None).model_type != WHISPER:
+        return HuggingFaceTeacher(name, normalize)
+    if normalize:
+        raise InputError("Whisper's input is not normalised: leave out --normalize true")
+    return WhisperTeacher(name)
+
+
+def is_class_path(name: str) -> bool:
+    """Whether an upstream's name is that of a class, ``package.module.ClassName``, and not of a file or folder."""
+    return CLASS_PATH.fullmatch(name) is not None and not Path(name).exists()
+
+
+def _own_teacher(class_path: str, normalize: bool | None) -> Teacher:
+    own = teacher_class(class_path)
+    given = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    parameters = signature(own).parameters.values()
+    if needed := [one.name for one in parameters if one.default is one.empty and one.kind not in given]:
+        raise InputError(
+            f"the class needs the arguments {', '.join(needed)}: give a subclass whose __init__ takes none "
+            "and sets them"
+        )
+    teacher = build_teacher(own())
+    if normalize is not None:
+        teacher.normalize = normalize
+    return teacher

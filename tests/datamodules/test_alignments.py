@@ -10,7 +10,6 @@ from datamodules.alignments import (
     alignment_digest,
     corpus_folder,
     find_audio,
-    frame_count,
     frame_labels,
     phone_inventory,
     phone_sequence,
@@ -113,17 +112,6 @@ def test_phone_sequence_keeps_doubled_phones_and_drops_silence() -> None:
 def test_inventory_has_silence_first() -> None:
     assert phone_inventory([{"u": HELLO}, {"v": [Segment("a", 0, 1)]}]) == ["SIL", "a", "h", "l", "\u0259"]
     assert phone_inventory([{"v": [Segment("a", 0, 1)]}]) == ["SIL", "a"]
-
-
-def test_frame_count_equals_the_convolutions() -> None:
-    def convolutions(length: int) -> int:
-        for kernel, stride in [(10, 5), *[(3, 2)] * 4, *[(2, 2)] * 2]:
-            length = max(0, (length - kernel) // stride + 1)
-        return length
-
-    lengths = [*range(1500), 16_000, 16_080, 16_400, 32_000, 33_000]
-    assert [frame_count(n) for n in lengths] == [convolutions(n) for n in lengths]
-    assert [frame_count(n) for n in lengths] != [round(n / 320) for n in lengths]
 
 
 def test_label_is_the_phone_at_the_centre_of_the_frame() -> None:

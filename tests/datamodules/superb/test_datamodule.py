@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from datamodules.audio import BadAudioError, read_audio
-from datamodules.superb.datamodule import SuperbBatch, SuperbData, SuperbDataModule
-from datamodules.superb.recipes import RECIPES
+from datamodules.superb.datamodule import SuperbBatch, SuperbDataModule
+from datamodules.superb.registry import SOURCES, SuperbData
 from datamodules.superb.rows import Row
 from tests.datamodules.superb import corpora
 
@@ -31,7 +31,8 @@ def make(task: str, root: Path, **more: Any) -> SuperbDataModule:
 
 
 def test_recipes_are_those_of_the_benchmark() -> None:
-    found = {t: (r.batch_size, r.accumulate, r.eval_batch_size) for t, r in RECIPES.items() if t != "frames"}
+    recipes = {task: source.recipe for task, source in SOURCES.items() if task != "frames"}
+    found = {task: (r.batch_size, r.accumulate, r.eval_batch_size) for task, r in recipes.items()}
     assert found == {
         "pr": (16, 2, 1),
         "asr": (32, 1, 1),
@@ -66,7 +67,7 @@ def test_dev_of_keywords_is_one_balanced_draw_and_test_natural(tmp_path: Path) -
 
 
 def test_speakers_are_cropped_in_training_only(tmp_path: Path) -> None:
-    recipe = replace(RECIPES["sid"], train_max_samples=12_000, batch_size=6)
+    recipe = replace(SOURCES["sid"].recipe, train_max_samples=12_000, batch_size=6)
     module = make("sid", corpora.voxceleb1(tmp_path), recipe=recipe)
     batch = next(iter(module.train_dataloader()))
     assert sorted(map(len, batch.waveforms)) == [9600] * 3 + [12_000] * 3
@@ -77,7 +78,7 @@ def test_speakers_are_cropped_in_training_only(tmp_path: Path) -> None:
 
 
 def test_whole_utterances_are_decoded_once_within_a_limit(tmp_path: Path) -> None:
-    root, recipe = corpora.voxceleb1(tmp_path), replace(RECIPES["sid"], train_max_samples=None)
+    root, recipe = corpora.voxceleb1(tmp_path), replace(SOURCES["sid"].recipe, train_max_samples=None)
 
     def second_pass(keep_bytes: int) -> tuple[list[SuperbBatch], SuperbDataModule]:
         module = make("sid", root, recipe=recipe, keep_bytes=keep_bytes)
@@ -166,7 +167,7 @@ def train(root: Path, steps: int, workers: int = 0, ckpt_path: Path | None = Non
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    recipe = replace(RECIPES["sid"], batch_size=4, train_max_samples=8_000)
+    recipe = replace(SOURCES["sid"].recipe, batch_size=4, train_max_samples=8_000)
     trainer.fit(module, SuperbDataModule("sid", data, recipe=recipe), ckpt_path=ckpt_path)
     return module, trainer
 

@@ -15,9 +15,9 @@ from experiments.cli import run
 from experiments.superb import command, running
 from experiments.superb.checkpoint import TaskCheckpoint
 from lightning_modules.superb import heads
+from lightning_modules.superb.classification_tasks import ClassificationTask
 from lightning_modules.superb.recipes import TASK_RECIPES
 from lightning_modules.superb.task_module import TaskModule
-from lightning_modules.superb.tasks import ClassificationTask
 from tests.datamodules.superb import corpora
 from tests.helpers import save_teacher
 

@@ -13,7 +13,8 @@ from datamodules.superb.aligned import read_aligned
 from experiments.cli import run
 from experiments.report.study_tables import column
 from lightning_modules.superb.frames import FrameTask
-from lightning_modules.superb.tasks import Prediction
+from lightning_modules.superb.recipes import build_task
+from lightning_modules.superb.tasks import Prediction, TaskInputs
 from tests.aligned_corpus import TONES, save_aligned_corpus, swap_alignments
 from tests.experiments.superb.test_probe import probe
 
@@ -21,9 +22,15 @@ PHONES = ["AA", "B", "SIL"]
 SEGMENTS = [Segment("SIL", 0.0, 0.1), Segment("AA", 0.1, 0.14), Segment("B", 0.14, 0.2)]
 
 
+def frame_task() -> FrameTask:
+    task = build_task("frames", TaskInputs([PHONES]))
+    assert isinstance(task, FrameTask)
+    return task
+
+
 @pytest.mark.parametrize("rate", [320, 160])
 def test_a_frame_has_the_phone_at_its_centre_at_every_rate(rate: int) -> None:
-    task, frames = FrameTask(PHONES).at_rate(rate), 12 * 320 // rate
+    task, frames = frame_task().at_rate(rate), 12 * 320 // rate
     labels_F = task.labels(timed_phones(SEGMENTS), frames)
     for frame, label in enumerate(labels_F):
         centre = (rate * frame + 200) / 16_000
@@ -34,14 +41,14 @@ def test_a_frame_has_the_phone_at_its_centre_at_every_rate(rate: int) -> None:
 
 def test_labels_at_the_default_rate_are_those_of_pretraining() -> None:
     expected_F = frame_labels(SEGMENTS, 12, PHONES)
-    assert np.array_equal(FrameTask(PHONES).labels(timed_phones(SEGMENTS), 12), expected_F)
+    assert np.array_equal(frame_task().labels(timed_phones(SEGMENTS), 12), expected_F)
     assert segments_of(timed_phones(SEGMENTS)) == SEGMENTS
 
 
 def predictions(*shifts: int) -> list[Prediction]:
     """Of 12 frames each, so many of which are named wrongly, the silent ones first."""
     target = timed_phones(SEGMENTS)
-    right_F = FrameTask(PHONES).labels(target, 12)
+    right_F = frame_task().labels(target, 12)
     wrong_F = (right_F + 1) % 3
     return [
         Prediction(str(number), target, [*wrong_F[:shift].tolist(), *right_F[shift:].tolist()])
@@ -50,7 +57,7 @@ def predictions(*shifts: int) -> list[Prediction]:
 
 
 def test_scores_are_shares_of_frames() -> None:
-    task = FrameTask(PHONES)
+    task = frame_task()
     silent = int((task.labels(timed_phones(SEGMENTS), 12) == 2).sum())
     assert task.score(predictions(0, 0)) == {"accuracy": 100.0, "accuracy_speech": 100.0}
     found = task.score(predictions(3, 0))
@@ -62,7 +69,7 @@ def test_scores_are_shares_of_frames() -> None:
 
 
 def test_losses_are_means_over_the_frames_that_count() -> None:
-    task, item = FrameTask(PHONES), SimpleNamespace(key="a", target=timed_phones(SEGMENTS))
+    task, item = frame_task(), SimpleNamespace(key="a", target=timed_phones(SEGMENTS))
     logits = torch.randn(2, 14, 3)
     losses_B = task.losses(logits, [12, 5], [item, item])
     labels_F = torch.from_numpy(task.labels(item.target, 12))

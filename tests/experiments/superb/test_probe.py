@@ -15,9 +15,10 @@ from datamodules.superb.aligned import read_aligned
 from experiments.superb import running
 from experiments.superb.command import superb_probe
 from experiments.superb.options import TaskData
+from lightning_modules.superb.ctc_tasks import blank_logit
 from lightning_modules.superb.feature_cache import FeatureCache
 from lightning_modules.superb.featurizer import Featurizer
-from lightning_modules.superb.tasks import ProbeStart, blank_logit
+from lightning_modules.superb.tasks import ProbeStart
 from lightning_modules.superb.upstream import Upstream
 from tests.aligned_corpus import RATE, TONES, save_aligned_corpus, swap_alignments
 from tests.datamodules.superb import corpora

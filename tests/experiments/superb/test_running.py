@@ -13,7 +13,9 @@ from experiments.superb.options import RunSettings, TaskData
 from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import summary_of
 from lightning_modules.superb import heads
-from lightning_modules.superb.tasks import ClassificationTask, build_task
+from lightning_modules.superb.classification_tasks import ClassificationTask
+from lightning_modules.superb.recipes import build_task
+from lightning_modules.superb.tasks import TaskInputs
 from tests.datamodules.superb import corpora
 from tests.experiments.superb.test_command import superb
 
@@ -142,7 +144,7 @@ def test_fewer_evaluation_batches_than_processes_are_an_error() -> None:
     rows = {"train": corpora.rows([400]), "dev": corpora.rows([400] * 64), "test": corpora.rows([400] * 65)}
     labels = [["yes"]]
     corpus = SuperbCorpus(rows["train"], rows["dev"], {"test": rows["test"]}, labels)
-    prepared = Prepared(build_task("ks", labels), corpus, {}, {})
+    prepared = Prepared(build_task("ks", TaskInputs(labels)), corpus, {}, {})
     settings = RunSettings("ks", "fbank", TaskData("none"), "none", "superb", 0.1, 0, 1, 1, 1)
     running._require_batches(prepared, settings, 2)
     with pytest.raises(ValueError, match="'dev' has 2 batches of 32, fewer than 3 processes: use fewer devices"):

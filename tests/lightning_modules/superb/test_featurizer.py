@@ -6,9 +6,13 @@ from torchaudio.functional import compute_deltas
 
 from lightning_modules.pretraining import PretrainingConfig, initial_model
 from lightning_modules.superb.featurizer import Featurizer, frame_counts
-from lightning_modules.superb.upstream import EncoderUpstream, FbankUpstream
+from lightning_modules.superb.upstream import FbankUpstream, LoadedEncoder, TeacherUpstream
 
 TINY = PretrainingConfig(hidden_size=16, num_layers=3, num_heads=2, intermediate_size=16, conv_channels=8)
+
+
+def tiny(seed: int, name: str = "tiny") -> TeacherUpstream:
+    return TeacherUpstream(LoadedEncoder(initial_model(TINY, seed), False), name)
 
 
 @pytest.mark.parametrize(
@@ -16,7 +20,7 @@ TINY = PretrainingConfig(hidden_size=16, num_layers=3, num_heads=2, intermediate
     [(16_000, 49, 50), (16_080, 50, 50), (16_400, 51, 51), (32_000, 99, 100), (33_000, 102, 103)],
 )
 def test_lengths_of_the_benchmark(samples: int, convolutions: int, rule: int) -> None:
-    upstream = EncoderUpstream(initial_model(TINY, 0), False, "tiny")
+    upstream = tiny(0)
     assert upstream.num_frames(samples) == convolutions
     states = upstream([torch.randn(samples)])
     assert states[0].shape == (1, convolutions, 16)
@@ -102,12 +106,12 @@ def plain_fbank(wave_T: Tensor) -> Tensor:
 
 
 def test_an_upstream_stays_in_eval_mode_without_gradients() -> None:
-    upstream = EncoderUpstream(initial_model(TINY, 0), False, "tiny")
+    upstream = tiny(0)
     upstream.train()
     assert not any(module.training for module in upstream.modules())
     wave_T = torch.randn(4000)
     one, two = upstream([wave_T]), upstream([wave_T])
     assert not one[0].requires_grad
     assert torch.equal(one[3], two[3])
-    other = EncoderUpstream(initial_model(TINY, 1), False, "tiny")
-    assert upstream.digest() == EncoderUpstream(initial_model(TINY, 0), False, "x").digest() != other.digest()
+    other = tiny(1)
+    assert upstream.digest() == tiny(0, "x").digest() != other.digest()

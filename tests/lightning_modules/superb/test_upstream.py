@@ -1,18 +1,22 @@
 """Every way to name an upstream gives the encoder's own hidden states."""
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import HubertConfig, HubertModel, WhisperModel
 
 from lightning_modules.export import export_student
 from lightning_modules.superb.feature_cache import FeatureCache
-from lightning_modules.superb.upstream import EncoderUpstream, load_upstream
-from lightning_modules.teacher import normalize_waveforms
+from lightning_modules.superb.upstream import PROVENANCE, LoadedEncoder, TeacherUpstream, load_upstream
+from lightning_modules.teacher import HuggingFaceTeacher, Teacher, TeacherTargets, normalize_waveforms
 from lightning_modules.whisper import WhisperTeacher
 from tests.helpers import save_teacher, save_whisper
+from tests.lightning_modules.teachers import FAMILIES, save_model
 from tests.lightning_modules.test_checkpoint_files import DAMAGES
 from tests.lightning_modules.test_export import checkpoint_of, save, tiny_hubert
 
@@ -94,6 +98,129 @@ class TestWhisper:
             load_upstream(str(save_whisper(tmp_path)), normalize=True)
 
 
+def digest_of(head: str, model: Any, prefix: str) -> str:
+    """The form by which finished runs and feature caches are found."""
+    values = model.config.to_diff_dict()
+    config = json.dumps({key: values[key] for key in sorted(values) if key not in PROVENANCE}, default=str)
+    digest = hashlib.sha256(f"{head} {config}".encode())
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{prefix}{key}".encode() + value.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_digests_have_kept_their_form(normalize: bool, tmp_path: Path) -> None:
+    folder, whisper = save_teacher(tmp_path / "teacher"), save_whisper(tmp_path / "whisper")
+    student = tiny_hubert(3)
+    checkpoint = save(tmp_path, checkpoint_of(student, normalize=normalize))
+    head = f"EncoderUpstream normalize={normalize}"
+    hubert = HubertModel.from_pretrained(folder)
+    found = load_upstream(str(folder), normalize).digest()
+    assert found == digest_of(head, hubert, "model.")
+    assert load_upstream(str(checkpoint)).digest() == digest_of(head, student, "model.")
+    teacher: Any = load_upstream(str(whisper))
+    assert teacher.digest() == digest_of("WhisperUpstream ", teacher.teacher.model, "teacher.model.")
+    assert teacher.digest() != TeacherUpstream(WhisperTeacher(str(whisper), pad_to_30_seconds=True), "padded").digest()
+    # Control: a weight and the normalisation count.
+    assert found != load_upstream(str(folder), not normalize).digest()
+    next(hubert.parameters()).data[0] += 1
+    assert found != digest_of(head, hubert, "model.")
+
+
+@pytest.mark.parametrize("family", ["hubert", "hubert_large"])
+def test_states_are_the_model_s_own_to_the_last_bit(family: str, tmp_path: Path) -> None:
+    teacher = HuggingFaceTeacher(str(save_model(tmp_path, FAMILIES[family]())), normalize=True)
+    upstream, waves = TeacherUpstream(teacher, family), [torch.randn(5000), torch.randn(8000)]
+    waves_BT = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    inputs_BT = normalize_waveforms(waves_BT, torch.tensor([5000, 8000]))
+    mask_BT = (torch.arange(8000) < torch.tensor([[5000], [8000]])).long()
+    with torch.no_grad():
+        expected = teacher.model(inputs_BT, attention_mask=mask_BT, output_hidden_states=True).hidden_states
+        unmasked = teacher.model(inputs_BT, output_hidden_states=True).hidden_states  # the control
+    found = upstream(waves)
+    assert all(torch.equal(state_BFD, wanted_BFD) for state_BFD, wanted_BFD in zip(found, expected, strict=True))
+    assert not torch.equal(found[-1], unmasked[-1])
+
+
+class Sums(Teacher):
+    """Layer k is k times the sum over each frame, and the output one more."""
+
+    def __init__(self, width: int = 2, rate: int = 16_000, hop: int = 160) -> None:
+        super().__init__()
+        self.sample_rate, self.num_layers, self.hidden_size, self.hop = rate, 3, width, hop
+        self.init_args = {"width": width, "rate": rate, "hop": hop}
+
+    def num_frames(self, num_samples_B: Tensor) -> Tensor:
+        return num_samples_B // self.hop
+
+    def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
+        sums_BFD = waveforms_BT.unfold(1, self.hop, self.hop).sum(-1, keepdim=True).expand(-1, -1, 2)
+        return TeacherTargets(sums_BFD + 1, {layer: layer * sums_BFD for layer in self.hidden_layers})
+
+
+class NeedsWidth(Sums):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+
+
+class Wide(Sums):
+    def __init__(self) -> None:
+        super().__init__(width=3)
+
+
+class Telephone(Sums):
+    def __init__(self) -> None:
+        super().__init__(rate=8000)
+
+
+class Slow(Sums):
+    def __init__(self) -> None:
+        super().__init__(hop=320)
+
+
+class TestOwnTeacher:
+    def test_its_layers_are_the_hidden_states(self) -> None:
+        upstream, waves = load_upstream(f"{__name__}.Sums"), [torch.randn(1600), torch.randn(3200)]
+        assert (upstream.num_states, upstream.width, upstream.rate, upstream.num_frames(1700)) == (3, 2, 160, 10)
+        one, two, last = upstream(waves, longest=4000)
+        sums_F = waves[1].view(20, 160).sum(-1)
+        torch.testing.assert_close(one[1, :20, 0], sums_F)
+        assert torch.equal(two, 2 * one)
+        assert torch.equal(last, one + 1)
+        assert one.shape == (2, 25, 2)
+
+    def test_its_digest_is_of_class_arguments_and_settings(self) -> None:
+        names = ("Sums", "Slow")
+        digests = [load_upstream(f"{__name__}.{name}").digest() for name in names]
+        digests += [load_upstream(f"{__name__}.Sums", normalize=True).digest()]
+        digests += [TeacherUpstream(Sums(hop=320), "sums").digest()]
+        assert len({*digests}) == 4
+        assert load_upstream(f"{__name__}.Sums").digest() == digests[0]
+
+    def test_waveforms_are_normalised_on_request(self) -> None:
+        wave_T = 5 * torch.randn(1600) + 3
+        plain, normalised = (load_upstream(f"{__name__}.Sums", normalize)([wave_T])[0] for normalize in (None, True))
+        torch.testing.assert_close(normalised.sum() / 2, torch.tensor(0.0), atol=1e-2, rtol=0)
+        assert abs(float(plain.sum()) / 2) > 100
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("NeedsWidth", "needs the arguments width: give a subclass whose __init__ takes none and sets them"),
+            ("HubertModel", "is not a subclass of lightning_modules.teacher.Teacher"),
+            ("Absent", "cannot be imported"),
+            (
+                "Wide",
+                r"a state of shape \(1, 100, 2\), but .* announce \(1, 100, 3\)",
+            ),
+            ("Telephone", "takes audio of 8000 Hz; SUPERB's is 16000 Hz"),
+        ],
+    )
+    def test_what_is_refused(self, name: str, message: str) -> None:
+        with pytest.raises(ValueError, match=rf"^upstream '{__name__}\.{name}'.*{message}"):
+            load_upstream(f"{__name__}.{name}")
+
+
 def test_what_is_no_upstream(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no checkpoint .*none.ckpt"):
         load_upstream(str(tmp_path / "none.ckpt"))
@@ -110,12 +237,12 @@ def test_a_cache_belongs_to_precision_and_architecture(tmp_path: Path) -> None:
     other.load_state_dict(hubert.state_dict())
     wave_T, folders = torch.randn(4000), []
     for model, precision in ((hubert, "32-true"), (hubert, "bf16-mixed"), (other, "32-true")):
-        cache = FeatureCache(EncoderUpstream(model, False, "tiny"), tmp_path, precision)
+        cache = FeatureCache(TeacherUpstream(LoadedEncoder(model, False), "tiny"), tmp_path, precision)
         cache.states(wave_T)
         folders.append(cache.folder)
         assert cache.misses == 1
     assert len({*folders}) == len(list(tmp_path.iterdir())) == 3
-    again = FeatureCache(EncoderUpstream(hubert, False, "again"), tmp_path, "bf16-mixed")
+    again = FeatureCache(TeacherUpstream(LoadedEncoder(hubert, False), "again"), tmp_path, "bf16-mixed")
     again.states(wave_T)
     assert (again.hits, again.misses) == (1, 0)
 

@@ -1,0 +1,226 @@
+"""The data of every task, one row each: its corpus, the columns of a table, its label lists and its batches.
+
+A new task needs a reader of its corpus, a row here, and a row with its class in
+:data:`lightning_modules.superb.recipes.TASK_RECIPES`.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from datamodules.alignments import corpus_folder
+from datamodules.errors import InputError
+from datamodules.superb.aligned import read_aligned
+from datamodules.superb.fluent import read_fluent, require_fluent
+from datamodules.superb.librispeech import read_librispeech, require_librispeech
+from datamodules.superb.recipes import DataRecipe
+from datamodules.superb.rows import Reading, Row, SuperbCorpus
+from datamodules.superb.snips import read_snips, require_snips
+from datamodules.superb.speech_commands import read_speech_commands, require_speech_commands
+from datamodules.superb.table import INTENT, LABEL, SLOTS, TEXT, TableLayout, read_table, require_table
+from datamodules.superb.voxceleb import read_voxceleb1, require_voxceleb1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SuperbData:
+    """The corpus of a task and the parts of it to use.
+
+    Args:
+        root: the corpus folder, in the published layout of the task's corpus, or a ``.tsv`` table (any task).
+        test_root: folder of the test archive of KS, if it is not beside the train archive.
+        train_splits: LibriSpeech splits to train on (PR, ASR).
+        dev_splits: splits on which the checkpoint is selected (PR, ASR).
+        test_splits: splits to test on, each separately (PR, ASR).
+        labels: label lists that replace the corpus's own (SID, and KS with a table: one list; IC: three; SF: one, the
+            slot types).
+        resample: convert files of another rate or several channels (to their mean) instead of treating them as bad.
+        on_bad_audio: "error" stops at the first bad file; "skip" leaves bad files out and counts them.
+        max_train_utterances: size of a random subset of train, for probes; default: all utterances.
+        max_eval_utterances: size of a random subset of dev and of each test, for probes; default: all utterances.
+        num_workers: loader processes per rank. The default is 2; on a GPU it is the number of cores per process minus
+            one, from 2 to 8.
+        cache_dir: folder of cached LibriSpeech manifests; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
+    """
+
+    root: str
+    test_root: str | None = None
+    train_splits: Sequence[str] = ("train-clean-100",)
+    dev_splits: Sequence[str] = ("dev-clean",)
+    test_splits: Sequence[str] = ("test-clean",)
+    labels: list[list[str]] | None = None
+    resample: bool = False
+    on_bad_audio: Literal["error", "skip"] = "error"
+    max_train_utterances: int | None = None
+    max_eval_utterances: int | None = None
+    num_workers: int | None = None
+    cache_dir: str | None = None
+
+    @property
+    def is_table(self) -> bool:
+        return self.root.endswith(".tsv")
+
+    @property
+    def splits(self) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+        return self.train_splits, self.dev_splits, self.test_splits
+
+
+class Corpus(NamedTuple):
+    """A corpus in its published layout.
+
+    Attributes:
+        read: reads its rows.
+        require: checks that its files exist, without reading audio.
+        fixed_labels: reason for which the setting ``labels`` does not apply to it; empty if it does.
+    """
+
+    read: Callable[[SuperbData, Reading], SuperbCorpus]
+    require: Callable[[SuperbData], object]
+    fixed_labels: str = ""
+
+
+LIBRISPEECH = Corpus(
+    lambda data, reading: read_librispeech(data.root, *data.splits, reading, data.cache_dir),
+    lambda data: require_librispeech(data.root, [split for part in data.splits for split in part]),
+)
+SNIPS = Corpus(lambda data, reading: read_snips(data.root, data.labels, reading), lambda data: require_snips(data.root))
+SPEECH_COMMANDS = Corpus(
+    lambda data, reading: read_speech_commands(data.root, data.test_root, reading),
+    lambda data: require_speech_commands(data.root, data.test_root),
+    "Speech Commands has twelve fixed labels; a .tsv table has any",
+)
+FLUENT = Corpus(
+    lambda data, reading: read_fluent(data.root, data.labels, reading), lambda data: require_fluent(data.root)
+)
+VOXCELEB1 = Corpus(
+    lambda data, reading: read_voxceleb1(data.root, data.labels, reading), lambda data: require_voxceleb1(data.root)
+)
+ALIGNED_PHONES = Corpus(
+    lambda data, reading: read_aligned(data.root, *data.splits, reading), lambda data: corpus_folder(data.root)
+)
+ALIGNED_FRAMES = Corpus(
+    lambda data, reading: read_aligned(data.root, *data.splits, reading, timed=True), ALIGNED_PHONES.require
+)
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """The data of one task.
+
+    Attributes:
+        corpus: published corpus that the task reads.
+        recipe: recipe of its batches.
+        table: columns of a table in place of the corpus; ``None``: the task reads no table.
+        labels: contents of the setting ``labels``, one name for each list; empty if the targets are no labels.
+        targets: name of targets that are no labels.
+        without_lexicon: corpus that is read in place of transcripts if there is no lexicon for them; ``None``: the task
+            needs no lexicon.
+    """
+
+    corpus: Corpus
+    recipe: DataRecipe
+    table: TableLayout | None = None
+    labels: tuple[str, ...] = ()
+    targets: str = "transcripts"
+    without_lexicon: Corpus | None = None
+
+    def corpus_of(self, data: SuperbData, has_lexicon: bool = True) -> Corpus:
+        """The corpus at ``data.root``."""
+        if self.without_lexicon is not None and not has_lexicon:
+            return self.without_lexicon
+        if self.table is None or not data.is_table:
+            return self.corpus
+        layout = self.table
+        return Corpus(
+            lambda data, reading: read_table(data.root, layout, data.labels, reading),
+            lambda data: require_table(data.root, layout),
+        )
+
+
+SOURCES: dict[str, TaskSource] = {
+    "pr": TaskSource(
+        LIBRISPEECH, DataRecipe("window", batch_size=16, accumulate=2), TEXT, without_lexicon=ALIGNED_PHONES
+    ),
+    # The config has 32; training uses its halves of 16.
+    "asr": TaskSource(LIBRISPEECH, DataRecipe("halved", batch_size=32), TEXT),
+    "sf": TaskSource(SNIPS, DataRecipe("window", batch_size=32), SLOTS, ("slot types",)),
+    "ks": TaskSource(
+        SPEECH_COMMANDS,
+        DataRecipe(
+            "balanced", batch_size=32, eval_batch_size=32, silence_samples=16_000, gain_db=-3.0, balanced_dev=True
+        ),
+        LABEL,
+        ("labels",),
+    ),
+    "ic": TaskSource(
+        FLUENT, DataRecipe("shuffled", batch_size=32, eval_batch_size=32), INTENT, ("actions", "objects", "locations")
+    ),
+    "sid": TaskSource(
+        VOXCELEB1, DataRecipe("shuffled", batch_size=8, accumulate=4, train_max_samples=128_000), LABEL, ("labels",)
+    ),
+    # A probe, on any corpus with phone alignments.
+    "frames": TaskSource(ALIGNED_FRAMES, DataRecipe("shuffled", batch_size=16), targets="phones of alignments"),
+}
+
+
+def find_source(task: str) -> TaskSource:
+    """The row of a task.
+
+    Raises:
+        InputError: there is no such task.
+    """
+    if task not in SOURCES:
+        raise InputError(f"there is no task {task!r}; choose one of {', '.join(SOURCES)}")
+    return SOURCES[task]
+
+
+def read_corpus(task: str, data: SuperbData, seed: int = 1337, has_lexicon: bool = True) -> SuperbCorpus:
+    """Read the corpus of a task, limited to the subsets of ``data``.
+
+    Args:
+        task: a key of :data:`SOURCES`.
+        data: the corpus and the parts of it to use.
+        seed: random seed of the subsets.
+        has_lexicon: whether a task that needs a lexicon has one; otherwise phone alignments are read.
+
+    Raises:
+        InputError: there is no such task, the corpus is missing, or it has an error.
+    """
+    require_label_lists(task, data)
+    corpus = find_source(task).corpus_of(data, has_lexicon).read(data, Reading(data.resample, data.on_bad_audio))
+    if corpus.skipped:
+        first = corpus.skipped[0]
+        logger.warning("%d files left out, the first: %s: %s", len(corpus.skipped), first.path, first.reason)
+    return replace(
+        corpus,
+        train=_subset(corpus.train, data.max_train_utterances, seed),
+        dev=_subset(corpus.dev, data.max_eval_utterances, seed),
+        tests={name: _subset(rows, data.max_eval_utterances, seed) for name, rows in corpus.tests.items()},
+    )
+
+
+def require_label_lists(task: str, data: SuperbData) -> None:
+    """Check that the setting ``labels`` fits the task.
+
+    Raises:
+        InputError: the task has no labels, its corpus fixes them, or the number of lists is wrong.
+    """
+    source = find_source(task)
+    if data.labels is None:
+        return
+    if reason := source.corpus_of(data).fixed_labels or ("" if source.labels else f"its targets are {source.targets}"):
+        raise InputError(f"`labels` does not fit task {task}: {reason}")
+    if len(data.labels) != len(source.labels):
+        needed = ", ".join(source.labels)
+        raise InputError(f"`labels` has {len(data.labels)} lists; task {task} needs {len(source.labels)} ({needed})")
+
+
+def _subset(rows: list[Row], most: int | None, seed: int) -> list[Row]:
+    """At most ``most`` rows, chosen at random and kept in order."""
+    if most is None or len(rows) <= most:
+        return rows
+    return [rows[index] for index in sorted(np.random.default_rng(seed).permutation(len(rows))[:most])]
