@@ -89,7 +89,8 @@ def rich_grid(grid: Grid, title: str, caption: str) -> Table:
     table = Table(title=Text(title), caption=Text(caption), caption_justify="left")
     longest = max((len(word) for row in grid.rows for word in row[0].text.split()), default=0)
     for place, heading in enumerate(grid.titles):
-        table.add_column(heading, justify="right" if place else "left", min_width=0 if place else longest)
+        # A fixed width: rich shrinks a column with a least width, and then prints a table wider than the terminal.
+        table.add_column(heading, justify="right" if place else "left", width=None if place else longest)
     for row in grid.rows:
         table.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in row))
     return table

@@ -36,7 +36,7 @@ CPU_SECONDS = {"corpus": 2.0, "teacher": 3.0, "export": 3.5, "evaluate": 5.0, "s
 """Seconds of a mini study's other jobs on two x86_64 cores, measured, with the start of the process."""
 CPU_STEP_SECONDS = {"teacher": 0.13, "evaluate": 0.06}
 """Seconds of each of their steps, also of a mini study's; steps on longer speech take longer."""
-REFERENCE_STEP = 0.1
+REFERENCE_STEP = 0.15
 """Seconds of the step of :func:`measured_slowness` on that machine."""
 CPU_START = 10.0
 """Seconds before the first step of a distillation and after its last, validation and checkpoints included."""

@@ -7,7 +7,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,9 +142,12 @@ def run_here(
 @contextmanager
 def output_to(path: Path) -> Iterator[None]:
     """Append to a file all that this process writes to standard output and error, by whatever library."""
+    sys.stdout.flush()
+    sys.stderr.flush()
     kept = {number: os.dup(number) for number in (1, 2)}
     try:
-        with path.open("ab") as file:
+        # Libraries may hold the streams that they found when they were imported, or write to the descriptors.
+        with path.open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
             for number in kept:
                 os.dup2(file.fileno(), number)
             yield

@@ -38,13 +38,14 @@ def quickstart(output: str = "runs/quickstart", fast: bool = False, seed: int = 
         seed: seed of corpus, teacher, students and probes.
     """
     require_report()
-    folder, console = Path(output), Console(file=os.fdopen(os.dup(1), "w"))  # jobs send standard output to their logs
-    study, slowness = load_study("quickstart_fast" if fast else "quickstart"), measured_slowness()
-    kept = _kept(folder, {"fast": fast, "seed": seed})
+    folder, study = Path(output), load_study("quickstart_fast" if fast else "quickstart")
+    kept, slowness = _kept(folder, {"fast": fast, "seed": seed}), measured_slowness()
     share = kept if kept is not None else fitting_share(study, seed, slowness)
     plan = Plan(sized(study, seed, share), seeds=[seed])
     workspace = Workspace(folder, study=study.name, wandb={"mode": "disabled"})
-    with only_runner(folder):
+    # Jobs send standard output to their logs, so the table has a descriptor of its own.
+    with only_runner(folder), os.fdopen(os.dup(1), "w") as terminal:
+        console = Console(file=terminal)
         write_json(folder / "quickstart.json", {"fast": fast, "seed": seed, "share": share})
         console.print(estimate_table(plan, workspace, slowness))
         if share < 1:
