@@ -134,7 +134,7 @@ class ResumeGuard(Callback):
         # A callback's own hook runs after the weights are loaded. Those of another student or teacher would fail
         # before it, with an error about shapes instead of settings.
         if stage == "fit" and isinstance(pl_module, DistillationModule):
-            pl_module.checkpoint_checks = [partial(self.check, trainer, pl_module)]
+            pl_module.check_checkpoint_with(partial(self.check, trainer, pl_module))
 
     def check(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse ``checkpoint`` if it belongs to another run; one without a fingerprint passes.

@@ -4,7 +4,7 @@ Shapes: B batch, T samples, F frames, D width.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -70,9 +70,6 @@ class DistillationModule(L.LightningModule):
         init_from: checkpoint whose student and projections a new run starts from, with a new schedule. Use it to train
             a finished run further. A resumed run does not read it.
         cuda: CUDA settings of the whole process.
-
-    Attributes:
-        target_sharing: supplies the targets of a step where other students train on the same batch; ``None`` if none.
     """
 
     def __init__(
@@ -113,10 +110,10 @@ class DistillationModule(L.LightningModule):
             teacher.share_front_end()
         _check_frame_rates(teacher, self.student)
         self.stopwatch = StepStopwatch()
-        self.target_sharing: TargetSharing | None = None
-        self.growth_epochs: tuple[int, ...] = ()
-        self.rewarm_steps = 0
-        self.checkpoint_checks: list[Callable[[dict[str, Any]], None]] = []
+        self._target_sharing: TargetSharing | None = None
+        self._growth_epochs: tuple[int, ...] = ()
+        self._rewarm_steps = 0
+        self._check_checkpoint: Callable[[dict[str, Any]], None] | None = None
 
     @property
     def teacher(self) -> Teacher:
@@ -127,6 +124,23 @@ class DistillationModule(L.LightningModule):
         self._hidden_teacher = [teacher]
         if self.student.config.front_end == "shared":
             teacher.share_front_end()
+
+    def share_targets(self, sharing: TargetSharing) -> None:
+        """Take the targets of every step from ``sharing``, where other students train on the same batches."""
+        self._target_sharing = sharing
+
+    def plan_growth(self, epochs: Sequence[int], rewarm_steps: int) -> None:
+        """Tell the learning-rate schedule when the student grows; a callback calls it before the optimizer is built.
+
+        Args:
+            epochs: epochs (0-based) at whose start the student grows.
+            rewarm_steps: length in optimizer steps of the warm-up after each growth; 0 continues the one schedule.
+        """
+        self._growth_epochs, self._rewarm_steps = tuple(epochs), rewarm_steps
+
+    def check_checkpoint_with(self, check: Callable[[dict[str, Any]], None]) -> None:
+        """Call ``check`` with a checkpoint before its weights are loaded; callbacks' own hooks run after that."""
+        self._check_checkpoint = check
 
     # -- one step -------------------------------------------------------------------------------------------------
 
@@ -182,7 +196,7 @@ class DistillationModule(L.LightningModule):
         self.log_dict(metrics, batch_size=frames, sync_dist=True, prog_bar=False)
 
     def _step_losses(self, batch: Batch, scale: float) -> LossTerms:
-        share = self.target_sharing
+        share = self._target_sharing
         return self.losses(batch, scale, None if share is None else share(lambda: self.targets(batch)))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -220,13 +234,13 @@ class DistillationModule(L.LightningModule):
             # A fused optimizer unscales gradients itself, after clipping; Lightning refuses that combination.
             config = replace(config, implementation="foreach")
         optimizer = build_optimizer(self.parameter_groups(), config)
-        if self.growth_epochs or self.total_steps is None:
+        if self._growth_epochs or self.total_steps is None:
             per_epoch = self.steps_per_epoch()
         total = self.total_steps or per_epoch * cast(int, self.trainer.max_epochs)
-        growth_steps = [epoch * per_epoch for epoch in self.growth_epochs]
+        growth_steps = [epoch * per_epoch for epoch in self._growth_epochs]
 
         def factor(step: int) -> float:
-            return learning_rate_factor(step, total, self.optimizer_config, growth_steps, self.rewarm_steps)
+            return learning_rate_factor(step, total, self.optimizer_config, growth_steps, self._rewarm_steps)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -328,9 +342,8 @@ class DistillationModule(L.LightningModule):
             _check_shared_convolutions(self.teacher, self.student)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let callbacks refuse a checkpoint before its weights are loaded; their own hooks run after that."""
-        for check in self.checkpoint_checks:
-            check(checkpoint)
+        if self._check_checkpoint is not None:
+            self._check_checkpoint(checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add to the checkpoint, in plain values, all that is needed to rebuild, export and describe the student."""

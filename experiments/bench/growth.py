@@ -56,7 +56,7 @@ class MeasuredStacking(StackingCallback):
         super()._grow(trainer, module, target)
         event = self.events[-1]
         after, peak = resident_megabytes("VmRSS"), resident_megabytes("VmHWM")
-        values = (event["depth_before"], target, event["parameters"], event["seconds"])
+        values = (event.depth_before, target, event.parameters, event.seconds)
         self.costs.append(GrowthCost(*values, before, after, peak))
 
 

@@ -181,7 +181,7 @@ class Together:
             return targets
 
         student.datamodule.relay = turns.relay
-        student.model.target_sharing = lambda ask: turns.targets(partial(finished, ask))
+        student.model.share_targets(lambda ask: turns.targets(partial(finished, ask)))
 
     def run(self) -> None:
         """Train all students to the end; :func:`fit_together` lists the errors."""

@@ -169,7 +169,7 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
         "norms": recorder.norms,
         "average": norms(average.student) if average is not None else [],
         "compiled": all(layer._compiled_call_impl is not None for layer in module.student.hubert.encoder.layers),
-        "growths": [event["depth"] for event in stacking.events],
+        "growths": [event.depth for event in stacking.events],
         "alive": wrappers.alive,
         "depth": module.student.depth,
         "val_loss": float(trainer.callback_metrics.get("val/loss", torch.nan)),
