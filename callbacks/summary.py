@@ -1,7 +1,5 @@
 """RunSummary: writes the results of a finished run to ``RUN/summary.json`` and to the W&B summary."""
 
-import os
-import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.guards import NonFiniteGuard
+from callbacks.hardware import hardware
 from callbacks.lookup import find_callback
 from callbacks.metrics import TrainingMetrics
 from callbacks.stacking import StackingCallback
@@ -22,19 +21,6 @@ from callbacks.throughput import ThroughputCallback
 from datamodules.files import write_json
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.growth.schedules import mean_depth
-
-
-def hardware(device: torch.device, world_size: int = 1) -> str:
-    """Describe the hardware of a run: ``world_size`` GPUs like ``device``, or the CPU with its threads."""
-    if device.type == "cuda":
-        return f"{world_size} x {torch.cuda.get_device_name(device)}"
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
-
-
-def machine() -> str:
-    """Describe the machine: all visible GPUs, or the CPU."""
-    gpus = torch.cuda.device_count()
-    return hardware(torch.device("cuda" if gpus else "cpu"), gpus)
 
 
 class RunSummary(Callback):

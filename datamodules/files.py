@@ -133,6 +133,16 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries into one with dotted names; lists do not change."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path of this process; it is renamed to ``path`` at the end, or removed after an error."""

@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 
 from datamodules.errors import InputError
 from lightning_modules.export import CHECKPOINT_FORMAT, STUDENT_PREFIX, read_checkpoint
-from lightning_modules.identity import teacher_settings
 from lightning_modules.lengths import before_the_end, is_padded
 from lightning_modules.objective import LossTerms, Objective, ObjectiveConfig
 from lightning_modules.optimisation import (
@@ -34,6 +33,7 @@ from lightning_modules.stopwatch import StepStopwatch
 from lightning_modules.student import Student, StudentConfig, state_dict_depth
 from lightning_modules.target_normalization import TargetStatistics, measure
 from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
+from lightning_modules.teacher_identity import teacher_settings
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import HubertModel
 
-from callbacks.summary import hardware
+from callbacks.hardware import hardware
 from datamodules.audio import read_audio
 from datamodules.errors import InputError
 from datamodules.files import read_json, write_json

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 import torch
 
-from callbacks.summary import hardware
+from callbacks.hardware import hardware
 from datamodules.files import write_text
 from datamodules.superb.datamodule import SuperbDataModule
 from datamodules.superb.recipes import RECIPES

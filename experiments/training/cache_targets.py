@@ -22,7 +22,7 @@ from datamodules.target_cache import MARKER, NOT_IN_OLDER_CACHES
 from datamodules.target_writing import TargetPlan, is_cached, plan_targets, room_for, write_targets
 from experiments.training.fit import DistillationCLI
 from lightning_modules.distillation import DistillationModule
-from lightning_modules.identity import teacher_settings
+from lightning_modules.teacher_identity import teacher_settings
 
 
 class TargetsTrainer(Trainer):

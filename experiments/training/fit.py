@@ -21,10 +21,10 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.checkpointing import RunCheckpoint
-from callbacks.fingerprint import ResumeGuard
 from callbacks.guards import NonFiniteGuard
 from callbacks.metrics import TrainingMetrics
 from callbacks.progress import DistillationProgressBar
+from callbacks.resume_guard import ResumeGuard
 from callbacks.samples import SampleSpectrograms
 from callbacks.stacking import StackingCallback
 from callbacks.summary import RunSummary

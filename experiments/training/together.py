@@ -24,10 +24,10 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import EXIT_SIGTERM, TERMINATE, RunCheckpoint
-from callbacks.fingerprint import flatten
 from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError, is_foreseen
+from datamodules.files import flatten
 from experiments.command_line import PlainParser
 from experiments.training.fit import DistillationCLI
 from experiments.training.lockstep import Lockstep, Shared, Stopped, Turns

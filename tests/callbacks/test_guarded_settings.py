@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from callbacks.fingerprint import ResumeGuard, differences
 from callbacks.lookup import find_callback
+from callbacks.resume_guard import ResumeGuard, differences
 from callbacks.stacking import StackingCallback
 from experiments.training.fit import DistillationCLI
 from tests.helpers import save_corpus, save_teacher

@@ -1,20 +1,17 @@
 """RunSummary and the mean loss in it: written once the run is over, whenever that turns out to be."""
 
 import json
-import os
-import platform
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.metrics import TrainingMetrics
-from callbacks.summary import RunSummary, hardware, machine
+from callbacks.summary import RunSummary
 from callbacks.summary_record import Summary
 from callbacks.throughput import ThroughputCallback
 from tests.callbacks.faults import SendSignal
@@ -74,15 +71,3 @@ def test_the_mean_loss_is_that_of_the_whole_epoch_after_a_resume(
     assert fit(tmp_path, inputs, step=step)["train_loss"] == whole["train_loss"]
     monkeypatch.setattr(TrainingMetrics, "load_state_dict", lambda *_: None)  # control
     assert abs(fit(tmp_path, inputs, step=step)["train_loss"] - whole["train_loss"]) > 1e-4
-
-
-def test_hardware_is_what_computed_and_not_what_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert machine() == cpu
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"some GPU (asked for {device})")
-    assert hardware(torch.device("cpu"), 2) == cpu
-    assert hardware(torch.device("cuda", 1), 2) == "2 x some GPU (asked for cuda:1)"
-    assert machine() == "4 x some GPU (asked for cuda)"

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from callbacks import ddp
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.ema import StudentEMA
-from callbacks.fingerprint import ResumeGuard
+from callbacks.resume_guard import ResumeGuard
 from datamodules.errors import InputError
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig

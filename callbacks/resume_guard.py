@@ -1,6 +1,5 @@
 """ResumeGuard: refuses to resume from the checkpoint of another run."""
 
-import hashlib
 import logging
 from enum import Enum
 from functools import partial
@@ -15,38 +14,20 @@ from callbacks.ema import StudentEMA
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 from datamodules.errors import InputError
+from datamodules.files import flatten
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import STUDENT_PREFIX
 from lightning_modules.student import state_dict_depth
-from lightning_modules.teacher import Teacher
+from lightning_modules.teacher_identity import teacher_digest
 
 log = logging.getLogger(__name__)
 
-HOW_NOT_WHAT = frozenset({"compile", "compile_backend", "kernels"})
+COMPUTE_ONLY_SETTINGS = frozenset({"compile", "compile_backend", "kernels"})
 """Settings of student and teacher that change how they are computed but not what is learned."""
-TOLD_OTHERWISE = frozenset({"model", "revision", "normalize", "attn_implementation"})
+SETTINGS_COVERED_ELSEWHERE = frozenset({"model", "revision", "normalize", "attn_implementation"})
 """Settings of a teacher that other entries of the fingerprint cover, and the implementation of its attention."""
 TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 """Settings of the trainer that change what is learned; stages and steps cover the length of the run."""
-
-
-def teacher_digest(teacher: Teacher) -> str:
-    """Hash of the name, shape and first 64 values of each of the teacher's weights; their path does not matter."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(teacher.named_parameters()):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries into one with dotted names; lists do not change."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 @rank_zero_only
@@ -96,7 +77,7 @@ class ResumeGuard(Callback):
         average = find_callback(trainer, StudentEMA)
         datamodule = getattr(trainer, "datamodule", None)
         model = {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")}
-        model["student"] = {key: value for key, value in model["student"].items() if key not in HOW_NOT_WHAT}
+        model["student"] = {key: value for key, value in model["student"].items() if key not in COMPUTE_ONLY_SETTINGS}
         # Settings that are not used are left out, as in older checkpoints from before they existed.
         if model["student"]["conv_channels"] is None:
             del model["student"]["conv_channels"]
@@ -119,7 +100,7 @@ class ResumeGuard(Callback):
             "teacher_settings": {
                 key: value
                 for key, value in module.teacher.init_args.items()
-                if key not in HOW_NOT_WHAT | TOLD_OTHERWISE
+                if key not in COMPUTE_ONLY_SETTINGS | SETTINGS_COVERED_ELSEWHERE
             },
             "steps": {
                 "per_epoch": module.steps_per_epoch() if hasattr(datamodule, "steps_per_epoch") else None,
