@@ -15,6 +15,7 @@ from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 from datamodules.errors import InputError
 from datamodules.files import flatten
+from datamodules.speech_data import speech_data
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import STUDENT_PREFIX
 from lightning_modules.student import state_dict_depth
@@ -75,13 +76,15 @@ class ResumeGuard(Callback):
         assert isinstance(module, DistillationModule)
         stacking = find_callback(trainer, StackingCallback)
         average = find_callback(trainer, StudentEMA)
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule = speech_data(trainer)
         model = {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")}
         model["student"] = {key: value for key, value in model["student"].items() if key not in COMPUTE_ONLY_SETTINGS}
         # Settings that are not used are left out, as in older checkpoints from before they existed.
         if model["student"]["conv_channels"] is None:
             del model["student"]["conv_channels"]
         model["objective"] = dict(model["objective"])
+        if model["objective"]["loss"] is None:
+            del model["objective"]["loss"]
         if model["objective"]["normalize_targets"] != "standardize":
             del model["objective"]["statistics_seconds"]
         if model["objective"]["normalize_targets"] == "none":
@@ -93,7 +96,7 @@ class ResumeGuard(Callback):
             "ema": average.settings if average else {},
             "model": model,
             "teacher": teacher_digest(module.teacher),
-            "data": datamodule.fingerprint() if datamodule is not None and hasattr(datamodule, "fingerprint") else {},
+            "data": datamodule.fingerprint() if datamodule is not None else {},
             "waveforms": {"normalize": module.teacher.normalize, "sample_rate": module.teacher.sample_rate},
             "trainer": {name: _plain(getattr(trainer, name)) for name in TRAINER},
             "cuda": {"float32": module.cuda_settings.float32},
@@ -103,7 +106,7 @@ class ResumeGuard(Callback):
                 if key not in COMPUTE_ONLY_SETTINGS | SETTINGS_COVERED_ELSEWHERE
             },
             "steps": {
-                "per_epoch": module.steps_per_epoch() if hasattr(datamodule, "steps_per_epoch") else None,
+                "per_epoch": module.steps_per_epoch() if datamodule is not None else None,
                 "total": module.total_steps,
             },
         }

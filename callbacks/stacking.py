@@ -24,6 +24,7 @@ from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError
 from datamodules.files import write_json
+from datamodules.speech_data import speech_data
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.growth.event import GrowthEvent
 from lightning_modules.growth.policies import default_stages, get_policy, make_plan
@@ -208,12 +209,14 @@ class StackingCallback(Callback):
         The run's clock is paused, since the measurement is not part of the cost of a growth. A compiled student is
         measured eagerly, because compiling graphs for evaluation would take longer than the measurement.
         """
-        datamodule = getattr(trainer, "datamodule", None)
-        if not self.measure_loss or datamodule is None or not hasattr(datamodule, "example_batch"):
+        datamodule = speech_data(trainer)
+        if not self.measure_loss or datamodule is None:
             return None
         clock = find_callback(trainer, ThroughputCallback)
         with nullcontext() if clock is None else clock.aside(module.device):
-            batch = datamodule.transfer_batch_to_device(datamodule.example_batch(4), module.device, 0)
+            if (examples := datamodule.example_batch(4)) is None:
+                return None
+            batch = datamodule.transfer_batch_to_device(examples, module.device, 0)
             training = [part for part in module.modules() if part.training]
             module.eval()
             eagerly = torch.compiler.set_stance("force_eager")

@@ -19,6 +19,7 @@ from callbacks.stacking import StackingCallback
 from callbacks.summary_record import Summary
 from callbacks.throughput import ThroughputCallback
 from datamodules.files import write_json
+from datamodules.speech_data import speech_data
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.growth.schedules import mean_depth
 
@@ -53,7 +54,7 @@ def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[st
     """Summarise a run; ``metrics`` are those of its last validation."""
     assert isinstance(module, DistillationModule)
     stacking, training = find_callback(trainer, StackingCallback), find_callback(trainer, TrainingMetrics)
-    clock = find_callback(trainer, ThroughputCallback)
+    clock, data = find_callback(trainer, ThroughputCallback), speech_data(trainer)
     return Summary(
         name=Path(trainer.default_root_dir).name,
         policy=stacking.policy if stacking else "none",
@@ -73,7 +74,7 @@ def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[st
         train_loss=training.epoch_loss if training else None,
         val_loss=float(metrics.get("val/loss", "nan")),
         val_output=float(metrics.get("val/output", "nan")),
-        without_transcript=getattr(trainer.datamodule, "without_transcript", None),  # type: ignore[attr-defined]
+        without_transcript=data.without_transcript if data else None,
         world_size=trainer.world_size,
         precision=str(trainer.precision),
         teacher_precision=module.teacher.precision_used,

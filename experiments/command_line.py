@@ -19,6 +19,7 @@ COMMON_OPTIONS = {
     "name": "folder of the run below --runs_dir",
     "runs_dir": "folder of all runs",
     "ckpt_path": "`last` continues the run in its folder",
+    "data": "class of another data module, my_package.MyData",
     "data.root": "the corpus, in LibriSpeech layout",
     "data.train_splits": "folders to train on",
     "data.batch_size": "utterances per step, over all devices",

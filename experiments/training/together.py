@@ -28,6 +28,7 @@ from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError, is_foreseen
 from datamodules.files import flatten
+from datamodules.librispeech import LibriSpeechDataModule
 from experiments.command_line import PlainParser
 from experiments.training.fit import DistillationCLI
 from experiments.training.lockstep import Lockstep, Shared, Stopped, Turns
@@ -129,6 +130,11 @@ def _refuse(first: StudentCLI, other: StudentCLI) -> None:
         raise InputError(
             f"students are trained together on one device, not {processes}: add --trainer.devices 1, or train them "
             "apart"
+        )
+    if not isinstance(other.datamodule, LibriSpeechDataModule):
+        raise InputError(
+            f"students are trained together on LibriSpeechDataModule, whose batches they can share, not on "
+            f"{type(other.datamodule).__name__}: train them apart"
         )
     one, two = first.agreed, other.agreed
     for key in sorted(one.keys() | two.keys()):
