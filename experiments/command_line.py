@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 COMMON_OPTIONS = {
     "config": "shipped name or YAML file; may be repeated, later ones win",
@@ -155,4 +155,4 @@ def _default(parser: Any, name: str) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    return "" if value is None else str(value)
+    return "" if value is None or isinstance(value, Namespace) else str(value)

@@ -86,7 +86,8 @@ def _split(word: str) -> list[str]:
 
 def _is_dotted(value: str) -> bool:
     """Whether a value is the path of a class, and not a file of settings or the settings themselves."""
-    return re.fullmatch(r"\w+(\.\w+)*", value) is not None and Path(value).suffix not in (".yaml", ".yml", ".json")
+    file = Path(value).is_file() or value.endswith((".yaml", ".yml", ".json"))
+    return not file and re.fullmatch(r"\w+(\.\w+)*", value) is not None
 
 
 def _without_class(config: str) -> tuple[str | None, str]:
