@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -13,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
 from datamodules.files import replacing
+from datamodules.speech_data import speech_data
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class SampleSpectrograms(Callback):
     """Write log-mel spectrograms of a few training items to ``RUN/samples/ROW.png`` and to W&B, once per run.
 
     Acts: before training starts, on rank zero. It does nothing in a resumed run, whose folder has them already,
-    and if the data module has no ``example_batch``. It draws no random numbers. Without matplotlib (the ``report``
+    and if the data module has no example batch. It draws no random numbers. Without matplotlib (the ``report``
     extra) it only logs a line.
 
     Args:
@@ -37,15 +37,17 @@ class SampleSpectrograms(Callback):
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = Path(trainer.default_root_dir) / "samples"
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(datamodule, "example_batch") or any(folder.glob("*.png")):
+        datamodule = speech_data(trainer)
+        if datamodule is None or any(folder.glob("*.png")):
             return
         if importlib.util.find_spec("matplotlib") is None:
             log.info("no sample spectrograms: matplotlib is missing (pip install 'interstack[report]')")
             return
-        batch = datamodule.example_batch(self.num_items)
+        if (batch := datamodule.example_batch(self.num_items)) is None:
+            return
         paths, captions = [], []
-        for item, row in enumerate(batch.index.tolist()):
+        rows = range(len(batch.num_samples)) if batch.index is None else batch.index.tolist()
+        for item, row in enumerate(rows):
             samples_T = batch.waveforms[item, : int(batch.num_samples[item])].numpy()
             captions.append(f"row {row}, {len(samples_T) / datamodule.sample_rate:.1f} s")
             paths.append(folder / f"{row:06d}.png")

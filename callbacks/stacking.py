@@ -24,7 +24,9 @@ from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError
 from datamodules.files import write_json
+from datamodules.speech_data import speech_data
 from lightning_modules.distillation import DistillationModule
+from lightning_modules.growth.event import GrowthEvent
 from lightning_modules.growth.policies import default_stages, get_policy, make_plan
 from lightning_modules.growth.schedules import depth_at, growth_epochs, stage_lengths
 from lightning_modules.optimisation import OptimizerState, carry_state, rebind
@@ -91,7 +93,7 @@ class StackingCallback(Callback):
         self.measure_loss, self.verify = measure_loss, verify
         self.stages: Sequence[int] = ()
         self.lengths: Sequence[int] = ()
-        self.events: list[dict[str, Any]] = []
+        self.events: list[GrowthEvent] = []
 
     # -- when -----------------------------------------------------------------------------------------------------
 
@@ -124,8 +126,7 @@ class StackingCallback(Callback):
         for depth, target in zip(self.stages, self.stages[1:], strict=False):
             make_plan(self.policy, depth, target, self.offset)  # every plan must exist before the first step
         module.student.start_at(self.stages[0])
-        module.growth_epochs = tuple(growth_epochs(self.lengths))
-        module.rewarm_steps = self.rewarm_steps if self.lr_after_growth == "rewarm" else 0
+        module.plan_growth(growth_epochs(self.lengths), self.settings["rewarm_steps"])
 
     def _refuse(self, trainer: L.Trainer) -> None:
         ddp.require_supported(trainer)
@@ -144,7 +145,7 @@ class StackingCallback(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.policy != "none" and len(trainer.optimizers) != 1:
             raise InputError(f"a growing run has one optimizer, not {len(trainer.optimizers)}")
-        self.events = [event for event in self.events if event["epoch"] <= trainer.current_epoch]
+        self.events = [event for event in self.events if event.epoch <= trainer.current_epoch]
         self._describe(trainer)
         self._ensure(trainer, pl_module)
 
@@ -185,20 +186,20 @@ class StackingCallback(Callback):
             ddp.verify_ranks(trainer, module, optimizer)
         ddp.rewrap(trainer)
         seconds = time.perf_counter() - started
-        event = {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "policy": self.policy,
-            "plan": plan,
-            "ancestry": list(student.ancestry),
-            "depth_before": depth,
-            "depth": target,
-            "parameters": sum(p.numel() for p in student.parameters()),
-            "seconds": seconds,
-            "loss_before": loss_before,
-            "loss_after": self._loss(trainer, module),
-            "train_seconds": train_seconds,
-        }
+        event = GrowthEvent(
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            policy=self.policy,
+            plan=tuple(plan),
+            ancestry=tuple(student.ancestry),
+            depth_before=depth,
+            depth=target,
+            parameters=sum(p.numel() for p in student.parameters()),
+            seconds=seconds,
+            loss_before=loss_before,
+            loss_after=self._loss(trainer, module),
+            train_seconds=train_seconds,
+        )
         self.events.append(event)
         self._record(trainer, event)
 
@@ -208,12 +209,14 @@ class StackingCallback(Callback):
         The run's clock is paused, since the measurement is not part of the cost of a growth. A compiled student is
         measured eagerly, because compiling graphs for evaluation would take longer than the measurement.
         """
-        datamodule = getattr(trainer, "datamodule", None)
-        if not self.measure_loss or datamodule is None or not hasattr(datamodule, "example_batch"):
+        datamodule = speech_data(trainer)
+        if not self.measure_loss or datamodule is None:
             return None
         clock = find_callback(trainer, ThroughputCallback)
         with nullcontext() if clock is None else clock.aside(module.device):
-            batch = datamodule.transfer_batch_to_device(datamodule.example_batch(4), module.device, 0)
+            if (examples := datamodule.example_batch(4)) is None:
+                return None
+            batch = datamodule.transfer_batch_to_device(examples, module.device, 0)
             training = [part for part in module.modules() if part.training]
             module.eval()
             eagerly = torch.compiler.set_stance("force_eager")
@@ -227,7 +230,7 @@ class StackingCallback(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         meta = checkpoint.setdefault("interstack", {})
-        meta |= {"growth": list(self.events), "growth_settings": self.settings}
+        meta |= {"growth": self.plain_events, "growth_settings": self.settings}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         averaged = find_callback(trainer, StudentEMA) is not None
@@ -240,10 +243,15 @@ class StackingCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The log of past growths; training does not depend on it."""
-        return {"events": list(self.events)}
+        return {"events": self.plain_events}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.events = list(state_dict["events"])
+        self.events = [GrowthEvent.from_plain(event) for event in state_dict["events"]]
+
+    @property
+    def plain_events(self) -> list[dict[str, Any]]:
+        """Plain values of the growths so far."""
+        return [event.to_plain() for event in self.events]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -266,18 +274,19 @@ class StackingCallback(Callback):
                 logger.experiment.config.update({"growth": self.settings}, allow_val_change=True)
 
     @rank_zero_only
-    def _record(self, trainer: L.Trainer, event: dict[str, Any]) -> None:
+    def _record(self, trainer: L.Trainer, event: GrowthEvent) -> None:
         log.info(
             "epoch %d, step %d: grown from %d to %d layers (%s, plan %s) in %.2f s%s",
-            *(event[k] for k in ("epoch", "step", "depth_before", "depth", "policy", "plan", "seconds")),
-            "" if event["loss_before"] is None else f", loss {event['loss_before']:.4g} -> {event['loss_after']:.4g}",
+            *(event.epoch, event.step, event.depth_before, event.depth, event.policy, list(event.plan), event.seconds),
+            "" if event.loss_before is None else f", loss {event.loss_before:.4g} -> {event.loss_after:.4g}",
         )
-        write_json(Path(trainer.default_root_dir) / "growth.json", self.events)
-        numbers = {f"growth/{k}": event[k] for k in ("depth", "parameters", "seconds", "loss_before", "loss_after")}
+        write_json(Path(trainer.default_root_dir) / "growth.json", self.plain_events)
+        logged = ("depth", "parameters", "seconds", "loss_before", "loss_after")
+        numbers = {f"growth/{name}": value for name in logged if (value := getattr(event, name)) is not None}
         for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in numbers.items() if v is not None}, step=event["step"])
+            logger.log_metrics(numbers, step=event.step)
             if isinstance(logger, WandbLogger):
-                logger.experiment.summary["growth_events"] = self.events
+                logger.experiment.summary["growth_events"] = self.plain_events
 
 
 def _train_seconds(trainer: L.Trainer) -> float | None:

@@ -1,8 +1,6 @@
 """RunSummary: writes the results of a finished run to ``RUN/summary.json`` and to the W&B summary."""
 
-import os
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +12,16 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.guards import NonFiniteGuard
+from callbacks.hardware import hardware
 from callbacks.lookup import find_callback
 from callbacks.metrics import TrainingMetrics
 from callbacks.stacking import StackingCallback
+from callbacks.summary_record import Summary
 from callbacks.throughput import ThroughputCallback
-from datamodules.files import finite, write_json
+from datamodules.files import write_json
+from datamodules.speech_data import speech_data
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.growth.schedules import mean_depth
-
-
-def hardware(device: torch.device, world_size: int = 1) -> str:
-    """Describe the hardware of a run: ``world_size`` GPUs like ``device``, or the CPU with its threads."""
-    if device.type == "cuda":
-        return f"{world_size} x {torch.cuda.get_device_name(device)}"
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
-
-
-def machine() -> str:
-    """Describe the machine: all visible GPUs, or the CPU."""
-    gpus = torch.cuda.device_count()
-    return hardware(torch.device("cuda" if gpus else "cpu"), gpus)
 
 
 class RunSummary(Callback):
@@ -54,54 +42,51 @@ class RunSummary(Callback):
         guard = find_callback(trainer, NonFiniteGuard)
         if trainer.current_epoch < (trainer.max_epochs or 0) or (guard and guard.learned_nothing(trainer)):
             return
-        summary = finite(summarise(trainer, pl_module, {**self._saved_metrics, **trainer.callback_metrics}))
+        metrics = {**self._saved_metrics, **trainer.callback_metrics}
+        summary = summarise(trainer, pl_module, metrics).to_plain()
         write_json(Path(trainer.default_root_dir) / "summary.json", summary)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update(summary)
 
 
-def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, cost and final losses of a run, in plain values; ``metrics`` are those of its last validation."""
+def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[str, Any]) -> Summary:
+    """Summarise a run; ``metrics`` are those of its last validation."""
     assert isinstance(module, DistillationModule)
     stacking, training = find_callback(trainer, StackingCallback), find_callback(trainer, TrainingMetrics)
-    clock = find_callback(trainer, ThroughputCallback)
-    validation = {name: float(metrics.get(f"val/{name}", "nan")) for name in ("loss", "output")}
-    return {
-        "name": Path(trainer.default_root_dir).name,
-        "policy": stacking.policy if stacking else "none",
-        "schedule": stacking.schedule if stacking else None,
-        "growth": stacking.settings if stacking else None,
-        "seed": module.seed,
-        "steps": trainer.global_step,
-        "epochs": trainer.current_epoch,
-        "depth": module.student.depth,
-        "mean_depth": mean_depth(stacking.stages, stacking.lengths) if stacking else float(module.student.depth),
-        # One string each, because W&B makes a column from a string, but not from a list of growth events.
-        "plans": _joined(stacking.events, "plan") if stacking else None,
-        "ancestry": _joined(stacking.events[-1:], "ancestry") if stacking else None,
-        "parameters": sum(p.numel() for p in module.student.parameters()),
-        "train_seconds": clock.train_seconds if clock else None,
-        # With several students the seconds include shared work, and cannot be compared with those of a run alone.
-        "students": clock.students if clock else 1,
-        "audio_seconds": clock.audio_seconds if clock else None,
-        "train_loss": training.epoch_loss if training else None,
-        "val_loss": validation["loss"],
-        # Can be compared between systems whose intermediate losses differ, unlike val_loss.
-        "val_output": validation["output"],
-        "without_transcript": getattr(trainer.datamodule, "without_transcript", None),  # type: ignore[attr-defined]
-        "world_size": trainer.world_size,
-        "precision": str(trainer.precision),
-        "teacher_precision": module.teacher.precision_used,
-        "hardware": hardware(trainer.strategy.root_device, trainer.world_size),
-        "versions": {
+    clock, data = find_callback(trainer, ThroughputCallback), speech_data(trainer)
+    return Summary(
+        name=Path(trainer.default_root_dir).name,
+        policy=stacking.policy if stacking else "none",
+        schedule=stacking.schedule if stacking else None,
+        growth=stacking.settings if stacking else None,
+        seed=module.seed,
+        steps=trainer.global_step,
+        epochs=trainer.current_epoch,
+        depth=module.student.depth,
+        mean_depth=mean_depth(stacking.stages, stacking.lengths) if stacking else float(module.student.depth),
+        plans=_joined(event.plan for event in stacking.events) if stacking else None,
+        ancestry=_joined(event.ancestry for event in stacking.events[-1:]) if stacking else None,
+        parameters=sum(p.numel() for p in module.student.parameters()),
+        train_seconds=clock.train_seconds if clock else None,
+        students=clock.students if clock else 1,
+        audio_seconds=clock.audio_seconds if clock else None,
+        train_loss=training.epoch_loss if training else None,
+        val_loss=float(metrics.get("val/loss", "nan")),
+        val_output=float(metrics.get("val/output", "nan")),
+        without_transcript=data.without_transcript if data else None,
+        world_size=trainer.world_size,
+        precision=str(trainer.precision),
+        teacher_precision=module.teacher.precision_used,
+        hardware=hardware(trainer.strategy.root_device, trainer.world_size),
+        versions={
             "torch": str(torch.__version__),
             "lightning": L.__version__,
             "transformers": transformers.__version__,
         },
-    }
+    )
 
 
-def _joined(events: Sequence[Mapping[str, Any]], key: str) -> str:
+def _joined(rows: Iterable[Iterable[int | None]]) -> str:
     """Plans or ancestries as text, one growth after the other; ``*`` stands for a layer without a source."""
-    return " | ".join(" ".join("*" if place is None else str(place) for place in event[key]) for event in events)
+    return " | ".join(" ".join("*" if place is None else str(place) for place in row) for row in rows)

@@ -22,7 +22,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim import Optimizer
 
+from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
+from datamodules.speech_data import speech_data
+from lightning_modules.lengths import global_lengths
 from lightning_modules.stopwatch import Section, StepStopwatch, TimePoint, milliseconds, time_point
 
 
@@ -174,8 +177,9 @@ class ThroughputCallback(Callback):
             return
         self._steps = trainer.global_step
         self._window_steps += 1
-        sample_rate = getattr(getattr(trainer, "datamodule", None), "sample_rate", 16_000)
-        self.audio_seconds += int(batch.global_num_samples.sum()) / sample_rate
+        data, shares = speech_data(trainer), trainer.world_size * trainer.accumulate_grad_batches
+        lengths = global_lengths(batch, shares)
+        self.audio_seconds += int(lengths.sum()) / (SAMPLE_RATE if data is None else data.sample_rate)
         every_n_steps = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every_n_steps and self._steps % every_n_steps == 0:
             self._log(trainer, self._close_window(pl_module.device))

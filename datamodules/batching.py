@@ -134,7 +134,7 @@ def plan_by_utterances(lengths_N: np.ndarray, batch_size: int) -> BatchPlan:
 
     Sizes are balanced, because the utterances of a short last batch would have a larger weight.
     """
-    sizes = _balanced_sizes(len(lengths_N), batch_size)
+    sizes = balanced_sizes(len(lengths_N), batch_size)
     num_buckets = max(1, len(sizes) // _batches_per_bucket(len(sizes)))
     buckets = np.arange(num_buckets + 1) * len(sizes) // num_buckets
     return BatchPlan(_length_order(lengths_N), np.concatenate([[0], np.cumsum(sizes)]), buckets)
@@ -163,7 +163,7 @@ def plan_by_samples(lengths_N: np.ndarray, batch_samples: int) -> BatchPlan:
     while end > 0:
         most = int(batch_samples // sorted_N[end - 1])
         first = max(0, end - most * per_bucket)
-        sizes_per_bucket.append(_balanced_sizes(end - first, most))
+        sizes_per_bucket.append(balanced_sizes(end - first, most))
         end = first
     sizes_per_bucket.reverse()
     starts = np.concatenate([[0], np.cumsum(np.concatenate(sizes_per_bucket))])
@@ -291,7 +291,7 @@ def _batches_per_bucket(num_batches: int) -> int:
     return max(FEWEST_BATCHES_PER_BUCKET, -(-num_batches // MOST_BUCKETS))
 
 
-def _balanced_sizes(num_rows: int, most: int) -> np.ndarray:
+def balanced_sizes(num_rows: int, most: int) -> np.ndarray:
     """Sizes of ceil(num_rows / most) batches that differ by at most one."""
     num_batches = -(-num_rows // most)
     return np.diff(np.arange(num_batches + 1) * num_rows // num_batches)

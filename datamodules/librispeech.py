@@ -11,9 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -40,6 +38,7 @@ from datamodules.loading import (
 )
 from datamodules.manifest import Manifest, load_manifest, prepare_manifest
 from datamodules.placement import trains_on_cuda, workers_for
+from datamodules.speech_data import SpeechDataModule, finished_epochs
 from datamodules.target_cache import TargetCache
 
 __all__ = ["AudioBatch", "LibriSpeechDataModule"]
@@ -56,7 +55,7 @@ SEGMENT_SETTINGS = ("sample_rate", "batch_size", "batch_seconds", "max_samples",
 TRAIN_SPLITS_960H = ("train-clean-100", "train-clean-360", "train-other-500")
 
 
-class LibriSpeechDataModule(L.LightningDataModule):
+class LibriSpeechDataModule(SpeechDataModule):
     """Batches of speech for distillation.
 
     Args:
@@ -242,8 +241,7 @@ class LibriSpeechDataModule(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
             accumulate=trainer.accumulate_grad_batches if trainer else 1,
-            # On a resume the loader's iterator is created before the trainer calls set_epoch.
-            epoch=_finished_epochs(trainer),
+            epoch=finished_epochs(trainer),
         )
         return self._loader("train", sampler)
 
@@ -343,11 +341,6 @@ class LibriSpeechDataModule(L.LightningDataModule):
         assert self.batch_seconds is not None
         return plan_by_samples(lengths_N, int(self.batch_seconds * self.sample_rate))
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move waveforms and targets. Lengths are used on the host, since reading them back would stall a GPU."""
-        targets = None if batch.targets is None else batch.targets.to(device)
-        return batch._replace(waveforms=batch.waveforms.to(device, non_blocking=True), targets=targets)
-
     def _crop_rule(self, stage: str, seed: int | None) -> CropRule:
         lengths = self._require(stage, self._manifests).num_samples
         return CropRule(lengths, self.max_samples, self.length, seed, self.length_grid)
@@ -379,9 +372,3 @@ class LibriSpeechDataModule(L.LightningDataModule):
             where = os.path.join(*listed)
             logger.warning("%s data: %d bad files skipped, listed in %s", stage, len(manifest.skipped), where)
             list_skipped(self.run_dir, manifest.skipped)
-
-
-def _finished_epochs(trainer: L.Trainer | None) -> int:
-    if trainer is None:
-        return 0
-    return trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]

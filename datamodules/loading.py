@@ -6,7 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,8 +33,9 @@ class AudioBatch(NamedTuple):
 
     waveforms: Tensor  # (B, T) float32, T is the longest item of the global batch, zeros after an item's end
     num_samples: Tensor  # (B,) int64 valid samples; T everywhere with length="crop"
-    global_num_samples: Tensor  # (G,) int64 valid samples of every item of the global batch
-    index: Tensor  # type: ignore[assignment]  # (B,) int64 manifest rows; hides tuple.index
+    # (G,) int64 valid samples of every item of the global batch; None: not known, so all shares count alike
+    global_num_samples: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # (B,) int64 manifest rows; hides tuple.index
     targets: StoredTargets | None = None  # of these segments, if they are read from a cache
 
 
@@ -129,6 +130,16 @@ class AudioDataset(Dataset[AudioBatch]):
         list_skipped(self.run_dir, [Problem(path, str(error).removeprefix(f"{path}: "))])
 
 
+class Batches(Protocol):
+    """A dataset whose items are micro-batches, and that knows which file a worker read last."""
+
+    notes: Tensor | None
+
+    def __getitem__(self, batch: MicroBatch) -> AudioBatch: ...
+
+    def last_read(self, process: int) -> str | None: ...
+
+
 class ResumableLoader(DataLoader[AudioBatch]):
     """A loader with Lightning's stateful protocol; it counts micro-batches yielded, not those prefetched.
 
@@ -144,18 +155,18 @@ class ResumableLoader(DataLoader[AudioBatch]):
     """
 
     batch_sampler: GlobalBatchSampler  # type: ignore[assignment]
-    dataset: AudioDataset
+    dataset: Batches  # type: ignore[assignment]
 
     def __init__(
         self,
-        dataset: AudioDataset,
+        dataset: Batches,
         batch_sampler: GlobalBatchSampler,
         num_workers: int = 0,
         relay: Relay | None = None,
         pin_memory: bool = False,
     ) -> None:
         super().__init__(
-            dataset,
+            dataset,  # type: ignore[arg-type]
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
             num_workers=num_workers,
             collate_fn=as_it_is,  # type: ignore[arg-type]

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 COMMON_OPTIONS = {
     "config": "shipped name or YAML file; may be repeated, later ones win",
     "name": "folder of the run below --runs_dir",
     "runs_dir": "folder of all runs",
     "ckpt_path": "`last` continues the run in its folder",
+    "data": "class of another data module, my_package.MyData",
     "data.root": "the corpus, in LibriSpeech layout",
     "data.train_splits": "folders to train on",
     "data.batch_size": "utterances per step, over all devices",
@@ -154,4 +155,4 @@ def _default(parser: Any, name: str) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    return "" if value is None else str(value)
+    return "" if value is None or isinstance(value, Namespace) else str(value)

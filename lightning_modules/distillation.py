@@ -4,10 +4,10 @@ Shapes: B batch, T samples, F frames, D width.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.errors import InputError
+from datamodules.files import plain_values
+from datamodules.speech_data import AudioBatch, SpeechDataModule, speech_data
 from lightning_modules.export import CHECKPOINT_FORMAT, STUDENT_PREFIX, read_checkpoint
-from lightning_modules.identity import teacher_settings
-from lightning_modules.lengths import before_the_end, is_padded
-from lightning_modules.objective import LossTerms, Objective, ObjectiveConfig
+from lightning_modules.lengths import before_the_end, global_lengths, is_padded
+from lightning_modules.objective import LossTerms, ObjectiveConfig, get_objective
 from lightning_modules.optimisation import (
     LearningRates,
     OptimizerConfig,
@@ -35,17 +36,9 @@ from lightning_modules.stopwatch import StepStopwatch
 from lightning_modules.student import Student, StudentConfig, state_dict_depth
 from lightning_modules.target_normalization import TargetStatistics, measure
 from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
+from lightning_modules.teacher_identity import teacher_settings
 
 log = logging.getLogger(__name__)
-
-
-class Batch(Protocol):
-    """The fields that the module reads of a batch of ``datamodules``. Lengths stay on the host: see ``lengths``."""
-
-    waveforms: Tensor  # (B, T) float32, this rank's share of this accumulation step
-    num_samples: Tensor  # (B,) valid samples
-    global_num_samples: Tensor  # (G,) valid samples of every item of the global batch
-    # and ``targets``, if the data module read the teacher's outputs from a cache
 
 
 # Takes the function that computes the targets of this step's batch; returns the targets, computed or already known.
@@ -71,9 +64,6 @@ class DistillationModule(L.LightningModule):
         init_from: checkpoint whose student and projections a new run starts from, with a new schedule. Use it to train
             a finished run further. A resumed run does not read it.
         cuda: CUDA settings of the whole process.
-
-    Attributes:
-        target_sharing: supplies the targets of a step where other students train on the same batch; ``None`` if none.
     """
 
     def __init__(
@@ -97,7 +87,7 @@ class DistillationModule(L.LightningModule):
         )
         # Plain values only: a checkpoint with a dataclass in it cannot be loaded with weights_only=True.
         settings: dict[str, Any] = {"student": student, "objective": objective, "optimizer": optimizer, "cuda": cuda}
-        plain = {name: _plain(asdict(setting)) for name, setting in settings.items()}
+        plain = {name: plain_values(asdict(setting)) for name, setting in settings.items()}
         others = {"seed": seed, "total_steps": total_steps, "init_from": init_from}
         self.save_hyperparameters({"teacher": teacher.spec(), **plain, **others})
         self.init_from = init_from
@@ -108,16 +98,16 @@ class DistillationModule(L.LightningModule):
             self.student = Student(student, teacher.front_end)
             backend = student.compile_backend if student.compile else None
             sizes = student.hidden_size, teacher.hidden_size, teacher.num_layers
-            self.objective = Objective(objective, *sizes, backend)
+            self.objective = get_objective(objective.loss)(objective, *sizes, backend)
         teacher.select_layers(self.objective.layers, self.objective.output_layer)
         if student.front_end == "shared":
             teacher.share_front_end()
         _check_frame_rates(teacher, self.student)
         self.stopwatch = StepStopwatch()
-        self.target_sharing: TargetSharing | None = None
-        self.growth_epochs: tuple[int, ...] = ()
-        self.rewarm_steps = 0
-        self.checkpoint_checks: list[Callable[[dict[str, Any]], None]] = []
+        self._target_sharing: TargetSharing | None = None
+        self._growth_epochs: tuple[int, ...] = ()
+        self._rewarm_steps = 0
+        self._check_checkpoint: Callable[[dict[str, Any]], None] | None = None
 
     @property
     def teacher(self) -> Teacher:
@@ -129,9 +119,26 @@ class DistillationModule(L.LightningModule):
         if self.student.config.front_end == "shared":
             teacher.share_front_end()
 
+    def share_targets(self, sharing: TargetSharing) -> None:
+        """Take the targets of every step from ``sharing``, where other students train on the same batches."""
+        self._target_sharing = sharing
+
+    def plan_growth(self, epochs: Sequence[int], rewarm_steps: int) -> None:
+        """Tell the learning-rate schedule when the student grows; a callback calls it before the optimizer is built.
+
+        Args:
+            epochs: epochs (0-based) at whose start the student grows.
+            rewarm_steps: length in optimizer steps of the warm-up after each growth; 0 continues the one schedule.
+        """
+        self._growth_epochs, self._rewarm_steps = tuple(epochs), rewarm_steps
+
+    def check_checkpoint_with(self, check: Callable[[dict[str, Any]], None]) -> None:
+        """Call ``check`` with a checkpoint before its weights are loaded; callbacks' own hooks run after that."""
+        self._check_checkpoint = check
+
     # -- one step -------------------------------------------------------------------------------------------------
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def inputs(self, batch: AudioBatch) -> tuple[Tensor, Tensor | None]:
         """Waveforms (B, T) prepared for the teacher, and valid samples (B,); ``None`` if no item is padded."""
         num_samples = batch.num_samples if is_padded(batch.num_samples, batch.waveforms.shape[1]) else None
         waveforms_BT = batch.waveforms
@@ -139,18 +146,18 @@ class DistillationModule(L.LightningModule):
             waveforms_BT = normalize_waveforms(waveforms_BT, num_samples)
         return waveforms_BT, num_samples
 
-    def targets(self, batch: Batch) -> TeacherTargets:
+    def targets(self, batch: AudioBatch) -> TeacherTargets:
         """Targets of this share of a global batch: cached ones if the batch carries them, else a teacher forward.
 
         Cached targets are already normalised; those of a teacher forward are not yet.
         """
         with self.stopwatch.section("teacher"):
-            if (cached := getattr(batch, "targets", None)) is not None:
-                output_BFD, *hidden = cached.decoded()
+            if batch.targets is not None:
+                output_BFD, *hidden = batch.targets.decoded()
                 return TeacherTargets(output_BFD, dict(zip(self.teacher.hidden_layers, hidden, strict=True)))
             return self.teacher(*self.inputs(batch))
 
-    def losses(self, batch: Batch, scale: float = 1.0, targets: TeacherTargets | None = None) -> LossTerms:
+    def losses(self, batch: AudioBatch, scale: float = 1.0, targets: TeacherTargets | None = None) -> LossTerms:
         """Loss terms of this share of a global batch, times ``scale``; ``targets`` default to :meth:`targets`.
 
         Sums over this share's frames are divided by the *global* number of frames. ``scale`` = ranks x accumulation
@@ -158,7 +165,7 @@ class DistillationModule(L.LightningModule):
         """
         if targets is None:
             targets = self.targets(batch)
-        if getattr(batch, "targets", None) is None:
+        if batch.targets is None:
             targets = self.objective.normalizer(targets)
         waveforms_BT, num_samples = self.inputs(batch)
         features_BFC = targets.features_BFC if self.student.config.front_end == "shared" else None
@@ -167,23 +174,28 @@ class DistillationModule(L.LightningModule):
         if num_samples is not None:
             frames_B = self.student.num_frames(num_samples)
             valid_BF = before_the_end(frames_B, hidden_states[-1].shape[1], self.device)
-        num_frames = self.student.num_frames(batch.global_num_samples).sum().item() / scale
+        num_frames = self._global_frames(batch, int(scale)) / scale
         return self.objective(hidden_states, targets, self.student.originals, valid_BF, num_frames)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Any]:
         accumulate = self.trainer.accumulate_grad_batches
         terms = self._step_losses(batch, scale=self.trainer.world_size * accumulate)
         self.log("train/loss", terms.total.detach(), prog_bar=True, logger=False, batch_size=1)
         return {"loss": terms.total, "terms": terms.named()}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
         terms = self._step_losses(batch, scale=self.trainer.world_size)
-        frames = int(self.student.num_frames(batch.global_num_samples).sum())
+        frames = self._global_frames(batch, self.trainer.world_size)
         metrics = {f"val/{name}": value for name, value in terms.named().items()}
         self.log_dict(metrics, batch_size=frames, sync_dist=True, prog_bar=False)
 
-    def _step_losses(self, batch: Batch, scale: float) -> LossTerms:
-        share = self.target_sharing
+    def _global_frames(self, batch: AudioBatch, num_shares: int) -> int:
+        """Number of valid frames of the global batch that this is a share of."""
+        lengths = global_lengths(batch, num_shares)
+        return int(self.student.num_frames(lengths).sum())
+
+    def _step_losses(self, batch: AudioBatch, scale: float) -> LossTerms:
+        share = self._target_sharing
         return self.losses(batch, scale, None if share is None else share(lambda: self.targets(batch)))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -204,8 +216,7 @@ class DistillationModule(L.LightningModule):
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch, from the data module and ``limit_train_batches``, without using a loader."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None or not hasattr(datamodule, "steps_per_epoch"):
+        if (datamodule := speech_data(self.trainer)) is None:
             raise InputError(
                 "the learning-rate schedule needs model.total_steps, since this data has no `steps_per_epoch`"
             )
@@ -221,13 +232,13 @@ class DistillationModule(L.LightningModule):
             # A fused optimizer unscales gradients itself, after clipping; Lightning refuses that combination.
             config = replace(config, implementation="foreach")
         optimizer = build_optimizer(self.parameter_groups(), config)
-        if self.growth_epochs or self.total_steps is None:
+        if self._growth_epochs or self.total_steps is None:
             per_epoch = self.steps_per_epoch()
         total = self.total_steps or per_epoch * cast(int, self.trainer.max_epochs)
-        growth_steps = [epoch * per_epoch for epoch in self.growth_epochs]
+        growth_steps = [epoch * per_epoch for epoch in self._growth_epochs]
 
         def factor(step: int) -> float:
-            return learning_rate_factor(step, total, self.optimizer_config, growth_steps, self.rewarm_steps)
+            return learning_rate_factor(step, total, self.optimizer_config, growth_steps, self._rewarm_steps)
 
         scheduler = LearningRates(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -254,14 +265,14 @@ class DistillationModule(L.LightningModule):
     # -- set-up and checkpoints -----------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        rate = getattr(datamodule, "sample_rate", self.teacher.sample_rate)
-        if rate != self.teacher.sample_rate:
+        if (datamodule := speech_data(self.trainer)) is None:
+            return
+        if (rate := datamodule.sample_rate) != self.teacher.sample_rate:
             raise InputError(
                 f"data.sample_rate={rate} Hz, but the teacher was trained on {self.teacher.sample_rate} Hz: set "
                 f"data.sample_rate={self.teacher.sample_rate} and data.resample=true"
             )
-        if stage == "fit" and datamodule is not None and getattr(datamodule, "targets", None) is not None:
+        if stage == "fit" and datamodule.targets is not None:
             settings = teacher_settings(self.teacher) | self.objective.normalizer.settings
             datamodule.use_targets(settings, self.teacher.hidden_layers)
 
@@ -293,8 +304,8 @@ class DistillationModule(L.LightningModule):
 
     def _settle_statistics(self) -> None:
         """Set the target statistics: from the checkpoint, else from the cache, else measured by the first process."""
-        normalizer, datamodule = self.objective.normalizer, getattr(self.trainer, "datamodule", None)
-        pair = getattr(datamodule, "cached_statistics", None)
+        normalizer, datamodule = self.objective.normalizer, speech_data(self.trainer)
+        pair = None if datamodule is None else datamodule.cached_statistics
         cached = None if pair is None else TargetStatistics(*pair)
         if (known := normalizer.statistics) is None:
             found = cached
@@ -307,18 +318,19 @@ class DistillationModule(L.LightningModule):
                 "checkpoint: use the cache that the run began with, or begin a new run"
             )
 
-    def measure_targets(self, datamodule: Any, device: torch.device) -> TargetStatistics:
+    def measure_targets(self, datamodule: SpeechDataModule | None, device: torch.device) -> TargetStatistics:
         """Measure mean and standard deviation of the targets over a fixed part of the training data.
 
         Raises:
             InputError: the data module has no ``statistics_batches``.
         """
-        if not hasattr(datamodule, "statistics_batches"):
+        seconds = self.objective.config.statistics_seconds
+        batches = None if datamodule is None else datamodule.statistics_batches(seconds)
+        if datamodule is None or batches is None:
             raise InputError(
                 "model.objective.normalize_targets=standardize needs a data module with `statistics_batches`, as "
                 "LibriSpeechDataModule has it: choose layer or none"
             )
-        batches = datamodule.statistics_batches(self.objective.config.statistics_seconds)
         moved = (datamodule.transfer_batch_to_device(batch, device, 0) for batch in batches)
         return measure((self.targets(batch) for batch in moved), self.objective.layers)
 
@@ -329,27 +341,26 @@ class DistillationModule(L.LightningModule):
             _check_shared_convolutions(self.teacher, self.student)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let callbacks refuse a checkpoint before its weights are loaded; their own hooks run after that."""
-        for check in self.checkpoint_checks:
-            check(checkpoint)
+        if self._check_checkpoint is not None:
+            self._check_checkpoint(checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add to the checkpoint, in plain values, all that is needed to rebuild, export and describe the student."""
         trainer = self._trainer
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule = speech_data(trainer)
         metrics = trainer.callback_metrics if trainer is not None else {}
         meta = checkpoint.setdefault("interstack", {})
         meta |= {
             "format": CHECKPOINT_FORMAT,
-            "student_config": _plain(self.student.hubert.config.to_dict()),
+            "student_config": plain_values(self.student.hubert.config.to_dict()),
             "normalize": self.teacher.normalize,
             "sample_rate": self.teacher.sample_rate,
             "teacher": self.teacher.spec(),
             "teacher_precision": self.teacher.precision_used,
-            "recipe": _plain(dict(self.hparams)),
+            "recipe": plain_values(dict(self.hparams)),
             "ancestry": list(self.student.ancestry),
             "originals": list(self.student.originals),
-            "data": datamodule.fingerprint() if datamodule is not None and hasattr(datamodule, "fingerprint") else {},
+            "data": datamodule.fingerprint() if datamodule is not None else {},
             "metrics": {name: float(value) for name, value in metrics.items()},
             "versions": {
                 "torch": str(torch.__version__),
@@ -357,15 +368,6 @@ class DistillationModule(L.LightningModule):
                 "transformers": transformers.__version__,
             },
         }
-
-
-def _plain(value: Any) -> Any:
-    """Convert to containers of primitives, as ``torch.load(weights_only=True)`` and YAML need them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
 def _check_shared_convolutions(teacher: Teacher, student: Student) -> None:

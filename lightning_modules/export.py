@@ -22,6 +22,7 @@ from datamodules.files import finite, read_json, write_json, write_text
 from datamodules.folders import making
 from lightning_modules.checkpoint_files import require_sound
 from lightning_modules.damage import naming_damage
+from lightning_modules.growth.event import GrowthEvent
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ def model_card(student: StudentCheckpoint, name: str) -> str:
         _table(["Setting", "Value"], rows.items()),
         _USAGE.format(name=name, rate=meta["sample_rate"]),
         "## Growth",
-        _growth_table(meta.get("growth") or []),
+        _growth_table([GrowthEvent.from_plain(event) for event in meta.get("growth") or []]),
         "## Metrics",
         _table(["Metric", "Value"], sorted((meta.get("metrics") or {}).items())),
         *(f"## {title}\n\n{_json_block(meta.get(key) or {})}" for title, key in _BLOCKS.items()),
@@ -203,7 +204,7 @@ def _growth_settings(meta: dict[str, Any]) -> dict[str, Any]:
     return dict(meta.get("growth_settings") or ({"policy": events[-1]["policy"]} if events else {}))
 
 
-def _growth_table(events: list[dict[str, Any]]) -> str:
+def _growth_table(events: list[GrowthEvent]) -> str:
     """A table with one row per growth. Layers count from 0, and a dash stands for a fresh layer."""
     if not events:
         return "The student did not grow: it has had this depth from the start."
@@ -217,19 +218,19 @@ def _growth_table(events: list[dict[str, Any]]) -> str:
     ]
     rows = (
         [
-            event["epoch"],
-            event["step"],
-            event["policy"],
-            f"{event['depth_before']} -> {event['depth']}",
-            _layers(event["plan"]),
-            _layers(event["ancestry"]),
+            event.epoch,
+            event.step,
+            event.policy,
+            f"{event.depth_before} -> {event.depth}",
+            _layers(event.plan),
+            _layers(event.ancestry),
         ]
         for event in events
     )
     return _table(head, rows)
 
 
-def _layers(sources: list[int | None]) -> str:
+def _layers(sources: Iterable[int | None]) -> str:
     return " ".join("-" if source is None else str(source) for source in sources)
 
 

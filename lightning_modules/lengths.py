@@ -4,6 +4,8 @@ back from a device would make the host wait for all the work before it."""
 import torch
 from torch import Tensor
 
+from datamodules.loading import AudioBatch
+
 
 def is_padded(num_samples_B: Tensor | None, width: int) -> bool:
     """Whether an item ends before ``width``; with ``None`` none does."""
@@ -13,3 +15,9 @@ def is_padded(num_samples_B: Tensor | None, width: int) -> bool:
 def before_the_end(lengths_B: Tensor, width: int, device: torch.device) -> Tensor:
     """Mask (B, width) on ``device``, true before each item's end. The lengths are copied without waiting."""
     return torch.arange(width, device=device) < lengths_B.to(device, non_blocking=True).unsqueeze(1)
+
+
+def global_lengths(batch: AudioBatch, num_shares: int) -> Tensor:
+    """Lengths of every item of a global batch; if they are not known, each of its shares is taken to be like this."""
+    known = batch.global_num_samples
+    return batch.num_samples.repeat(num_shares) if known is None else known

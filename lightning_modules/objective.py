@@ -52,6 +52,13 @@ def get_distance(name: str) -> Distance:
     return cast(Distance, find_named(name, DISTANCES, "model.objective.distance", own))
 
 
+def summed(distance_BF: Tensor, valid_BF: Tensor | None) -> Tensor:
+    """Sum over the valid frames (B, F), or over all with ``None``."""
+    if valid_BF is not None:
+        distance_BF = distance_BF.masked_fill(~valid_BF, 0.0)
+    return distance_BF.sum()
+
+
 class ProjectedDistance(nn.Linear):
     """A projection from student to teacher width, and the distance of its output to a target, summed over valid frames.
 
@@ -66,10 +73,7 @@ class ProjectedDistance(nn.Linear):
         self, hidden_BFD: Tensor, target_BFD: Tensor, valid_BF: Tensor | None
     ) -> Tensor:
         """Scalar distance between hidden states (B, F, student D) and a target (B, F, teacher D), over valid frames."""
-        distance_BF = self.distance(super().forward(hidden_BFD), target_BFD)
-        if valid_BF is not None:
-            distance_BF = distance_BF.masked_fill(~valid_BF, 0.0)
-        return distance_BF.sum()
+        return summed(self.distance(super().forward(hidden_BFD), target_BFD), valid_BF)
 
 
 @dataclass
@@ -95,6 +99,8 @@ class ObjectiveConfig:
             few very large dimensions, such as Whisper, need ``layer`` or ``standardize``.
         statistics_seconds: seconds of audio from which ``standardize`` measures mean and deviation, in utterances
             spread over the training data.
+        loss: dotted path of a subclass of ``lightning_modules.objective.Objective`` of your own, such as
+            ``my_losses.WithDeltas``, if another distance is not enough.
     """
 
     distance: str = "mse"
@@ -106,9 +112,11 @@ class ObjectiveConfig:
     projection: Literal["per_target", "shared"] = "per_target"
     normalize_targets: Normalization = "none"
     statistics_seconds: float = 600.0
+    loss: str | None = None
 
     def __post_init__(self) -> None:
         get_distance(self.distance)
+        get_objective(self.loss)
         if self.normalize_targets not in NORMALIZATIONS:
             raise InputError(
                 f"model.objective.normalize_targets={self.normalize_targets!r}: choose {', '.join(NORMALIZATIONS)}"
@@ -196,6 +204,9 @@ class LossTerms(NamedTuple):
 class Objective(nn.Module):
     """Projections from student to teacher width and the sum of the losses.
 
+    A subclass of your own writes :meth:`sums`; for parameters of its own also ``__init__(*arguments)``, which passes
+    all arguments on. Every parameter must take part in every step, since DDP waits for its gradient.
+
     Args:
         config: settings of the losses.
         student_width: D of the student.
@@ -230,6 +241,25 @@ class Objective(nn.Module):
             return dict.fromkeys(self.layers, depth)
         return l2l_positions(self.layers, self.output_layer, depth, originals, self.config.attach)
 
+    def sums(
+        self,
+        hidden_states: Sequence[Tensor],
+        targets: TeacherTargets,
+        originals: Sequence[int],
+        valid_BF: Tensor | None,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Sum each loss over the valid frames of this share of a batch; arguments as for :meth:`forward`.
+
+        Returns:
+            The sum of the output loss, and that of the intermediate loss of each teacher layer, which may be empty.
+        """
+        output = self.output_projection(hidden_states[-1], targets.output_BFD, valid_BF)
+        layers: dict[int, Tensor] = {}
+        for layer, position in self.positions(len(hidden_states) - 1, originals).items():
+            project = self.projections[str(layer)] if self.projections else self.output_projection
+            layers[layer] = project(hidden_states[position], targets.hidden[layer], valid_BF)
+        return output, layers
+
     def forward(
         self,
         hidden_states: Sequence[Tensor],
@@ -259,11 +289,21 @@ class Objective(nn.Module):
             )
         if self.compile_backend is not None:
             compile_in_place([self.output_projection, *self.projections.values()], self.compile_backend)
-        output = self.output_projection(hidden_states[-1], targets.output_BFD, valid_BF) / num_frames
-        terms: dict[int, Tensor] = {}
-        for layer, position in self.positions(len(hidden_states) - 1, originals).items():
-            project = self.projections[str(layer)] if self.projections else self.output_projection
-            terms[layer] = project(hidden_states[position], targets.hidden[layer], valid_BF) / num_frames
+        output_sum, layer_sums = self.sums(hidden_states, targets, originals, valid_BF)
+        output, terms = output_sum / num_frames, {layer: value / num_frames for layer, value in layer_sums.items()}
         intermediate = torch.stack(list(terms.values())).sum() if terms else torch.zeros_like(output)
         total = output + self.config.weight * intermediate if terms else output
         return LossTerms(total, output, intermediate, terms)
+
+
+def get_objective(name: str | None) -> type[Objective]:
+    """The subclass of :class:`Objective` at this dotted path; :class:`Objective` itself for ``None``.
+
+    Raises:
+        InputError: there is no such class.
+    """
+    own = f"a subclass of {__name__}.Objective, my_module.MyObjective"
+    found = Objective if name is None else find_named(name, {"Objective": Objective}, "model.objective.loss", own)
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise InputError(f"model.objective.loss={name} is not {own}")
+    return found

@@ -23,8 +23,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from callbacks.checkpointing import RunCheckpoint
-from callbacks.fingerprint import ResumeGuard
 from callbacks.metrics import TrainingMetrics
+from callbacks.resume_guard import ResumeGuard
 from callbacks.throughput import ThroughputCallback
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
 

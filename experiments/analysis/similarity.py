@@ -251,6 +251,9 @@ def _depth_use(
 ) -> dict[str, Any] | None:
     if targets is None or path.is_dir():
         return None
+    if (own := meta["recipe"]["objective"].get("loss")) is not None:
+        log.warning("%s: use of depth is not measured, since the run has a loss of its own (%s)", path, own)
+        return None
     loss = _output_loss(path, ObjectiveConfig(**meta["recipe"]["objective"]), [output for output, _ in targets])
     return asdict(depth_use(model, waveforms, loss))
 

@@ -8,7 +8,6 @@ a teacher of a few very large dimensions, such as Whisper, the mean squared erro
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import linear
 
+from datamodules.errors import InputError
+from datamodules.speech_data import AudioBatch
 from experiments.analysis.similarity import read_waveforms
 from lightning_modules.checkpoint_files import require_sound
 from lightning_modules.distillation import DistillationModule
@@ -77,18 +78,18 @@ def measure(path: Path, waveforms: Sequence[Tensor], teacher: str | None = None)
     """Each target of a checkpoint's student, by name, over these waveforms, each (T,).
 
     Raises:
-        InputError: the checkpoint is missing or damaged.
+        InputError: the checkpoint is missing or damaged, or its run has a loss of its own.
     """
     require_sound(path)
     module = _load(path, teacher)
     objective, student = module.objective, module.student
+    if objective.config.loss is not None:
+        raise InputError(f"{path} was trained with a loss of its own ({objective.config.loss}): it cannot be split")
     places = objective.positions(student.depth, student.originals)
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {"output": [], **{f"layer {layer}": [] for layer in places}}
     for waveform_T in waveforms:
         num_samples = torch.tensor([len(waveform_T)])
-        batch: Any = SimpleNamespace(
-            waveforms=waveform_T[None], num_samples=num_samples, global_num_samples=num_samples
-        )
+        batch = AudioBatch(waveform_T[None], num_samples, num_samples)
         target, hidden = objective.normalizer(module.targets(batch)), student(waveform_T[None])
         pairs["output"].append(_pair(objective.output_projection, hidden[-1], target.output_BFD))
         for layer, place in places.items():

@@ -22,6 +22,7 @@ import torch
 from datamodules.errors import InputError
 from datamodules.files import write_json
 from datamodules.librispeech import LibriSpeechDataModule
+from datamodules.loading import AudioDataset
 from datamodules.target_cache import TargetCache
 from experiments.bench.made import made
 
@@ -149,7 +150,9 @@ def _loader_turn(data: LibriSpeechDataModule) -> Callable[[int], float]:
 
 def _soundfile_turn(data: LibriSpeechDataModule, audio_seconds: float) -> Callable[[int], float]:
     """Read whole files one after another and nothing else: an upper bound for a loader of files on one core."""
-    manifest = data.train_dataloader().dataset.manifest
+    dataset = data.train_dataloader().dataset
+    assert isinstance(dataset, AudioDataset)
+    manifest = dataset.manifest
 
     def run(epoch: int) -> float:
         samples = row = 0

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from callbacks.stacking import StackingCallback
 from datamodules.files import write_json
+from datamodules.speech_data import SpeechDataModule
 from experiments.bench.made import made
 from experiments.bench.memory import resident_megabytes, start_memory_peak
 from experiments.bench.noise import BenchBatch
@@ -56,20 +57,24 @@ class MeasuredStacking(StackingCallback):
         super()._grow(trainer, module, target)
         event = self.events[-1]
         after, peak = resident_megabytes("VmRSS"), resident_megabytes("VmHWM")
-        values = (event["depth_before"], target, event["parameters"], event["seconds"])
+        values = (event.depth_before, target, event.parameters, event.seconds)
         self.costs.append(GrowthCost(*values, before, after, peak))
 
 
-class Noise(L.LightningDataModule):
+class Noise(SpeechDataModule):
     """The same utterance of noise for every step and rank."""
 
     def __init__(self, steps_per_epoch: int, seconds: float) -> None:
         super().__init__()
-        self.steps_per_epoch = steps_per_epoch
+        self._steps_per_epoch = steps_per_epoch
         samples = int(16_000 * seconds)
         lengths, generator = torch.tensor([samples]), torch.Generator().manual_seed(0)
         waveforms_BT = torch.randn(1, samples, generator=generator)
         self.batch = BenchBatch(waveforms_BT, lengths, lengths)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._steps_per_epoch
 
     def train_dataloader(self) -> DataLoader[BenchBatch]:
         batches: Any = [self.batch] * self.steps_per_epoch

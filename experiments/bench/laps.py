@@ -100,7 +100,7 @@ class StepLaps(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stacking = find_callback(trainer, StackingCallback)
-        self.growths_ms = [event["seconds"] * 1000 for event in stacking.events] if stacking else []
+        self.growths_ms = [event.seconds * 1000 for event in stacking.events] if stacking else []
 
 
 def _module(pl_module: L.LightningModule) -> DistillationModule:

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from callbacks.summary import hardware
+from callbacks.hardware import hardware
 from datamodules.files import read_json
 from experiments.records.runs import git_commit
 from lightning_modules.precision import CudaSettings, float32_mode

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from callbacks.stacking import StackingCallback
+from callbacks.summary_record import Summary
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import read_json
@@ -173,31 +174,33 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
     """
     if not (run / "summary.json").is_file():
         raise InputError(f"{run} has no summary.json: the run is not finished")
-    log, summary = read_run(run), read_json(run / "summary.json")
+    log, summary = read_run(run), Summary.from_plain(read_json(run / "summary.json"))
+    if summary.audio_seconds is None or summary.steps is None or summary.epochs is None:
+        raise InputError(f"{run / 'summary.json'} lacks audio_seconds, steps or epochs: the run's cost is not known")
     model = settings.get("model", {})
     student, objective = StudentConfig(**model.get("student", {})), ObjectiveConfig(**model.get("objective", {}))
-    depths, audio = _audio_by_stage(log, summary)
+    depths, audio = _audio_by_stage(log, summary.steps, summary.audio_seconds)
     batch_size = settings.get("data", {}).get("batch_size") or default_of(LibriSpeechDataModule, "batch_size")
-    num_samples = round(summary["audio_seconds"] * SAMPLE_RATE / (summary["steps"] * batch_size))
+    num_samples = round(summary.audio_seconds * SAMPLE_RATE / (summary.steps * batch_size))
     cached = settings.get("data", {}).get("targets") is not None
     cost = step_cost(teacher, student, objective, num_samples, cached, hears_30_seconds(model))
     by_stage = run_flops(cost, depths, [seconds * SAMPLE_RATE / num_samples for seconds in audio])
-    growth = Growth.of(settings.get("growth", {}), student.num_layers, summary["epochs"])
+    growth = Growth.of(settings.get("growth", {}), student.num_layers, summary.epochs)
     return {
-        "train_seconds": summary["train_seconds"],
+        "train_seconds": summary.train_seconds,
         "student_seconds": _student_seconds(log),
         "flops": by_stage[-1],
         "flops_by_stage": by_stage,
-        "audio_seconds": summary["audio_seconds"],
-        "steps": summary["steps"],
+        "audio_seconds": summary.audio_seconds,
+        "steps": summary.steps,
         "peak_memory_bytes": round(max(log.series("perf/memory_gb").values, default=0.0) * 1e9),
-        "final_loss": summary["train_loss"],
+        "final_loss": summary.train_loss,
         **({} if log.val_output is None else {"val_output": log.val_output}),  # a run may have no validation
         **_losses_of_layers(log),
         "mean_depth": growth.mean_depth,
-        "parameters": summary["parameters"],
-        "hardware": summary["hardware"],
-        "students": summary.get("students", 1),
+        "parameters": summary.parameters,
+        "hardware": summary.hardware,
+        "students": summary.students,
     }
 
 
@@ -207,13 +210,12 @@ def _losses_of_layers(log: RunLog) -> dict[str, float]:
     return {name.replace("/", "_"): float(log.series(name).values[-1]) for name in names}
 
 
-def _audio_by_stage(log: RunLog, summary: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+def _audio_by_stage(log: RunLog, num_steps: int, audio_seconds: float) -> tuple[list[int], list[float]]:
     """List the depths and the seconds of audio at each, interpolated between logged rows."""
-    depths = [log.growth[0].depth_before, *(mark.depth for mark in log.growth)] if log.growth else [summary["depth"]]
+    starts, depths = zip(*log.depth_profile(), strict=True)
     clock = log.series("perf/audio_seconds")
-    steps, seconds = [0, *clock.steps, summary["steps"]], [0.0, *clock.values, summary["audio_seconds"]]
-    edges = np.interp([0, *(mark.step for mark in log.growth), summary["steps"]], steps, seconds)
-    return depths, np.diff(edges).tolist()
+    steps, seconds = [0, *clock.steps, num_steps], [0.0, *clock.values, audio_seconds]
+    return list(depths), np.diff(np.interp([*starts, num_steps], steps, seconds)).tolist()
 
 
 def _student_seconds(log: RunLog) -> float:

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from callbacks.summary_record import Summary
 from datamodules.errors import InputError
 from datamodules.files import read_json, read_lines
+from lightning_modules.growth.event import GrowthEvent
 
 TRAIN_SECONDS = "perf/train_seconds"
 CURVE_POINTS = 200
@@ -27,21 +29,6 @@ class Series:
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class GrowthMark:
-    """One growth: ``step`` optimizer steps were done before it, in ``train_seconds`` seconds of training."""
-
-    epoch: int
-    step: int
-    depth_before: int
-    depth: int
-    ancestry: tuple[int | None, ...]
-    loss_before: float | None
-    loss_after: float | None
-    train_seconds: float | None
-    plan: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ class RunLog:
     train_loss: float | None
     val_output: float | None
     hardware: Any
-    growth: tuple[GrowthMark, ...]
+    growth: tuple[GrowthEvent, ...]
     metrics: dict[str, Series]
 
     def series(self, name: str) -> Series:
@@ -156,30 +143,25 @@ def recorded_run(folder: Path, record: dict[str, Any]) -> RunLog:
 
 
 def _run_log(folder: Path, summary: dict[str, Any], events: list[Any], metrics: dict[str, Series]) -> RunLog:
-    growth = tuple(_growth_mark(folder, event) for event in events)
+    run, growth = Summary.from_plain(summary), tuple(_growth_event(folder, event) for event in events)
     last_step = max((int(series.steps[-1]) for series in metrics.values()), default=None)
     return RunLog(
         folder=folder,
         finished=bool(summary),
-        policy=summary.get("policy"),
-        schedule=summary.get("schedule"),
-        seed=summary.get("seed"),
-        steps=summary.get("steps", last_step),
-        depth=summary.get("depth", growth[-1].depth if growth else None),
-        parameters=summary.get("parameters"),
-        train_seconds=summary.get("train_seconds"),
-        train_loss=summary.get("train_loss"),
-        val_output=_val_output(summary, metrics),
-        hardware=summary.get("hardware"),
+        policy=run.policy,
+        schedule=run.schedule,
+        seed=run.seed,
+        steps=last_step if run.steps is None else run.steps,
+        depth=growth[-1].depth if run.depth is None and growth else run.depth,
+        parameters=run.parameters,
+        train_seconds=run.train_seconds,
+        train_loss=run.train_loss,
+        # The summary has ``null`` both without validation and if validation gave no finite number.
+        val_output=math.nan if summary and run.val_output is None and "val/output" in metrics else run.val_output,
+        hardware=run.hardware,
         growth=growth,
         metrics=metrics,
     )
-
-
-def _val_output(summary: dict[str, Any], metrics: dict[str, Series]) -> float | None:
-    """Return NaN if validation gave no finite number: the summary has ``null`` both then and without validation."""
-    value = summary.get("val_output")
-    return math.nan if summary and value is None and "val/output" in metrics else value
 
 
 def read_metrics(path: Path) -> dict[str, Series]:
@@ -217,21 +199,11 @@ def _series(values: dict[int, float]) -> Series:
     return Series(np.array(steps, np.int64), np.array([values[step] for step in steps]))
 
 
-def _growth_mark(folder: Path, event: dict[str, Any]) -> GrowthMark:
+def _growth_event(folder: Path, values: dict[str, Any]) -> GrowthEvent:
     try:
-        return GrowthMark(
-            epoch=event["epoch"],
-            step=event["step"],
-            depth_before=event["depth_before"],
-            depth=event["depth"],
-            ancestry=tuple(event["ancestry"]),
-            loss_before=event.get("loss_before"),
-            loss_after=event.get("loss_after"),
-            train_seconds=event.get("train_seconds"),
-            plan=tuple(event.get("plan", ())),
-        )
-    except KeyError as error:
-        raise InputError(f"{folder / 'growth.json'}: a growth event lacks the key {error}") from None
+        return GrowthEvent.from_plain(values)
+    except InputError as error:
+        raise InputError(f"{folder / 'growth.json'}: {error}") from None
 
 
 def _read_json(path: Path, missing: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.records.reading import GrowthMark, RunLog
+from experiments.records.reading import RunLog
 from experiments.report.figures import (
     FONT,
     MARKERS,
@@ -25,6 +25,7 @@ from experiments.report.stage_figures import copies_picture, depth_use_picture
 from experiments.report.study_reading import StudyFolder, StudyJob
 from experiments.report.study_tables import column, numbers, task_title
 from experiments.report.theme import MUTED, follow_theme
+from lightning_modules.growth.event import GrowthEvent
 from lightning_modules.growth.policies import kept_positions
 
 COMPARISONS = {
@@ -201,6 +202,6 @@ def _stages(log: RunLog) -> list[Stage]:
     return [Stage(tuple(range(first)), (False,) * first), *(_stage(mark) for mark in log.growth)]
 
 
-def _stage(mark: GrowthMark) -> Stage:
+def _stage(mark: GrowthEvent) -> Stage:
     kept = set(kept_positions(list(mark.plan), mark.depth_before)) if mark.plan else set(range(mark.depth))
     return Stage(mark.ancestry, tuple(place not in kept for place in range(mark.depth)))

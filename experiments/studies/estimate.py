@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 from transformers import AutoConfig, HubertConfig, HubertModel
 
-from callbacks.summary import machine
+from callbacks.hardware import machine
 from datamodules.audio import SAMPLE_RATE
 from datamodules.corpus import audio_below
 from datamodules.librispeech import TRAIN_SPLITS_960H, LibriSpeechDataModule

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from callbacks.summary import machine
+from callbacks.hardware import machine
 from datamodules.errors import InputError
 from experiments.records.runs import git_commit
 from experiments.report.study_reading import read_study

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
 from callbacks.guards import NonFiniteGuard
-from callbacks.summary import hardware
+from callbacks.hardware import hardware
 from experiments.records.runs import git_commit
 from experiments.superb.checkpoint import TaskCheckpoint
 from experiments.superb.options import RunSettings

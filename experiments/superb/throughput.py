@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 import torch
 
-from callbacks.summary import hardware
+from callbacks.hardware import hardware
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import write_text

@@ -29,19 +29,19 @@ def accumulation_steps(
     """Compute the fewest micro-batches per optimizer step with which no device holds too many utterances at once.
 
     Args:
-        batch_size: utterances per optimizer step over all devices; ``None`` if batches are measured in seconds.
+        batch_size: utterances per optimizer step over all devices; ``None`` if batches are not measured in utterances.
         num_devices: number of devices over all nodes.
         max_batch_per_device: utterances that one device holds at once.
         given: the user's ``trainer.accumulate_grad_batches``; its default is 1.
         limit: the user's ``trainer.limit_train_batches``.
 
     Raises:
-        InputError: batches are measured in seconds, or accumulation is given as well, or the epoch is limited in
+        InputError: batches are not measured in utterances, or accumulation is given as well, or the epoch is limited in
             micro-batches, which would make its optimizer steps depend on the number of devices.
     """
     if batch_size is None:
         raise InputError(
-            f"max_batch_per_device={max_batch_per_device} counts utterances, but data.batch_seconds is set: set "
+            f"max_batch_per_device={max_batch_per_device} counts utterances, but data.batch_size is not set: set "
             "trainer.accumulate_grad_batches instead"
         )
     if given != 1:

@@ -20,9 +20,10 @@ from datamodules.errors import InputError
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.target_cache import MARKER, NOT_IN_OLDER_CACHES
 from datamodules.target_writing import TargetPlan, is_cached, plan_targets, room_for, write_targets
+from experiments.training.data_class import accepts
 from experiments.training.fit import DistillationCLI
 from lightning_modules.distillation import DistillationModule
-from lightning_modules.identity import teacher_settings
+from lightning_modules.teacher_identity import teacher_settings
 
 
 class TargetsTrainer(Trainer):
@@ -56,6 +57,11 @@ class TargetsTrainer(Trainer):
             return  # only one process writes
         if shard_megabytes < 1 or batch_seconds <= 0:
             raise InputError(f"shard_megabytes={shard_megabytes} and batch_seconds={batch_seconds} must be positive")
+        if not isinstance(datamodule, LibriSpeechDataModule):
+            raise InputError(
+                f"cache-targets needs the fixed segments of LibriSpeechDataModule, which {type(datamodule).__name__} "
+                "lacks: leave out --data"
+            )
         datamodule.trainer = self
         datamodule.prepare_data()
         datamodule.setup()
@@ -93,7 +99,8 @@ class TargetsCLI(DistillationCLI):
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
-        self.config[self.subcommand].data.run_dir = None  # nothing is trained, so there is no run folder
+        if accepts(self._data_class, "run_dir"):
+            self.config[self.subcommand].data.run_dir = None  # nothing is trained, so there is no run folder
 
 
 class TeacherSource:

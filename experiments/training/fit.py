@@ -10,7 +10,7 @@ from argparse import HelpFormatter
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import yaml
@@ -21,10 +21,10 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.checkpointing import RunCheckpoint
-from callbacks.fingerprint import ResumeGuard
 from callbacks.guards import NonFiniteGuard
 from callbacks.metrics import TrainingMetrics
 from callbacks.progress import DistillationProgressBar
+from callbacks.resume_guard import ResumeGuard
 from callbacks.samples import SampleSpectrograms
 from callbacks.stacking import StackingCallback
 from callbacks.summary import RunSummary
@@ -32,12 +32,14 @@ from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError
 from datamodules.files import read_text
 from datamodules.librispeech import LibriSpeechDataModule
+from datamodules.speech_data import SpeechDataModule
 from experiments.command_line import OneLineErrors, common_options
 from experiments.records.loggers import WandbSettings, build_loggers
 from experiments.records.runs import RunFolder
-from experiments.records.settings_yaml import load_settings
+from experiments.records.settings_yaml import dump_settings, load_settings
 from experiments.shipped import find_shipped, shipped_names
 from experiments.training.accumulation import accumulation_steps, utterances_that_fit
+from experiments.training.data_class import accepts, choose_data, name_data_class
 from experiments.training.defaults import TRAINER_DEFAULTS
 from experiments.training.trainer_flags import plugin_classes, refuse_flags
 from lightning_modules.distillation import DistillationModule
@@ -107,8 +109,10 @@ def default_precision(trainer: Any) -> str | None:
 def _utterances_that_fit(trainer: Trainer, config: Any) -> int | None:
     """Utterances that fit the GPU's memory; ``None`` on other devices and if the user sets accumulation or a limit."""
     device = trainer.strategy.root_device
-    limited = config.trainer.limit_train_batches is not None or config.data.batch_size is None
-    if device.type != "cuda" or limited or trainer.accumulate_grad_batches != 1:
+    unlimited = config.trainer.limit_train_batches is None and all(
+        getattr(config.data, name, None) is not None for name in ("batch_size", "max_samples", "sample_rate")
+    )
+    if device.type != "cuda" or not unlimited or trainer.accumulate_grad_batches != 1:
         return None
     memory_gb = torch.cuda.get_device_properties(device).total_memory / 1e9
     seconds = config.data.max_samples / config.data.sample_rate
@@ -128,7 +132,18 @@ def integer_first(hint: Any) -> Any:
 
 
 class TrainingParser(OneLineErrors, LightningArgumentParser):
-    """The parser of the commands that train or validate; its help begins with the options that most runs set."""
+    """The parser of the commands that train or validate; its help begins with the options that most runs set.
+
+    Attributes:
+        data_class: class of the data module, which a configuration must name.
+    """
+
+    data_class: type[SpeechDataModule] = LibriSpeechDataModule
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        text = super().dump(*args, **kwargs)
+        default = self.data_class is LibriSpeechDataModule
+        return text if default else dump_settings(name_data_class(load_settings(text), self.data_class))
 
     def format_usage(self) -> str:
         return f"usage: {self.prog} [--config NAME_OR_FILE] [options]\n"
@@ -154,17 +169,19 @@ class DistillationCLI(LightningCLI):
     bar = True
 
     def __init__(self, args: list[str], trainer_class: type[Trainer] = Trainer) -> None:
-        self._arguments = resolve_configs(args)
+        resolved = resolve_configs(args)
+        self._default_name = default_name(resolved)
+        self._data_class, arguments = choose_data(resolved)
         super().__init__(
             DistillationModule,
-            LibriSpeechDataModule,
+            self._data_class,
             trainer_class=trainer_class,
             seed_everything_default=0,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             save_config_callback=None,
             auto_configure_optimizers=False,  # its --optimizer would replace the optimizer that a growth extends
             load_from_checkpoint_support=False,  # DistillationModule saves plain hyper-parameters itself
-            args=self._arguments,
+            args=arguments,
             parser_class=TrainingParser,
             parser_kwargs={name: {"description": _DESCRIPTIONS[name]} for name in self.subcommands()},
         )
@@ -181,7 +198,7 @@ class DistillationCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(NonFiniteGuard, "guard")
         parser.add_class_arguments(WandbSettings, "wandb")
-        parser.add_argument("--name", type=str, default=default_name(self._arguments), help="Name of the run's folder.")
+        parser.add_argument("--name", type=str, default=self._default_name, help="Name of the run's folder.")
         parser.add_argument("--runs_dir", type=str, default="runs", help="Folder that holds the runs.")
         parser.add_argument("--log_samples", type=bool, default=True, help="Log spectrograms once per run.")
         parser.add_argument(
@@ -198,7 +215,8 @@ class DistillationCLI(LightningCLI):
         )
         parser.set_defaults({"model.teacher": DEFAULT_TEACHER})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        if accepts(self._data_class, "seed"):
+            parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -207,6 +225,7 @@ class DistillationCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        cast(TrainingParser, parser).data_class = self._data_class
         for action in parser._actions:
             action.help = _HELP.get(action.dest, action.help)
             if hasattr(action, "_typehint"):
@@ -232,7 +251,8 @@ class DistillationCLI(LightningCLI):
         elif self.subcommand == "validate":
             config.ckpt_path = self.run_folder.trained_checkpoint(config.ckpt_path)
         config.trainer.default_root_dir = str(self.run_folder.path)
-        config.data.run_dir = str(self.run_folder.path)
+        if accepts(self._data_class, "run_dir"):
+            config.data.run_dir = str(self.run_folder.path)
         if config.trainer.precision is None:
             config.trainer.precision = default_precision(config.trainer)
 
@@ -253,6 +273,7 @@ class DistillationCLI(LightningCLI):
         fitting = self.subcommand == "fit"
         if fitting:
             self._dump_config()  # on every rank: the loggers are built from it
+            self.config_dump = name_data_class(self.config_dump, self._data_class)
             self._start_attempt()
         if config.trainer.logger is None:
             logged = fitting and not config.trainer.fast_dev_run
@@ -286,7 +307,7 @@ class DistillationCLI(LightningCLI):
             most = _utterances_that_fit(trainer, config) if fitting else None
         if most is not None:
             trainer.accumulate_grad_batches = accumulation_steps(
-                batch_size=config.data.batch_size,
+                batch_size=getattr(config.data, "batch_size", None),
                 num_devices=trainer.num_devices * trainer.num_nodes,
                 max_batch_per_device=most,
                 given=trainer.accumulate_grad_batches,
@@ -320,6 +341,7 @@ _DESCRIPTIONS = {
 
 # Help texts for options whose text from Lightning would be wrong here.
 _HELP = {
+    "data": "Class of another data module (my_package.MyData), or a YAML file with settings of this one.",
     "config": "A YAML file, or the name of a shipped one; may be given several times, later ones win.",
     "ckpt_path": "A checkpoint, or `last`: the newest of this run (without one, `fit` starts from scratch).",
     "trainer.default_root_dir": "Leave it out: the run's folder is RUNS_DIR/NAME, see --runs_dir and --name.",

@@ -24,10 +24,11 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import EXIT_SIGTERM, TERMINATE, RunCheckpoint
-from callbacks.fingerprint import flatten
 from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError, is_foreseen
+from datamodules.files import flatten
+from datamodules.librispeech import LibriSpeechDataModule
 from experiments.command_line import PlainParser
 from experiments.training.fit import DistillationCLI
 from experiments.training.lockstep import Lockstep, Shared, Stopped, Turns
@@ -130,6 +131,11 @@ def _refuse(first: StudentCLI, other: StudentCLI) -> None:
             f"students are trained together on one device, not {processes}: add --trainer.devices 1, or train them "
             "apart"
         )
+    if not isinstance(other.datamodule, LibriSpeechDataModule):
+        raise InputError(
+            f"students are trained together on LibriSpeechDataModule, whose batches they can share, not on "
+            f"{type(other.datamodule).__name__}: train them apart"
+        )
     one, two = first.agreed, other.agreed
     for key in sorted(one.keys() | two.keys()):
         if (a := one.get(key, "not set")) != (b := two.get(key, "not set")):
@@ -181,7 +187,7 @@ class Together:
             return targets
 
         student.datamodule.relay = turns.relay
-        student.model.target_sharing = lambda ask: turns.targets(partial(finished, ask))
+        student.model.share_targets(lambda ask: turns.targets(partial(finished, ask)))
 
     def run(self) -> None:
         """Train all students to the end; :func:`fit_together` lists the errors."""

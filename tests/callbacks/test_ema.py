@@ -126,7 +126,7 @@ def reference(run: Run, policy: str, every_n_steps: int = 1, copy_student: bool 
     ``copy_student`` is the control: new layers of the average are made of the student's layers.
     """
     stages = POLICY_STAGES[policy]
-    growth_steps = {event["step"]: event["depth"] for event in stacking_of(run).events}
+    growth_steps = {event.step: event.depth for event in stacking_of(run).events}
     assert sorted(growth_steps.values()) == stages[1:]
     averages: dict[int, Weights] = {}
     average: Weights = {}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from callbacks.fingerprint import ResumeGuard, differences
 from callbacks.lookup import find_callback
+from callbacks.resume_guard import ResumeGuard, differences
 from callbacks.stacking import StackingCallback
 from experiments.training.fit import DistillationCLI
 from tests.helpers import save_corpus, save_teacher
@@ -31,6 +31,7 @@ GUARDED: dict[str, dict[str, tuple[Any, str]]] = {
         "model.student.front_end_init": ("random", "model.student.front_end_init"),
         "model.student.conv_channels": (4, "model.student.conv_channels"),
         "model.objective.distance": ("l1_cosine", "model.objective.distance"),
+        "model.objective.loss": ("tests.own_losses.WithDeltas", "model.objective.loss"),
         "model.objective.intermediate": ("l2l", "model.objective.intermediate"),
         "model.objective.weight": (0.25, "model.objective.weight"),
         "model.objective.layers": ("[3]", "model.objective.layers"),

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
 from callbacks.samples import SampleSpectrograms, log_mel
+from datamodules.speech_data import SpeechDataModule
 
 
 class Batch(NamedTuple):
@@ -21,8 +22,9 @@ class Batch(NamedTuple):
     index: Tensor
 
 
-class Data(L.LightningDataModule):
-    sample_rate = 16_000
+class Data(SpeechDataModule):
+    steps_per_epoch = 2
+    transfer_batch_to_device = L.LightningDataModule.transfer_batch_to_device  # of any batch
 
     def example_batch(self, num_items: int) -> Batch:
         tone_T = torch.sin(torch.arange(16_000) / 16_000 * 2 * torch.pi * 1000)
@@ -120,7 +122,11 @@ def test_data_without_examples_are_left_alone(tmp_path: Path) -> None:
     class Other(L.LightningDataModule):
         train_dataloader = Data.train_dataloader
 
-    fit(tmp_path, SampleSpectrograms(), Other())
+    class WithoutExamples(Data):
+        example_batch = SpeechDataModule.example_batch
+
+    for data in (Other(), WithoutExamples()):
+        fit(tmp_path, SampleSpectrograms(), data)
     assert not (tmp_path / "samples").exists()
 
 

@@ -146,7 +146,7 @@ def test_a_growth_is_training_time_and_measuring_the_loss_is_not(
     assert late == 3600  # measured before and after each of three growths
     assert 3000 <= clock.train_seconds < 3600 if aside else clock.train_seconds >= 3600
     if aside:  # at each growth the seconds before it
-        assert [event["train_seconds"] // 1000 for event in stacking.events] == [0, 1, 2]
+        assert [(event.train_seconds or 0.0) // 1000 for event in stacking.events] == [0, 1, 2]
 
 
 def test_full_depth_is_the_default(tmp_path: Path, teacher: Path, corpus: Path) -> None:

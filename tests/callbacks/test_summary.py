@@ -1,19 +1,18 @@
 """RunSummary and the mean loss in it: written once the run is over, whenever that turns out to be."""
 
 import json
-import os
-import platform
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.metrics import TrainingMetrics
-from callbacks.summary import RunSummary, hardware, machine
+from callbacks.summary import RunSummary
+from callbacks.summary_record import Summary
 from callbacks.throughput import ThroughputCallback
 from tests.callbacks.faults import SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
@@ -37,6 +36,7 @@ def test_a_run_that_was_killed_before_its_summary_gets_it_when_it_is_continued(t
     whole = fit(tmp_path, inputs)
     assert whole["val_loss"] > 0
     assert whole["train_loss"] > 0
+    assert list(json.loads((tmp_path / "summary.json").read_text())) == [field.name for field in fields(Summary)]
     (tmp_path / "summary.json").unlink()
     assert fit(tmp_path, inputs, step=12) == whole
 
@@ -48,6 +48,13 @@ def test_losses_of_a_run_without_validation_are_null(tmp_path: Path, inputs: Pat
     assert summary["train_loss"] > 0
     assert summary["without_transcript"] == 0
     assert "NaN" not in (tmp_path / "summary.json").read_text()
+
+
+def test_a_summary_is_read_as_it_was_written_and_an_older_one_with_defaults() -> None:
+    old = {"name": "a", "policy": "none", "steps": 4, "hardware": "CPU"}
+    summary = Summary.from_plain(old | {"note": "of another version"})
+    assert (summary.steps, summary.students, summary.val_output) == (4, 1, None)
+    assert Summary.from_plain(summary.to_plain()) == summary != Summary.from_plain(old | {"steps": 5})
 
 
 def test_an_interrupted_run_has_none(tmp_path: Path, inputs: Path) -> None:
@@ -64,15 +71,3 @@ def test_the_mean_loss_is_that_of_the_whole_epoch_after_a_resume(
     assert fit(tmp_path, inputs, step=step)["train_loss"] == whole["train_loss"]
     monkeypatch.setattr(TrainingMetrics, "load_state_dict", lambda *_: None)  # control
     assert abs(fit(tmp_path, inputs, step=step)["train_loss"] - whole["train_loss"]) > 1e-4
-
-
-def test_hardware_is_what_computed_and_not_what_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert machine() == cpu
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"some GPU (asked for {device})")
-    assert hardware(torch.device("cpu"), 2) == cpu
-    assert hardware(torch.device("cuda", 1), 2) == "2 x some GPU (asked for cuda:1)"
-    assert machine() == "4 x some GPU (asked for cuda)"

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from callbacks.throughput import Lap, ThroughputCallback, peak_memory_gb, step_parts
+from datamodules.speech_data import SpeechDataModule
 from lightning_modules.stopwatch import Section, StepStopwatch
 
 PARTS = ["data_ms", "teacher_ms", "student_ms", "optimizer_ms"]
@@ -194,8 +195,9 @@ def test_accumulation_counts_audio_once_and_sums_micro_batches(tmp_path: Path) -
 
 
 def test_the_sample_rate_is_the_data_modules(tmp_path: Path) -> None:
-    class Data(L.LightningDataModule):
-        sample_rate = 8000
+    class Data(SpeechDataModule):
+        sample_rate, steps_per_epoch = 8000, 2
+        transfer_batch_to_device = L.LightningDataModule.transfer_batch_to_device  # of any batch
 
         def train_dataloader(self) -> torch.utils.data.DataLoader:
             return batches(2)

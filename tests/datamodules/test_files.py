@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.files import read_json, read_text, replacing, write_json, write_text
+from datamodules.files import flatten, read_json, read_text, replacing, write_json, write_text
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
@@ -62,3 +62,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
         fail()
     assert path.read_bytes() == b"old\r\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nested_settings_become_dotted_names() -> None:
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "d": [1]}

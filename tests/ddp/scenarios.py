@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from callbacks import ddp
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.ema import StudentEMA
-from callbacks.fingerprint import ResumeGuard
+from callbacks.resume_guard import ResumeGuard
 from datamodules.errors import InputError
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig
@@ -169,7 +169,7 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
         "norms": recorder.norms,
         "average": norms(average.student) if average is not None else [],
         "compiled": all(layer._compiled_call_impl is not None for layer in module.student.hubert.encoder.layers),
-        "growths": [event["depth"] for event in stacking.events],
+        "growths": [event.depth for event in stacking.events],
         "alive": wrappers.alive,
         "depth": module.student.depth,
         "val_loss": float(trainer.callback_metrics.get("val/loss", torch.nan)),

@@ -118,6 +118,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "shared": {"objective": {"intermediate": "l2l", "projection": "shared"}, "stages": [2, 4]},
     "prediction": {"objective": {"intermediate": "prediction"}, "policy": "lidas"},
     "none": {"objective": {"intermediate": "none"}, "policy": "identity"},
+    "own loss": {"objective": {"loss": "tests.own_losses.WithDeltas"}, "length": "pad"},
     "layer": {"objective": {"normalize_targets": "layer"}, "length": "pad"},
     "standardize": {"objective": {"normalize_targets": "standardize", "statistics_seconds": 2.0}, "accumulate": 2},
 }

@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoFeatureExtractor, HubertModel
 
+from datamodules.speech_data import AudioBatch
 from experiments.analysis.similarity import read_waveforms, similarity
 from experiments.cli import run
 from experiments.superb.command import superb_probe
@@ -58,7 +58,7 @@ def test_its_layers_are_compared_and_its_loss_is_that_of_training(inputs: Path, 
     module.load_state_dict(checkpoint["state_dict"])
     (waveform_T,) = read_waveforms(inputs / "corpus", 1, 10.0)
     length = torch.tensor([len(waveform_T)])
-    batch = SimpleNamespace(waveforms=waveform_T[None], num_samples=length, global_num_samples=length)
+    batch = AudioBatch(waveform_T[None], length, length)
     with torch.no_grad():
         loss = float(module.losses(batch).output)  # type: ignore[arg-type]
         module.objective.normalizer.kind = "none"

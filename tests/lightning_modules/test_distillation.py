@@ -2,12 +2,13 @@
 
 import io
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from datamodules.speech_data import AudioBatch
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.optimisation import OptimizerConfig
@@ -16,23 +17,17 @@ from lightning_modules.teacher import HuggingFaceTeacher, Teacher, TeacherTarget
 from tests.helpers import make_data, make_module, make_trainer, save_corpus
 
 
-class Batch(NamedTuple):
-    waveforms: Tensor
-    num_samples: Tensor
-    global_num_samples: Tensor
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_corpus(tmp_path_factory.mktemp("corpus"), {"train": 8, "dev": 3})
 
 
-def make_batch(lengths: list[int], rows: slice = slice(None)) -> Batch:
+def make_batch(lengths: list[int], rows: slice = slice(None)) -> AudioBatch:
     torch.manual_seed(0)
     num_samples = torch.tensor(lengths)
     waveforms = torch.randn(len(lengths), max(lengths))
     waveforms[torch.arange(max(lengths)) >= num_samples.unsqueeze(1)] = 0
-    return Batch(waveforms[rows], num_samples[rows], num_samples)
+    return AudioBatch(waveforms[rows], num_samples[rows], num_samples)
 
 
 @pytest.mark.parametrize("lengths", [[8000] * 4, [8000, 4000, 6000, 2000]])

@@ -16,7 +16,7 @@ from datamodules.target_cache import encode
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import normalize_waveforms
 from tests.helpers import make_data, make_module, save_corpus, save_whisper
-from tests.lightning_modules.test_distillation import Batch, make_batch
+from tests.lightning_modules.test_distillation import make_batch
 
 META = torch.device("meta")
 
@@ -39,7 +39,7 @@ def on_meta(folder: Path, **settings: Any) -> DistillationModule:
     return module
 
 
-def step(module: DistillationModule, batch: Batch | AudioBatch) -> Tensor:
+def step(module: DistillationModule, batch: AudioBatch) -> Tensor:
     with RefuseBlockingCopies():
         terms = module.losses(batch, scale=2.0)
         terms.total.backward()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from callbacks.ema import StudentEMA
-from callbacks.fingerprint import ResumeGuard
+from callbacks.resume_guard import ResumeGuard
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import export_student
 from lightning_modules.objective import ObjectiveConfig

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from callbacks.ema import StudentEMA
-from callbacks.fingerprint import ResumeGuard
+from callbacks.resume_guard import ResumeGuard
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.target_normalization import TargetNormalizer, TargetStatistics, measure

@@ -14,6 +14,7 @@ from torch import nn
 
 from datamodules.corpus import CorpusSettings
 from datamodules.packing import pack_split
+from datamodules.speech_data import AudioBatch
 from experiments.analysis.cka import layer_similarity
 from experiments.analysis.depth_use import depth_use, layers_in_order
 from experiments.analysis.similarity import (
@@ -82,7 +83,6 @@ def test_a_run_is_analysed_stage_by_stage(run: Path, tmp_path: Path) -> None:
 
 def test_the_loss_is_that_of_training(run: Path, tmp_path: Path) -> None:
     """Output loss of the checkpoint, as `DistillationModule` computes it, on the same waveform."""
-    from types import SimpleNamespace
 
     from lightning_modules.distillation import DistillationModule
 
@@ -93,7 +93,7 @@ def test_the_loss_is_that_of_training(run: Path, tmp_path: Path) -> None:
     module.load_state_dict(checkpoint["state_dict"])
     (waveform_T,) = read_waveforms(run.parent / "corpus", 1, 10.0)
     length = torch.tensor([len(waveform_T)])
-    batch = SimpleNamespace(waveforms=waveform_T[None], num_samples=length, global_num_samples=length)
+    batch = AudioBatch(waveform_T[None], length, length)
     with torch.no_grad():
         assert found == pytest.approx(float(module.losses(batch).output), rel=1e-4)  # type: ignore[arg-type]
 

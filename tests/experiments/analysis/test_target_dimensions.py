@@ -1,12 +1,11 @@
 """Which dimensions of the targets a student predicts."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
+from datamodules.speech_data import AudioBatch
 from experiments.analysis.similarity import read_waveforms
 from experiments.analysis.target_dimensions import Dimensions, measure, target_dimensions
 from tests.tiny_run import fit
@@ -35,7 +34,7 @@ def test_losses_are_those_of_training(
     checkpoint = inputs / "runs" / tmp_path.name / "checkpoints" / "last.ckpt"
     waveforms = read_waveforms(inputs / "corpus" / "dev", 1, 5.0)
     num_samples = torch.tensor([len(waveforms[0])])
-    batch: Any = SimpleNamespace(waveforms=waveforms[0][None], num_samples=num_samples, global_num_samples=num_samples)
+    batch = AudioBatch(waveforms[0][None], num_samples, num_samples)
     with torch.no_grad():
         terms = module.losses(batch)
     found = measure(checkpoint, waveforms)

@@ -93,7 +93,7 @@ def test_all_depths_have_one_objective(depths: list[int], intermediate: str, tmp
 def test_lengths_stay_on_the_host_when_lightning_moves_a_batch() -> None:
     lengths_B = torch.tensor([4, 4])
     moved = move_data_to_device(BenchBatch(torch.zeros(2, 4), lengths_B, lengths_B), torch.device("meta"))
-    assert [value.device.type for value in moved] == ["meta", "cpu", "cpu"]
+    assert [value.device.type for value in moved[:3]] == ["meta", "cpu", "cpu"]
 
 
 def test_lengths_like_librispeech_differ_between_steps_and_lie_on_the_grid(

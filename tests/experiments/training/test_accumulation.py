@@ -60,7 +60,7 @@ def test_memory_decides_where_nothing_else_does(
 
 
 def test_what_contradicts_it_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"counts utterances, but data.batch_seconds is set"):
+    with pytest.raises(ValueError, match=r"counts utterances, but data.batch_size is not set"):
         accumulation_steps(None, 1, 4)
     with pytest.raises(ValueError, match=r"also given \(2\): leave one of them out"):
         accumulation_steps(64, 1, 4, given=2)
@@ -86,7 +86,7 @@ def test_the_command_line_derives_accumulation(inputs: Path, tmp_path: Path) -> 
     ("more", "message"),
     [
         (["--trainer.accumulate_grad_batches", "2"], "leave one of them out"),
-        (["--data.batch_size", "null", "--data.batch_seconds", "3"], "batch_seconds is set"),
+        (["--data.batch_size", "null", "--data.batch_seconds", "3"], "batch_size is not set"),
         (["--trainer.limit_train_batches", "3"], "set data.batches_per_epoch"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from callbacks.fingerprint import ResumeGuard
+from callbacks.resume_guard import ResumeGuard
 from datamodules.batching import cut
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.loading import AudioBatch

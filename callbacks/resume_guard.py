@@ -1,6 +1,5 @@
 """ResumeGuard: refuses to resume from the checkpoint of another run."""
 
-import hashlib
 import logging
 from enum import Enum
 from functools import partial
@@ -15,38 +14,21 @@ from callbacks.ema import StudentEMA
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 from datamodules.errors import InputError
+from datamodules.files import flatten
+from datamodules.speech_data import speech_data
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import STUDENT_PREFIX
 from lightning_modules.student import state_dict_depth
-from lightning_modules.teacher import Teacher
+from lightning_modules.teacher_identity import teacher_digest
 
 log = logging.getLogger(__name__)
 
-HOW_NOT_WHAT = frozenset({"compile", "compile_backend", "kernels"})
+COMPUTE_ONLY_SETTINGS = frozenset({"compile", "compile_backend", "kernels"})
 """Settings of student and teacher that change how they are computed but not what is learned."""
-TOLD_OTHERWISE = frozenset({"model", "revision", "normalize", "attn_implementation"})
+SETTINGS_COVERED_ELSEWHERE = frozenset({"model", "revision", "normalize", "attn_implementation"})
 """Settings of a teacher that other entries of the fingerprint cover, and the implementation of its attention."""
 TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 """Settings of the trainer that change what is learned; stages and steps cover the length of the run."""
-
-
-def teacher_digest(teacher: Teacher) -> str:
-    """Hash of the name, shape and first 64 values of each of the teacher's weights; their path does not matter."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(teacher.named_parameters()):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries into one with dotted names; lists do not change."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 @rank_zero_only
@@ -94,13 +76,15 @@ class ResumeGuard(Callback):
         assert isinstance(module, DistillationModule)
         stacking = find_callback(trainer, StackingCallback)
         average = find_callback(trainer, StudentEMA)
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule = speech_data(trainer)
         model = {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")}
-        model["student"] = {key: value for key, value in model["student"].items() if key not in HOW_NOT_WHAT}
+        model["student"] = {key: value for key, value in model["student"].items() if key not in COMPUTE_ONLY_SETTINGS}
         # Settings that are not used are left out, as in older checkpoints from before they existed.
         if model["student"]["conv_channels"] is None:
             del model["student"]["conv_channels"]
         model["objective"] = dict(model["objective"])
+        if model["objective"]["loss"] is None:
+            del model["objective"]["loss"]
         if model["objective"]["normalize_targets"] != "standardize":
             del model["objective"]["statistics_seconds"]
         if model["objective"]["normalize_targets"] == "none":
@@ -112,17 +96,17 @@ class ResumeGuard(Callback):
             "ema": average.settings if average else {},
             "model": model,
             "teacher": teacher_digest(module.teacher),
-            "data": datamodule.fingerprint() if datamodule is not None and hasattr(datamodule, "fingerprint") else {},
+            "data": datamodule.fingerprint() if datamodule is not None else {},
             "waveforms": {"normalize": module.teacher.normalize, "sample_rate": module.teacher.sample_rate},
             "trainer": {name: _plain(getattr(trainer, name)) for name in TRAINER},
             "cuda": {"float32": module.cuda_settings.float32},
             "teacher_settings": {
                 key: value
                 for key, value in module.teacher.init_args.items()
-                if key not in HOW_NOT_WHAT | TOLD_OTHERWISE
+                if key not in COMPUTE_ONLY_SETTINGS | SETTINGS_COVERED_ELSEWHERE
             },
             "steps": {
-                "per_epoch": module.steps_per_epoch() if hasattr(datamodule, "steps_per_epoch") else None,
+                "per_epoch": module.steps_per_epoch() if datamodule is not None else None,
                 "total": module.total_steps,
             },
         }
@@ -134,7 +118,7 @@ class ResumeGuard(Callback):
         # A callback's own hook runs after the weights are loaded. Those of another student or teacher would fail
         # before it, with an error about shapes instead of settings.
         if stage == "fit" and isinstance(pl_module, DistillationModule):
-            pl_module.checkpoint_checks = [partial(self.check, trainer, pl_module)]
+            pl_module.check_checkpoint_with(partial(self.check, trainer, pl_module))
 
     def check(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse ``checkpoint`` if it belongs to another run; one without a fingerprint passes.

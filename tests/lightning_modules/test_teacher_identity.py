@@ -1,4 +1,4 @@
-"""By what a cache knows a teacher: everything below a target counts, nothing above it does."""
+"""By what checkpoints and caches know a teacher: in a cache all below a target counts, and nothing above it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_modules.identity import teacher_settings, weight_digests
 from lightning_modules.teacher import HuggingFaceTeacher, Teacher
+from lightning_modules.teacher_identity import teacher_digest, teacher_settings, weight_digests
 from tests.helpers import save_teacher
 
 
@@ -79,3 +79,13 @@ def test_of_an_unknown_teacher_all_weights_count(tmp_path: Path) -> None:
     after = weight_digests(teacher)
     assert before[2] == before[4]
     assert before[2] != after[2]
+
+
+def test_a_checkpoint_knows_a_teacher_by_its_weights(tmp_path: Path) -> None:
+    for name, width in (("one", 16), ("same", 16), ("wider", 32)):
+        save_teacher(tmp_path / name, width=width)
+    one, same, wider = (HuggingFaceTeacher(str(tmp_path / name)) for name in ("one", "same", "wider"))
+    assert teacher_digest(one) == teacher_digest(same) != teacher_digest(wider)
+    with torch.no_grad():
+        same.model.encoder.layers[0].attention.q_proj.weight.mul_(1.5)
+    assert teacher_digest(one) != teacher_digest(same)

@@ -1,4 +1,9 @@
-"""Plain values that determine a teacher's targets. A cache of targets stores them to recognise its teacher."""
+"""Hashes and settings by which a run's checkpoints and a cache of targets recognise their teacher.
+
+A checkpoint has :func:`teacher_digest`, which is quick to compute, since a run computes it at every checkpoint. A cache
+has :func:`teacher_settings`, whose hashes cover every byte of the weights that its targets depend on. Old checkpoints
+and caches hold both values, so neither may change.
+"""
 
 import hashlib
 import re
@@ -9,6 +14,15 @@ from torch import Tensor
 
 from lightning_modules.teacher import Teacher
 from lightning_modules.teacher_loading import UNUSED_WEIGHTS
+
+
+def teacher_digest(teacher: Teacher) -> str:
+    """Hash of the name, shape and first 64 values of each of the teacher's weights; their path does not matter."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(teacher.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def teacher_settings(teacher: Teacher) -> dict[str, Any]:
