@@ -58,7 +58,8 @@ class StackingCallback(Callback):
 
     Args:
         policy: name in ``lightning_modules.growth.policies.POLICIES``, or ``none`` to train at full depth throughout.
-        schedule: ``equal``, ``prop-ALPHA``, or ``explicit-E1,E2,...`` (the epochs at which to grow).
+        schedule: ``equal``, ``prop-ALPHA``, ``explicit-E1,E2,...`` (the epochs at which to grow), or the path of a
+            function (docs/extending.md).
         layers_per_stage: K, the number of layers added at each growth, unless the policy defines another.
         stages: depth of each stage, e.g. ``[3, 6, 12]``; replaces ``layers_per_stage``.
         offset: phase of the stride of ``interleaved``: ``last`` (the paper's figure) or ``first``.

@@ -25,7 +25,7 @@ def find_named(name: str, known: Mapping[str, Any], what: str, own: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ValueError, ImportError, AttributeError) as error:
-        reason = f" ({error})" if module else ""
+        reason, names = f" ({error})" if module else "", ", ".join(sorted(known))
         raise InputError(
-            f"unknown {what} {name!r}{reason}: choose one of {', '.join(sorted(known))}, or give the path of {own}"
+            f"unknown {what} {name!r}{reason}: {f'choose one of {names}, or ' if names else ''}give the path of {own}"
         ) from None

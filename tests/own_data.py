@@ -1,4 +1,4 @@
-"""A data module of a user's own, as docs/extending.md shows it."""
+"""A data module of a user's own with all that is optional."""
 
 from collections.abc import Sequence
 from pathlib import Path

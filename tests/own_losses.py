@@ -1,4 +1,4 @@
-"""A loss of a user's own, as docs/extending.md shows it."""
+"""A loss of a user's own, typed."""
 
 from collections.abc import Sequence
 

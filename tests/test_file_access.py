@@ -17,6 +17,7 @@ ELSEWHERE = {
     "experiments/launch/gpu_bundle.py": "part of the repository",
     "experiments/records/loggers.py": "a table that rows are appended to",
     "experiments/report/page.py": "part of the package",
+    "experiments/studies/quickstart.py": "the terminal, by a descriptor of its own",
 }
 
 

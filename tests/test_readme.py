@@ -19,7 +19,8 @@ from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
 
-DOCS = ("launching.md", "studies.md", "reproducing.md", "superb.md", "performance.md")
+DOCS = ("launching.md", "teachers.md", "extending.md", "installing.md", "studies.md", "reproducing.md", "superb.md")
+DOCS += ("performance.md",)
 PAGES = [
     REPOSITORY / "README.md",
     *(REPOSITORY / "docs" / name for name in DOCS),
@@ -147,8 +148,10 @@ def test_bench_writes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         *("--teacher", str(save_teacher(tmp_path / "teacher", layers=3)), "--student.hidden_size", "16"),
         *("--student.intermediate_size", "24", "--student.num_heads", "2"),
     ]
-    run([*shlex.split(line)[1:], *small])
-    assert [row["depth"] for row in json.loads((tmp_path / "bench.json").read_text())["depths"]] == [3]
+    arguments = shlex.split(line)[1:]
+    run([*arguments, *small])
+    written = tmp_path / arguments[arguments.index("--output") + 1]
+    assert [row["depth"] for row in json.loads(written.read_text())["depths"]] == [3]
 
 
 def test_pack_makes_the_corpus_of_its_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +177,13 @@ def test_studies_plan(
     assert "what is left to do" in capsys.readouterr().out
 
 
-def test_the_corpus_of_ones_own_example_runs(tmp_path: Path) -> None:
-    """Corpus, teacher, student and export, in the README's order and with its paths."""
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+def test_the_corpus_of_ones_own_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corpus, teacher and student in the order and with the paths of docs/teachers.md, and README's export."""
     lines = [line for line in interstack_commands() if "small" in line or "synthesize" in line]
     assert [shlex.split(line)[1] for line in lines] == ["synthesize", "pretrain-teacher", "fit", "superb"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for line in lines:
         name, *arguments = shlex.split(line)[1:]
         shrunk = SMALL.get(name) or [
@@ -186,37 +192,14 @@ def test_the_corpus_of_ones_own_example_runs(tmp_path: Path) -> None:
             *("--model.student.hidden_size", "32", "--model.student.intermediate_size", "32"),
             *("--trainer.devices", "1", "--wandb.mode", "disabled"),
         ]
-        result = call([name, *arguments, *shrunk], tmp_path)
-        assert result.returncode == 0, f"{line}\n{result.stderr[-2000:]}"
+        run([name, *arguments, *shrunk])
     checkpoint = tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt"
     (export,) = (line for line in interstack_commands() if " export " in line)
     arguments = [str(checkpoint) if "last.ckpt" in word else word for word in shlex.split(export)[1:]]
-    assert call(arguments, tmp_path).returncode == 0
+    run(arguments)
     python = re.search(r"```python\n(from transformers.*?)```", PAGES[0].read_text(), re.DOTALL)
     assert python is not None
     subprocess.run([sys.executable, "-c", python[1]], cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE)
-
-
-def test_the_example_policy_runs(tmp_path: Path) -> None:
-    """The README's policy, saved as the file that it names, grows a student."""
-    code = re.search(r"```python\n(# my_policies.py.*?)```", PAGES[0].read_text(), re.DOTALL)
-    assert code is not None
-    (tmp_path / "my_policies.py").write_text(code[1])
-    teacher, corpus = save_teacher(tmp_path / "teacher"), save_corpus(tmp_path / "corpus", {"train": 4})
-    result = call(
-        [
-            *("fit", "--growth.policy", "my_policies.reversed_stack", "--growth.stages", "[2, 4]"),
-            *("--model.student.hidden_size", "16", "--model.student.intermediate_size", "24"),
-            *("--model.student.num_heads", "2", "--model.student.num_layers", "4", "--model.objective.weight", "0"),
-            *("--model.teacher.init_args.model", str(teacher), "--data.root", str(corpus)),
-            *("--data.train_splits", "[train]", "--data.val_splits", "[]", "--data.batch_size", "2"),
-            *("--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--wandb.mode", "disabled"),
-        ],
-        tmp_path,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    (event,) = json.loads((tmp_path / "runs/run/growth.json").read_text())
-    assert event["plan"] == [0, 1, 1, 0]
 
 
 @pytest.mark.slow  # CI runs `make quickstart` itself
@@ -262,5 +245,5 @@ def test_the_job_script_passes_its_arguments_on(tmp_path: Path) -> None:
 
 
 def test_every_config_is_in_the_readme() -> None:
-    text = PAGES[0].read_text()
+    text = PAGES[0].read_text(encoding="utf-8")
     assert all(path.stem in text for path in CONFIGS.glob("*.yaml") if path.stem != "quickstart")

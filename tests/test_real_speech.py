@@ -72,12 +72,12 @@ def test_the_loss_falls_while_the_student_grows(
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
 
 
-def test_a_real_whisper_teaches_real_speech_by_the_readmes_command(
+def test_a_real_whisper_teaches_real_speech_by_the_command_of_its_page(
     real_data: Path, real_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     arguments = ["fit", "--config", "interleave_equal_whisper", "--data.root", str(real_data / "LibriSpeech")]
-    assert " ".join(arguments[:3]) in (REPOSITORY / "README.md").read_text()
+    assert " ".join(arguments[:3]) in (REPOSITORY / "docs" / "teachers.md").read_text()
     arguments += ["--model.teacher.init_args.model", str(real_teachers / "whisper_base_encoder")]
     arguments += ["--model.student.hidden_size", "32", "--model.student.intermediate_size", "64"]
     arguments += ["--model.student.num_heads", "2", "--model.student.conv_channels", "16"]

@@ -95,10 +95,10 @@ class Estimator:
         return run_flops(cost, growth.stages, [epochs * per_epoch for epochs in growth.epochs])[-1], settings
 
     def _corpus_size(self, data: Mapping[str, Any]) -> int:
-        if self.plan.root is None:
+        if self.plan.inputs.root is None:
             return LIBRISPEECH_UTTERANCES
         if self._utterances is None:
-            root, splits = Path(self.plan.root), data.get("train_splits") or TRAIN_SPLITS_960H
+            root, splits = Path(self.plan.inputs.root), data.get("train_splits") or TRAIN_SPLITS_960H
             folders = [folder for split in splits for folder in root.rglob(split)] or [root]
             self._utterances = sum(1 for folder in folders for _ in audio_below(str(folder)))
         return self._utterances

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from experiments.records.accounting import measured
 from experiments.records.reading import run_record
 from experiments.records.runs import RunFolder, git_commit
 from experiments.records.settings_yaml import dump_settings, load_settings
-from experiments.studies.plan import Job
+from experiments.studies.plan import Inputs, Job
 from experiments.training.defaults import max_epochs
 
 # Variables of a scheduler or launcher around this process: they make Lightning take a job's process for a rank.
@@ -63,30 +63,24 @@ class Workspace:
 
     Args:
         output: folder of the study.
-        root: corpus for studies with ``data: root``.
-        teacher: hub name or folder of the teacher, if no job trains one.
+        inputs: corpora, teacher (if no job trains one) and lexicon; relative paths are those of the present directory.
         study: name of the study, used as W&B group.
         wandb: settings of W&B, as for ``fit``.
         devices: devices per distillation job.
-        roots: corpora of single evaluation tasks, by task.
-        lexicon: files of pronunciations, in order of priority.
     """
 
     def __init__(
         self,
         output: Path,
-        root: str | None = None,
-        teacher: str | None = None,
+        inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
         study: str = "",
         wandb: Mapping[str, Any] | None = None,
         devices: int = 1,
-        roots: Mapping[str, str] | None = None,
-        lexicon: Sequence[str] = (),
     ) -> None:
-        self.output = output.resolve()
-        self.root = str(Path(root).resolve()) if root else None
-        self.roots = {task: str(Path(folder).resolve()) for task, folder in (roots or {}).items()}
-        self.lexicon = [str(Path(path).resolve()) for path in lexicon]
+        self.output, teacher = output.resolve(), inputs.teacher
+        self.root = str(Path(inputs.root).resolve()) if inputs.root else None
+        self.roots = {task: str(Path(folder).resolve()) for task, folder in inputs.roots.items()}
+        self.lexicon = [str(Path(path).resolve()) for path in inputs.lexicon]
         self.teacher = str(Path(teacher).resolve()) if teacher and Path(teacher).is_dir() else teacher
         self.study, self.wandb, self.devices = study, dict(wandb or {}), devices
 

@@ -85,7 +85,7 @@ class Runner:
         if is_done(self.workspace.output, job.id):
             self.states[job.id] = "done"
             if not self.console.is_terminal:  # which shows the table only at the end
-                seconds = read_record(self.workspace.output, job.id)["seconds"]
+                seconds = read_record(self.workspace.output, job.id).get("seconds", 0)
                 self.console.print(f"done: {job.label} ({seconds:.0f} s)")
             return
         self._failed(job, str(job.folder / "log.txt"))

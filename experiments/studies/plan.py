@@ -73,6 +73,23 @@ class Job:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the command line gives to a study.
+
+    Args:
+        root: corpus for studies with ``data: root``; without one a plan can be shown, not run.
+        teacher: hub name or folder of a teacher to use instead of the study's.
+        lexicon: files of pronunciations, in order of priority, for ``pr`` on a corpus without phone alignments.
+        roots: corpora of single evaluation tasks, by task, instead of ``root`` or the study's corpus.
+    """
+
+    root: str | None = None
+    teacher: str | None = None
+    lexicon: Sequence[str] = ()
+    roots: Mapping[str, str] = field(default_factory=dict)
+
+
 def job_id(kind: Kind, needs: Sequence[str], **content: Any) -> str:
     """Hash kind, needs and content to twelve hexadecimal digits."""
     text = json.dumps({"kind": kind, "needs": list(needs), **content}, sort_keys=True, default=str)
@@ -84,12 +101,9 @@ class Plan:
 
     Args:
         study: study to plan.
-        root: corpus for studies with ``data: root``; without one the plan can be shown, not run.
-        teacher: hub name or folder of a teacher to use instead of the study's.
+        inputs: corpora, teacher and lexicon.
         only: names of rows to run (with the rows that they are matched to); default: all.
         seeds: seeds to run; default: the study's. Other seeds are added to the plan.
-        lexicon: files of pronunciations, in order, for the task ``pr`` on a corpus without phone alignments.
-        roots: corpora of single evaluation tasks, by task, instead of ``root`` or the study's corpus.
         earlier_seeds: seeds of an earlier call on the same folder; they stay in the plan.
 
     Raises:
@@ -99,31 +113,28 @@ class Plan:
     def __init__(
         self,
         study: Study,
-        root: str | None = None,
-        teacher: str | None = None,
+        inputs: Inputs = Inputs(),
         only: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
-        lexicon: Sequence[str] = (),
-        roots: Mapping[str, str] | None = None,
         earlier_seeds: Sequence[int] = (),
     ) -> None:
+        root = inputs.root
         if study.data == "corpus" and root is not None:
             raise InputError(f"the study {study.name} synthesizes its corpus: remove --root {root}")
-        if unknown := set(roots or {}) - set(study.tasks):
+        if unknown := set(inputs.roots) - set(study.tasks):
             raise InputError(
                 f"--roots names {', '.join(sorted(unknown))}, but the tasks of {study.name} are "
                 f"{', '.join(study.tasks)}"
             )
-        self.study, self.root = study, root
-        self._lexicon_digest = lexicon_digest(lexicon) if lexicon else None
-        self.teacher_settings = {"model": teacher} if teacher else dict(study.teacher)
+        self.study, self.inputs = study, inputs
+        self._lexicon_digest = lexicon_digest(inputs.lexicon) if inputs.lexicon else None
+        self.teacher_settings = {"model": inputs.teacher} if inputs.teacher else dict(study.teacher)
         self._rows_to_run, self._seeds_to_run = self._selected(only), set(seeds or study.seeds)
         self.seeds = list(dict.fromkeys([*study.seeds, *earlier_seeds, *(seeds or [])]))
         self.jobs: dict[str, Job] = {}
         self.corpus = self._add("corpus", [], settings=study.corpus) if self._synthesizes else None
         self._data_digest = corpus_digest(Path(root)) if root else None
-        self._task_roots = dict(roots or {})
-        self._task_digests = {task: corpus_digest(Path(folder)) for task, folder in (roots or {}).items()}
+        self._task_digests = {task: corpus_digest(Path(folder)) for task, folder in inputs.roots.items()}
         self.teacher = self._add_teacher(self.teacher_settings)
         self._references()
         self.distil: dict[tuple[str, int], Job] = {}
@@ -183,7 +194,7 @@ class Plan:
         objective = {key: value for key, value in model.get("objective", {}).items() if key not in TARGET_SETTINGS}
         content = {"model": {**model, "objective": objective | asked}, "data": settings.get("data", {})}
         needs = [self.corpus if self.study.data == "corpus" else None, self.teacher]
-        return self._add("targets", needs, settings={**content, "inputs": self._inputs()})
+        return self._add("targets", needs, settings={**content, "inputs": self._digests()})
 
     def _references(self) -> None:
         """Add evaluations of the teacher, and of the teacher before its training."""
@@ -205,14 +216,14 @@ class Plan:
             needs += others.values()
             match = {"cost": row.match.cost, **{part: job.id for part, job in others.items()}}
         settings.pop("wandb", None)
-        settings["inputs"] = self._inputs()
+        settings["inputs"] = self._digests()
         job = self._add("distil", needs, settings=settings, seed=seed, row=row.name, match=match)
         self.distil[row.name, seed] = job
         exported = self._add("export", [job], row=row.name, seed=seed)
         self._evaluate([exported], row.name, seed)
         if self.study.similarity:
             corpus = self.corpus if self.study.data == "corpus" else None
-            self._add("similarity", [job, corpus], row=row.name, seed=seed, settings=self._inputs())
+            self._add("similarity", [job, corpus], row=row.name, seed=seed, settings=self._digests())
 
     def train_together(self, finished: Callable[[Job], bool]) -> None:
         """Put a job that trains students side by side before the ``distil`` jobs that can share batches and teacher.
@@ -246,19 +257,19 @@ class Plan:
         named = {} if upstream is None else {"upstream": upstream}
         for task in self.study.tasks:
             corpus = self.corpus if self.study.data == "corpus" else None
-            inputs = self._inputs()
+            inputs = self._digests()
             if task in self._task_digests:
                 inputs["data"] = self._task_digests[task]
             if task in ("pr", "pr_probe") and self._lexicon_digest is not None:
                 inputs["lexicon"] = self._lexicon_digest
-            elif task in PHONE_TASKS and (root := self._task_roots.get(task, self.root)) is not None:
+            elif task in PHONE_TASKS and (root := self.inputs.roots.get(task, self.inputs.root)) is not None:
                 inputs |= _alignments(root)
             if upstream is not None and Path(upstream).is_dir():
                 inputs["upstream"] = teacher_digest(upstream)
             options = {**self.study.evaluation.get(task, {}), **named, "inputs": inputs}
             self._add("evaluate", [*needs, corpus], row=row, seed=seed, task=task, settings=options)
 
-    def _inputs(self) -> dict[str, Any]:
+    def _digests(self) -> dict[str, Any]:
         """Digests of external inputs: data files, and the teacher's weights."""
         inputs: dict[str, Any] = {"data": self._data_digest} if self._data_digest else {}
         if self.teacher is None:

@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -28,7 +29,7 @@ from experiments.studies.estimate import estimate_table
 from experiments.studies.executors import Executor, LocalExecutor, SlurmExecutor, SlurmSettings
 from experiments.studies.job import Workspace, is_done
 from experiments.studies.loop import Runner, only_runner, planned_seeds, write_study
-from experiments.studies.plan import Plan
+from experiments.studies.plan import Inputs, Plan
 from experiments.studies.results import restore_results
 from experiments.studies.study import load_study, row_settings
 
@@ -80,26 +81,14 @@ def reproduce(
     loaded = load_study(study)
     if not dry_run and loaded.data == "root" and root is None:
         raise InputError(f"the study {loaded.name} needs a corpus: give its folder with --root")
-    lexicons = [lexicon] if isinstance(lexicon, str) else lexicon or []
-    plan = Plan(
-        loaded,
-        root=root,
-        teacher=teacher,
-        only=[only] if isinstance(only, str) else only,
-        seeds=seeds,
-        lexicon=lexicons,
-        roots=roots,
-        earlier_seeds=planned_seeds(folder),
-    )
+    inputs = Inputs(root, teacher, [lexicon] if isinstance(lexicon, str) else lexicon or [], roots or {})
+    plan = Plan(loaded, inputs, [only] if isinstance(only, str) else only, seeds, planned_seeds(folder))
     workspace = Workspace(
         folder,
-        root=root,
-        teacher=plan.teacher_settings.get("model"),
+        replace(inputs, teacher=plan.teacher_settings.get("model")),
         study=loaded.name,
         wandb={**row_settings(loaded, loaded.rows[0], 0).get("wandb", {}), **(wandb or {})},
         devices=slurm.gpus if executor == "slurm" else devices,
-        roots=roots,
-        lexicon=lexicons,
     )
     if together and workspace.devices > 1:
         raise InputError(f"students are trained together on one device, not {workspace.devices}: use one of the two")

@@ -11,7 +11,7 @@ arXiv 2606.11766). The others are the baselines of earlier work: StackBERT, Grad
 A policy of your own::
 
     @register_policy("on_top")
-    def on_top(depth: int, target: int) -> Plan:
+    def on_top(depth: int, target: int) -> LayerPlan:
         return [*range(depth), *[depth - 1] * (target - depth)]
 """
 
@@ -22,7 +22,7 @@ from typing import Literal
 from datamodules.errors import InputError
 from lightning_modules.lookup import find_named
 
-Plan = list[int | None]
+LayerPlan = list[int | None]
 Initialise = Literal["copy", "zero_output"]
 Offset = Literal["last", "first"]
 
@@ -60,7 +60,7 @@ class Policy:
     """
 
     name: str
-    plan: Callable[..., Plan]
+    plan: Callable[..., LayerPlan]
     initialise: Initialise = "copy"
     has_offset: bool = False
     stages: Callable[[int, int], list[int]] = adding
@@ -74,14 +74,14 @@ def register_policy(
     initialise: Initialise = "copy",
     has_offset: bool = False,
     stages: Callable[[int, int], list[int]] = adding,
-) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:
+) -> Callable[[Callable[..., LayerPlan]], Callable[..., LayerPlan]]:
     """Decorator that makes a plan function available under ``name``.
 
     Raises:
         InputError: the name is taken.
     """
 
-    def register(plan: Callable[..., Plan]) -> Callable[..., Plan]:
+    def register(plan: Callable[..., LayerPlan]) -> Callable[..., LayerPlan]:
         if name in POLICIES:
             raise InputError(f"there is a policy named {name!r} already: choose another name")
         POLICIES[name] = Policy(name, plan, initialise, has_offset, stages)
@@ -100,7 +100,7 @@ def get_policy(name: str) -> Policy:
     return found if isinstance(found, Policy) else Policy(name, found)
 
 
-def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> Plan:
+def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> LayerPlan:
     """Make the plan that grows ``depth`` layers to ``target``.
 
     Args:
@@ -200,7 +200,7 @@ def _require_at_most_double(policy: str, depth: int, target: int) -> None:
     _require(target in fitting, policy, depth, target, "K <= depth", fitting)
 
 
-def _clone_strided(depth: int, target: int, offset: Offset) -> Plan:
+def _clone_strided(depth: int, target: int, offset: Offset) -> LayerPlan:
     """Clone one layer in every ``depth / K``, each clone right after its original."""
     stride = depth // (target - depth)
     phase = stride - 1 if offset == "last" else 0
@@ -208,21 +208,21 @@ def _clone_strided(depth: int, target: int, offset: Offset) -> Plan:
 
 
 @register_policy("interleaved", has_offset=True)
-def interleaved(depth: int, target: int, offset: Offset = "last") -> Plan:
+def interleaved(depth: int, target: int, offset: Offset = "last") -> LayerPlan:
     """InterleaveStack: spread K clones evenly, so that every layer keeps its relative depth."""
     _require_divisible("interleaved", depth, target)
     return _clone_strided(depth, target, offset)
 
 
 @register_policy("gradual")
-def gradual(depth: int, target: int) -> Plan:
+def gradual(depth: int, target: int) -> LayerPlan:
     """GradStack: repeat the last K layers on top."""
     _require_at_most_double("gradual", depth, target)
     return [*range(depth), *range(2 * depth - target, depth)]
 
 
 @register_policy("midas")
-def midas(depth: int, target: int) -> Plan:
+def midas(depth: int, target: int) -> LayerPlan:
     """MIDAS: repeat block ceil(n / 2) of n = depth / K blocks right after itself."""
     _require_divisible("midas", depth, target)
     added = target - depth
@@ -231,7 +231,7 @@ def midas(depth: int, target: int) -> Plan:
 
 
 @register_policy("lidas")
-def lidas(depth: int, target: int) -> Plan:
+def lidas(depth: int, target: int) -> LayerPlan:
     """LIDAS: repeat the exact middle K layers right after themselves; their start is rounded down."""
     _require_at_most_double("lidas", depth, target)
     added = target - depth
@@ -240,21 +240,21 @@ def lidas(depth: int, target: int) -> Plan:
 
 
 @register_policy("stackbert", stages=doubling)
-def stackbert(depth: int, target: int) -> Plan:
+def stackbert(depth: int, target: int) -> LayerPlan:
     """StackBERT: repeat the whole stack on top."""
     _require(target == 2 * depth, "stackbert", depth, target, "target = 2 x depth", [2 * depth])
     return [*range(depth), *range(depth)]
 
 
 @register_policy("one_shot_stack", stages=once)
-def one_shot_stack(depth: int, target: int) -> Plan:
+def one_shot_stack(depth: int, target: int) -> LayerPlan:
     """G_stack: repeat the whole stack target / depth times, in one growth."""
     _require_multiple("one_shot_stack", depth, target)
     return [*range(depth)] * (target // depth)
 
 
 @register_policy("one_shot_interleave", stages=once)
-def one_shot_interleave(depth: int, target: int) -> Plan:
+def one_shot_interleave(depth: int, target: int) -> LayerPlan:
     """Repeat every layer target / depth times in a row, in one growth."""
     _require_multiple("one_shot_interleave", depth, target)
     return [layer for layer in range(depth) for _ in range(target // depth)]
@@ -267,13 +267,13 @@ def _require_multiple(policy: str, depth: int, target: int) -> None:
 
 
 @register_policy("random")
-def random(depth: int, target: int) -> Plan:
+def random(depth: int, target: int) -> LayerPlan:
     """Control condition: add K fresh layers on top."""
     return [*range(depth), *[None] * (target - depth)]
 
 
 @register_policy("identity", initialise="zero_output", has_offset=True)
-def identity(depth: int, target: int, offset: Offset = "last") -> Plan:
+def identity(depth: int, target: int, offset: Offset = "last") -> LayerPlan:
     """Insert layers whose output projections start at zero, at the positions of the clones of ``interleaved``.
 
     HuBERT normalises after each residual sum, so even these layers change the model's output a little.

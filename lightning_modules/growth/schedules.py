@@ -2,7 +2,8 @@
 
 A schedule is written as one word. ``equal`` gives all stages the same length. ``prop-ALPHA`` (PROP-alpha) gives stage i
 of B a share proportional to i^alpha, so ``prop-0`` is ``equal``. ``explicit-E1,E2,...`` lists the epochs (0-based) at
-whose start the student grows.
+whose start the student grows. Any other is the path of a function (``my_module.my_schedule``) from the number of stages
+and of epochs to the epochs of each stage.
 """
 
 import re
@@ -11,6 +12,7 @@ from fractions import Fraction
 from itertools import accumulate, pairwise
 
 from datamodules.errors import InputError
+from lightning_modules.lookup import find_named
 
 _PROPORTIONAL = re.compile(r"prop-(\d{1,2}(?:\.\d+)?)")
 _EXPLICIT = re.compile(r"explicit-(\d+(?:,\d+)*)")
@@ -20,7 +22,8 @@ def stage_lengths(schedule: str | Sequence[int], num_stages: int, max_epochs: in
     """Number of epochs of every stage, each at least 1; they sum to ``max_epochs``.
 
     Args:
-        schedule: ``equal``, ``prop-ALPHA``, ``explicit-E1,E2,...``, or the list [E1, E2, ...] itself.
+        schedule: ``equal``, ``prop-ALPHA``, ``explicit-E1,E2,...``, the list [E1, E2, ...] itself, or the path of a
+            function.
         num_stages: number of stages B, one more than the number of growths.
         max_epochs: epochs T of the whole run.
 
@@ -39,10 +42,19 @@ def stage_lengths(schedule: str | Sequence[int], num_stages: int, max_epochs: in
         return _between([int(epoch) for epoch in match[1].split(",")], num_stages, max_epochs)
     if match := _PROPORTIONAL.fullmatch("prop-0" if schedule == "equal" else schedule):
         return _proportional(float(match[1]), num_stages, max_epochs)
-    raise InputError(
-        f"unknown schedule {schedule!r}: write equal, prop-ALPHA (such as prop-1 or prop-0.5, below 100) or "
-        "explicit-E1,E2,... (such as explicit-2,5,8)"
-    )
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", schedule):
+        raise InputError(
+            f"unknown schedule {schedule!r}: write equal, prop-ALPHA (such as prop-1 or prop-0.5, below 100), "
+            "explicit-E1,E2,... (such as explicit-2,5,8) or the path of a function, my_module.my_schedule"
+        )
+    function = find_named(schedule, {}, "schedule", "a function from stages and epochs to the epochs of each stage")
+    lengths = [int(length) for length in function(num_stages, max_epochs)]
+    if len(lengths) != num_stages or min(lengths) < 1 or sum(lengths) != max_epochs:
+        raise InputError(
+            f"the schedule {schedule} gives stages of {lengths} epochs: it must give {num_stages}, each of at least "
+            f"one epoch, {max_epochs} in all"
+        )
+    return lengths
 
 
 def _proportional(alpha: float, num_stages: int, max_epochs: int) -> list[int]:

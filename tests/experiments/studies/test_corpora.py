@@ -1,6 +1,7 @@
 """Corpora of evaluations: each task its own folder, looked at before the first job."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from datamodules.files import write_json
 from experiments.studies.corpora import require_corpora
 from experiments.studies.job import Workspace
-from experiments.studies.plan import Job, Plan
+from experiments.studies.plan import Inputs, Job, Plan
 from experiments.studies.reproduce import reproduce
 from experiments.studies.study import load_study
 from tests.datamodules.superb import corpora
@@ -32,8 +33,12 @@ def study(tmp_path: Path) -> str:
     return str(tmp_path / "own.yaml")
 
 
+def inputs_of(folder: Path, roots: dict[str, str] | None = None, lexicon: Sequence[str] = ()) -> Inputs:
+    return Inputs(str(folder / "libri"), str(folder / "teacher"), lexicon, roots or {})
+
+
 def plan(folder: Path, study: str, roots: dict[str, str] | None = None) -> Plan:
-    return Plan(load_study(study), root=str(folder / "libri"), teacher=str(folder / "teacher"), roots=roots)
+    return Plan(load_study(study), inputs_of(folder, roots))
 
 
 def roots_of(folder: Path) -> dict[str, str]:
@@ -70,9 +75,7 @@ def test_a_tasks_folder_is_in_the_ids_of_its_evaluations_alone(study: str, tmp_p
 
 def test_a_command_has_the_folder_of_its_task(study: str, tmp_path: Path) -> None:
     planned = plan(tmp_path, study, roots_of(tmp_path))
-    workspace = Workspace(
-        tmp_path / "out", str(tmp_path / "libri"), str(tmp_path / "teacher"), roots=roots_of(tmp_path)
-    )
+    workspace = Workspace(tmp_path / "out", inputs_of(tmp_path, roots_of(tmp_path)))
     found = {
         label.removesuffix(" a seed 0"): words[words.index("--root" if "--root" in words else "--data.root") + 1]
         for label, words in commands(planned, workspace).items()
@@ -97,8 +100,7 @@ def test_a_lexicon_is_in_the_ids_of_pr_by_content_and_in_its_commands_by_path(st
     Path(files[1]).write_text("MORE M AO R\n")
 
     def plan_with(*lexicon: str) -> Plan:
-        root, teacher = str(tmp_path / "libri"), str(tmp_path / "teacher")
-        return Plan(load_study(study), root=root, teacher=teacher, lexicon=lexicon)
+        return Plan(load_study(study), inputs_of(tmp_path, lexicon=lexicon))
 
     phones = {"evaluate pr a seed 0", "evaluate pr_probe a seed 0"}
     both = ids(plan_with(*files))
@@ -113,7 +115,7 @@ def test_a_lexicon_is_in_the_ids_of_pr_by_content_and_in_its_commands_by_path(st
         plan_with(*files)
 
     planned = plan_with(*moved)
-    workspace = Workspace(tmp_path / "out", str(tmp_path / "libri"), str(tmp_path / "teacher"), lexicon=moved)
+    workspace = Workspace(tmp_path / "out", inputs_of(tmp_path, lexicon=moved))
     given = {
         label: words[words.index("--data.lexicon") + 1]
         for label, words in commands(planned, workspace).items()
@@ -146,7 +148,7 @@ def test_a_folder_without_the_tasks_corpus_is_refused_before_the_first_job(
 
 def test_folders_that_hold_what_is_needed_are_accepted(study: str, tmp_path: Path) -> None:
     jobs = plan(tmp_path, study, roots_of(tmp_path)).jobs.values()
-    require_corpora(Workspace(tmp_path / "out", str(tmp_path / "libri"), roots=roots_of(tmp_path)), jobs)
+    require_corpora(Workspace(tmp_path / "out", inputs_of(tmp_path, roots_of(tmp_path))), jobs)
     require_corpora(Workspace(tmp_path / "out"), jobs)  # nothing is given: the corpus is still to be made
 
 
@@ -154,13 +156,13 @@ def test_pr_needs_phones(tmp_path: Path) -> None:
     root = str(corpora.librispeech(tmp_path))
     job = Job("0", "evaluate", [], task="pr", settings={"data.test_splits": ["test-other"]})
     with pytest.raises(ValueError, match=r"(?s)the task pr .* needs phones.*pronunciations with --lexicon"):
-        require_corpora(Workspace(tmp_path / "out", root), [job])
+        require_corpora(Workspace(tmp_path / "out", Inputs(root)), [job])
     job.settings["inputs"] = {"lexicon": "digest"}
-    workspace = Workspace(tmp_path / "out", root, lexicon=[str(corpora.lexicon(tmp_path / "lexicon.txt"))])
+    workspace = Workspace(tmp_path / "out", Inputs(root, lexicon=[str(corpora.lexicon(tmp_path / "lexicon.txt"))]))
     require_corpora(workspace, [job])
     job.settings["data.test_splits"] = ["test-new"]
     with pytest.raises(ValueError, match="no split 'test-new'"):
         require_corpora(workspace, [job])
     job.settings["data"] = {"lexikon": "l"}
     with pytest.raises(ValueError, match="lexikon"):
-        require_corpora(Workspace(tmp_path / "out", root), [job])
+        require_corpora(Workspace(tmp_path / "out", Inputs(root)), [job])

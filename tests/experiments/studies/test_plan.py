@@ -13,7 +13,7 @@ from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.packing import pack_split
 from experiments.studies.estimate import Estimator
 from experiments.studies.job import matched, superb_result
-from experiments.studies.plan import Job, Plan, corpus_digest, teacher_digest
+from experiments.studies.plan import Inputs, Job, Plan, corpus_digest, teacher_digest
 from experiments.studies.study import load_study
 from experiments.training.defaults import TRAINER_DEFAULTS
 from tests.helpers import save_corpus, save_teacher
@@ -100,7 +100,7 @@ def test_other_alignments_make_other_probes_of_phones(tmp_path: Path) -> None:
     found = []
     for end in ("0.2", "0.3"):
         write_text(corpus / "alignments" / "train" / "1.tsv", "\t".join(HEADER) + f"\n1-1-0000\tAA\t0.1\t{end}\n")
-        planned = plan(tmp_path, text, root=str(corpus), teacher=teacher)
+        planned = plan(tmp_path, text, inputs=Inputs(str(corpus), teacher))
         found.append({(job.kind, job.task): job.id for job in planned.jobs.values() if job.row == "a"})
     assert {key for key in found[0] if found[0][key] != found[1][key]} == {("evaluate", "frames_probe")}
 
@@ -196,7 +196,7 @@ def test_a_packed_corpus_has_an_id_by_content_and_a_size(tmp_path: Path) -> None
     before = pack()
     assert before == pack() != corpus_digest(corpus)
     teacher = str(save_teacher(tmp_path / "teacher"))
-    plans = [Plan(load_study(str(tmp_path / "own.yaml")), root=str(root), teacher=teacher) for root in (corpus, packed)]
+    plans = [Plan(load_study(str(tmp_path / "own.yaml")), Inputs(str(root), teacher)) for root in (corpus, packed)]
     costs = [Estimator(each, on_gpu=True).of(each.distil["a", 0]).flops for each in plans]
     assert costs[0] == costs[1] > 0  # 70 utterances are a batch of 64, fewer are none
     save_corpus(corpus, {"train": 71}, seed=1)

@@ -22,7 +22,7 @@ from experiments.report.study_reading import read_study, study_results
 from experiments.studies.executors import LocalExecutor, SlurmExecutor, SlurmSettings
 from experiments.studies.job import Workspace, is_done, read_record, read_result
 from experiments.studies.loop import Runner, only_runner, planned_seeds, write_study
-from experiments.studies.plan import Job, Plan
+from experiments.studies.plan import Inputs, Job, Plan
 from experiments.studies.study import load_study
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
@@ -54,13 +54,13 @@ from experiments.report.study_reading import read_study
 from experiments.studies.executors import LocalExecutor
 from experiments.studies.job import Workspace
 from experiments.studies.loop import Runner, only_runner
-from experiments.studies.plan import Plan
+from experiments.studies.plan import Inputs, Plan
 from experiments.studies.study import load_study
 study, root, teacher, output = sys.argv[1:]
-plan = Plan(load_study(study), root=root, teacher=teacher)
+plan = Plan(load_study(study), Inputs(root, teacher))
 plan.jobs = {job.id: job for job in plan.distil.values()}
 with only_runner(Path(output)):
-    workspace = Workspace(Path(output), root, teacher, "tiny")
+    workspace = Workspace(Path(output), Inputs(root, teacher), "tiny")
     Runner(plan, workspace, LocalExecutor(workspace), Console()).run()
 """
 
@@ -73,12 +73,13 @@ class Setup:
         self.study.write_text(STUDY)
         self.teacher = save_teacher(folder / "teacher", layers=12)
         self.corpus = save_corpus(folder / "corpus", {"train": 12, "dev": 2})
+        self.inputs = Inputs(str(self.corpus), str(self.teacher))
 
     def plan(self, **options: Any) -> Plan:
-        return Plan(load_study(str(self.study)), root=str(self.corpus), teacher=str(self.teacher), **options)
+        return Plan(load_study(str(self.study)), self.inputs, **options)
 
     def workspace(self, output: Path) -> Workspace:
-        return Workspace(output, str(self.corpus), str(self.teacher), "tiny")
+        return Workspace(output, self.inputs, "tiny")
 
     def start(self, output: Path) -> subprocess.Popen[bytes]:
         words = [str(path) for path in (self.study, self.corpus, self.teacher, output)]
