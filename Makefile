@@ -7,7 +7,7 @@ ARGS ?=
 
 DEVICE ?= cuda
 
-.PHONY: help install quickstart test test-full test-gpu bench-gpu gpu-bundle lint clean
+.PHONY: help install quickstart test test-full test-gpu bench-gpu gpu-bundle docs lint clean
 
 help:
 	@echo "make quickstart   corpus, teacher, four students and a report under runs/quickstart (ARGS=--fast: one to two minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-gpu     what a GPU must do right, in minutes (DEVICE=cpu: all of it that a CPU can do)"
 	@echo "make bench-gpu    all benchmarks of one GPU, into gpu_results; the same call goes on where it stopped"
 	@echo "make gpu-bundle   what an offline GPU machine lacks, into .bundle, and the commands for it"
+	@echo "make docs         pages of all modules, classes and functions from their docstrings, into build/api"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove the virtual environment"
 
@@ -44,6 +45,10 @@ bench-gpu: install
 
 gpu-bundle: install
 	$(BIN)/python -m experiments.launch.gpu_bundle $(ARGS)
+
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pdoc>=15,<17'
+	$(BIN)/python -m pdoc --docformat google --output-directory build/api callbacks datamodules lightning_modules experiments
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

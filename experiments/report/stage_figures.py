@@ -54,12 +54,13 @@ def stages_picture(runs: Sequence[Run]) -> Picture:
 
 def copies_picture(runs: Sequence[Run]) -> Picture | None:
     """Draw mean CKA of copies and of other pairs against depth."""
-    shown = [run for run in runs if any(stage["copies"] is not None for stage in run["stages"])]
+    # Colours go by the place among all runs, as in the other pictures.
+    shown = {n: run for n, run in enumerate(runs) if any(stage["copies"] is not None for stage in run["stages"])}
     if not shown:
         return None
     figure, axes = single_axes(max(3.0, 0.5 * len(shown)))
     ends: dict[int, tuple[float, float]] = {}
-    for index, run in enumerate(shown):
+    for index, run in shown.items():
         style: Any = {"marker": MARKERS[index % len(MARKERS)], "color": series_colour(index)}
         for key, dash in (("copies", "-"), ("others", ":")):
             points = [(stage["depth"], stage[key]) for stage in run["stages"] if stage[key] is not None]
@@ -67,11 +68,11 @@ def copies_picture(runs: Sequence[Run]) -> Picture | None:
                 axes.plot(*zip(*points, strict=True), dash, **style)
             if points and key == "copies":
                 ends[index] = points[-1]
-    axes.set_xticks(sorted({stage["depth"] for run in shown for stage in run["stages"]}))
+    axes.set_xticks(sorted({stage["depth"] for run in shown.values() for stage in run["stages"]}))
     axes.set_xlabel("depth at the end of the stage")
     axes.set_title("mean CKA", loc="left", fontsize=FONT, color=MUTED)
     label_ends(
-        figure, axes, ends, [run["name"] if len(shown) > MOST_MARGIN_LABELS else _short(run["name"]) for run in shown]
+        figure, axes, ends, [run["name"] if len(shown) > MOST_MARGIN_LABELS else _short(run["name"]) for run in runs]
     )
     caption = (
         "Mean linear CKA over pairs of layers that descend from one first-stage layer (solid) and over all other pairs "

@@ -30,11 +30,11 @@ LIBRISPEECH_UTTERANCES = 281_241
 MEAN_SECONDS = {"root": 12.3, "corpus": 3.0}
 GPU_RATE = 4e13
 """FLOP/s of a training step on one GPU, assumed: a tenth of an H100's peak in bf16. Not measured."""
-CPU_RATE = 6e10
-"""FLOP/s of a mini study's training step on two x86_64 cores, measured."""
-CPU_SECONDS = {"corpus": 2.0, "teacher": 3.0, "export": 3.5, "evaluate": 5.0, "similarity": 15.0}
+CPU_RATE = 4e10
+"""FLOP/s of a quick start's training step on two x86_64 cores, measured."""
+CPU_SECONDS = {"corpus": 2.0, "teacher": 3.0, "export": 3.5, "evaluate": 4.0, "similarity": 8.0}
 """Seconds of a mini study's other jobs on two x86_64 cores, measured, with the start of the process."""
-CPU_STEP_SECONDS = {"teacher": 0.13, "evaluate": 0.06}
+CPU_STEP_SECONDS = {"teacher": 0.16, "evaluate": 0.05}
 """Seconds of each of their steps, also of a mini study's; steps on longer speech take longer."""
 REFERENCE_STEP = 0.15
 """Seconds of the step of :func:`measured_slowness` on that machine."""

@@ -15,10 +15,12 @@ import pytest
 from experiments.report.command import report as report_command
 from experiments.report.plots import loss_curves
 from experiments.report.runs import Pair
+from experiments.report.stage_figures import copies_picture
 from experiments.report.study import build_report, study_texts, study_values
 from experiments.report.study_plots import other_seeds, stage_runs, study_pairs
 from experiments.report.study_reading import FAILED, MISSING, StudyFolder, cell_values, read_study
 from experiments.report.study_tables import column, difference_grid, paired_difference, result_grid
+from experiments.report.theme import SERIES
 from tests.experiments.report.made_up_runs import write_run
 from tests.experiments.report.made_up_study import ROWS, write_job, write_study
 
@@ -371,6 +373,15 @@ def thin_lines(found: StudyFolder, seeds: list[list[Pair]]) -> int:
     picture = loss_curves(study_pairs(found), "steps", seeds)
     assert picture is not None
     return sum(line.get_alpha() == 0.5 for line in picture.figure.axes[0].lines)
+
+
+def test_a_row_has_the_same_colour_in_the_picture_of_copies(study: Path) -> None:
+    runs = stage_runs(read_study(study))
+    runs[0]["stages"] = [stage | {"copies": None} for stage in runs[0]["stages"]]  # a row that never grows
+    picture = copies_picture(runs)
+    assert picture is not None
+    solid = [line for line in picture.figure.axes[0].lines if line.get_linestyle() == "-"]
+    assert [line.get_color() for line in solid][:2] == [SERIES[1], SERIES[2]]
 
 
 def test_copies_and_depth_use_carry_the_labels_of_rows(study: Path) -> None:
