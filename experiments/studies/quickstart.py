@@ -32,7 +32,7 @@ SMALLEST_SHARE = 0.05
 def quickstart(output: str = "runs/quickstart", fast: bool = False, seed: int = 0) -> None:
     """Make a corpus and a teacher, distil four students, compare them in one report.
 
-    A few steps are timed first. A machine that would take much more than a quarter of an hour does a share of the steps.
+    A few steps are timed first. A machine that needs much more than a quarter of an hour does a share of the steps.
 
     Args:
         output: folder for everything; finished parts in it are kept.
