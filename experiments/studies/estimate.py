@@ -1,5 +1,6 @@
 """Estimate the cost of a plan: FLOPs by formula, seconds by a stated rate, disk by the number of weights."""
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from transformers import AutoConfig, HubertConfig, HubertModel
+from transformers import AutoConfig, HubertConfig, HubertModel, PretrainedConfig, WhisperConfig
 
 from callbacks.hardware import machine
 from datamodules.audio import SAMPLE_RATE
@@ -38,6 +39,8 @@ CPU_STEP_SECONDS = {"teacher": 0.16, "evaluate": 0.05}
 """Seconds of each of their steps, also of a mini study's; steps on longer speech take longer."""
 REFERENCE_STEP = 0.15
 """Seconds of the step of :func:`measured_slowness` on that machine."""
+WHISPER_SIZES = {"tiny": (384, 4), "base": (512, 6), "small": (768, 12), "medium": (1024, 24), "large": (1280, 32)}
+"""Width and layers of the encoders of ``openai/whisper-*``."""
 CPU_START = 10.0
 """Seconds before the first step of a distillation and after its last, validation and checkpoints included."""
 
@@ -107,9 +110,22 @@ class Estimator:
         settings: dict[str, Any] = self.plan.teacher_settings
         if "model" not in settings:
             return pretraining_config(PretrainingConfig(**(settings.get("recipe") or {})))
-        if Path(settings["model"]).is_dir():
-            return AutoConfig.from_pretrained(settings["model"])
-        return HubertConfig()  # HuBERT Base; a hub name is not looked up for an estimate
+        return teacher_config(settings["model"])
+
+
+def teacher_config(model: str) -> PretrainedConfig:
+    """Configuration of the teacher in a folder or in the cache of the hub, without a download.
+
+    Of other hub names only Whisper's sizes are known; the rest are counted as HuBERT Base.
+    """
+    try:
+        return AutoConfig.from_pretrained(model, local_files_only=True)
+    except OSError:
+        size = re.match(r"openai/whisper-(\w+)", model)
+    if size is None or size[1] not in WHISPER_SIZES:
+        return HubertConfig()
+    width, layers = WHISPER_SIZES[size[1]]
+    return WhisperConfig(d_model=width, encoder_layers=layers, encoder_ffn_dim=4 * width)
 
 
 def _seconds_of_others(job: Job) -> float:

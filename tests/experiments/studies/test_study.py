@@ -8,7 +8,7 @@ from transformers import HubertConfig
 
 from datamodules.synthetic import plan_speakers
 from experiments.records.accounting import Growth
-from experiments.studies.estimate import Estimator, estimate_table
+from experiments.studies.estimate import Estimator, estimate_table, teacher_config
 from experiments.studies.job import Workspace
 from experiments.studies.plan import Plan
 from experiments.studies.reproduce import reproduce
@@ -234,3 +234,18 @@ def test_an_unknown_study_is_answered_with_those_that_there_are() -> None:
 def test_the_estimate_of_the_paper_is_that_of_its_step() -> None:
     plan = Plan(load_study("table1"), only=["full_l2l"], seeds=[0])
     assert Estimator(plan, on_gpu=True).of(plan.distil["full_l2l", 0]).flops == pytest.approx(9.1e18, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "layers"),
+    [
+        ("openai/whisper-base", 512, 6),
+        ("openai/whisper-tiny.en", 384, 4),
+        ("openai/whisper-large-v3", 1280, 32),
+        ("facebook/hubert-base-ls960", 768, 12),
+        ("openai/whisper-unknown", 768, 12),
+    ],
+)
+def test_an_estimate_counts_a_teacher_by_its_hub_name(model: str, width: int, layers: int) -> None:
+    config = teacher_config(model)
+    assert (config.hidden_size, config.num_hidden_layers) == (width, layers)
