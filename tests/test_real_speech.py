@@ -60,7 +60,16 @@ def test_the_loss_falls_while_the_student_grows(
     real_data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fit(
-        real_data, teacher, tmp_path, monkeypatch, "--config", "interleave_equal", "--data.batches_per_epoch", "4"
+        real_data,
+        teacher,
+        tmp_path,
+        monkeypatch,
+        "--config",
+        "interleave_equal",
+        "--data.batches_per_epoch",
+        "4",
+        "--data.max_samples",
+        "8000",
     )
     with (run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
