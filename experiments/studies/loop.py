@@ -59,12 +59,16 @@ class Runner:
 
     def run(self) -> None:
         """Run until no job is left that can run; an interrupt ends the running jobs and is raised again."""
-        with Live(get_renderable=self.table, console=self.console, refresh_per_second=2):
-            try:
-                while self._step():
-                    time.sleep(self.poll_seconds)
-            finally:
-                self.executor.stop()
+        try:
+            with Live(get_renderable=self.table, console=self.console, refresh_per_second=2):
+                try:
+                    while self._step():
+                        time.sleep(self.poll_seconds)
+                finally:
+                    self.executor.stop()
+        finally:
+            if not self.console.is_terminal:  # where the table does not end its line
+                self.console.print()
 
     def _step(self) -> bool:
         for job_id, handle in list(self._handles.items()):

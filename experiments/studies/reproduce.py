@@ -141,7 +141,7 @@ def run_study(plan: Plan, workspace: Workspace, executor: Executor, console: Con
         sys.exit(130)
     report = import_module("experiments.report.study").build_report(read_study(workspace.output))  # imports matplotlib
     console.width = max(console.width, 110)  # the table of results needs it
-    console.print("", report.table, sep="\n")  # the table of jobs does not end its line
+    console.print(report.table)
     console.print(f"report: {report.main}")
     if runner.failed:
         names = ", ".join(job.label for job in runner.failed)
