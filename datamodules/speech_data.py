@@ -57,10 +57,6 @@ class SpeechDataModule(L.LightningDataModule, ABC):
     def train_dataloader(self) -> Any:
         """Loader of ``steps_per_epoch * accumulate_grad_batches`` batches for this process; see :meth:`loader`."""
 
-    def val_dataloader(self) -> Any:
-        """Loader of batches to validate on; by default there are none."""
-        return []
-
     def loader(
         self, utterances: Utterances, batch_size: int, seed: int | None = None, num_workers: int | None = None
     ) -> ResumableLoader:
