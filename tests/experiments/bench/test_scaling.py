@@ -42,6 +42,7 @@ def test_two_processes_have_twice_the_audio(tmp_path: Path, monkeypatch: pytest.
     assert (result["teacher"]["precision"], result["teacher"]["compile"]) == ("bf16", False)
 
 
+@pytest.mark.slow  # 8 s, most of them to start a process
 def test_a_failed_benchmark_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no-such-teacher"):
         measure(Point(1, 0.3, 3, 1), ["--accelerator", "cpu", "--teacher", str(tmp_path / "no-such-teacher")])

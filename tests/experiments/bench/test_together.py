@@ -11,6 +11,7 @@ from experiments.cli import run
 from tests.helpers import save_teacher
 
 
+@pytest.mark.slow  # 8 s
 def test_both_ways_take_turns_and_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher, output = save_teacher(tmp_path / "teacher", layers=12), tmp_path / "together.json"
     small = {"model.student.hidden_size": 16, "model.student.intermediate_size": 24, "model.student.num_heads": 2}

@@ -381,6 +381,7 @@ def test_slurm_gets_the_resources_and_the_sbatch_file_says_so(
     assert "source env.sh" in text
 
 
+@pytest.mark.slow  # 10 s, most of them to start two processes
 def test_a_job_runs_through_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
