@@ -41,7 +41,7 @@ def study_of_runs(folders: Sequence[Path], command: str) -> StudyFolder:
     Raises:
         InputError: two folders have the same name, or one does not exist or cannot be read.
     """
-    names = [folder.resolve().name for folder in folders]
+    names = [folder.absolute().name for folder in folders]  # the name of a link, not of its target
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{names.count(repeated[0])} run folders have the name {repeated[0]}: rename one of them")
     logs = dict(zip(names, map(read_run, folders), strict=True))
