@@ -19,13 +19,13 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from datamodules.errors import InputError
 from datamodules.files import read_json, read_lines
-from datamodules.shards import first_damage
+from datamodules.shards import first_damage, read_marker
 
 MARKER = "packed.json"
 INDEX = "index.jsonl"
@@ -43,7 +43,7 @@ class Piece(NamedTuple):
 
     @property
     def sample_rate(self) -> int:
-        return int(_marker(os.path.dirname(self.shard))["sample_rate"])
+        return int(read_marker(os.path.dirname(self.shard), MARKER)["sample_rate"])
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Samples ``start`` to ``stop`` of the utterance as float32 in [-1, 1), (stop - start,).
@@ -103,9 +103,9 @@ def verify_packed(folder: str) -> None:
     Raises:
         InputError: a file is missing or differs; the first is named.
     """
-    for remembered in (_marker, _samples):  # the split may have been packed again
+    for remembered in (read_marker, _samples):  # the split may have been packed again
         remembered.cache_clear()
-    if (damage := first_damage(folder, _marker(folder)["parts"])) is not None:
+    if (damage := first_damage(folder, read_marker(folder, MARKER)["parts"])) is not None:
         raise _damaged(*damage)
 
 
@@ -125,16 +125,11 @@ def _status(shard: str) -> tuple[str, int, int]:
 
 
 @cache
-def _marker(folder: str) -> dict[str, Any]:
-    return read_json(os.path.join(folder, MARKER))
-
-
-@cache
 def _samples(shard: str) -> np.ndarray:
     """All samples of a shard, memory-mapped once per process."""
     folder, name = os.path.split(shard)
     _, size, _ = _status(shard)
     # Reading past the end of a mapped file kills the process without a message.
-    if size != _marker(folder)["parts"][name]["bytes"]:
+    if size != read_marker(folder, MARKER)["parts"][name]["bytes"]:
         raise _damaged(shard, "has changed its size")
     return np.memmap(shard, dtype="<i2", mode="r")

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ Part = dict[str, Any]
 def unfinished_folder(folder: Path) -> Path:
     """The temporary folder in which ``folder`` is made."""
     return folder.with_name(f".unfinished-{folder.name}")
+
+
+@cache
+def read_marker(folder: str, marker: str) -> dict[str, Any]:
+    """Content of a finished folder's marker file, read once per process; ``cache_clear`` forgets all of them."""
+    return read_json(os.path.join(folder, marker))
 
 
 def only_writer(folder: Path) -> FolderLock:

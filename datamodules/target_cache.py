@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from datamodules.files import read_json
-from datamodules.shards import first_damage
+from datamodules.shards import first_damage, read_marker
 
 MARKER = "targets.json"
 PLACES = "places.npy"
@@ -84,7 +83,7 @@ class TargetCache:
                 f"{folder} holds no finished cache of targets: make one with `interstack cache-targets --output "
                 f"{folder}` and the options of this run; the same command continues an unfinished one"
             )
-        self.settings: dict[str, Any] = _marker(self.folder)["settings"]
+        self.settings: dict[str, Any] = read_marker(self.folder, MARKER)["settings"]
         stored: list[int] = self.settings["layers"]
         self.layers = list(stored if layers is None else layers)
         self._chosen = [0, *(1 + stored.index(layer) for layer in self.layers)]
@@ -117,9 +116,9 @@ class TargetCache:
         Raises:
             InputError: a file is missing or differs; the first is named.
         """
-        for remembered in (_marker, _places, _shard):  # the cache may have been made again
+        for remembered in (read_marker, _places, _shard):  # the cache may have been made again
             remembered.cache_clear()
-        if (damage := first_damage(self.folder, _marker(self.folder)["parts"])) is not None:
+        if (damage := first_damage(self.folder, read_marker(self.folder, MARKER)["parts"])) is not None:
             raise _damaged(*damage)
 
     @property
@@ -129,7 +128,7 @@ class TargetCache:
         Raises:
             InputError: the file is missing or has changed its size.
         """
-        if STATISTICS not in _marker(self.folder)["parts"]:
+        if STATISTICS not in read_marker(self.folder, MARKER)["parts"]:
             return None
         _require_size(self.folder, STATISTICS)
         mean_SD, deviation_SD = torch.from_numpy(np.load(os.path.join(self.folder, STATISTICS)))[:, self._chosen]
@@ -174,11 +173,6 @@ def _damaged(path: str, problem: str) -> InputError:
 
 
 @cache
-def _marker(folder: str) -> dict[str, Any]:
-    return read_json(os.path.join(folder, MARKER))
-
-
-@cache
 def _places(folder: str) -> np.ndarray:
     _require_size(folder, PLACES)
     return np.load(os.path.join(folder, PLACES), mmap_mode="r")
@@ -196,5 +190,5 @@ def _require_size(folder: str, name: str) -> None:
     path = os.path.join(folder, name)
     if not os.path.isfile(path):
         raise _damaged(path, "is missing")
-    if os.path.getsize(path) != _marker(folder)["parts"][name]["bytes"]:
+    if os.path.getsize(path) != read_marker(folder, MARKER)["parts"][name]["bytes"]:
         raise _damaged(path, "has changed its size")

@@ -25,6 +25,7 @@ from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.pretraining import PretrainingConfig
 from lightning_modules.pretraining import hubert_config as pretraining_config
 from lightning_modules.student import StudentConfig, hubert_config
+from lightning_modules.superb.recipes import TASK_RECIPES
 
 LIBRISPEECH_UTTERANCES = 281_241
 # Mean seconds of an utterance: in LibriSpeech, and in the synthetic corpus after cropping to its batch's shortest.
@@ -130,8 +131,12 @@ def teacher_config(model: str) -> PretrainedConfig:
 
 def _seconds_of_others(job: Job) -> float:
     """Seconds of a job that distils nothing, by the number of its steps if it has any."""
-    default = {"teacher": default_of(pretrain_teacher, "steps"), "evaluate": PROBE_UPDATES}
-    steps = job.settings.get("steps", job.settings.get("updates", default.get(job.kind, 0)))
+    steps = 0
+    if job.kind == "teacher":
+        steps = job.settings.get("steps", default_of(pretrain_teacher, "steps"))
+    elif job.kind == "evaluate":
+        task, _, probe = job.task.partition("_")
+        steps = job.settings.get("updates", PROBE_UPDATES if probe else TASK_RECIPES[task].updates)
     return CPU_SECONDS.get(job.kind, 0.0) + CPU_STEP_SECONDS.get(job.kind, 0.0) * steps
 
 
@@ -164,7 +169,7 @@ def estimate_table(plan: Plan, workspace: Workspace, slowness: float | None = No
     """
     asked = {job.settings.get("trainer", {}).get("accelerator") for job in plan.distil.values()}
     paper = plan.study.data == "root" and "model" in plan.teacher_settings
-    on_gpu = torch.cuda.is_available() or "gpu" in asked or (paper and asked != {"cpu"})
+    on_gpu = asked != {"cpu"} and (torch.cuda.is_available() or "gpu" in asked or paper)
     estimator, unit = Estimator(plan, on_gpu, slowness or 1.0), "GPU hours" if on_gpu else "seconds"
     table = Table("row", "jobs", "done", "PFLOP", unit, "disk, MB", title=f"{plan.study.name}: what is left to do")
     rows: dict[str, list[float]] = {}

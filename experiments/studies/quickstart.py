@@ -20,7 +20,7 @@ from experiments.studies.job import Workspace
 from experiments.studies.loop import only_runner
 from experiments.studies.plan import Plan
 from experiments.studies.reproduce import require_report, run_study
-from experiments.studies.study import Study, load_study, merge
+from experiments.studies.study import Study, load_study, merge, row_settings
 
 BUDGET = 15 * 60
 """Seconds for the whole; a machine that needs clearly more does a share of the steps that fits them."""
@@ -44,7 +44,7 @@ def quickstart(output: str = "runs/quickstart", fast: bool = False, seed: int = 
     kept, slowness = _kept(folder, {"fast": fast, "seed": seed}), measured_slowness()
     share = kept if kept is not None else fitting_share(study, seed, slowness)
     plan = Plan(sized(study, seed, share), seeds=[seed])
-    workspace = Workspace(folder, study=study.name, wandb={"mode": "disabled"})
+    workspace = Workspace(folder, study=study.name, wandb=row_settings(study, study.rows[0], seed)["wandb"])
     # Jobs send standard output to their logs, so the table has a descriptor of its own.
     with only_runner(folder), os.fdopen(os.dup(1), "w") as terminal:
         console = Console(file=terminal)

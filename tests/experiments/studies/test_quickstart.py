@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from datamodules.files import read_json, write_json
-from experiments.studies import executors, job
-from experiments.studies.estimate import Estimator, measured_slowness
+from experiments.studies import estimate, executors, job
+from experiments.studies.estimate import Estimator, estimate_table
 from experiments.studies.executors import InProcessExecutor, run_here
 from experiments.studies.job import Workspace, is_done
 from experiments.studies.plan import Job, Plan
@@ -41,8 +42,29 @@ def test_teacher_students_and_probes_do_the_share() -> None:
     assert len(sized(load_study("quickstart"), 3, 1.0).notes) == len(half.notes) - 1
 
 
-def test_slowness_is_a_positive_number() -> None:
-    assert 0 < measured_slowness(steps=1) < 1000
+def test_the_fastest_step_counts_and_no_random_number_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 9.0, 10.0, 10.0 + 3 * estimate.REFERENCE_STEP, 20.0, 25.0])
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(clock))
+    state = torch.get_rng_state()
+    assert estimate.measured_slowness(steps=3) == pytest.approx(3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_study_for_a_cpu_is_counted_in_seconds_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(estimate, "machine", lambda: "a GPU")
+    units = [
+        estimate_table(Plan(load_study(name)), Workspace(tmp_path)).columns[4].header
+        for name in ("quickstart", "table1")
+    ]
+    assert units == ["seconds", "GPU hours"]
+
+
+def test_a_whole_task_is_estimated_by_its_own_updates() -> None:
+    settings = {"inputs": {}}
+    pr, probe = (Job("0", "evaluate", [], task=task, settings=settings) for task in ("pr", "pr_probe"))
+    estimator = Estimator(Plan(load_study("quickstart")), on_gpu=False)
+    assert estimator.of(pr).seconds > 100 * estimator.of(probe).seconds
 
 
 @pytest.mark.parametrize(
