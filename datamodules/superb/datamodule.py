@@ -14,6 +14,7 @@ from datamodules.audio import SAMPLE_RATE, read_audio
 from datamodules.batching import MicroBatch
 from datamodules.errors import InputError
 from datamodules.placement import trains_on_cuda, workers_for
+from datamodules.superb.effects import Effects
 from datamodules.superb.recipes import DataRecipe
 from datamodules.superb.registry import SuperbData, find_source, read_corpus
 from datamodules.superb.rows import Row, SuperbCorpus
@@ -38,8 +39,7 @@ class SuperbBatch(NamedTuple):
 
     waveforms: list[Tensor]  # (T_i,) float32 each, cropped and with the recipe's gain
     rows: list[Row]
-    num_items: int  # of the batch over all ranks; a rank beyond them has another rank's item, which must not count
-    longest: int  # samples of its longest item over all ranks
+    num_samples: list[int]  # of the batch's items over all ranks; a rank beyond them has an item that must not count
     whole: list[bool]  # False: a random crop, which no cache may keep
 
 
@@ -49,15 +49,15 @@ class SuperbDataset(Dataset[SuperbBatch]):
     Args:
         rows: the utterances.
         resample: convert files of other sample rates.
-        gain_db: gain in dB, applied to all waveforms.
+        effects: effects on all waveforms.
         keep_bytes: most bytes of decoded whole utterances to keep in memory, in each loading process.
 
     Raises:
         BadAudioError: a file cannot be decoded.
     """
 
-    def __init__(self, rows: list[Row], resample: bool, gain_db: float, keep_bytes: int = 0) -> None:
-        self.rows, self.resample, self.gain = rows, resample, 10 ** (gain_db / 20)
+    def __init__(self, rows: list[Row], resample: bool, effects: Effects, keep_bytes: int = 0) -> None:
+        self.rows, self.resample, self.effects = rows, resample, effects
         self._kept: dict[int, Tensor] = {}
         self._room = keep_bytes
 
@@ -66,13 +66,19 @@ class SuperbDataset(Dataset[SuperbBatch]):
         places = zip(batch.rows.tolist(), batch.starts.tolist(), batch.num_samples.tolist(), strict=True)
         waveforms = [self._waveform(*place) for place in places]
         whole = [row.num_samples == taken for row, taken in zip(rows, batch.num_samples, strict=True)]
-        return SuperbBatch(waveforms, rows, len(batch.global_num_samples), int(batch.global_num_samples.max()), whole)
+        return SuperbBatch(waveforms, rows, batch.global_num_samples.tolist(), whole)
 
     def _waveform(self, index: int, start: int, taken: int) -> Tensor:
         if index in self._kept:
             return self._kept[index][start : start + taken]
         row = self.rows[index]
-        decoded_T = self.gain * torch.from_numpy(read_audio(row.path, SAMPLE_RATE, start, start + taken, self.resample))
+        if self.effects.remove_silence:  # positions count from the first sample that is left
+            whole_T = self.effects.apply(read_audio(row.path, SAMPLE_RATE, resample=self.resample))
+            decoded_T = torch.from_numpy(whole_T[start : start + taken])
+        else:
+            first = row.start + start
+            part_T = read_audio(row.path, SAMPLE_RATE, first, first + taken, self.resample)
+            decoded_T = torch.from_numpy(self.effects.apply(part_T))
         if taken == row.num_samples and decoded_T.nbytes <= self._room:
             self._kept[index] = decoded_T
             self._room -= decoded_T.nbytes
@@ -158,7 +164,7 @@ class SuperbDataModule(L.LightningDataModule):
     @cached_property
     def train_set(self) -> SuperbDataset:
         """The training set, made only once, because it keeps decoded utterances."""
-        return SuperbDataset(self.corpus.train, self.data.resample, self.recipe.gain_db, self.keep_bytes)
+        return SuperbDataset(self.corpus.train, self.data.resample, self.recipe.effects, self.keep_bytes)
 
     def train_dataloader(self) -> SuperbLoader:
         rows, trainer = self.corpus.train, self.trainer
@@ -185,7 +191,7 @@ class SuperbDataModule(L.LightningDataModule):
 
     def _evaluation(self, rows: list[Row], order: np.ndarray, crops: Crops) -> SuperbLoader:
         batches = EvaluationSampler(order, crops, self.recipe.eval_batch_size, *self._place())
-        return self._loader(SuperbDataset(rows, self.data.resample, self.recipe.gain_db), batches)
+        return self._loader(SuperbDataset(rows, self.data.resample, self.recipe.effects), batches)
 
     def _sampling(self, rows: list[Row]) -> Sampling:
         size, lengths_N = self.recipe.batch_size, _lengths(rows)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from datamodules.superb.effects import Effects
+from datamodules.superb.rows import MIN_SAMPLES
+
 Sampling = Literal["window", "halved", "balanced", "shuffled"]
 
 
@@ -19,7 +22,9 @@ class DataRecipe:
         eval_batch_size: utterances per dev or test batch.
         train_max_samples: length in samples to which longer training utterances are cropped at random.
         silence_samples: length in samples to which ``_silence_`` recordings of train and dev are cropped at random.
-        gain_db: gain in dB, applied to all audio.
+        effects: effects on all audio.
+        min_samples: samples of the shortest usable utterance.
+        min_train_samples: samples of the shortest utterance of train.
         balanced_dev: whether dev is a balanced draw too, with as many utterances as dev has.
     """
 
@@ -29,7 +34,9 @@ class DataRecipe:
     eval_batch_size: int = 1
     train_max_samples: int | None = None
     silence_samples: int | None = None
-    gain_db: float = 0.0
+    effects: Effects = Effects()
+    min_samples: int = MIN_SAMPLES
+    min_train_samples: int = MIN_SAMPLES
     balanced_dev: bool = False
 
     @property

@@ -13,11 +13,13 @@ import numpy as np
 
 from datamodules.alignments import corpus_folder
 from datamodules.errors import InputError
+from datamodules.frames import HOP
 from datamodules.superb.aligned import read_aligned
+from datamodules.superb.effects import Effects
 from datamodules.superb.fluent import read_fluent, require_fluent
 from datamodules.superb.librispeech import read_librispeech, require_librispeech
 from datamodules.superb.recipes import DataRecipe
-from datamodules.superb.rows import Reading, Row, SuperbCorpus
+from datamodules.superb.rows import Reading, Row, SuperbCorpus, Trial
 from datamodules.superb.snips import read_snips, require_snips
 from datamodules.superb.speech_commands import read_speech_commands, require_speech_commands
 from datamodules.superb.table import INTENT, LABEL, SLOTS, TEXT, TableLayout, read_table, require_table
@@ -76,11 +78,13 @@ class Corpus(NamedTuple):
         read: reads its rows.
         require: checks that its files exist, without reading audio.
         fixed_labels: reason for which the setting ``labels`` does not apply to it; empty if it does.
+        folds: names of its folds; each is a run of its own, and the result is their mean.
     """
 
     read: Callable[[SuperbData, Reading], SuperbCorpus]
     require: Callable[[SuperbData], object]
     fixed_labels: str = ""
+    folds: tuple[str, ...] = ()
 
 
 LIBRISPEECH = Corpus(
@@ -151,7 +155,12 @@ SOURCES: dict[str, TaskSource] = {
     "ks": TaskSource(
         SPEECH_COMMANDS,
         DataRecipe(
-            "balanced", batch_size=32, eval_batch_size=32, silence_samples=16_000, gain_db=-3.0, balanced_dev=True
+            "balanced",
+            batch_size=32,
+            eval_batch_size=32,
+            silence_samples=16_000,
+            effects=Effects(gain_db=-3.0),
+            balanced_dev=True,
         ),
         LABEL,
         ("labels",),
@@ -178,7 +187,9 @@ def find_source(task: str) -> TaskSource:
     return SOURCES[task]
 
 
-def read_corpus(task: str, data: SuperbData, seed: int = 1337, has_lexicon: bool = True) -> SuperbCorpus:
+def read_corpus(
+    task: str, data: SuperbData, seed: int = 1337, has_lexicon: bool = True, hop: int = HOP, fold: str = ""
+) -> SuperbCorpus:
     """Read the corpus of a task, limited to the subsets of ``data``.
 
     Args:
@@ -186,21 +197,47 @@ def read_corpus(task: str, data: SuperbData, seed: int = 1337, has_lexicon: bool
         data: the corpus and the parts of it to use.
         seed: random seed of the subsets.
         has_lexicon: whether a task that needs a lexicon has one; otherwise phone alignments are read.
+        hop: samples from one frame of the encoder to the next.
+        fold: the fold to read of a corpus that has folds.
 
     Raises:
         InputError: there is no such task, the corpus is missing, or it has an error.
     """
     require_label_lists(task, data)
-    corpus = find_source(task).corpus_of(data, has_lexicon).read(data, Reading(data.resample, data.on_bad_audio))
+    source = find_source(task)
+    recipe = source.recipe
+    reading = Reading(data.resample, data.on_bad_audio, recipe.min_samples, recipe.effects, data.cache_dir, hop, fold)
+    corpus = source.corpus_of(data, has_lexicon).read(data, reading)
     if corpus.skipped:
         first = corpus.skipped[0]
         logger.warning("%d files left out, the first: %s: %s", len(corpus.skipped), first.path, first.reason)
-    return replace(
+    long_enough = [row for row in corpus.train if row.num_samples >= recipe.min_train_samples]
+    if short := len(corpus.train) - len(long_enough):
+        logger.warning(
+            "%d of %d utterances of train left out: shorter than %d samples",
+            *(short, len(corpus.train), recipe.min_train_samples),
+        )
+    if corpus.train and not long_enough:
+        raise InputError(f"no utterance of train has {recipe.min_train_samples} samples; task {task} needs some")
+    limited = replace(
         corpus,
-        train=_subset(corpus.train, data.max_train_utterances, seed),
+        train=_subset(long_enough, data.max_train_utterances, seed),
         dev=_subset(corpus.dev, data.max_eval_utterances, seed),
         tests={name: _subset(rows, data.max_eval_utterances, seed) for name, rows in corpus.tests.items()},
     )
+    return replace(limited, trials={name: _possible(limited, name) for name in corpus.trials})
+
+
+def _possible(corpus: SuperbCorpus, split: str) -> list[Trial]:
+    """The trials of a split whose utterances are both in it."""
+    keys = {row.key for row in corpus.splits[split]}
+    trials = [trial for trial in corpus.trials[split] if trial.first in keys and trial.second in keys]
+    if len({trial.matches for trial in trials}) < 2:
+        raise InputError(
+            f"the trials of {split!r} that are left ({len(trials)}) are not of both kinds, matching and not matching: "
+            "give more utterances, or a higher max_eval_utterances"
+        )
+    return trials
 
 
 def require_label_lists(task: str, data: SuperbData) -> None:

@@ -3,11 +3,14 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from datamodules.audio import SAMPLE_RATE, BadAudioError, usable_samples
 from datamodules.errors import InputError
+from datamodules.frames import HOP
 from datamodules.scanning import Problem
+from datamodules.superb.effects import Effects
 
 MIN_SAMPLES = 400
 """Samples of one frame of a HuBERT-like front end; shorter audio is bad audio."""
@@ -17,23 +20,34 @@ MIN_SAMPLES = 400
 class Row:
     """One utterance.
 
-    ``target`` depends on the task. For PR and ASR it is the transcript, for SF ``w1 w2 ...<TAB>tag1 tag2 ...``, for KS
-    and SID the label, for IC ``action<TAB>object<TAB>location``. It is empty if a task has none.
+    ``target`` depends on the task. For PR and ASR it is the transcript, for SF ``w1 w2 ...<TAB>tag1 tag2 ...``, for KS,
+    SID, ASV and ER the label, for IC ``action<TAB>object<TAB>location``, for SD the segments of speech (see
+    :func:`datamodules.superb.librimix.speech_of`), for QbE "query" or "document". It is empty if a task has none.
     """
 
     key: str  # utterance id, as in the hypothesis files
     path: str
-    num_samples: int  # at 16 kHz
+    num_samples: int  # at 16 kHz, after the recipe's effects; 0 until it is measured
     target: str
     speaker: str = ""
+    start: int = 0  # first sample of the utterance in the file, at 16 kHz
+
+
+class Trial(NamedTuple):
+    """A pair of utterances of one split that is scored: two recordings of ASV, a query and a document of QbE."""
+
+    first: str  # key of a row
+    second: str
+    matches: bool  # whether they have the same speaker, or the document holds the query
 
 
 @dataclass(frozen=True)
 class SuperbCorpus:
     """The rows on which a task is trained and scored.
 
-    ``labels`` has one list for KS and SID, three for IC (action, object, location), the slot types for SF, none for PR
-    and ASR. A label's class is its index in the list. ``skipped`` lists the audio that was left out, with reasons.
+    ``labels`` has one list for KS, SID, ASV and ER, three for IC (action, object, location), the slot types for SF, and
+    none for the other tasks. A label's class is its index in the list. ``skipped`` lists the audio that was left out,
+    with reasons. ``trials`` are the pairs to score by split, for ASV and QbE.
     """
 
     train: list[Row]
@@ -41,6 +55,7 @@ class SuperbCorpus:
     tests: dict[str, list[Row]]
     labels: list[list[str]]
     skipped: list[Problem] = field(default_factory=list)
+    trials: dict[str, list[Trial]] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, list[Row]]:
@@ -49,10 +64,25 @@ class SuperbCorpus:
 
 @dataclass(frozen=True)
 class Reading:
-    """Settings for checking audio while a corpus is read; see :func:`datamodules.audio.usable_samples`."""
+    """Settings with which a corpus is read.
+
+    Attributes:
+        resample: convert audio of other rates; see :func:`datamodules.audio.usable_samples`.
+        on_bad_audio: "error" stops at the first bad file; "skip" leaves bad files out.
+        min_samples: samples of the shortest usable utterance.
+        effects: effects after which utterances are measured.
+        cache_dir: folder in which measured lengths are kept; ``None``: the default folder.
+        hop: samples from one frame of the encoder to the next, which decide on the chunks of SD.
+        fold: the fold to read of a corpus that has folds.
+    """
 
     resample: bool = False
     on_bad_audio: str = "error"
+    min_samples: int = MIN_SAMPLES
+    effects: Effects = Effects()
+    cache_dir: str | None = None
+    hop: int = HOP
+    fold: str = ""
 
 
 def measure(rows: Iterable[Row], reading: Reading) -> tuple[list[Row], list[Problem]]:
@@ -88,7 +118,7 @@ def measured_corpus(
     """Make the corpus of splits "train", "dev" and any number of tests, with lengths read and labels checked.
 
     Args:
-        splits: rows whose ``num_samples`` is not known yet.
+        splits: rows whose ``num_samples`` is not known yet. "train" may be absent if the task trains nothing.
         labels: the label lists.
         reading: settings for checking the audio.
         targets: for each label list, a function that returns a row's label.
@@ -106,7 +136,7 @@ def measured_corpus(
             require_labels(name, rows, pick, known)
         measured[name], problems = measure(rows, reading)
         skipped += problems
-    return SuperbCorpus(measured.pop("train"), measured.pop("dev"), measured, labels, skipped)
+    return SuperbCorpus(measured.pop("train", []), measured.pop("dev"), measured, labels, skipped)
 
 
 def require_labels(split: str, rows: Iterable[Row], pick: Callable[[Row], str], known: Sequence[str]) -> None:
@@ -131,10 +161,10 @@ def in_order_of_appearance(values: Iterable[str]) -> list[str]:
 
 def _measured(row: Row, reading: Reading) -> Row | Problem:
     try:
-        num_samples = usable_samples(row.path, SAMPLE_RATE, MIN_SAMPLES, reading.resample)
+        num_samples = usable_samples(row.path, SAMPLE_RATE, reading.min_samples, reading.resample)
     except BadAudioError as error:
         return Problem(row.path, str(error).removeprefix(f"{row.path}: "))
-    return Row(row.key, row.path, num_samples, row.target, row.speaker)
+    return replace(row, num_samples=num_samples)
 
 
 def _require_unique_keys(split: str, rows: Iterable[Row]) -> None:
