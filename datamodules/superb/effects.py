@@ -23,3 +23,6 @@ class Effects:
         """The waveform (T,) float32 after the effects; with ``remove_silence`` it may be shorter, or empty."""
         louder_T = np.float32(10 ** (self.gain_db / 20)) * waveform_T
         return remove_silence(louder_T) if self.remove_silence else louder_T
+
+
+NO_EFFECTS = Effects()

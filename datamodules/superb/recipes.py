@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from datamodules.superb.effects import Effects
+from datamodules.superb.effects import NO_EFFECTS, Effects
 from datamodules.superb.rows import MIN_SAMPLES
 
 Sampling = Literal["window", "halved", "balanced", "shuffled"]
@@ -34,7 +34,7 @@ class DataRecipe:
     eval_batch_size: int = 1
     train_max_samples: int | None = None
     silence_samples: int | None = None
-    effects: Effects = Effects()
+    effects: Effects = NO_EFFECTS
     min_samples: int = MIN_SAMPLES
     min_train_samples: int = MIN_SAMPLES
     balanced_dev: bool = False

@@ -10,7 +10,7 @@ from datamodules.audio import SAMPLE_RATE, BadAudioError, usable_samples
 from datamodules.errors import InputError
 from datamodules.frames import HOP
 from datamodules.scanning import Problem
-from datamodules.superb.effects import Effects
+from datamodules.superb.effects import NO_EFFECTS, Effects
 
 MIN_SAMPLES = 400
 """Samples of one frame of a HuBERT-like front end; shorter audio is bad audio."""
@@ -79,7 +79,7 @@ class Reading:
     resample: bool = False
     on_bad_audio: str = "error"
     min_samples: int = MIN_SAMPLES
-    effects: Effects = Effects()
+    effects: Effects = NO_EFFECTS
     cache_dir: str | None = None
     hop: int = HOP
     fold: str = ""

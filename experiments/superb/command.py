@@ -1,6 +1,7 @@
 """``interstack superb``: train and score heads on a frozen encoder, as SUPERB does, or as a quick probe."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,22 @@ from rich.console import Console
 from callbacks.guards import DivergedError
 from datamodules.errors import InputError
 from datamodules.files import write_json
+from datamodules.superb.registry import find_source
 from experiments.records.loggers import WandbSettings
 from experiments.superb.options import (
     LR_GRID,
     PROBE_UPDATES,
     Devices,
-    Preset,
     RunSettings,
     TaskData,
     settings_of,
 )
 from experiments.superb.preparation import Prepared, prepare
-from experiments.superb.results import table_of
-from experiments.superb.running import is_finished, run_task
+from experiments.superb.results import mean_over_folds, table_of
+from experiments.superb.running import RESULT, is_finished, run_task
 from lightning_modules.superb.ctc import Decode
 from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
+from lightning_modules.superb.tasks import Preset
 from lightning_modules.superb.upstream import Upstream, is_class_path, load_upstream
 
 log = logging.getLogger(__name__)
@@ -54,8 +56,8 @@ def superb(
     """Score an encoder on SUPERB's tasks (docs/superb.md).
 
     Args:
-        task: pr, asr, sf, ks, ic, sid, several of them (pr,sid) or all; or, as a probe only, frames (the phone of each
-            frame, on a corpus with phone alignments).
+        task: pr, ks, ic, sid, er, asr, qbe, sf, asv, sd, several of them (pr,sid) or all; or, as a probe only, frames
+            (the phone of each frame, on a corpus with phone alignments).
         upstream: exported student, training checkpoint, any Hugging Face encoder by name or folder, fbank, or the path
             of your own subclass of Teacher (my_package.MyTeacher) whose __init__ needs no arguments; if it does, give a
             subclass that sets them.
@@ -78,9 +80,7 @@ def superb(
         trainer: devices and precision.
         wandb: settings of Weights & Biases.
     """
-    names = task_names(task)
-    if preset != "probe" and (probes := [name for name in names if TASK_RECIPES[name].probe_only]):
-        raise InputError(f"task {probes[0]} is no task of SUPERB's, only a probe: add --preset probe")
+    names = task_names(task, preset)
     if lr is not None and lr_sweep:
         raise InputError("--lr and --lr_sweep exclude each other: the sweep runs the rates of --lr_grid")
     encoder = load_upstream(upstream, normalize)
@@ -106,24 +106,27 @@ def superb(
         for name in names
     ]
     # Every corpus is read before the first training, so that a missing one ends the call at once.
-    corpora = [_prepare(settings, lr_grid if lr_sweep else [settings.lr]) for settings in tasks]
+    sweeps = [lr_sweep and settings.updates > 0 for settings in tasks]
+    pairs = list(zip(tasks, sweeps, strict=True))
+    corpora = [_prepare(settings, lr_grid if swept else [settings.lr], encoder.rate) for settings, swept in pairs]
     results = [
-        sweep(settings, encoder, lr_grid, corpus) if lr_sweep else _one(settings, encoder, corpus)
-        for settings, corpus in zip(tasks, corpora, strict=True)
+        sweep(settings, encoder, lr_grid, corpus) if swept else _one(settings, encoder, corpus)
+        for (settings, swept), corpus in zip(pairs, corpora, strict=True)
     ]
     if len(results) == 1:  # for programs that call this command
         _write(folder / "result.json", results[0] | {"metrics": results[0]["test"]})
     _show(results)
 
 
-def task_names(task: str) -> list[str]:
-    """List the tasks that ``--task`` names.
+def task_names(task: str, preset: Preset) -> list[str]:
+    """List the tasks that ``--task`` names; "all" are those of SUPERB that have the preset.
 
     Raises:
         InputError: a task does not exist.
     """
-    names = list(SUPERB_TASKS) if task == "all" else task.split(",")
-    for name in names:
+    if task == "all":
+        return [name for name in SUPERB_TASKS if preset in TASK_RECIPES[name].presets]
+    for name in (names := task.split(",")):
         if name not in TASK_RECIPES:
             raise InputError(f"there is no task {name!r}: choose all, or some of {','.join(TASK_RECIPES)}")
     return names
@@ -163,23 +166,40 @@ def superb_probe(
     return _one(settings, encoder)
 
 
-def _prepare(settings: RunSettings, rates: list[float]) -> Prepared | None:
-    """Prepare task and corpus for the runs at these rates; ``None`` if all are finished."""
-    finished = all(is_finished(_run(replace(settings, lr=lr))) for lr in rates)
-    return None if finished else prepare(settings)
+Corpora = dict[str, Prepared]
+"""Task and corpus of each fold; the name of the only one is empty if the corpus has no folds."""
 
 
-def _run(settings: RunSettings) -> RunSettings:
-    """Settings with the output folder of their rate and seed."""
-    return replace(settings, output=str(Path(settings.output) / f"lr{settings.lr:g}_seed{settings.seed}"))
+def _prepare(settings: RunSettings, rates: list[float], hop: int) -> Corpora:
+    """Prepare task and corpus of the folds that have a run at one of these rates to do."""
+    runs = [_runs(replace(settings, lr=lr)) for lr in rates]
+    todo = {fold: run for folds in runs for fold, run in folds.items() if not is_finished(run)}
+    return {fold: prepare(run, hop) for fold, run in todo.items()}
 
 
-def _one(settings: RunSettings, upstream: Upstream, prepared: Prepared | None = None) -> dict[str, Any]:
-    return run_task(_run(settings), upstream, prepared)
+def _runs(settings: RunSettings) -> dict[str, RunSettings]:
+    """The run of each fold, with its output folder."""
+    folder = _rate_folder(settings)
+    folds = find_source(settings.task).corpus_of(settings.data, settings.data.lexicon is not None).folds
+    return {fold: replace(settings, fold=fold, output=str(folder / fold)) for fold in folds or ("",)}
+
+
+def _rate_folder(settings: RunSettings) -> Path:
+    return Path(settings.output) / f"lr{settings.lr:g}_seed{settings.seed}"
+
+
+def _one(settings: RunSettings, upstream: Upstream, corpora: Mapping[str, Prepared] = {}) -> dict[str, Any]:
+    """Run one rate, with every fold of the corpus, and return the result or the folds' mean."""
+    results = {fold: run_task(run, upstream, corpora.get(fold)) for fold, run in _runs(settings).items()}
+    if "" in results:
+        return results[""]
+    mean = mean_over_folds(results)
+    _write(_rate_folder(settings) / RESULT, mean)
+    return mean
 
 
 def sweep(
-    settings: RunSettings, upstream: Upstream, grid: list[float], prepared: Prepared | None = None
+    settings: RunSettings, upstream: Upstream, grid: list[float], corpora: Mapping[str, Prepared] = {}
 ) -> dict[str, Any]:
     """Run every rate and return the result of the one that is best on dev.
 
@@ -193,7 +213,7 @@ def sweep(
     results: dict[float, dict[str, Any]] = {}
     for lr in grid:
         try:
-            results[lr] = _one(replace(settings, lr=lr), upstream, prepared)
+            results[lr] = _one(replace(settings, lr=lr), upstream, corpora)
         except DivergedError as error:
             log.warning("the learning rate %g is excluded: %s", lr, error)
     if not results:

@@ -11,8 +11,8 @@ from datamodules.superb.registry import SuperbData, find_source
 from experiments.records.loggers import WandbSettings
 from lightning_modules.superb.ctc import Decode
 from lightning_modules.superb.recipes import TASK_RECIPES
+from lightning_modules.superb.tasks import Preset
 
-Preset = Literal["superb", "probe"]
 LR_GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Five values, as in SUPERB; the rules allow 1e-1 to 1e-7."""
 PROBE_LR, PROBE_UPDATES, PROBE_BATCH = 0.1, 300, 16
@@ -58,10 +58,11 @@ class Devices:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Settings of one run: one task, one learning rate, one seed.
+    """Settings of one run: one task, one learning rate, one seed, one fold of a corpus that has folds.
 
     Raises:
-        InputError: training ends before the first evaluation on dev.
+        InputError: the task lacks the preset, it trains nothing but updates are asked for, or training ends before the
+            first evaluation on dev.
     """
 
     task: str
@@ -77,10 +78,16 @@ class RunSettings:
     decode: Decode = "fixed"
     normalize: bool | None = None
     feature_cache: str | None = None
+    fold: str = ""
     devices: Devices = field(default_factory=Devices)
     wandb: WandbSettings = field(default_factory=WandbSettings)
 
     def __post_init__(self) -> None:
+        presets = TASK_RECIPES[self.task].presets
+        if self.preset not in presets:
+            raise InputError(f"task {self.task} has no preset {self.preset!r}: give --preset {presets[0]}")
+        if self.updates and not TASK_RECIPES[self.task].updates:
+            raise InputError(f"task {self.task} trains nothing: leave out --updates")
         if self.eval_every > self.updates:
             raise InputError(
                 f"--eval_every {self.eval_every} is more than --updates {self.updates}: dev would never be scored, and "
@@ -131,7 +138,8 @@ def settings_of(
         **shared: the fields of :class:`RunSettings` that do not depend on the task.
     """
     recipe, is_probe = TASK_RECIPES[task], preset == "probe"
-    updates = updates or (PROBE_UPDATES if is_probe else recipe.updates)
+    if updates is None:
+        updates = PROBE_UPDATES if is_probe else recipe.updates
     return RunSettings(
         task=task,
         preset=preset,

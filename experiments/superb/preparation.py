@@ -63,13 +63,17 @@ class Prepared:
         return ProbeStart(frames, symbols)
 
 
-def prepare(settings: RunSettings) -> Prepared:
+def prepare(settings: RunSettings, hop: int) -> Prepared:
     """Read the corpus and build the task.
+
+    Args:
+        settings: settings of the run.
+        hop: samples from one frame of the encoder to the next.
 
     Raises:
         InputError: the corpus is faulty, the lexicon lacks words, or two test sets would be written to one file.
     """
-    prepared = _prepared(settings)
+    prepared = _prepared(settings, hop)
     owners: dict[str, str] = {}
     for test in prepared.corpus.tests:
         for file in prepared.task.hypothesis_files(test, []):
@@ -81,13 +85,15 @@ def prepare(settings: RunSettings) -> Prepared:
     return prepared
 
 
-def _prepared(settings: RunSettings) -> Prepared:
+def _prepared(settings: RunSettings, hop: int) -> Prepared:
     task, data = settings.task, settings.data
     require_label_lists(task, data)  # before what follows, because its error has nothing to do with phones
     with _asking_for_phones(task, data):
-        corpus = read_corpus(task, data, settings.seed, data.lexicon is not None)
+        corpus = read_corpus(task, data, settings.seed, data.lexicon is not None, hop, settings.fold)
     lexicon = [data.lexicon] if isinstance(data.lexicon, str) else data.lexicon
-    built = build_task(task, TaskInputs(corpus.labels, lexicon, settings.decode))
+    built = build_task(task, TaskInputs(corpus.labels, lexicon, settings.decode, corpus.trials, settings.fold)).at_rate(
+        hop
+    )
     corpus, unknown_words = _known_words(corpus, built, data)
     symbols = _unknown_symbols(built.tokenizer, corpus)
     counts = {split: found.total() for split, found in symbols.items()}

@@ -1,5 +1,6 @@
 """The result of a run in plain values, and its upload to W&B."""
 
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -31,16 +32,16 @@ def result_of(
     trainer: L.Trainer,
 ) -> dict[str, Any]:
     """Collect scores, sizes, settings and versions; ``test`` is the first test set, ``tests`` all of them."""
-    names = list(prepared.corpus.tests)
-    tests = {name: module.task.score(module.test_predictions[index]) for index, name in enumerate(names)}
+    tests = module.test_scores
     return {
         "task": settings.task,
         "preset": settings.preset,
         "upstream": settings.upstream,
         "lr": settings.lr,
         "seed": settings.seed,
+        "fold": settings.fold,
         "dev": checkpoint.best,
-        "test": tests[names[0]],
+        "test": next(iter(tests.values())),
         "tests": tests,
         "best_step": checkpoint.best_step,
         "updates": trainer.global_step,
@@ -66,6 +67,27 @@ def result_of(
     }
 
 
+def mean_over_folds(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Build the result of a corpus with folds: the mean of every score, what all folds share, and each fold's own."""
+    first, *others = results.values()
+    shared = {key: value for key, value in first.items() if all(other[key] == value for other in others)}
+    tests = {name: _mean([result["tests"][name] for result in results.values()]) for name in first["tests"]}
+    return shared | {
+        "fold": f"mean of {len(results)}",
+        "dev": _mean([result["dev"] for result in results.values()]),
+        "test": next(iter(tests.values())),
+        "tests": tests,
+        "best_step": ", ".join(str(result["best_step"]) for result in results.values()),
+        "hours": sum(result["hours"] for result in results.values()),
+        "config": {key: value for key, value in first["config"].items() if key not in ("fold", "output")},
+        "folds": {fold: {k: v for k, v in result.items() if k not in shared} for fold, result in results.items()},
+    }
+
+
+def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(one[name] for one in scores) / len(scores) for name in scores[0]}
+
+
 @rank_zero_only
 def log_samples(trainer: L.Trainer, module: TaskModule, result: dict[str, Any]) -> None:
     """Log metrics, a table of hypotheses and references, and the layer weights as bars to W&B."""
@@ -75,7 +97,7 @@ def log_samples(trainer: L.Trainer, module: TaskModule, result: dict[str, Any]) 
     import wandb
 
     prefix = _prefix(result)
-    rows = [(one.key, *module.task.texts(one)) for one in module.test_predictions[0][:SAMPLES_SHOWN]]
+    rows = [(one.key, *module.task.texts(one)) for one in next(iter(module.test_predictions.values()))[:SAMPLES_SHOWN]]
     layers = wandb.Table(["layer", "weight"], [[str(i), weight] for i, weight in enumerate(result["layer_weights"])])
     for logger in loggers:
         logger.experiment.log(
@@ -103,8 +125,39 @@ def _prefix(result: dict[str, Any]) -> str:
     return "probe_" if result["preset"] == "probe" else ""
 
 
+OVERALL: dict[str, dict[str, bool]] = {
+    "pr": {"per": False},
+    "ks": {"accuracy": True},
+    "ic": {"accuracy": True},
+    "sid": {"accuracy": True},
+    "er": {"accuracy": True},
+    "asr": {"wer": False},
+    "qbe": {"mtwv": True},
+    "sf": {"slot_type_f1": True, "slot_value_cer": False},
+    "asv": {"eer": False},
+    "sd": {"der": False},
+}
+"""The eleven metrics of the overall score, and whether more is better."""
+
+
+def overall(results: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean of the eleven metrics of all ten tasks in percent, errors as 100 minus the error; ``None`` without all ten.
+
+    It is the overall score of the papers that compare distilled students on SUPERB (DPHuBERT, ARMHuBERT), 80.8 for
+    HuBERT Base.
+    """
+    tests = {result["task"]: result["test"] for result in results if result["preset"] == "superb"}
+    if not set(OVERALL) <= set(tests):
+        return None
+    parts = [(tests[task][name], more) for task, metrics in OVERALL.items() for name, more in metrics.items()]
+    return sum(value if more else 100 - value for value, more in parts) / len(parts)
+
+
 def table_of(results: list[dict[str, Any]]) -> Table:
-    """Build a table with one row per run and test set; probes are marked. All results have one preset."""
+    """Build a table with one row per run and test set, and the overall score below all ten tasks; probes are marked.
+
+    All results have one preset.
+    """
     title = "Probes (not comparable with SUPERB)" if results[0]["preset"] == "probe" else "SUPERB"
     table = Table("task", "test", "lr", "seed", "step", "metrics (dev)", "metrics (test)", title=title)
     for result in results:
@@ -112,6 +165,8 @@ def table_of(results: list[dict[str, Any]]) -> Table:
         for test, scores in result["tests"].items():
             dev, shown = _shown(result["dev"]), _shown(scores)
             table.add_row(task, test, f"{result['lr']:g}", str(result["seed"]), str(result["best_step"]), dev, shown)
+    if (mean := overall(results)) is not None:
+        table.add_row("overall", "", "", "", "", "", f"{mean:.2f}")
     return table
 
 

@@ -17,11 +17,12 @@ from torch import Tensor
 from callbacks.guards import NonFiniteGuard
 from datamodules.batching import MicroBatch
 from datamodules.errors import InputError
-from datamodules.files import FolderLock, clear_temporaries, read_json, read_text, write_json, write_text
+from datamodules.files import FolderLock, clear_temporaries, read_json, read_text, write_bytes, write_json
 from datamodules.superb.datamodule import SuperbDataModule
 from experiments.records.loggers import build_loggers
 from experiments.records.runs import is_rank_zero
 from experiments.superb.checkpoint import LAST, TaskCheckpoint, load_best
+from experiments.superb.choosing import choose_state
 from experiments.superb.options import PROBE_AUDIO_BYTES, RunSettings
 from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import log_samples, result_of
@@ -71,12 +72,12 @@ def _run(
     folder = Path(settings.output)
     if is_rank_zero():
         clear_temporaries(folder)
-    if tail := settings.updates % settings.eval_every:
+    if settings.updates and (tail := settings.updates % settings.eval_every):
         log.warning(
             "the last %d of %d updates are not scored on dev, which is every %d (as in s3prl)",
             *(tail, settings.updates, settings.eval_every),
         )
-    prepared = prepared or prepare(settings)
+    prepared = prepared or prepare(settings, upstream.rate)
     _write_json(folder / CONFIG, config)
     module = build_module(settings, upstream, prepared)
     data = SuperbDataModule(
@@ -90,10 +91,26 @@ def _run(
     )
     checkpoint = TaskCheckpoint(folder, settings.save_every)
     guard = NonFiniteGuard(MOST_SKIPPED_UPDATES)
-    trainer = build_trainer(settings, config, [checkpoint, guard])
+    trainer = build_trainer(settings, config, [checkpoint, guard] if settings.updates else [])
     _require_batches(prepared, settings, trainer.world_size)
     if settings.is_probe:
         _standardise(module, data, trainer)
+    if settings.updates:
+        _train(module, data, trainer, folder)
+    else:
+        choose_state(module, data, trainer, checkpoint)
+    trainer.test(module, datamodule=data, verbose=False, weights_only=True)
+    result = result_of(settings, config, module, prepared, checkpoint, guard, trainer)
+    for name, predictions in module.test_predictions.items():
+        for file, content in module.task.hypothesis_files(name, predictions).items():
+            _write(folder / file, content)
+    log_samples(trainer, module, result)
+    _write_json(folder / RESULT, result)
+    return result
+
+
+def _train(module: TaskModule, data: SuperbDataModule, trainer: L.Trainer, folder: Path) -> None:
+    """Train from the last checkpoint, if there is one, and load the best featurizer and head."""
     last = folder / LAST
     if last.is_file():
         require_sound(last, "delete it to begin this run again")
@@ -101,18 +118,6 @@ def _run(
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # the upstream always is
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     load_best(folder, module)
-    trainer.test(module, datamodule=data, verbose=False, weights_only=True)
-    for index, rows in enumerate(prepared.corpus.tests.values()):
-        place = {row.key: number for number, row in enumerate(rows)}
-        # Predictions are gathered rank by rank; restore the order of the corpus.
-        module.test_predictions[index].sort(key=lambda one, place=place: place[one.key])  # type: ignore[misc]
-    result = result_of(settings, config, module, prepared, checkpoint, guard, trainer)
-    for index, name in enumerate(prepared.corpus.tests):
-        for file, text in module.task.hypothesis_files(name, module.test_predictions[index]).items():
-            _write(folder / file, text)
-    log_samples(trainer, module, result)
-    _write_json(folder / RESULT, result)
-    return result
 
 
 def build_module(settings: RunSettings, upstream: Upstream, prepared: Prepared) -> TaskModule:
@@ -123,7 +128,7 @@ def build_module(settings: RunSettings, upstream: Upstream, prepared: Prepared) 
         cache = FeatureCache(upstream, place, settings.devices.precision)
     optimisation = TaskOptimisation(settings.lr, settings.updates if settings.is_probe else None)
     start = prepared.probe_start(upstream) if settings.is_probe else None
-    return TaskModule(upstream, prepared.task.at_rate(upstream.rate), optimisation, settings.seed, cache, start)
+    return TaskModule(upstream, prepared.task, optimisation, settings.seed, cache, start, prepared.corpus.tests)
 
 
 def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
@@ -140,9 +145,9 @@ def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list
         precision=devices.precision,
         logger=build_loggers(folder, name, settings.wandb, run_id=_wandb_id(folder), config=config),
         callbacks=callbacks,
-        max_steps=settings.updates,
+        max_steps=settings.updates or -1,
         max_epochs=-1,
-        val_check_interval=settings.eval_every * recipe.accumulate,
+        val_check_interval=settings.eval_every * recipe.accumulate or None,
         check_val_every_n_epoch=None,
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=TASK_RECIPES[settings.task].clip_norm,
@@ -211,6 +216,7 @@ IRRELEVANT = ("output", "devices", "wandb", "save_every", "upstream", "data")
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     """Select the settings that influence a run's numbers: whether there is a cache counts, its folder does not."""
     own = {key: value for key, value in config.items() if key not in IRRELEVANT}
+    own["fold"] = config.get("fold", "")  # runs of an earlier version have none
     data = {f"data.{key}": value for key, value in config["data"].items() if key not in ("num_workers", "cache_dir")}
     cached = config["preset"] == "probe" or config["feature_cache"] is not None
     return own | data | {"feature_cache": cached, "trainer.precision": config["devices"]["precision"]}
@@ -220,4 +226,9 @@ def _plain(settings: RunSettings) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(settings)))
 
 
-_write, _write_json = rank_zero_only(write_text), rank_zero_only(write_json)
+@rank_zero_only
+def _write(path: Path, content: str | bytes) -> None:
+    write_bytes(path, content if isinstance(content, bytes) else content.encode())
+
+
+_write_json = rank_zero_only(write_json)

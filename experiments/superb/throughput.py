@@ -93,8 +93,9 @@ def seconds_per_update(task: str, upstream: str, cached: bool, updates: int, acc
             save_every=1,
             feature_cache=str(folder / "cache") if cached else None,
         )
-        prepared = prepare(settings)
-        module = build_module(settings, load_upstream(upstream), prepared)
+        encoder = load_upstream(upstream)
+        prepared = prepare(settings, encoder.rate)
+        module = build_module(settings, encoder, prepared)
         length = prepared.target_length if settings.recipe.sampling == "window" else None
         batches = SuperbDataModule(task, data, length, settings.recipe, 0, prepared.corpus)
         if cached:

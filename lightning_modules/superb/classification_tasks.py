@@ -50,22 +50,22 @@ class ClassificationTask(Task):
     def _parts(self, output: Tensor) -> tuple[Tensor, ...]:
         return output.split([len(names) for names in self.labels], -1)
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+    def score(self, predictions: Sequence[Prediction], split: str) -> dict[str, float]:
         wanted = [self.classes(prediction.target) for prediction in predictions]
-        found = [prediction.labels for prediction in predictions]
+        found = [prediction.values for prediction in predictions]
         return {"accuracy": accuracy(found, wanted, max(map(len, self.labels)))}
 
     def texts(self, prediction: Prediction) -> tuple[str, str]:
         return " ".join(self._names(prediction)), prediction.target.replace("\t", " ")
 
     def _names(self, prediction: Prediction) -> list[str]:
-        return [names[label] for names, label in zip(self.labels, prediction.labels, strict=True)]
+        return [names[label] for names, label in zip(self.labels, prediction.values, strict=True)]
 
     def file_key(self, key: str) -> str:
         """Utterance id in the hypothesis files."""
         return key
 
-    def hypothesis_files(self, test: str, predictions: Sequence[Prediction]) -> dict[str, str]:
+    def hypothesis_files(self, test: str, predictions: Sequence[Prediction]) -> dict[str, str | bytes]:
         lines: dict[str, list[str]] = {"predict": [], "truth": []}
         for prediction in predictions:
             key = self.file_key(prediction.key)

@@ -80,7 +80,7 @@ class CtcTask(Task):
         rows = zip(items, paths, num_frames, strict=True)
         return [Prediction(item.key, item.target, path[:frames]) for item, path, frames in rows]
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+    def score(self, predictions: Sequence[Prediction], split: str) -> dict[str, float]:
         scores = {decode: self.metrics(*self._decoded(predictions, decode)) for decode in DECODES}
         both = {f"{name}_{decode}": scores[decode][name] for decode in DECODES for name in scores[decode]}
         return scores[self.decode] | both
@@ -91,12 +91,12 @@ class CtcTask(Task):
         return [self._hypothesis(prediction, decode) for prediction in predictions], references
 
     def _hypothesis(self, prediction: Prediction, decode: Decode) -> str:
-        return self.tokenizer.decode(collapse(prediction.labels, self.tokenizer.blank, decode))
+        return self.tokenizer.decode(collapse(prediction.values, self.tokenizer.blank, decode))
 
     def texts(self, prediction: Prediction) -> tuple[str, str]:
         return self._hypothesis(prediction, self.decode), self.tokenizer.reference(prediction.target)
 
-    def hypothesis_files(self, test: str, predictions: Sequence[Prediction]) -> dict[str, str]:
+    def hypothesis_files(self, test: str, predictions: Sequence[Prediction]) -> dict[str, str | bytes]:
         pairs = [(prediction.key, *self.texts(prediction)) for prediction in predictions]
         return {
             f"{self.file_stem(test)}-hyp.ark": "".join(f"{key} {hypothesis}\n" for key, hypothesis, _ in pairs),
@@ -134,7 +134,7 @@ class SpeechRecognition(CtcTask):
     def metrics(self, hypotheses: list[str], references: list[str]) -> dict[str, float]:
         return {"wer": error_rate(hypotheses, references)}
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+    def score(self, predictions: Sequence[Prediction], split: str) -> dict[str, float]:
         return self.metrics(*self._decoded(predictions, "fixed"))
 
     def file_stem(self, test: str) -> str:
@@ -153,10 +153,10 @@ class SlotFilling(CtcTask):
             "slot_value_cer": slot_value_cer(hypotheses, references),
         }
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+    def score(self, predictions: Sequence[Prediction], split: str) -> dict[str, float]:
         """Add metrics that s3prl logs but does not report; word and character errors include the slot marks."""
         hypotheses, references = self._decoded(predictions, self.decode)
-        return super().score(predictions) | {
+        return super().score(predictions, split) | {
             "slot_value_wer": slot_value_wer(hypotheses, references),
             "slot_edit_f1_full": slot_edit_f1(hypotheses, references, full=True),
             "slot_edit_f1_part": slot_edit_f1(hypotheses, references, full=False),

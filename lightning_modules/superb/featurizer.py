@@ -4,12 +4,14 @@ Shapes: B batch, F frames, D width, L hidden states.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
 
+Combination = Literal["sum", "standardised sum", "one"]
 MOST_MISSING_FRAMES = 5
 """s3prl refuses an utterance with this many frames fewer than the rule gives."""
 
@@ -31,29 +33,41 @@ def frame_counts(num_samples: Iterable[int], rate: int, available: int) -> list[
     return [min(frames, available) for frames in wanted]
 
 
+def without_padding(features_BFD: Tensor, num_frames: Sequence[int]) -> Tensor:
+    """Features with zeros beyond each item's frames, as s3prl pads them after the upstream."""
+    counts_B = torch.tensor(num_frames, device=features_BFD.device)
+    padding_BF = torch.arange(features_BFD.shape[1], device=features_BFD.device) >= counts_B[:, None]
+    return features_BFD.masked_fill(padding_BF[..., None], 0)
+
+
 class Featurizer(nn.Module):
     """Softmax-weighted sum of hidden states, with weights that start at 0; a single hidden state has no weight.
 
     Args:
         num_states: number of hidden states L.
         width: width D.
-        standardise: give each dimension of each hidden state zero mean and variance 1 / D first, so that frames have a
-            norm of about 1 (the probe preset; not in SUPERB). It takes effect with :meth:`set_statistics`.
+        combination: "standardised sum" gives each dimension of each hidden state zero mean and variance 1 / D first, so
+            that frames have a norm of about 1 (the probe preset; not in SUPERB); it takes effect with
+            :meth:`set_statistics`. "one" is the hidden state of :meth:`choose`, at first the last.
     """
 
     mean_LD: Tensor
     scale_LD: Tensor
 
-    def __init__(self, num_states: int, width: int, standardise: bool = False) -> None:
+    def __init__(self, num_states: int, width: int, combination: Combination = "sum") -> None:
         super().__init__()
-        self.weights_L = nn.Parameter(torch.zeros(num_states)) if num_states > 1 else None
-        self.standardise = standardise
-        if standardise:
+        self.num_states = num_states
+        self.weights_L = nn.Parameter(torch.zeros(num_states)) if num_states > 1 and combination != "one" else None
+        self.chosen = num_states - 1 if combination == "one" else None
+        self.standardise = combination == "standardised sum"
+        if self.standardise:
             self.register_buffer("mean_LD", torch.zeros(num_states, width))
             self.register_buffer("scale_LD", torch.ones(num_states, width))
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
-        """Weighted sum (B, F, D) of hidden states (B, F, D)."""
+        """Combination (B, F, D) of hidden states (B, F, D)."""
+        if self.chosen is not None:
+            return states[self.chosen]
         shares_L = self._shares(states[0])
         if self.standardise:
             factors_LD = shares_L[:, None] / self.scale_LD
@@ -72,7 +86,13 @@ class Featurizer(nn.Module):
     @property
     def layer_weights(self) -> list[float]:
         """Weight of each hidden state after the softmax; index 0 is the input of the first layer."""
+        if self.chosen is not None:
+            return [float(state == self.chosen) for state in range(self.num_states)]
         return [1.0] if self.weights_L is None else self.weights_L.detach().softmax(0).tolist()
+
+    def choose(self, state: int) -> None:
+        """Use this hidden state alone; index 0 is the input of the first layer."""
+        self.chosen = state
 
     def set_statistics(self, utterances: Iterable[Sequence[Tensor]]) -> None:
         """Measure mean and deviation over all frames of ``utterances``, each a list of L hidden states (F, D)."""

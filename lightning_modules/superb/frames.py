@@ -55,7 +55,7 @@ class FrameTask(Task):
         rows = zip(items, found, num_frames, strict=True)
         return [Prediction(item.key, item.target, classes[:frames]) for item, classes, frames in rows]
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+    def score(self, predictions: Sequence[Prediction], split: str) -> dict[str, float]:
         """Percentage of correct frames, among all frames and among those that are not silent."""
         right, speech = (np.concatenate(parts) for parts in zip(*map(self._judged, predictions), strict=True))
         return {
@@ -64,15 +64,15 @@ class FrameTask(Task):
         }
 
     def _judged(self, prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
-        wanted_F = self.labels(prediction.target, len(prediction.labels))
-        return wanted_F == np.array(prediction.labels), wanted_F != self.phones.index(SILENCE)
+        wanted_F = self.labels(prediction.target, len(prediction.values))
+        return wanted_F == np.array(prediction.values), wanted_F != self.phones.index(SILENCE)
 
     def texts(self, prediction: Prediction) -> tuple[str, str]:
-        wanted = self.labels(prediction.target, len(prediction.labels)).tolist()
-        hypothesis, reference = (" ".join(self.phones[k] for k in labels) for labels in (prediction.labels, wanted))
+        wanted = self.labels(prediction.target, len(prediction.values)).tolist()
+        hypothesis, reference = (" ".join(self.phones[k] for k in labels) for labels in (prediction.values, wanted))
         return hypothesis, reference
 
-    def hypothesis_files(self, test: str, predictions: Sequence[Prediction]) -> dict[str, str]:
+    def hypothesis_files(self, test: str, predictions: Sequence[Prediction]) -> dict[str, str | bytes]:
         pairs = [(prediction.key, *self.texts(prediction)) for prediction in predictions]
         return {
             f"{test}_predict.txt": "".join(f"{key} {hypothesis}\n" for key, hypothesis, _ in pairs),

@@ -21,9 +21,9 @@ TASK_RECIPES: dict[str, TaskRecipe] = {
     "ic": TaskRecipe(IntentClassification, 1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
     "sid": TaskRecipe(SpeakerIdentification, 1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
     # With learning rate and length of the probe preset.
-    "frames": TaskRecipe(FrameTask, 1e-1, 300, 300, "accuracy", higher_is_better=True, probe_only=True),
+    "frames": TaskRecipe(FrameTask, 1e-1, 300, 300, "accuracy", higher_is_better=True, presets=("probe",)),
 }
-SUPERB_TASKS = tuple(name for name, recipe in TASK_RECIPES.items() if not recipe.probe_only)
+SUPERB_TASKS = tuple(name for name, recipe in TASK_RECIPES.items() if "superb" in recipe.presets)
 
 
 def build_task(name: str, inputs: TaskInputs) -> Task:

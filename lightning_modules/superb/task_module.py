@@ -4,7 +4,7 @@ Shapes: B batch, F frames, D width.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_modules.superb.feature_cache import FeatureCache
-from lightning_modules.superb.featurizer import Featurizer, frame_counts
+from lightning_modules.superb.featurizer import Combination, Featurizer, frame_counts, without_padding
 from lightning_modules.superb.specaug import spec_augment
 from lightning_modules.superb.tasks import Item, Prediction, ProbeStart, Task
 from lightning_modules.superb.upstream import Upstream
@@ -34,10 +34,7 @@ class Batch(Protocol):
     def rows(self) -> Sequence[Item]: ...
 
     @property
-    def num_items(self) -> int: ...
-
-    @property
-    def longest(self) -> int: ...
+    def num_samples(self) -> list[int]: ...
 
     @property
     def whole(self) -> list[bool]: ...
@@ -82,6 +79,12 @@ class TaskModule(L.LightningModule):
         seed: random seed of initialisation and training.
         cache: source of hidden states, computed for each utterance alone; ``None``: they are computed per batch.
         probe: start values of a linear probe, which replaces SUPERB's head and standardises hidden states.
+        tests: the items of each test set by its name, in the order of the loaders.
+
+    Attributes:
+        scores: dev metrics of the last evaluation.
+        test_scores: metrics of each test set.
+        test_predictions: predictions for each test set, in the order of its items.
     """
 
     def __init__(
@@ -92,18 +95,21 @@ class TaskModule(L.LightningModule):
         seed: int = 1337,
         cache: FeatureCache | None = None,
         probe: ProbeStart | None = None,
+        tests: Mapping[str, Sequence[Item]] = {},
     ) -> None:
         super().__init__()
         self.upstream, self.task, self.optimisation = upstream, task, optimisation
-        self.seed, self.cache = seed, cache
-        self.featurizer = Featurizer(upstream.num_states, upstream.width, standardise=probe is not None)
+        self.seed, self.cache, self.tests = seed, cache, tests
+        kind: Combination = "standardised sum" if probe else "sum" if task.recipe.updates else "one"
+        self.featurizer = Featurizer(upstream.num_states, upstream.width, kind)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = task.build_head(upstream.width, probe)
         self._dev = "dev" if probe is None else "probe_dev"  # prefix of its logged metrics
         self.strict_loading = False  # the upstream is not in a checkpoint
         self.scores: dict[str, float] = {}
-        self.test_predictions: dict[int, list[Prediction]] = {}
+        self.test_scores: dict[str, dict[str, float]] = {}
+        self.test_predictions: dict[str, list[Prediction]] = {}
         self._predictions: list[Prediction] = []
 
     @property
@@ -113,22 +119,24 @@ class TaskModule(L.LightningModule):
 
     def forward(self, batch: Batch) -> tuple[Any, list[int]]:
         """The head's output, and the number of frames of each utterance."""
-        features_BFD, num_frames = self._features(batch)
+        num_samples, longest = [len(waveform_T) for waveform_T in batch.waveforms], max(batch.num_samples)
+        features_BFD, num_frames = self._features(batch, num_samples, longest)
+        features_BFD = without_padding(features_BFD, num_frames)
+        features_BFD, num_frames = self.task.features(features_BFD, num_frames, num_samples, longest)
         if self.training and self.task.recipe.spec_augment:
             features_BFD = spec_augment(features_BFD, num_frames)
         return self.head(features_BFD, num_frames), num_frames
 
-    def _features(self, batch: Batch) -> tuple[Tensor, list[int]]:
-        lengths = [len(waveform_T) for waveform_T in batch.waveforms]
+    def _features(self, batch: Batch, num_samples: list[int], longest: int) -> tuple[Tensor, list[int]]:
         if self.cache is not None:
-            return self._cached_features(batch, lengths)
-        states = self.upstream(batch.waveforms, batch.longest)
+            return self._cached_features(batch, num_samples)
+        states = self.upstream(batch.waveforms, longest)
         available = states[0].shape[1]
-        kept = frame_counts([batch.longest], self.upstream.rate, available)[0]
+        kept = frame_counts([longest], self.upstream.rate, available)[0]
         features_BFD = self.featurizer([state_BFD[:, :kept] for state_BFD in states])
-        return features_BFD, frame_counts(lengths, self.upstream.rate, available)
+        return features_BFD, frame_counts(num_samples, self.upstream.rate, available)
 
-    def _cached_features(self, batch: Batch, lengths: list[int]) -> tuple[Tensor, list[int]]:
+    def _cached_features(self, batch: Batch, num_samples: list[int]) -> tuple[Tensor, list[int]]:
         assert self.cache is not None
         # In memory only training utterances are kept, because they are read again. A probe scores dev and test once.
         keep = self.training or self.cache.folder is not None
@@ -138,7 +146,7 @@ class TaskModule(L.LightningModule):
         rate = self.upstream.rate
         counts = [
             frame_counts([samples], rate, len(states[0]))[0]
-            for samples, states in zip(lengths, utterances, strict=True)
+            for samples, states in zip(num_samples, utterances, strict=True)
         ]
         return self.featurizer(states), counts
 
@@ -147,10 +155,10 @@ class TaskModule(L.LightningModule):
         output, num_frames = self(batch)
         losses_B = self.task.losses(output, num_frames, batch.rows)
         # DDP takes the mean over ranks; a rank's items are weighted by their share of the whole batch.
-        loss = losses_B.sum() * self.trainer.world_size / batch.num_items
-        if self.trainer.global_rank >= batch.num_items:
+        loss = losses_B.sum() * self.trainer.world_size / sum(map(self.task.weight, batch.num_samples))
+        if self.trainer.global_rank >= len(batch.num_samples):
             loss = 0 * loss  # an item of another rank, so that this rank takes part in the reduction
-        self.log("train/loss", loss.detach(), batch_size=batch.num_items)
+        self.log("train/loss", loss.detach(), batch_size=len(batch.num_samples))
         return loss
 
     def _step_seed(self, batch_idx: int) -> int:
@@ -167,19 +175,31 @@ class TaskModule(L.LightningModule):
         self._predictions += self.task.predict(output, num_frames, batch.rows)
 
     def on_validation_epoch_end(self) -> None:
-        self.scores = self.task.score(self._gathered(self._predictions))
+        self.scores = self._scores(self._gathered(self._predictions), "dev")
         self.log_dict({f"{self._dev}/{name}": value for name, value in self.scores.items()})
 
     def on_test_epoch_start(self) -> None:
         # A rank may have no batch of some set, but gathering needs all ranks for every set.
-        self.test_predictions = {index: [] for index in range(len(self.trainer.test_dataloaders or []))}
+        self.test_predictions = {name: [] for name in self.tests}
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         output, num_frames = self(batch)
-        self.test_predictions[dataloader_idx] += self.task.predict(output, num_frames, batch.rows)
+        name = list(self.tests)[dataloader_idx]
+        self.test_predictions[name] += self.task.predict(output, num_frames, batch.rows)
 
     def on_test_epoch_end(self) -> None:
-        self.test_predictions = {index: self._gathered(part) for index, part in sorted(self.test_predictions.items())}
+        for name, items in self.tests.items():
+            place = {item.key: number for number, item in enumerate(items)}
+            predictions = sorted(self._gathered(self.test_predictions[name]), key=lambda one: place[one.key])
+            self.test_predictions[name], self.test_scores[name] = predictions, self._scores(predictions, name)
+
+    def _scores(self, predictions: list[Prediction], split: str) -> dict[str, float]:
+        """Metrics, computed on one rank only, because some tasks keep all cores busy with them."""
+        if self.trainer.world_size == 1:
+            return self.task.score(predictions, split)
+        scores = [self.task.score(predictions, split) if self.trainer.is_global_zero else {}]
+        torch.distributed.broadcast_object_list(scores)
+        return scores[0]
 
     def _gathered(self, predictions: list[Prediction]) -> list[Prediction]:
         """The predictions of all ranks."""

@@ -59,12 +59,12 @@ def predictions(*shifts: int) -> list[Prediction]:
 def test_scores_are_shares_of_frames() -> None:
     task = frame_task()
     silent = int((task.labels(timed_phones(SEGMENTS), 12) == 2).sum())
-    assert task.score(predictions(0, 0)) == {"accuracy": 100.0, "accuracy_speech": 100.0}
-    found = task.score(predictions(3, 0))
+    assert task.score(predictions(0, 0), "test") == {"accuracy": 100.0, "accuracy_speech": 100.0}
+    found = task.score(predictions(3, 0), "test")
     assert found["accuracy"] == pytest.approx(100 * 21 / 24)
     assert found["accuracy_speech"] == 100.0  # its first frames are silence
     spoken = 12 - silent
-    assert task.score(predictions(12))["accuracy_speech"] == 0.0
+    assert task.score(predictions(12), "test")["accuracy_speech"] == 0.0
     assert 0 < spoken < 12
 
 
@@ -107,7 +107,7 @@ def test_its_column_says_that_more_is_better() -> None:
 
 
 def test_it_is_a_probe_only_and_needs_alignments(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="task frames is no task of SUPERB's, only a probe: add --preset probe"):
+    with pytest.raises(ValueError, match="task frames has no preset 'superb': give --preset probe"):
         run(["superb", "--task", "frames", "--upstream", "fbank", "--data.root", str(tmp_path)])
     with pytest.raises(ValueError, match="holds no folder 'alignments'"):
         run(["superb", "--task", "frames", "--preset", "probe", "--upstream", "fbank", "--data.root", str(tmp_path)])

@@ -23,12 +23,12 @@ EMOTIONS = {"calm": 0, "excited": 40}  # each label has its tone
 PUBLISHED = Published("Tones", "nowhere", "ROOT/SPLIT/LABEL/*.wav")
 
 
-class EmotionRecognition(ClassificationTask):
+class MoodRecognition(ClassificationTask):
     def file_key(self, key: str) -> str:
         return f"emotion-{key}"
 
-    def score(self, predictions: list[Prediction]) -> dict[str, float]:  # type: ignore[override]
-        return super().score(predictions) | {"utterances": float(len(predictions))}
+    def score(self, predictions: list[Prediction], split: str) -> dict[str, float]:  # type: ignore[override]
+        return super().score(predictions, split) | {"utterances": float(len(predictions))}
 
 
 def read_tones(data: SuperbData, reading: Reading) -> SuperbCorpus:
@@ -52,9 +52,9 @@ def save_tones(root: Path) -> Path:
 def emotions(monkeypatch: pytest.MonkeyPatch) -> None:
     tones = Corpus(read_tones, lambda data: PUBLISHED.require(str(Path(data.root) / "train")))
     source = TaskSource(tones, DataRecipe("balanced", batch_size=4, accumulate=2), LABEL, ("emotions",))
-    recipe = TaskRecipe(EmotionRecognition, 1e-2, 30_000, 1_000, "accuracy", higher_is_better=True)
-    monkeypatch.setitem(SOURCES, "er", source)
-    monkeypatch.setitem(TASK_RECIPES, "er", recipe)
+    recipe = TaskRecipe(MoodRecognition, 1e-2, 30_000, 1_000, "accuracy", higher_is_better=True)
+    monkeypatch.setitem(SOURCES, "mood", source)
+    monkeypatch.setitem(TASK_RECIPES, "mood", recipe)
 
 
 @pytest.mark.usefixtures("emotions")
@@ -62,7 +62,7 @@ def emotions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_new_task_is_trained_and_scored(preset: str, tmp_path: Path) -> None:
     root = save_tones(tmp_path / "tones")
     result = superb(
-        "er", save_teacher(tmp_path / "teacher"), root, tmp_path / "out", "--updates", "40", "--preset", preset
+        "mood", save_teacher(tmp_path / "teacher"), root, tmp_path / "out", "--updates", "40", "--preset", preset
     )
     assert result["test"]["utterances"] == 6
     assert result["test"]["accuracy"] > 80
@@ -74,17 +74,17 @@ def test_a_new_task_is_trained_and_scored(preset: str, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("emotions")
 def test_its_corpus_labels_and_tables_are_those_of_its_row(tmp_path: Path) -> None:
     table = corpora.table(tmp_path / "corpus")
-    assert list(superb("er", "fbank", table, tmp_path / "out", "--updates", "1")["tests"]) == ["test", "other"]
-    with pytest.raises(ValueError, match=r"`labels` has 2 lists; task er needs 1 \(emotions\)"):
-        superb("er", "fbank", table, tmp_path / "labels", "--data.labels", "[[a], [b]]")
+    assert list(superb("mood", "fbank", table, tmp_path / "out", "--updates", "1")["tests"]) == ["test", "other"]
+    with pytest.raises(ValueError, match=r"`labels` has 2 lists; task mood needs 1 \(emotions\)"):
+        superb("mood", "fbank", table, tmp_path / "labels", "--data.labels", "[[a], [b]]")
     with pytest.raises(ValueError, match=r"Tones is not there: .*train does not exist. Get it from nowhere"):
-        require_inputs("er", TaskData(str(tmp_path / "none")))
+        require_inputs("mood", TaskData(str(tmp_path / "none")))
 
 
 def test_without_its_rows_there_is_no_such_task(tmp_path: Path) -> None:
     """The control."""
-    with pytest.raises(ValueError, match="there is no task 'er'"):
-        superb("er", "fbank", save_tones(tmp_path / "tones"), tmp_path / "out", "--updates", "1")
+    with pytest.raises(ValueError, match="there is no task 'mood'"):
+        superb("mood", "fbank", save_tones(tmp_path / "tones"), tmp_path / "out", "--updates", "1")
 
 
 def test_both_tables_have_the_same_tasks() -> None:

@@ -128,9 +128,9 @@ def test_a_missing_corpus_ends_a_call_of_several_tasks_before_the_first_is_train
 def test_a_sweep_reads_its_corpus_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def reading(settings: RunSettings) -> Prepared:
+    def reading(settings: RunSettings, hop: int) -> Prepared:
         read.append(settings.task)
-        return prepare(settings)
+        return prepare(settings, hop)
 
     for module in (command, running):
         monkeypatch.setattr(module, "prepare", reading)

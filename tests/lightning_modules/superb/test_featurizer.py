@@ -49,7 +49,7 @@ def test_the_sum_is_weighted_by_a_softmax() -> None:
 def test_standardised_states_have_no_mean_and_frames_of_norm_one() -> None:
     utterances = [[5 * torch.randn(frames, 4) + 2 for _ in range(3)] for frames in (2, 300)]
     utterances[0][1][:, 2] = utterances[1][1][:, 2] = 7.0  # a constant dimension is only centred
-    featurizer = Featurizer(3, 4, standardise=True)
+    featurizer = Featurizer(3, 4, "standardised sum")
     featurizer.set_statistics(utterances)
     together = [torch.cat(layer) for layer in zip(*utterances, strict=True)]
     for layer, weights in enumerate(([50.0, 0, 0], [0, 50.0, 0], [0, 0, 50.0])):
