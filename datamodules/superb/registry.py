@@ -17,13 +17,15 @@ from datamodules.frames import HOP
 from datamodules.superb.aligned import read_aligned
 from datamodules.superb.effects import Effects
 from datamodules.superb.fluent import read_fluent, require_fluent
+from datamodules.superb.iemocap import FOLDS, read_iemocap, require_iemocap
 from datamodules.superb.librispeech import read_librispeech, require_librispeech
 from datamodules.superb.recipes import DataRecipe
 from datamodules.superb.rows import Reading, Row, SuperbCorpus, Trial
 from datamodules.superb.snips import read_snips, require_snips
 from datamodules.superb.speech_commands import read_speech_commands, require_speech_commands
-from datamodules.superb.table import INTENT, LABEL, SLOTS, TEXT, TableLayout, read_table, require_table
+from datamodules.superb.table import INTENT, LABEL, SLOTS, SPEAKER, TEXT, TableLayout, read_table, require_table
 from datamodules.superb.voxceleb import read_voxceleb1, require_voxceleb1
+from datamodules.superb.voxceleb_trials import read_voxceleb1_trials, require_voxceleb1_trials
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +105,26 @@ FLUENT = Corpus(
 VOXCELEB1 = Corpus(
     lambda data, reading: read_voxceleb1(data.root, data.labels, reading), lambda data: require_voxceleb1(data.root)
 )
+IEMOCAP = Corpus(
+    lambda data, reading: read_iemocap(data.root, data.labels, reading),
+    lambda data: require_iemocap(data.root),
+    folds=FOLDS,
+)
+VOXCELEB1_TRIALS = Corpus(
+    lambda data, reading: read_voxceleb1_trials(data.root, reading),
+    lambda data: require_voxceleb1_trials(data.root),
+    "its labels are the speakers that occur in no trial; a .tsv table has any",
+)
 ALIGNED_PHONES = Corpus(
     lambda data, reading: read_aligned(data.root, *data.splits, reading), lambda data: corpus_folder(data.root)
 )
 ALIGNED_FRAMES = Corpus(
     lambda data, reading: read_aligned(data.root, *data.splits, reading, timed=True), ALIGNED_PHONES.require
 )
+
+
+XVECTOR_SAMPLES = 17 * HOP
+"""Samples of the shortest utterance that an x-vector can be computed of: 14 frames of context, and two to average."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +165,6 @@ SOURCES: dict[str, TaskSource] = {
     "pr": TaskSource(
         LIBRISPEECH, DataRecipe("window", batch_size=16, accumulate=2), TEXT, without_lexicon=ALIGNED_PHONES
     ),
-    # The config has 32; training uses its halves of 16.
-    "asr": TaskSource(LIBRISPEECH, DataRecipe("halved", batch_size=32), TEXT),
-    "sf": TaskSource(SNIPS, DataRecipe("window", batch_size=32), SLOTS, ("slot types",)),
     "ks": TaskSource(
         SPEECH_COMMANDS,
         DataRecipe(
@@ -170,6 +183,26 @@ SOURCES: dict[str, TaskSource] = {
     ),
     "sid": TaskSource(
         VOXCELEB1, DataRecipe("shuffled", batch_size=8, accumulate=4, train_max_samples=128_000), LABEL, ("labels",)
+    ),
+    "er": TaskSource(
+        IEMOCAP, DataRecipe("shuffled", batch_size=4, accumulate=8, eval_batch_size=4), LABEL, ("emotions",)
+    ),
+    # The config has 32; training uses its halves of 16.
+    "asr": TaskSource(LIBRISPEECH, DataRecipe("halved", batch_size=32), TEXT),
+    "sf": TaskSource(SNIPS, DataRecipe("window", batch_size=32), SLOTS, ("slot types",)),
+    "asv": TaskSource(
+        VOXCELEB1_TRIALS,
+        DataRecipe(
+            "shuffled",
+            batch_size=10,
+            accumulate=5,
+            train_max_samples=128_000,
+            effects=Effects(gain_db=-3.0, remove_silence=True),
+            min_samples=XVECTOR_SAMPLES,
+            min_train_samples=32_001,
+        ),
+        SPEAKER,
+        ("speakers of train",),
     ),
     # A probe, on any corpus with phone alignments.
     "frames": TaskSource(ALIGNED_FRAMES, DataRecipe("shuffled", batch_size=16), targets="phones of alignments"),

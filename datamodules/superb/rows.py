@@ -11,6 +11,7 @@ from datamodules.errors import InputError
 from datamodules.frames import HOP
 from datamodules.scanning import Problem
 from datamodules.superb.effects import NO_EFFECTS, Effects
+from datamodules.superb.lengths import Lengths
 
 MIN_SAMPLES = 400
 """Samples of one frame of a HuBERT-like front end; shorter audio is bad audio."""
@@ -86,18 +87,26 @@ class Reading:
 
 
 def measure(rows: Iterable[Row], reading: Reading) -> tuple[list[Row], list[Problem]]:
-    """Return the usable rows with their lengths from the files' headers, and the files that cannot be used.
+    """Return the usable rows with their lengths, and the files that cannot be used.
+
+    Lengths are from the files' headers; only effects that cut silence need decoded audio. A row that has a length
+    already keeps it, and its file must be long enough.
 
     Raises:
         BadAudioError: a file cannot be used and ``reading.on_bad_audio`` is "error".
         InputError: no file is usable.
     """
     rows = list(rows)
+    lengths = None
+    if rows and reading.effects.remove_silence:
+        lengths = Lengths((row.path for row in rows), reading.effects, reading.resample, reading.cache_dir)
+    found: list[Row | Problem] = []
     with ThreadPoolExecutor(max_workers=min(32, 4 * (os.cpu_count() or 1))) as pool:
         chunks = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-        found = [
-            item for part in pool.map(lambda chunk: [_measured(row, reading) for row in chunk], chunks) for item in part
-        ]
+        for part in pool.map(lambda chunk: [_measured(row, reading, lengths) for row in chunk], chunks):
+            found += part
+            if lengths is not None:
+                lengths.save(force=len(found) == len(rows))
     problems = [item for item in found if isinstance(item, Problem)]
     usable = [item for item in found if isinstance(item, Row)]
     if problems and reading.on_bad_audio == "error":
@@ -134,7 +143,9 @@ def measured_corpus(
         _require_unique_keys(name, rows)
         for pick, known in zip(targets, labels, strict=True):
             require_labels(name, rows, pick, known)
-        measured[name], problems = measure(rows, reading)
+        # How much training audio is left without silence is for min_train_samples to judge.
+        cut = name == "train" and reading.effects.remove_silence
+        measured[name], problems = measure(rows, replace(reading, min_samples=0) if cut else reading)
         skipped += problems
     return SuperbCorpus(measured.pop("train", []), measured.pop("dev"), measured, labels, skipped)
 
@@ -159,12 +170,16 @@ def in_order_of_appearance(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _measured(row: Row, reading: Reading) -> Row | Problem:
+def _measured(row: Row, reading: Reading, lengths: Lengths | None) -> Row | Problem:
     try:
-        num_samples = usable_samples(row.path, SAMPLE_RATE, reading.min_samples, reading.resample)
+        least = row.start + row.num_samples or (reading.min_samples if lengths is None else 1)
+        num_samples = usable_samples(row.path, SAMPLE_RATE, least, reading.resample)
+        if lengths is not None and (num_samples := lengths.of(row.path)) < reading.min_samples:
+            problem = f"has {num_samples} samples without its silence, at least {reading.min_samples} are needed"
+            return Problem(row.path, problem)
     except BadAudioError as error:
         return Problem(row.path, str(error).removeprefix(f"{row.path}: "))
-    return replace(row, num_samples=num_samples)
+    return replace(row, num_samples=row.num_samples or num_samples)
 
 
 def _require_unique_keys(split: str, rows: Iterable[Row]) -> None:

@@ -2,8 +2,10 @@
 
 The columns are ``path`` (from the table's folder, or absolute), ``split`` (train, dev, and any other names for tests)
 and columns of the task. These are ``text`` (PR, ASR), ``text`` and ``tags`` (SF: a slot type or O for each word),
-``label`` (KS, SID), or ``action``, ``object`` and ``location`` (IC). ``key`` (utterance id, by default the path without
-its suffix) and ``speaker`` are optional. Further columns are ignored, so that several tasks can use one table.
+``label`` (KS, SID, ER, ASV), ``action``, ``object`` and ``location`` (IC), ``segments`` (SD), or ``role`` (QbE:
+query or document). ASV and QbE need a file of trials as well, see :mod:`datamodules.superb.trials`. ``key`` (utterance
+id, by default the path without its suffix) and ``speaker`` are optional. Further columns are ignored, so that several
+tasks can use one table.
 """
 
 import csv
@@ -14,15 +16,25 @@ from typing import NamedTuple
 
 from datamodules.errors import InputError
 from datamodules.files import read_lines
-from datamodules.superb.rows import Reading, Row, SuperbCorpus, measured_corpus
+from datamodules.superb.rows import Reading, Row, SuperbCorpus, Trial, measured_corpus, require_labels
 from datamodules.superb.snips import NO_SLOT, require_slots
+from datamodules.superb.trials import DOCUMENT, QUERY, every_pair, read_trials
 
 
 class TableLayout(NamedTuple):
-    """A task's columns, whose values make up the target, and the function that makes a corpus of the rows."""
+    """The layout of a task's table.
+
+    Attributes:
+        columns: the task's columns, whose values make up the target.
+        corpus: function that makes a corpus of the rows.
+        trials: function that makes a split's trials of its rows and of those in the file; ``None``: there are none.
+        has_train: whether the table needs rows of train.
+    """
 
     columns: tuple[str, ...]
     corpus: Callable[[dict[str, list[Row]], list[list[str]] | None, Reading], SuperbCorpus]
+    trials: Callable[[list[Row], list[Trial]], list[Trial]] | None = None
+    has_train: bool = True
 
 
 def read_table(
@@ -37,7 +49,12 @@ def read_table(
         InputError: the table is missing, lacks a column, a value or a split, a label does not occur in train, or audio
             is bad.
     """
-    return layout.corpus(_splits(path, layout.columns), labels, reading)
+    splits = _splits(path, layout)
+    corpus = layout.corpus(splits, labels, reading)
+    if layout.trials is None:
+        return corpus
+    trials = {name: layout.trials(splits[name], listed) for name, listed in read_trials(path, splits).items()}
+    return replace(corpus, trials=trials)
 
 
 def _transcribed(splits: dict[str, list[Row]], labels: list[list[str]] | None, reading: Reading) -> SuperbCorpus:
@@ -58,10 +75,32 @@ def _labelled(splits: dict[str, list[Row]], labels: list[list[str]] | None, read
     return measured_corpus(splits, labels, reading, targets)
 
 
+def _speakers(splits: dict[str, list[Row]], labels: list[list[str]] | None, reading: Reading) -> SuperbCorpus:
+    speakers = labels or [sorted({row.target for row in splits["train"]})]
+    require_labels("train", splits["train"], lambda row: row.target, speakers[0])
+    return replace(measured_corpus(splits, [], reading), labels=speakers)
+
+
+def _roles(splits: dict[str, list[Row]], labels: list[list[str]] | None, reading: Reading) -> SuperbCorpus:
+    for split, rows in splits.items():
+        if (found := {row.target for row in rows}) != {QUERY, DOCUMENT}:
+            raise InputError(
+                f"split {split!r} has the roles {', '.join(sorted(found))}; it needs {QUERY} and {DOCUMENT}"
+            )
+    return measured_corpus(splits, [], reading)
+
+
 TEXT = TableLayout(("text",), _transcribed)
 SLOTS = TableLayout(("text", "tags"), _tagged)
 LABEL = TableLayout(("label",), _labelled)
 INTENT = TableLayout(("action", "object", "location"), _labelled)
+SPEAKER = TableLayout(("label",), _speakers, trials=lambda rows, listed: listed)
+ROLE = TableLayout(
+    ("role",),
+    _roles,
+    trials=lambda rows, listed: every_pair(rows, {(trial.first, trial.second) for trial in listed if trial.matches}),
+    has_train=False,
+)
 
 
 def require_table(path: str, layout: TableLayout) -> None:
@@ -70,22 +109,28 @@ def require_table(path: str, layout: TableLayout) -> None:
     Raises:
         InputError: the table is missing, or lacks a column, a value or a split.
     """
-    _splits(path, layout.columns)
+    splits = _splits(path, layout)
+    if layout.trials is not None:
+        read_trials(path, splits)
 
 
-def _splits(path: str, columns: tuple[str, ...]) -> dict[str, list[Row]]:
+def _splits(path: str, layout: TableLayout) -> dict[str, list[Row]]:
     if not os.path.isfile(path):
         raise InputError(f"the table {path} does not exist")
-    splits: dict[str, list[Row]] = {"train": [], "dev": []}
+    columns = layout.columns
+    needed = ("train", "dev") if layout.has_train else ("dev",)
+    splits: dict[str, list[Row]] = {name: [] for name in needed}
     # No quoting, because a quotation mark in a transcript is an ordinary character.
     reader = csv.DictReader(read_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
     _require_columns(path, columns, reader.fieldnames or ())
     for line in reader:
         split, row = _row(path, reader.line_num, line, columns)
         splits.setdefault(split, []).append(row)
-    if missing := [name for name in ("train", "dev") if not splits[name]]:
+    if not layout.has_train:
+        splits.pop("train", None)
+    if missing := [name for name in needed if not splits[name]]:
         raise InputError(f"{path} has no row of split {missing[0]!r}")
-    if len(splits) == 2:
+    if len(splits) == len(needed):
         raise InputError(f"{path} has no test: rows whose split is neither 'train' nor 'dev', such as 'test'")
     return splits
 

@@ -1,4 +1,4 @@
-"""KS, IC and SID, which predict one label from each list for a whole utterance; all must be right.
+"""KS, IC, SID and ER, which predict one label from each list for a whole utterance; all must be right.
 
 Shapes: B batch, C classes, L label lists.
 """
@@ -93,3 +93,14 @@ class IntentClassification(ClassificationTask):
 
 class SpeakerIdentification(ClassificationTask):
     """SID."""
+
+
+class EmotionRecognition(ClassificationTask):
+    """ER. The leaderboard's files name the fold."""
+
+    def __init__(self, recipe: TaskRecipe, inputs: TaskInputs) -> None:
+        super().__init__(recipe, inputs)
+        self.fold = inputs.fold
+
+    def file_stem(self, test: str) -> str:
+        return "_".join(filter(None, (super().file_stem(test), self.fold)))

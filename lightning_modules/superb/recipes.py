@@ -5,6 +5,7 @@ A new task needs a class, a row here, and a row with its corpus in :data:`datamo
 
 from datamodules.errors import InputError
 from lightning_modules.superb.classification_tasks import (
+    EmotionRecognition,
     IntentClassification,
     KeywordSpotting,
     SpeakerIdentification,
@@ -15,14 +16,16 @@ from lightning_modules.superb.tasks import Task, TaskInputs, TaskRecipe
 
 TASK_RECIPES: dict[str, TaskRecipe] = {
     "pr": TaskRecipe(PhoneRecognition, 1e-2, 100_000, 1_000, "per", higher_is_better=False),
-    "asr": TaskRecipe(SpeechRecognition, 1e-4, 200_000, 2_000, "wer", higher_is_better=False, spec_augment=True),
-    "sf": TaskRecipe(SlotFilling, 1e-4, 200_000, 2_000, "slot_type_f1", higher_is_better=True, spec_augment=True),
     "ks": TaskRecipe(KeywordSpotting, 1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
     "ic": TaskRecipe(IntentClassification, 1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
     "sid": TaskRecipe(SpeakerIdentification, 1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
+    "er": TaskRecipe(EmotionRecognition, 1e-4, 30_000, 1_000, "accuracy", higher_is_better=True),
+    "asr": TaskRecipe(SpeechRecognition, 1e-4, 200_000, 2_000, "wer", higher_is_better=False, spec_augment=True),
+    "sf": TaskRecipe(SlotFilling, 1e-4, 200_000, 2_000, "slot_type_f1", higher_is_better=True, spec_augment=True),
     # With learning rate and length of the probe preset.
     "frames": TaskRecipe(FrameTask, 1e-1, 300, 300, "accuracy", higher_is_better=True, presets=("probe",)),
 }
+"""In the order of the leaderboard's table."""
 SUPERB_TASKS = tuple(name for name, recipe in TASK_RECIPES.items() if "superb" in recipe.presets)
 
 

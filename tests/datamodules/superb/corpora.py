@@ -1,5 +1,6 @@
 """Tiny made-up corpora in the published layout of each SUPERB task: every utterance is a tone of its own in noise."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ WORDS = ("HELLO", "WORLD", "GOOD", "MORNING")
 LEXICON = "HELLO\tHH AH0 L OW1\nWORLD\tW ER1 L D\nGOOD\tG UH1 D\nMORNING\tM AO1 R N IH0 NG\n"
 INTENTS = (("activate", "lights", "kitchen"), ("deactivate", "music", "none"), ("increase", "volume", "none"))
 SLOTS = ("playlist", "artist")
+EMOTIONS = ("neu", "hap", "ang", "sad")
+TESTED = ("id10270", "id10271")
 
 
 def write_tone(path: Path, seconds: float = 0.5, number: int = 0, rate: int = 16_000) -> Path:
@@ -86,6 +89,43 @@ def voxceleb1(root: Path, speakers: int = 3, long_seconds: float = 1.0) -> Path:
             write_tone(root / "wav" / relative, long_seconds if number == 0 else 0.6, speaker)
             lines.append(f"{split} {relative}\n")
     (root / "iden_split.txt").write_text("".join(lines))
+    return root
+
+
+def iemocap(root: Path) -> Path:
+    """Four emotions of five sessions; a session's test list has them all, the others' are its training list."""
+    home = root / "IEMOCAP"
+    rows = {}
+    for session in range(1, 6):
+        name = f"Ses{session:02d}F_impro01"
+        rows[session] = []
+        for number, label in enumerate(EMOTIONS):
+            path = f"Session{session}/sentences/wav/{name}/{name}_F{number:03d}.wav"
+            write_tone(home / path, 0.5 + 0.05 * number, number)
+            rows[session].append({"path": path, "label": label, "speaker": f"Ses{session:02d}F"})
+    for session, test in rows.items():
+        train = [row for other, part in rows.items() if other != session for row in part]
+        folder = home / "meta_data" / f"Session{session}"
+        folder.mkdir(parents=True)
+        for split, part in (("train", train), ("test", test)):
+            content = {"labels": {label: number for number, label in enumerate(EMOTIONS)}, "meta_data": part}
+            (folder / f"{split}_meta_data.json").write_text(json.dumps(content))
+    return root
+
+
+def voxceleb1_trials(root: Path, train_seconds: float = 2.2) -> Path:
+    """Three training speakers, one of whose recordings is too short, and two of test with two trials of each kind."""
+    speakers = [f"id{10001 + number}" for number in range(3)]
+    for number, speaker in enumerate(speakers):
+        write_tone(root / "wav" / speaker / "video0" / "00001.wav", train_seconds, number)
+        write_tone(root / "wav" / speaker / "video0" / "00002.wav", train_seconds if number else 0.5, number)
+    for number, speaker in enumerate(TESTED):
+        for file in (1, 2):
+            write_tone(root / "wav" / speaker / "video1" / f"0000{file}.wav", 0.8, 10 * number + file)
+    names = [f"{speaker}/video1/0000{file}.wav" for speaker in TESTED for file in (1, 2)]
+    trials = [(1, 0, 1), (0, 0, 2), (1, 2, 3), (0, 3, 1)]
+    lines = [f"{label} {names[first]} {names[second]}\n" for label, first, second in trials]
+    (root / "veri_test.txt").write_text("".join(lines))
     return root
 
 
