@@ -41,10 +41,8 @@ def read_iemocap(root: str, labels: list[list[str]] | None = None, reading: Read
     train, known = _rows(home, os.path.join(home, LISTS, session, "train_meta_data.json"))
     test, _ = _rows(home, os.path.join(home, LISTS, session, "test_meta_data.json"))
     size = int(TRAIN_SHARE * len(train))
-    parts = random_split(range(len(train)), [size, len(train) - size], torch.Generator().manual_seed(0))  # type: ignore[arg-type, var-annotated]
-    splits = {
-        name: [train[index] for index in part.indices] for name, part in zip(("train", "dev"), parts, strict=True)
-    }
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
+    splits = {"train": [train[index] for index in order[:size]], "dev": [train[index] for index in order[size:]]}
     return measured_corpus(splits | {"test": test}, labels or [known], reading, [lambda row: row.target])
 
 

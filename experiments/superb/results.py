@@ -80,7 +80,10 @@ def mean_over_folds(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "best_step": ", ".join(str(result["best_step"]) for result in results.values()),
         "hours": sum(result["hours"] for result in results.values()),
         "config": {key: value for key, value in first["config"].items() if key not in ("fold", "output")},
-        "folds": {fold: {k: v for k, v in result.items() if k not in shared} for fold, result in results.items()},
+        "folds": {
+            fold: {key: value for key, value in result.items() if key in SCORES or key not in shared}
+            for fold, result in results.items()
+        },
     }
 
 
