@@ -8,7 +8,7 @@ the pronunciations found are aligned to frames of 10 ms. Phones are ARPABET with
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,6 +68,21 @@ class PhoneAligner:
         Raises:
             AlignmentError: there is no text or no audio, a word has no pronunciation, or the words do not fit.
         """
+        phones = [phone for word in self._words(samples_T, text) for phone in word.phones]
+        return _segments(phones, len(samples_T) / SAMPLE_RATE)
+
+    def align_words(self, samples_T: np.ndarray, text: str) -> list[Segment]:
+        """Align the words of an utterance, as :meth:`align` does its phones; silence is left out."""
+        seconds = len(samples_T) / SAMPLE_RATE
+        spoken = [word for word in self._words(samples_T, text) if not all(map(_is_silent, word.phones))]
+        return [
+            # The dictionary writes the second way to say a word as "a(2)".
+            Segment(re.sub(r"\(\d+\)$", "", word.name).upper(), *_boundaries(word, seconds))
+            for word in spoken
+        ]
+
+    def _words(self, samples_T: np.ndarray, text: str) -> list["_Word"]:
+        """Words, silence among them."""
         words = text.lower().split()
         if not words:
             raise AlignmentError("it has no transcript")
@@ -76,17 +91,17 @@ class PhoneAligner:
         if unknown := [word for word in words if not self._knows(word)]:
             raise AlignmentError(f"not in the dictionary: {' '.join(unknown)}; add them with --lexicon")
         try:
-            phones = self._phones(_pcm(samples_T), " ".join(words))
+            found = self._search_words(_pcm(samples_T), " ".join(words))
         except RuntimeError:  # "Failed to stop utterance processing": no path reached the end
             raise AlignmentError("no path through its words fits the audio: is the transcript right?") from None
-        spoken = [phone for phone in phones if not _is_silent(phone)]
+        spoken = [phone for word in found for phone in word.phones if not _is_silent(phone)]
         score = sum(phone.score for phone in spoken) / sum(phone.duration for phone in spoken)
         if score < LEAST_SCORE:
             raise AlignmentError(
                 f"its words fit the audio badly (score {score:.0f}, at least {LEAST_SCORE:.0f} is needed): is the "
                 "transcript right?"
             )
-        return _segments(phones, len(samples_T) / SAMPLE_RATE)
+        return found
 
     def _knows(self, word: str) -> bool:
         if self._decoder.lookup_word(word) is not None:
@@ -97,14 +112,17 @@ class PhoneAligner:
         self._decoder.add_word(word, phones, True)
         return True
 
-    def _phones(self, pcm: bytes, text: str) -> list[Any]:
-        """Phones with frames and scores."""
+    def _search_words(self, pcm: bytes, text: str) -> list["_Word"]:
         # Scoring starts with the likely densities at the end of the previous audio, so that is always made silence.
         self._search("a", bytes(2 * SILENT_SAMPLES))
         self._search(text, pcm)
         self._decoder.set_alignment()
         self._hear(pcm)
-        return [phone for word in self._decoder.get_alignment() for phone in word]
+        # Entries are copied, because they refer to memory of the iteration.
+        return [
+            _Word(word.name, word.start, word.duration, [_Phone(p.name, p.start, p.duration, p.score) for p in word])
+            for word in self._decoder.get_alignment()
+        ]
 
     def _search(self, text: str, pcm: bytes) -> None:
         self._decoder.set_align_text(text)
@@ -116,23 +134,41 @@ class PhoneAligner:
         self._decoder.end_utt()
 
 
+class _Phone(NamedTuple):
+    name: str
+    start: int  # in frames
+    duration: int
+    score: float
+
+
+class _Word(NamedTuple):
+    name: str
+    start: int
+    duration: int
+    phones: list[_Phone]
+
+
 def _pcm(samples_T: np.ndarray) -> bytes:
     return (np.clip(samples_T, -1, 1) * 32767).astype("<i2").tobytes()
 
 
-def _is_silent(phone: Any) -> bool:
+def _is_silent(phone: _Phone) -> bool:
     return phone.name == SILENCE or phone.name.startswith("+")  # +NSN+ is noise, +SPN+ another speaker
 
 
-def _segments(phones: Sequence[Any], seconds: float) -> list[Segment]:
+def _segments(phones: Sequence[_Phone], seconds: float) -> list[Segment]:
     segments: list[Segment] = []
     for phone in phones:
         name = SILENCE if _is_silent(phone) else phone.name
-        start, end = _boundary(phone.start, seconds), _boundary(phone.start + phone.duration, seconds)
+        start, end = _boundaries(phone, seconds)
         if name == SILENCE and segments and segments[-1].phone == SILENCE:
             start = segments.pop().start_seconds
         segments.append(Segment(name, start, end))
     return segments
+
+
+def _boundaries(entry: _Phone | _Word, seconds: float) -> tuple[float, float]:
+    return _boundary(entry.start, seconds), _boundary(entry.start + entry.duration, seconds)
 
 
 def _boundary(frame: int, seconds: float) -> float:
