@@ -91,7 +91,7 @@ def markdown(config: PretrainedConfig) -> str:
     for task in (name for name in SUPERB_TASKS if name in CORPORA):
         one = cost_of(task, config)
         share, hours = 100 * one.head_flops / one.flops, one.flops / ASSUMED_FLOPS / 3600
-        sizes = f"{one.train_hours:,.0f} | {one.eval_hours:,.0f} | {one.flops / 1e18:,.0f}"
+        sizes = f"{one.train_hours:,.0f} | {one.eval_hours:,.0f} | {one.flops / 1e18:.2f}"
         lines.append(f"| {task} | {sizes} | {share:.0f} % | {hours:.1f} |")
     return "\n".join(lines)
 
