@@ -1,4 +1,10 @@
-"""The hidden states of Hugging Face encoders. Shapes: B batch, T samples, F frames, D width."""
+"""The hidden states of Hugging Face encoders. Shapes: B batch, T samples, F frames, D width.
+
+Only an encoder's last layer can have two outputs: the layer's own, and the one after the encoder's final norm, which
+encoders with ``do_stable_layer_norm`` (HuBERT Large, WavLM Large, XLS-R) and those of Whisper have. A hidden state that
+is *read*, by a head or a probe, and the output target of a distillation are after the norm, as ``last_hidden_state``
+is. A hidden target of a distillation is the layer's own output, for the last layer too.
+"""
 
 from typing import Any
 
@@ -8,12 +14,14 @@ from lightning_modules.lengths import before_the_end, is_padded
 
 
 def encoder_states(model: Any, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> list[Tensor]:
-    """Hidden states (B, F, D): the input of the first layer and every layer's output.
+    """Hidden states (B, F, D): the input of the first layer and every layer's output, the last one's as the encoder's.
 
-    The last one passes the encoder's final norm where Hugging Face applies it.
+    It has passed the encoder's final norm, if there is one. The last of Hugging Face's own ``hidden_states`` has done
+    so in transformers 4, and has not in transformers 5.
     """
     mask_BT = valid_samples(waveforms_BT, num_samples_B)
-    return list(model(waveforms_BT, attention_mask=mask_BT, output_hidden_states=True).hidden_states)
+    outputs = model(waveforms_BT, attention_mask=mask_BT, output_hidden_states=True)
+    return [*outputs.hidden_states[:-1], outputs.last_hidden_state]
 
 
 def valid_samples(waveforms_BT: Tensor, num_samples_B: Tensor | None) -> Tensor | None:

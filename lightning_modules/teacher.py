@@ -223,11 +223,12 @@ class EncoderTeacher(Teacher):
 class HuggingFaceTeacher(EncoderTeacher):
     """A Hugging Face encoder with convolutions and Transformer layers.
 
-    Known to work: HuBERT, wav2vec 2.0, WavLM and data2vec-audio, of any size, with or without a head.
+    Known to work: HuBERT, wav2vec 2.0, WavLM, data2vec-audio and UniSpeech-SAT, of any size, with or without a head.
 
     Intermediate targets are the raw outputs of layers (``hidden_states[k]`` of the whole model). So is the
     output target, but encoders that end in a layer norm (``do_stable_layer_norm``) apply it to that target. For the
-    last layer this gives ``last_hidden_state``. Layers above the highest target are dropped.
+    last layer this gives ``last_hidden_state``. Layers above the highest target are dropped. ``final_norm`` is true for
+    encoders that end in a layer norm.
 
     Args:
         model: hub name, or folder with ``config.json`` and weights (of the encoder, or of one with a head).
@@ -275,7 +276,7 @@ class HuggingFaceTeacher(EncoderTeacher):
         self.model = load_model(model, revision, attn_implementation)
         self.requires_grad_(False).eval()
         self.num_layers, self.hidden_size = len(self.model.encoder.layers), config.hidden_size
-        self._final_norm = self._ends_in_layer_norm()
+        self.final_norm = self._ends_in_layer_norm()
         self.front_end = copyable_front_end(self.model.feature_extractor, config)
         install(self.model.feature_extractor, kernels)
         instead = "`normalize` (16 kHz is assumed then), or "
@@ -308,7 +309,7 @@ class HuggingFaceTeacher(EncoderTeacher):
         with computing_in(precision, waveforms_BT.device):
             outputs, features_BCF, _ = self._run(waveforms_BT, mask_BT, {*self.hidden_layers, self.output_layer})
             output_BFD = outputs[self.output_layer]
-            if self._final_norm:
+            if self.final_norm:
                 output_BFD = self.model.encoder.layer_norm(output_BFD)
         hidden = {layer: outputs[layer].float() for layer in self.hidden_layers}
         features_BFC = features_BCF.float().transpose(1, 2) if self._shares_front_end else None
@@ -319,8 +320,7 @@ class HuggingFaceTeacher(EncoderTeacher):
     ) -> tuple[dict[int, Tensor], Tensor, Tensor]:
         """Outputs of the wanted layers, features (B, C, F), and the model's own ``last_hidden_state``.
 
-        It installs taps for the time of one call. ``output_hidden_states`` would keep every layer, and the meaning of
-        its last entry for stable-LayerNorm encoders differs between versions of transformers.
+        It installs taps for the time of one call. ``output_hidden_states`` would keep every layer.
         """
         encoder, layers, extractor = self.model.encoder, self.model.encoder.layers, self.model.feature_extractor
         features = Tap(extractor)

@@ -74,16 +74,19 @@ class WindowSampling:
 class HalvedSampling:
     """Sampling of ASR: groups of ``batch_size`` in the list sorted by audio length, long first; full ones are halved.
 
-    The composition of batches is fixed; their order changes with the pass. A last group that is not full stays whole.
+    The composition of batches is fixed; their order changes with the pass. A last group that is not full stays whole,
+    but is left out if it is a single utterance, the shortest one, as in s3prl.
     """
 
     def __init__(self, num_samples_N: np.ndarray, batch_size: int, seed: int) -> None:
         sorted_N = np.argsort(-np.asarray(num_samples_N), kind="stable")
-        self.batches: list[np.ndarray] = []
+        batches: list[np.ndarray] = []
         for start in range(0, len(sorted_N), batch_size):
             group = sorted_N[start : start + batch_size]
             halve = len(group) == batch_size and batch_size >= 2 and num_samples_N[group[0]] > GROUP_HALVING_SAMPLES
-            self.batches += [group[: batch_size // 2], group[batch_size // 2 :]] if halve else [group]
+            batches += [group[: batch_size // 2], group[batch_size // 2 :]] if halve else [group]
+        alone = len(sorted_N) > 1 and len(sorted_N) % batch_size == 1
+        self.batches = batches[:-1] if alone else batches
         self._order = EpochOrder(len(self.batches), seed)
         self.size = len(self.batches[0])
 
@@ -185,5 +188,5 @@ class EvaluationSampler(Sampler[MicroBatch]):
 
 
 def balanced_draw(classes_N: np.ndarray, seed: int) -> np.ndarray:
-    """The dev set of KS: N balanced draws, the same in every evaluation (s3prl draws new ones each time)."""
+    """The dev set of KS: N balanced draws, the same in every evaluation, as in s3prl."""
     return BalancedSampling(classes_N, len(classes_N), seed).rows(0)

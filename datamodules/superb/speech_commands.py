@@ -87,4 +87,5 @@ def _files(root: str, folder: str, label: str) -> Iterator[Row]:
     names = sorted(name for name in os.listdir(os.path.join(root, folder)) if name.lower().endswith(".wav"))
     for name in names:
         stem = os.path.splitext(name)[0]
-        yield Row(f"{folder}/{stem}", os.path.join(root, folder, name), 0, label, stem.partition("_nohash_")[0])
+        # The leaderboard's key. A speaker's file of one number has the same name in the folder of every word.
+        yield Row(f"{folder}-{name}", os.path.join(root, folder, name), 0, label, stem.partition("_nohash_")[0])

@@ -61,16 +61,11 @@ class ClassificationTask(Task):
     def _names(self, prediction: Prediction) -> list[str]:
         return [names[label] for names, label in zip(self.labels, prediction.values, strict=True)]
 
-    def file_key(self, key: str) -> str:
-        """Utterance id in the hypothesis files."""
-        return key
-
     def hypothesis_files(self, test: str, predictions: Sequence[Prediction]) -> dict[str, str | bytes]:
         lines: dict[str, list[str]] = {"predict": [], "truth": []}
         for prediction in predictions:
-            key = self.file_key(prediction.key)
-            lines["predict"].append(self.separator.join([key, *self._names(prediction)]))
-            lines["truth"].append(self.separator.join([key, *prediction.target.split("\t")]))
+            lines["predict"].append(self.separator.join([prediction.key, *self._names(prediction)]))
+            lines["truth"].append(self.separator.join([prediction.key, *prediction.target.split("\t")]))
         return {
             f"{self.file_stem(test)}_{kind}.{self.suffix}": "".join(f"{line}\n" for line in part)
             for kind, part in lines.items()
@@ -79,10 +74,6 @@ class ClassificationTask(Task):
 
 class KeywordSpotting(ClassificationTask):
     """KS."""
-
-    def file_key(self, key: str) -> str:
-        """The leaderboard lists the files by name alone, though a name may occur under several words."""
-        return key.rpartition("/")[2]
 
 
 class IntentClassification(ClassificationTask):

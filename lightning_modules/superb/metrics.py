@@ -1,8 +1,8 @@
 """Metrics of SUPERB's tasks over a whole test set, in percent.
 
-A slot's text form is ``B-type value E-type``. Slot-type F1 compares the *sets* of slot types of an utterance.
-Slot-value CER and WER use for each reference value the best hypothesis value of its type, and do not count extra
-slots. Slot-edit F1 requires equal values.
+A slot's text form is ``B-type value E-type``, found with s3prl's patterns. Slot-type F1 compares the *sets* of slot
+types of an utterance. Slot-value CER and WER use for each reference value the best hypothesis value of its type, and do
+not count extra slots. Slot-edit F1 requires equal values.
 """
 
 import re
@@ -14,8 +14,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_exact_match
 from torchmetrics.functional.text import char_error_rate, word_error_rate
 
-SLOT = re.compile(r"B-(\S+) (.+?) E-\1(?!\S)")
-MARK = re.compile(r"\s*[BE]-\S+\s*")
+SLOT = re.compile(r"B-(\S+) (.+?) E-\1")
+BEGIN, END = re.compile(r"B-\S+ "), re.compile(r" E-\S+")
 
 
 def error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
@@ -35,8 +35,11 @@ def accuracy(predicted: Sequence[Sequence[int]], references: Sequence[Sequence[i
 
 
 def slots(text: str) -> list[tuple[str, str]]:
-    """(type, value) of each slot in a text, in order; a slot without an end mark does not count."""
-    return [(match[1], MARK.sub(" ", match[2]).strip()) for match in SLOT.finditer(text)]
+    """(type, value) of each slot in a text with single spaces, in order; a slot without an end mark does not count.
+
+    An end mark may go on: ``E-object_name`` ends a slot of type ``object``. Marks in a value are removed.
+    """
+    return [(match[1], END.sub("", BEGIN.sub("", match[2]))) for match in SLOT.finditer(text)]
 
 
 def slot_type_f1(hypotheses: Sequence[str], references: Sequence[str]) -> float:

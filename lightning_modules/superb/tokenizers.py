@@ -93,9 +93,12 @@ class PhoneTokenizer:
 
 
 class CharacterTokenizer:
-    """Converts text to letters, with ``|`` after every word and ``</s>`` at the end."""
+    """Converts text to letters, with ``|`` after every word and ``</s>`` at the end.
 
-    blank, padding, eos, unknown = 0, 1, 2, 3
+    A predicted ``<pad>`` stays in the word, like ``<unk>``: s3prl's decoder drops only blank and ``</s>``.
+    """
+
+    blank, eos, unknown = 0, 2, 3
 
     def __init__(self) -> None:
         self.symbols = list(ASR_SYMBOLS)
@@ -108,7 +111,7 @@ class CharacterTokenizer:
         return [self._index.get(symbol, self.unknown) for symbol in self.target(text)]
 
     def decode(self, labels: Sequence[int]) -> str:
-        letters = "".join(self.symbols[label] for label in labels if label not in (self.blank, self.padding, self.eos))
+        letters = "".join(self.symbols[label] for label in labels if label not in (self.blank, self.eos))
         return " ".join(letters.replace("|", " ").split())
 
     def reference(self, text: str) -> str:

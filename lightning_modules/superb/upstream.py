@@ -173,6 +173,9 @@ class TeacherUpstream(Upstream):
         """
         teacher: Any = self.teacher
         weights = teacher.state_dict()
+        if isinstance(teacher, HuggingFaceTeacher) and teacher.final_norm:
+            # Those of encoders that end in a norm once held the last state before it, under a digest without this key.
+            weights |= {"last state": torch.tensor(1)}
         if type(teacher) in (HuggingFaceTeacher, LoadedEncoder):
             return _digest(f"EncoderUpstream normalize={teacher.normalize} {_described(teacher.model.config)}", weights)
         if type(teacher) is WhisperTeacher and not teacher.init_args["pad_to_30_seconds"]:

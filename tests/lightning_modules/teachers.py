@@ -5,7 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Data2VecAudioConfig, HubertConfig, Wav2Vec2Config, WavLMConfig
+from transformers import (
+    AutoModel,
+    Data2VecAudioConfig,
+    HubertConfig,
+    UniSpeechSatConfig,
+    Wav2Vec2Config,
+    WavLMConfig,
+)
 
 LAYERS, WIDTH = 5, 16
 TINY: dict[str, Any] = {
@@ -25,9 +32,11 @@ FAMILIES = {
     "wav2vec2_large": lambda: Wav2Vec2Config(**TINY, num_conv_pos_embeddings=16, **STABLE),
     "wavlm": lambda: WavLMConfig(**TINY, num_conv_pos_embeddings=16),
     "wavlm_large": lambda: WavLMConfig(**TINY, num_conv_pos_embeddings=16, **STABLE),
+    "unispeech_sat": lambda: UniSpeechSatConfig(**TINY, num_conv_pos_embeddings=16),
+    "unispeech_sat_large": lambda: UniSpeechSatConfig(**TINY, num_conv_pos_embeddings=16, **STABLE),
     "data2vec_audio": lambda: Data2VecAudioConfig(**TINY, conv_pos_kernel_size=5),
 }
-STABLE_FAMILIES = ("hubert_large", "wav2vec2_large", "wavlm_large")
+STABLE_FAMILIES = tuple(name for name in FAMILIES if name.endswith("_large"))
 
 
 def save_model(folder: Path, config: Any, model_class: Any = AutoModel.from_config) -> Path:

@@ -59,9 +59,23 @@ def test_keywords_have_gain_and_a_new_second_of_silence_each_time(tmp_path: Path
 
 def test_dev_of_keywords_is_one_balanced_draw_and_test_natural(tmp_path: Path) -> None:
     module = make("ks", corpora.speech_commands(tmp_path))
-    first, again = ([row.key for batch in module.val_dataloader() for row in batch.rows] for _ in range(2))
-    assert first == again
+    other = make("ks", tmp_path, seed=1)  # the control
+    loader = module.val_dataloader()
+    passes = [list(one) for one in (loader, loader, module.val_dataloader(), other.val_dataloader())]
+    first, *again, control = ([row.key for batch in one for row in batch.rows] for one in passes)
+    assert again == [first, first]
+    assert first != control
     assert len(first) == len(module.corpus.dev)
+    silence = [
+        torch.stack([wave for batch in one for row, wave in zip(batch.rows, batch.waveforms, strict=True)
+                     if row.target == "_silence_"])
+        for one in passes
+    ]  # fmt: skip
+    assert silence[0].shape[1] == 16_000
+    assert len(silence[0].unique(dim=0)) > 2, "crops of the two recordings differ"
+    assert torch.equal(silence[0], silence[1])
+    assert torch.equal(silence[0], silence[2])
+    assert silence[0].shape != silence[3].shape or not torch.equal(silence[0], silence[3])
     (test,) = module.test_dataloader()
     assert [row for batch in test for row in batch.rows] == module.corpus.tests["test"]
 

@@ -30,6 +30,10 @@ def test_speech_commands(tmp_path: Path) -> None:
     assert len(corpus.dev) == 5 + 2
     assert [row.target for row in corpus.tests["test"]] == LABELS == corpus.labels[0]
     assert {row.target for row in corpus.train} == {"yes", "no", "up", "down", "_unknown_", "_silence_"}
+    # One speaker's files have one name in several folders.
+    keys = [row.key for row in corpus.train]
+    assert len({key.partition("-")[2] for key in keys}) < len({*keys}) == len(keys)
+    assert corpus.tests["test"][0].key == "yes-00000000_nohash_0.wav"
     # The archive's folder itself, with the test archive named, is the same corpus.
     again = read_speech_commands(str(tmp_path / TRAIN_ARCHIVE), str(tmp_path / "speech_commands_test_set_v0.01"))
     assert again == corpus
@@ -71,6 +75,10 @@ def test_snips(tmp_path: Path) -> None:
     corpus = read_snips(str(corpora.snips(tmp_path, per_voice=2)))
     assert [len(corpus.train), len(corpus.dev), len(corpus.tests["test"])] == [16, 8, 8]
     assert corpus.labels == [["playlist", "artist"]]
+    slots = tmp_path / "SNIPS" / "slots.txt"
+    for text, types in (("O\nplaylist\nartist", 2), ("O\nplaylist\nartist\n\n", 2), ("O\nplaylist\nartist\nx\n", 3)):
+        slots.write_text(text)
+        assert len(read_snips(str(tmp_path)).labels[0]) == types, "an empty last line is no slot type"
     row = corpus.dev[0]
     assert row.key == "Aditi-snips-valid-0"
     assert row.target == "PLAY SOME JAZZ BY MILES DAVIS\tO O playlist O artist artist"

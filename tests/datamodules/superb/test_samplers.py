@@ -68,6 +68,16 @@ def test_asr_trains_on_sixteen() -> None:
     assert sorted(order) == list(range(28_539))
 
 
+@pytest.mark.parametrize(
+    ("utterances", "batch_size", "sizes"),
+    [(65, 32, [16] * 4), (66, 32, [16] * 4 + [2]), (1, 32, [1]), (33, 16, [8] * 4), (3, 2, [1, 1]), (3, 1, [1] * 3)],
+)
+def test_asr_leaves_out_a_last_group_of_one(utterances: int, batch_size: int, sizes: list[int]) -> None:
+    sampling = HalvedSampling(np.arange(utterances) + 5000, batch_size, 0)
+    assert [len(batch) for batch in sampling.batches] == sizes
+    assert (0 in np.concatenate(sampling.batches)) == (sum(sizes) == utterances)
+
+
 def test_asr_groups_of_short_audio_stay_whole() -> None:
     assert [len(batch) for batch in HalvedSampling(np.full(64, 2000), 32, 0).batches] == [32, 32]
     assert [len(batch) for batch in HalvedSampling(np.full(64, 2001), 32, 0).batches] == [16] * 4

@@ -55,7 +55,7 @@ FIRST_TRUTH = {
     "pr": "12-7-0000 HH AH0 L OW1",
     "asr": "12-7-0000 HELLO",
     "sf": "Brian-snips-test-0 PLAY SOME B-playlist JAZZ E-playlist BY B-artist MILES DAVIS E-artist",
-    "ks": "00000000_nohash_0 yes",
+    "ks": "yes-00000000_nohash_0.wav yes",
     "ic": "test-0,activate,lights,kitchen",
     "sid": "id10001-video3-00001 id10001",
 }

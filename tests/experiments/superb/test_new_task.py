@@ -24,9 +24,6 @@ PUBLISHED = Published("Tones", "nowhere", "ROOT/SPLIT/LABEL/*.wav")
 
 
 class MoodRecognition(ClassificationTask):
-    def file_key(self, key: str) -> str:
-        return f"emotion-{key}"
-
     def score(self, predictions: list[Prediction], split: str) -> dict[str, float]:  # type: ignore[override]
         return super().score(predictions, split) | {"utterances": float(len(predictions))}
 
@@ -68,7 +65,7 @@ def test_a_new_task_is_trained_and_scored(preset: str, tmp_path: Path) -> None:
     assert result["test"]["accuracy"] > 80
     assert result["batch_size"] == (8 if preset == "superb" else 16)
     (file,) = (tmp_path / "out").glob("*/*/test_predict.txt")
-    assert file.read_text().startswith("emotion-calm-0 ")
+    assert file.read_text().startswith("calm-0 ")
 
 
 @pytest.mark.usefixtures("emotions")

@@ -56,6 +56,12 @@ def test_characters_end_every_word_and_the_utterance() -> None:
     assert tokenizer.decode(labels) == "IT'S A"
 
 
+def test_padding_that_asr_predicts_makes_its_word_wrong() -> None:
+    tokenizer = CharacterTokenizer()
+    labels = [tokenizer.symbols.index(symbol) for symbol in ("A", "<pad>", "|", "<s>", "B", "<unk>", "|", "</s>")]
+    assert tokenizer.decode(labels) == "A<pad> B<unk>"
+
+
 @pytest.mark.parametrize(
     ("text", "symbols"),
     [

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import HubertConfig, HubertModel, WhisperModel
+from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2ConformerConfig, WhisperModel
 
 from lightning_modules.export import export_student
 from lightning_modules.superb.feature_cache import FeatureCache
@@ -16,9 +16,14 @@ from lightning_modules.superb.upstream import PROVENANCE, LoadedEncoder, Teacher
 from lightning_modules.teacher import HuggingFaceTeacher, Teacher, TeacherTargets, normalize_waveforms
 from lightning_modules.whisper import WhisperTeacher
 from tests.helpers import save_teacher, save_whisper
-from tests.lightning_modules.teachers import FAMILIES, save_model
+from tests.lightning_modules.teachers import FAMILIES, STABLE_FAMILIES, TINY, save_model
 from tests.lightning_modules.test_checkpoint_files import DAMAGES
 from tests.lightning_modules.test_export import checkpoint_of, save, tiny_hubert
+
+MORE: dict[str, Any] = {
+    "conformer": lambda: Wav2Vec2ConformerConfig(**TINY, num_conv_pos_embeddings=16),
+    "adapter": lambda: Wav2Vec2Config(**TINY, num_conv_pos_embeddings=16, add_adapter=True),
+}
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -127,19 +132,57 @@ def test_digests_have_kept_their_form(normalize: bool, tmp_path: Path) -> None:
     assert found != digest_of(head, hubert, "model.")
 
 
-@pytest.mark.parametrize("family", ["hubert", "hubert_large"])
-def test_states_are_the_model_s_own_to_the_last_bit(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_digests_of_encoders_with_a_final_norm_changed_when_their_last_state_did(family: str, tmp_path: Path) -> None:
     teacher = HuggingFaceTeacher(str(save_model(tmp_path, FAMILIES[family]())), normalize=True)
-    upstream, waves = TeacherUpstream(teacher, family), [torch.randn(5000), torch.randn(8000)]
-    waves_BT = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
-    inputs_BT = normalize_waveforms(waves_BT, torch.tensor([5000, 8000]))
-    mask_BT = (torch.arange(8000) < torch.tensor([[5000], [8000]])).long()
+    before = digest_of("EncoderUpstream normalize=True", teacher.model, "model.")
+    assert (TeacherUpstream(teacher, family).digest() == before) == (family not in STABLE_FAMILIES)
+
+
+class OwnLarge(HuggingFaceTeacher):
+    """A class of one's own, whose digest has the general form."""
+
+
+def test_digests_of_own_classes_change_with_the_last_state_too(tmp_path: Path) -> None:
+    for family, changed in (("hubert", False), ("hubert_large", True)):
+        own = OwnLarge(str(save_model(tmp_path / family, FAMILIES[family]())), normalize=True)
+        digest = hashlib.sha256(json.dumps([own.spec(), own.settings], sort_keys=True, default=str).encode())
+        for key, value in sorted(own.state_dict().items()):
+            digest.update(key.encode() + value.numpy().tobytes())
+        assert (TeacherUpstream(own, family).digest() != digest.hexdigest()[:16]) == changed
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # inside WavLM's attention
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("family", [*FAMILIES, "conformer", "adapter"])
+def test_states_are_the_model_s_own_to_the_last_bit(family: str, padded: bool, tmp_path: Path) -> None:
+    config = (FAMILIES | MORE)[family]()
+    teacher = HuggingFaceTeacher(str(save_model(tmp_path, config)), normalize=True)
+    lengths = torch.tensor([5000 if padded else 8000, 8000])
+    upstream, waves = TeacherUpstream(teacher, family), [torch.randn(length) for length in lengths]
+    inputs_BT = normalize_waveforms(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths)
+    mask_BT = (torch.arange(8000) < lengths[:, None]).long() if padded else None
     with torch.no_grad():
-        expected = teacher.model(inputs_BT, attention_mask=mask_BT, output_hidden_states=True).hidden_states
-        unmasked = teacher.model(inputs_BT, output_hidden_states=True).hidden_states  # the control
+        whole = teacher.model(inputs_BT, attention_mask=mask_BT, output_hidden_states=True)
+        unmasked = teacher.model(inputs_BT).last_hidden_state  # the control
     found = upstream(waves)
+    expected = [*whole.hidden_states[:-1], whole.last_hidden_state]
     assert all(torch.equal(state_BFD, wanted_BFD) for state_BFD, wanted_BFD in zip(found, expected, strict=True))
-    assert not torch.equal(found[-1], unmasked[-1])
+    assert torch.equal(found[-1], unmasked) == (not padded)
+    # Control: Hugging Face's own last entry is before the final norm.
+    assert torch.equal(found[-1], whole.hidden_states[-1]) == (not teacher.final_norm)
+    assert teacher.final_norm == (family in (*STABLE_FAMILIES, "conformer"))
+
+
+@pytest.mark.parametrize("family", ["hubert", "hubert_large"])
+def test_targets_of_the_last_layer_are_its_own_output_and_what_heads_see(family: str, tmp_path: Path) -> None:
+    teacher = HuggingFaceTeacher(str(save_model(tmp_path, FAMILIES[family]())), normalize=False)
+    wave_T = torch.randn(8000)
+    last_BFD = TeacherUpstream(teacher, family)([wave_T])[-1]
+    teacher.select_layers([teacher.num_layers])
+    targets = teacher(wave_T[None])
+    assert torch.equal(targets.output_BFD, last_BFD)
+    assert torch.equal(targets.hidden[teacher.num_layers], last_BFD) == (not teacher.final_norm)
 
 
 class Sums(Teacher):
