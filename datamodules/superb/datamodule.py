@@ -161,10 +161,14 @@ class SuperbDataModule(L.LightningDataModule):
         if self._corpus is None:
             self._corpus = read_corpus(self.task, self.data, self.seed)
 
+    @property
+    def _resample(self) -> bool:
+        return self.data.resample or self.recipe.resample
+
     @cached_property
     def train_set(self) -> SuperbDataset:
         """The training set, made only once, because it keeps decoded utterances."""
-        return SuperbDataset(self.corpus.train, self.data.resample, self.recipe.effects, self.keep_bytes)
+        return SuperbDataset(self.corpus.train, self._resample, self.recipe.effects, self.keep_bytes)
 
     def train_dataloader(self) -> SuperbLoader:
         rows, trainer = self.corpus.train, self.trainer
@@ -191,7 +195,7 @@ class SuperbDataModule(L.LightningDataModule):
 
     def _evaluation(self, rows: list[Row], order: np.ndarray, crops: Crops) -> SuperbLoader:
         batches = EvaluationSampler(order, crops, self.recipe.eval_batch_size, *self._place())
-        return self._loader(SuperbDataset(rows, self.data.resample, self.recipe.effects), batches)
+        return self._loader(SuperbDataset(rows, self._resample, self.recipe.effects), batches)
 
     def _sampling(self, rows: list[Row]) -> Sampling:
         size, lengths_N = self.recipe.batch_size, _lengths(rows)

@@ -18,12 +18,25 @@ from datamodules.superb.aligned import read_aligned
 from datamodules.superb.effects import Effects
 from datamodules.superb.fluent import read_fluent, require_fluent
 from datamodules.superb.iemocap import FOLDS, read_iemocap, require_iemocap
+from datamodules.superb.librimix import read_librimix, require_librimix
 from datamodules.superb.librispeech import read_librispeech, require_librispeech
+from datamodules.superb.quesst import read_quesst14, require_quesst14
 from datamodules.superb.recipes import DataRecipe
-from datamodules.superb.rows import Reading, Row, SuperbCorpus, Trial
+from datamodules.superb.rows import Reading, Row, SuperbCorpus, Trials
 from datamodules.superb.snips import read_snips, require_snips
 from datamodules.superb.speech_commands import read_speech_commands, require_speech_commands
-from datamodules.superb.table import INTENT, LABEL, SLOTS, SPEAKER, TEXT, TableLayout, read_table, require_table
+from datamodules.superb.table import (
+    INTENT,
+    LABEL,
+    ROLE,
+    SEGMENTS,
+    SLOTS,
+    SPEAKER,
+    TEXT,
+    TableLayout,
+    read_table,
+    require_table,
+)
 from datamodules.superb.voxceleb import read_voxceleb1, require_voxceleb1
 from datamodules.superb.voxceleb_trials import read_voxceleb1_trials, require_voxceleb1_trials
 
@@ -115,6 +128,8 @@ VOXCELEB1_TRIALS = Corpus(
     lambda data: require_voxceleb1_trials(data.root),
     "its labels are the speakers that occur in no trial; a .tsv table has any",
 )
+LIBRIMIX = Corpus(lambda data, reading: read_librimix(data.root, reading), lambda data: require_librimix(data.root))
+QUESST14 = Corpus(lambda data, reading: read_quesst14(data.root, reading), lambda data: require_quesst14(data.root))
 ALIGNED_PHONES = Corpus(
     lambda data, reading: read_aligned(data.root, *data.splits, reading), lambda data: corpus_folder(data.root)
 )
@@ -189,6 +204,13 @@ SOURCES: dict[str, TaskSource] = {
     ),
     # The config has 32; training uses its halves of 16.
     "asr": TaskSource(LIBRISPEECH, DataRecipe("halved", batch_size=32), TEXT),
+    # Its recordings have 8 kHz.
+    "qbe": TaskSource(
+        QUESST14,
+        DataRecipe("shuffled", batch_size=1, effects=Effects(gain_db=-3.0), resample=True),
+        ROLE,
+        targets="queries and documents",
+    ),
     "sf": TaskSource(SNIPS, DataRecipe("window", batch_size=32), SLOTS, ("slot types",)),
     "asv": TaskSource(
         VOXCELEB1_TRIALS,
@@ -203,6 +225,9 @@ SOURCES: dict[str, TaskSource] = {
         ),
         SPEAKER,
         ("speakers of train",),
+    ),
+    "sd": TaskSource(
+        LIBRIMIX, DataRecipe("shuffled", batch_size=8, accumulate=4), SEGMENTS, targets="segments of speech"
     ),
     # A probe, on any corpus with phone alignments.
     "frames": TaskSource(ALIGNED_FRAMES, DataRecipe("shuffled", batch_size=16), targets="phones of alignments"),
@@ -239,7 +264,15 @@ def read_corpus(
     require_label_lists(task, data)
     source = find_source(task)
     recipe = source.recipe
-    reading = Reading(data.resample, data.on_bad_audio, recipe.min_samples, recipe.effects, data.cache_dir, hop, fold)
+    reading = Reading(
+        data.resample or recipe.resample,
+        data.on_bad_audio,
+        recipe.min_samples,
+        recipe.effects,
+        data.cache_dir,
+        hop,
+        fold,
+    )
     corpus = source.corpus_of(data, has_lexicon).read(data, reading)
     if corpus.skipped:
         first = corpus.skipped[0]
@@ -261,16 +294,16 @@ def read_corpus(
     return replace(limited, trials={name: _possible(limited, name) for name in corpus.trials})
 
 
-def _possible(corpus: SuperbCorpus, split: str) -> list[Trial]:
+def _possible(corpus: SuperbCorpus, split: str) -> Trials:
     """The trials of a split whose utterances are both in it."""
-    keys = {row.key for row in corpus.splits[split]}
-    trials = [trial for trial in corpus.trials[split] if trial.first in keys and trial.second in keys]
-    if len({trial.matches for trial in trials}) < 2:
+    keys, trials = {row.key for row in corpus.splits[split]}, corpus.trials[split]
+    pairs = [pair for pair in trials.pairs if pair.first in keys and pair.second in keys]
+    if len({pair.matches for pair in pairs}) < 2:
         raise InputError(
-            f"the trials of {split!r} that are left ({len(trials)}) are not of both kinds, matching and not matching: "
+            f"the trials of {split!r} that are left ({len(pairs)}) are not of both kinds, matching and not matching: "
             "give more utterances, or a higher max_eval_utterances"
         )
-    return trials
+    return trials._replace(pairs=pairs)
 
 
 def require_label_lists(task: str, data: SuperbData) -> None:

@@ -42,6 +42,21 @@ class Trial(NamedTuple):
     matches: bool  # whether they have the same speaker, or the document holds the query
 
 
+class Trials(NamedTuple):
+    """All pairs of a split.
+
+    Attributes:
+        pairs: the pairs to score.
+        queries: queries of the whole ground truth that match a document, if the split has only some of them (QUESST's
+            English ones); 0: those of the pairs.
+        documents: documents of the whole collection; 0: those of the pairs.
+    """
+
+    pairs: list[Trial]
+    queries: int = 0
+    documents: int = 0
+
+
 @dataclass(frozen=True)
 class SuperbCorpus:
     """The rows on which a task is trained and scored.
@@ -56,7 +71,7 @@ class SuperbCorpus:
     tests: dict[str, list[Row]]
     labels: list[list[str]]
     skipped: list[Problem] = field(default_factory=list)
-    trials: dict[str, list[Trial]] = field(default_factory=dict)
+    trials: dict[str, Trials] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, list[Row]]:

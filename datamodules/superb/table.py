@@ -10,13 +10,15 @@ tasks can use one table.
 
 import csv
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from datamodules.audio import SAMPLE_RATE, BadAudioError, usable_samples
 from datamodules.errors import InputError
 from datamodules.files import read_lines
-from datamodules.superb.rows import Reading, Row, SuperbCorpus, Trial, measured_corpus, require_labels
+from datamodules.superb.librimix import chunks, require_two_speakers, speech_of
+from datamodules.superb.rows import Reading, Row, SuperbCorpus, Trial, Trials, measured_corpus, require_labels
 from datamodules.superb.snips import NO_SLOT, require_slots
 from datamodules.superb.trials import DOCUMENT, QUERY, every_pair, read_trials
 
@@ -53,7 +55,7 @@ def read_table(
     corpus = layout.corpus(splits, labels, reading)
     if layout.trials is None:
         return corpus
-    trials = {name: layout.trials(splits[name], listed) for name, listed in read_trials(path, splits).items()}
+    trials = {name: Trials(layout.trials(splits[name], listed)) for name, listed in read_trials(path, splits).items()}
     return replace(corpus, trials=trials)
 
 
@@ -90,10 +92,25 @@ def _roles(splits: dict[str, list[Row]], labels: list[list[str]] | None, reading
     return measured_corpus(splits, [], reading)
 
 
+def _mixtures(splits: dict[str, list[Row]], labels: list[list[str]] | None, reading: Reading) -> SuperbCorpus:
+    chunked = {name: [chunk for row in rows for chunk in _chunks(row, reading)] for name, rows in splits.items()}
+    return measured_corpus(chunked, [], reading)
+
+
+def _chunks(row: Row, reading: Reading) -> Iterator[Row]:
+    require_two_speakers(row.path, row.key, speech_of(row.target))
+    try:
+        samples = usable_samples(row.path, SAMPLE_RATE, reading.min_samples, reading.resample)
+    except BadAudioError:
+        return iter([row])  # measuring reports it
+    return chunks(row, samples / SAMPLE_RATE, reading.hop)
+
+
 TEXT = TableLayout(("text",), _transcribed)
 SLOTS = TableLayout(("text", "tags"), _tagged)
 LABEL = TableLayout(("label",), _labelled)
 INTENT = TableLayout(("action", "object", "location"), _labelled)
+SEGMENTS = TableLayout(("segments",), _mixtures)
 SPEAKER = TableLayout(("label",), _speakers, trials=lambda rows, listed: listed)
 ROLE = TableLayout(
     ("role",),

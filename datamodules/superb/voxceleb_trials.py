@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 from datamodules.errors import InputError
 from datamodules.files import read_lines
 from datamodules.superb.missing import Published
-from datamodules.superb.rows import Reading, Row, SuperbCorpus, Trial, in_order_of_appearance, measured_corpus
+from datamodules.superb.rows import Reading, Row, SuperbCorpus, Trial, Trials, in_order_of_appearance, measured_corpus
 
 LISTS = ("voxceleb1_test_v2.txt", "veri_test.txt")
 FOLDERS = ("wav", "dev/wav", "test/wav")
@@ -30,18 +31,17 @@ def read_voxceleb1_trials(root: str, reading: Reading = Reading()) -> SuperbCorp
         InputError: a file is missing, a line of the list has another form, or audio is bad.
     """
     path = require_voxceleb1_trials(root)
-    trials = list(_trials(path))
-    names = in_order_of_appearance(name for _, *pair in trials for name in pair)
+    lines = list(_trials(path))
+    names = in_order_of_appearance(name for _, *pair in lines for name in pair)
     tested = {name.partition("/")[0] for name in names}
     folders = [os.path.join(root, folder) for folder in FOLDERS if os.path.isdir(os.path.join(root, folder))]
     train = [row for folder in folders for row in _speakers(folder, tested)]
     rows = [_row(_folder_of(folders, name, path), name) for name in names]
-    pairs = [Trial(_key(first), _key(second), label == "1") for label, first, second in trials]
+    pairs = [Trial(_key(first), _key(second), label == "1") for label, first, second in lines]
     corpus = measured_corpus({"train": train, "dev": rows, "test": rows}, [], reading)
     speakers = sorted({row.target for row in corpus.train})
-    return SuperbCorpus(
-        corpus.train, corpus.dev, corpus.tests, [speakers], corpus.skipped, {"dev": pairs, "test": pairs}
-    )
+    trials = Trials(pairs)
+    return replace(corpus, labels=[speakers], trials={"dev": trials, "test": trials})
 
 
 def require_voxceleb1_trials(root: str) -> str:

@@ -11,6 +11,12 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 PROJECTION = 256
 LSTM_WIDTH = 1024
+DIARIZATION_WIDTH = 512
+XVECTOR_WIDTH, XVECTOR_POOLED = 512, 1500
+XVECTOR_CONTEXTS = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))
+"""Kernel and dilation of each layer before the pooling."""
+SPEAKER_PROBE_WIDTH = 128
+AM_SCALE, AM_MARGIN = 30.0, 0.4
 
 
 class FrameLinear(nn.Module):
@@ -56,6 +62,92 @@ class MeanPoolLinear(nn.Module):
 
     def forward(self, features_BFD: Tensor, num_frames: Sequence[int]) -> Tensor:
         return self.linear(mean_over_frames(self.projector(features_BFD), num_frames))
+
+
+class SpeakerClasses(nn.Module):
+    """Cosines (B, C) between embeddings (B, D) and a vector for each training speaker."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.vectors_DC = nn.Parameter(torch.empty(width, num_classes))
+        nn.init.xavier_normal_(self.vectors_DC)
+
+    def forward(self, embeddings_BD: Tensor) -> Tensor:
+        return nn.functional.normalize(embeddings_BD, dim=-1) @ nn.functional.normalize(self.vectors_DC, dim=0)
+
+
+class XVector(nn.Module):
+    """x-vector (ASV): five dilated layers over time, mean and deviation over frames, two linear layers.
+
+    In training it outputs cosines (B, C) to the training speakers, otherwise embeddings (B, 512) of norm 1, which are
+    taken after the first linear layer and its ReLU. As in s3prl, the layers see the zeros after a shorter item, and its
+    statistics include the first frame that does.
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.projector = nn.Linear(width, XVECTOR_WIDTH)
+        outputs = [*[XVECTOR_WIDTH] * (len(XVECTOR_CONTEXTS) - 1), XVECTOR_POOLED]
+        self.layers = nn.ModuleList(
+            nn.Conv1d(XVECTOR_WIDTH, channels, kernel, dilation=dilation)
+            for channels, (kernel, dilation) in zip(outputs, XVECTOR_CONTEXTS, strict=True)
+        )
+        self.embedding = nn.Linear(2 * XVECTOR_POOLED, XVECTOR_WIDTH)
+        self.linear = nn.Linear(XVECTOR_WIDTH, XVECTOR_WIDTH)
+        self.classes = SpeakerClasses(XVECTOR_WIDTH, num_classes)
+
+    def forward(self, features_BFD: Tensor, num_frames: Sequence[int]) -> Tensor:
+        hidden_BDF = self.projector(features_BFD).transpose(1, 2)
+        for layer in self.layers:
+            hidden_BDF = layer(hidden_BDF).relu()
+        lost, total = features_BFD.shape[1] - hidden_BDF.shape[2], hidden_BDF.shape[2]
+        valid = [min(frames - lost + 1, total) for frames in num_frames]
+        pooled_BD = torch.stack(
+            [
+                torch.cat([row_DF[:, :frames].mean(-1), row_DF[:, :frames].std(-1)])
+                for row_DF, frames in zip(hidden_BDF, valid, strict=True)
+            ]
+        )
+        embeddings_BD = self.embedding(pooled_BD).relu()
+        if self.training:
+            return self.classes(self.linear(embeddings_BD).relu())
+        return nn.functional.normalize(embeddings_BD, dim=-1)
+
+
+class SpeakerProbe(nn.Module):
+    """Mean over frames and one linear layer (the probe preset of ASV); outputs as :class:`XVector` does."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, SPEAKER_PROBE_WIDTH)
+        self.classes = SpeakerClasses(SPEAKER_PROBE_WIDTH, num_classes)
+
+    def forward(self, features_BFD: Tensor, num_frames: Sequence[int]) -> Tensor:
+        embeddings_BD = self.linear(mean_over_frames(features_BFD, num_frames))
+        return self.classes(embeddings_BD) if self.training else nn.functional.normalize(embeddings_BD, dim=-1)
+
+
+def am_softmax_losses(
+    cosines_BC: Tensor, classes_B: Tensor, scale: float = AM_SCALE, margin: float = AM_MARGIN
+) -> Tensor:
+    """Cross-entropy (B,) of scaled cosines, from which the right class's ``margin`` is subtracted first.
+
+    Wang et al., Additive Margin Softmax for Face Verification, 2018.
+    """
+    wanted_BC = nn.functional.one_hot(classes_B, cosines_BC.shape[1])
+    return nn.functional.cross_entropy(scale * (cosines_BC - margin * wanted_BC), classes_B, reduction="none")
+
+
+class DiarizationLSTM(nn.Module):
+    """One unidirectional LSTM layer over all frames, padding included, and a linear layer (SD); outputs (B, F, 2)."""
+
+    def __init__(self, width: int, num_speakers: int = 2) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, DIARIZATION_WIDTH, batch_first=True)
+        self.linear = nn.Linear(DIARIZATION_WIDTH, num_speakers)
+
+    def forward(self, features_BFD: Tensor, num_frames: Sequence[int]) -> Tensor:
+        return self.linear(self.lstm(features_BFD)[0])
 
 
 class ProbeLinear(nn.Module):

@@ -3,6 +3,8 @@
 A new task needs a class, a row here, and a row with its corpus in :data:`datamodules.superb.registry.SOURCES`.
 """
 
+from torch.optim import AdamW
+
 from datamodules.errors import InputError
 from lightning_modules.superb.classification_tasks import (
     EmotionRecognition,
@@ -11,7 +13,10 @@ from lightning_modules.superb.classification_tasks import (
     SpeakerIdentification,
 )
 from lightning_modules.superb.ctc_tasks import PhoneRecognition, SlotFilling, SpeechRecognition
+from lightning_modules.superb.diarization_task import SpeakerDiarization
 from lightning_modules.superb.frames import FrameTask
+from lightning_modules.superb.query_task import QueryByExample
+from lightning_modules.superb.speaker_tasks import SpeakerVerification
 from lightning_modules.superb.tasks import Task, TaskInputs, TaskRecipe
 
 TASK_RECIPES: dict[str, TaskRecipe] = {
@@ -21,7 +26,12 @@ TASK_RECIPES: dict[str, TaskRecipe] = {
     "sid": TaskRecipe(SpeakerIdentification, 1e-4, 200_000, 5_000, "accuracy", higher_is_better=True),
     "er": TaskRecipe(EmotionRecognition, 1e-4, 30_000, 1_000, "accuracy", higher_is_better=True),
     "asr": TaskRecipe(SpeechRecognition, 1e-4, 200_000, 2_000, "wer", higher_is_better=False, spec_augment=True),
+    "qbe": TaskRecipe(QueryByExample, 0.0, 0, 0, "mtwv", higher_is_better=True, presets=("superb",)),
     "sf": TaskRecipe(SlotFilling, 1e-4, 200_000, 2_000, "slot_type_f1", higher_is_better=True, spec_augment=True),
+    "asv": TaskRecipe(
+        SpeakerVerification, 1e-4, 200_000, 20_000, "eer", higher_is_better=False, clip_norm=1000.0, optimizer=AdamW
+    ),
+    "sd": TaskRecipe(SpeakerDiarization, 1e-4, 30_000, 500, "accuracy", higher_is_better=True, presets=("superb",)),
     # With learning rate and length of the probe preset.
     "frames": TaskRecipe(FrameTask, 1e-1, 300, 300, "accuracy", higher_is_better=True, presets=("probe",)),
 }

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from datamodules.superb.rows import Trial
+from datamodules.superb.rows import Trials
 from lightning_modules.superb.ctc import Decode
 from lightning_modules.superb.tokenizers import Tokenizer
 
@@ -72,7 +72,7 @@ class TaskInputs:
     labels: Sequence[Sequence[str]] = ()
     lexicon: Sequence[str] | None = None
     decode: Decode = "fixed"
-    trials: Mapping[str, Sequence[Trial]] = field(default_factory=dict)
+    trials: Mapping[str, Trials] = field(default_factory=dict)
     fold: str = ""
 
 

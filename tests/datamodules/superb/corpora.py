@@ -129,6 +129,57 @@ def voxceleb1_trials(root: Path, train_seconds: float = 2.2) -> Path:
     return root
 
 
+def librimix(root: Path, train: int = 5, seconds: float = 1.0) -> Path:
+    """Recordings in which a low tone and a high one take turns and overlap."""
+    for split, count in {"train": train, "dev": 2, "test": 2}.items():
+        folder = root / "diarization" / split
+        files: dict[str, list[str]] = {name: [] for name in ("wav.scp", "reco2dur", "segments", "utt2spk", "rttm")}
+        for number in range(count):
+            name = f"{split}-{number}"
+            length = seconds * (1 + 0.1 * number)
+            write_tone(folder / "wav" / f"{name}.wav", length, number)
+            files["wav.scp"].append(f"{name} wav/{name}.wav")
+            files["reco2dur"].append(f"{name} {length:.2f}")
+            for speaker, start, end in (("low", 0.0, 0.6 * length), ("high", 0.4 * length, length)):
+                files["segments"].append(f"{name}-{speaker} {name} {start:.2f} {end:.2f}")
+                files["utt2spk"].append(f"{name}-{speaker} {speaker}")
+                files["rttm"].append(f"SPEAKER {name} 1 {start:.2f} {end - start:.2f} <NA> <NA> {speaker} <NA>")
+        for file, lines in files.items():
+            (folder / file).write_text("\n".join(lines) + "\n")
+    return root
+
+
+def quesst14(root: Path) -> Path:
+    """Two English queries in dev and in eval, three English documents, and one of each in another language, at 8 kHz.
+
+    A query is the tone of one document.
+    """
+    home = root / "quesst14Database"
+    documents = [f"quesst14_{number:05d}" for number in range(4)]
+    for number, name in enumerate(documents):
+        write_tone(home / "Audio" / f"{name}.wav", 0.8, 3 * number, rate=8000)
+    (home / "scoring").mkdir()
+    _write_keys(home, "utterances", [f"Audio/{name}" for name in documents])
+    for part in ("dev", "eval"):
+        queries = [f"quesst14_{part}_{number:04d}" for number in range(3)]
+        for number, name in enumerate(queries):
+            write_tone(home / f"{part}_queries" / f"{name}.wav", 0.4, 3 * number, rate=8000)
+        _write_keys(home, part, [f"{part}_queries/{name}" for name in queries])
+        pairs = [(documents[0], queries[0]), (documents[1], queries[1]), (documents[3], queries[2])]
+        lines = [f"LEXEME {document} 1 0.0 0.8 {query} lex <NA> <NA>\n" for document, query in pairs]
+        folder = home / "scoring" / f"groundtruth_quesst14_{part}"
+        folder.mkdir()
+        (folder / f"quesst14_{part}.rttm").write_text("".join(lines))
+    return root
+
+
+def _write_keys(home: Path, part: str, names: list[str]) -> None:
+    """The last file of a list is in another language."""
+    languages = [*["nnenglish"] * (len(names) - 1), "czech"]
+    lines = [f"quesst14Database/{name}.wav {language}\n" for name, language in zip(names, languages, strict=True)]
+    (home / "scoring" / f"language_key_{part}.lst").write_text("".join(lines))
+
+
 def snips(root: Path, per_voice: int = 1) -> Path:
     home, lines = root / "SNIPS", []
     for split, voices in SPEAKERS.items():
@@ -146,10 +197,11 @@ def snips(root: Path, per_voice: int = 1) -> Path:
 
 
 def table(root: Path, train: int = 6) -> Path:
-    """One table for all six tasks; train, dev, test and a second test, ``other``."""
-    names = ("path", "split", "speaker", "text", "tags", "label", "action", "object", "location")
+    """One table for all tasks, with trials; train, dev, test and a second test, ``other``."""
+    names = ("path", "split", "speaker", "text", "tags", "label", "action", "object", "location", "segments", "role")
     lines = ["\t".join(names)]
-    for split, count in {"train": train, "dev": 3, "test": 3, "other": 2}.items():
+    trials = ["split\tfirst\tsecond\tmatches"]
+    for split, count in {"train": train, "dev": 3, "test": 3, "other": 3}.items():
         for number in range(count):
             audio = write_tone(root / "audio" / f"{split}-{number}.wav", 0.6 + 0.05 * number, number)
             intent = INTENTS[number % 3]
@@ -161,10 +213,15 @@ def table(root: Path, train: int = 6) -> Path:
                 "O artist",
                 f"tone{number % 3}",
                 *intent,
+                "a 0.0 0.4, b 0.2 0.6",
+                "query" if number == 0 else "document",
             )
             lines.append("\t".join(values))
+            if number and split != "train":
+                trials.append(f"{split}\taudio/{split}-0\taudio/{split}-{number}\t{number % 2}")
     path = root / "table.tsv"
     path.write_text("\n".join(lines) + "\n")
+    (root / "table.trials.tsv").write_text("\n".join(trials) + "\n")
     return path
 
 

@@ -62,8 +62,8 @@ def test_speakers_of_trials_are_not_trained_on(tmp_path: Path) -> None:
     assert len(corpus.train) == 5
     assert corpus.dev == corpus.tests["test"]
     assert corpus.trials["dev"] == corpus.trials["test"]
-    assert corpus.trials["test"][0] == Trial("id10270-video1-00001", "id10270-video1-00002", True)
-    assert [trial.matches for trial in corpus.trials["test"]] == [True, False, True, False]
+    assert corpus.trials["test"].pairs[0] == Trial("id10270-video1-00001", "id10270-video1-00002", True)
+    assert [trial.matches for trial in corpus.trials["test"].pairs] == [True, False, True, False]
 
 
 def test_the_two_archives_may_be_apart(tmp_path: Path) -> None:
@@ -144,24 +144,20 @@ def write_trials(table: Path, lines: list[str]) -> Path:
 
 
 def test_a_table_has_its_trials_beside_it(tmp_path: Path) -> None:
-    table = corpora.table(tmp_path)
-    layout = find_source("asv").corpus_of(SuperbData(str(table)))
-    with pytest.raises(ValueError, match=r"needs its trials in .*table.trials.tsv"):
-        layout.require(SuperbData(str(table)))
-    pairs = [("0", "1", 1), ("0", "2", 0)]
-    lines = [
-        f"{split}\taudio/{split}-{first}\taudio/{split}-{second}\t{matches}"
-        for split in ("dev", "test", "other")
-        for first, second, matches in pairs
-        if f"{split}{second}" != "other2"
-    ]
-    write_trials(table, [*lines, "other\taudio/other-1\taudio/other-0\t0"])
-    corpus = layout.read(SuperbData(str(table)), Reading())
-    assert corpus.trials["test"] == [
+    data = SuperbData(str(corpora.table(tmp_path)), cache_dir=str(tmp_path / "cache"))
+    corpora_of = {task: find_source(task).corpus_of(data) for task in ("asv", "qbe")}
+    speakers = corpora_of["asv"].read(data, Reading())
+    assert speakers.trials["test"].pairs == [
         Trial("audio/test-0", "audio/test-1", True),
         Trial("audio/test-0", "audio/test-2", False),
     ]
-    assert corpus.labels == [["tone0", "tone1", "tone2"]]
+    assert speakers.labels == [["tone0", "tone1", "tone2"]]
+    queries = corpora_of["qbe"].read(data, Reading())
+    assert queries.trials == speakers.trials
+    assert not queries.train
+    Path(trials_file(data.root)).unlink()
+    with pytest.raises(ValueError, match=r"needs its trials in .*table.trials.tsv"):
+        corpora_of["asv"].require(data)
 
 
 @pytest.mark.parametrize(
