@@ -70,7 +70,7 @@ def superb(
         lr_sweep: run every rate of lr_grid and choose on dev.
         lr_grid: learning rates of the sweep; SUPERB allows 1e-1 to 1e-7.
         seed: seed of initialisation, order, crops and dropout.
-        updates: optimizer updates; default: the task's.
+        updates: optimizer updates; default: the task's; qbe has none.
         eval_every: updates between evaluations on dev; default: the task's.
         save_every: updates between checkpoints to resume from.
         decode: decoding of PR and SF, fixed, or legacy as in the published numbers; both are reported, this one gives

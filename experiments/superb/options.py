@@ -61,8 +61,7 @@ class RunSettings:
     """Settings of one run: one task, one learning rate, one seed, one fold of a corpus that has folds.
 
     Raises:
-        InputError: the task lacks the preset, it trains nothing but updates are asked for, or training ends before the
-            first evaluation on dev.
+        InputError: the task lacks the preset, or training ends before the first evaluation on dev.
     """
 
     task: str
@@ -86,8 +85,6 @@ class RunSettings:
         presets = TASK_RECIPES[self.task].presets
         if self.preset not in presets:
             raise InputError(f"task {self.task} has no preset {self.preset!r}: give --preset {presets[0]}")
-        if self.updates and not TASK_RECIPES[self.task].updates:
-            raise InputError(f"task {self.task} trains nothing: leave out --updates")
         if self.eval_every > self.updates:
             raise InputError(
                 f"--eval_every {self.eval_every} is more than --updates {self.updates}: dev would never be scored, and "
@@ -138,8 +135,7 @@ def settings_of(
         **shared: the fields of :class:`RunSettings` that do not depend on the task.
     """
     recipe, is_probe = TASK_RECIPES[task], preset == "probe"
-    if updates is None:
-        updates = PROBE_UPDATES if is_probe else recipe.updates
+    updates = (updates or (PROBE_UPDATES if is_probe else recipe.updates)) if recipe.updates else 0
     return RunSettings(
         task=task,
         preset=preset,
@@ -147,7 +143,7 @@ def settings_of(
         output=str(folder / task_folder(task, preset)),
         lr=lr or (PROBE_LR if is_probe else recipe.lr),
         updates=updates,
-        eval_every=eval_every or (updates if is_probe else min(updates, recipe.eval_every)),
+        eval_every=(eval_every or (updates if is_probe else min(updates, recipe.eval_every))) if updates else 0,
         **shared,
     )
 

@@ -134,7 +134,7 @@ def am_softmax_losses(
 
     Wang et al., Additive Margin Softmax for Face Verification, 2018.
     """
-    wanted_BC = nn.functional.one_hot(classes_B, cosines_BC.shape[1])
+    wanted_BC = nn.functional.one_hot(classes_B, cosines_BC.shape[1]).to(cosines_BC)
     return nn.functional.cross_entropy(scale * (cosines_BC - margin * wanted_BC), classes_B, reduction="none")
 
 

@@ -196,14 +196,14 @@ def snips(root: Path, per_voice: int = 1) -> Path:
     return root
 
 
-def table(root: Path, train: int = 6) -> Path:
+def table(root: Path, train: int = 6, seconds: float = 0.6) -> Path:
     """One table for all tasks, with trials; train, dev, test and a second test, ``other``."""
     names = ("path", "split", "speaker", "text", "tags", "label", "action", "object", "location", "segments", "role")
     lines = ["\t".join(names)]
     trials = ["split\tfirst\tsecond\tmatches"]
     for split, count in {"train": train, "dev": 3, "test": 3, "other": 3}.items():
         for number in range(count):
-            audio = write_tone(root / "audio" / f"{split}-{number}.wav", 0.6 + 0.05 * number, number)
+            audio = write_tone(root / "audio" / f"{split}-{number}.wav", seconds + 0.05 * number, number)
             intent = INTENTS[number % 3]
             values = (
                 f"audio/{audio.name}",
