@@ -171,7 +171,10 @@ def _prepare(waveforms: Sequence[Tensor], normalize: bool) -> list[Tensor]:
 
 
 def _all_layers(teacher: Teacher, waveform_T: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Compute the target of the output loss (F, D) and every layer's output (F, D)."""
+    """Compute the target of the output loss (F, D) and every layer's own output (F, D), as hidden targets are.
+
+    The last layer's is before the norm in which some encoders end; the output target is after it.
+    """
     targets = teacher(waveform_T[None])
     return targets.output_BFD[0], [targets.hidden[layer][0] for layer in sorted(targets.hidden)]
 

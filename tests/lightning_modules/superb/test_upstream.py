@@ -67,7 +67,8 @@ class TestWhisper:
         encoder.config.max_source_positions = 49
         encoder.embed_positions.weight = torch.nn.Parameter(encoder.embed_positions.weight[:49])
         encoder.embed_positions.num_embeddings = 49
-        expected = encoder(features_BCM, output_hidden_states=True).hidden_states
+        outputs = encoder(features_BCM, output_hidden_states=True)
+        expected = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
         assert (upstream.num_states, upstream.width, upstream.rate) == (len(expected), 16, 320) == (5, 16, 320)
         assert upstream.num_frames(16_079) == 49
         for state_BFD, wanted_BFD in zip(upstream([wave_T]), expected, strict=True):
