@@ -7,9 +7,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from pyannote.core import Annotation
+from pyannote.core import Annotation, Timeline
 from pyannote.core import Segment as Region
-from pyannote.core import Timeline
 from pyannote.metrics.diarization import DiarizationErrorRate
 
 from datamodules.superb.librimix import Segment, text_of
