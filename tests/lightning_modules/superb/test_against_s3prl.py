@@ -58,7 +58,7 @@ def task_of(name: str) -> Task:
     return recipe.task(recipe, TaskInputs(labels=LABELS[name]))
 
 
-def head_values(name: str, seed: int) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, float]]:
+def head_values(name: str, seed: int) -> tuple[dict[str, torch.Tensor], dict[str, str | bytes], dict[str, float]]:
     """Output, loss and gradient norms of the batch; prediction files and scores of the utterances one by one."""
     task, items = task_of(name), ITEMS[name]
     head = task.build_head(WIDTH)
@@ -74,7 +74,7 @@ def head_values(name: str, seed: int) -> tuple[dict[str, torch.Tensor], dict[str
         frames = [len(feature_FD)]
         predictions += task.predict(head(feature_FD[None], frames), frames, [item])
     found = {"output": output.detach(), "loss": loss.detach(), "gradient_norms": norms}
-    return found, task.hypothesis_files("test", predictions), task.score(predictions)
+    return found, task.hypothesis_files("test", predictions), task.score(predictions, "test")
 
 
 @pytest.mark.parametrize("name", LABELS)
