@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.superb.silence import remove_silence
-
 
 @dataclass(frozen=True)
 class Effects:
@@ -22,7 +20,11 @@ class Effects:
     def apply(self, waveform_T: np.ndarray) -> np.ndarray:
         """The waveform (T,) float32 after the effects; with ``remove_silence`` it may be shorter, or empty."""
         louder_T = np.float32(10 ** (self.gain_db / 20)) * waveform_T
-        return remove_silence(louder_T) if self.remove_silence else louder_T
+        if not self.remove_silence:
+            return louder_T
+        from datamodules.superb.silence import remove_silence  # its compiler takes a second to import
+
+        return remove_silence(louder_T)
 
 
 NO_EFFECTS = Effects()

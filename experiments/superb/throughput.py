@@ -22,6 +22,8 @@ from datamodules.errors import InputError
 from datamodules.files import write_text
 from datamodules.superb.datamodule import SuperbDataModule
 from datamodules.superb.registry import find_source
+from datamodules.superb.trials import COLUMNS as TRIAL_COLUMNS
+from datamodules.superb.trials import trials_file
 from experiments.records.runs import git_commit
 from experiments.superb.options import RunSettings, TaskData
 from experiments.superb.preparation import prepare
@@ -31,8 +33,9 @@ from lightning_modules.superb.task_module import deterministic_cudnn
 from lightning_modules.superb.upstream import load_upstream
 
 DEFAULT_SECONDS, UTTERANCES = 3.0, 64
-COLUMNS = {"text": " ".join(["HELLO"] * 6), "tags": " ".join(["O"] * 5 + ["artist"])}
-"""Values of columns that are not labels: six words, each with a tag."""
+COLUMNS = {"text": " ".join(["HELLO"] * 6), "tags": " ".join(["O"] * 5 + ["artist"]), "segments": "a 0 2, b 1 3"}
+"""Values of columns that are not labels: six words, each with a tag, and two speakers."""
+TRAINED = tuple(task for task in SUPERB_TASKS if TASK_RECIPES[task].updates)
 
 
 class UpdateTimer(L.Callback):
@@ -59,17 +62,21 @@ def write_corpus(folder: Path, task: str) -> Path:
     """Write a table of noise for the task; an utterance has six words and the label ``one``."""
     layout = find_source(task).table
     if layout is None:
-        raise InputError(f"task {task} reads no table, so it cannot be timed: choose some of {','.join(SUPERB_TASKS)}")
+        raise InputError(f"task {task} reads no table, so it cannot be timed: choose some of {','.join(TRAINED)}")
     values = "\t".join(COLUMNS.get(name, "one") for name in layout.columns)
     lines = ["\t".join(("path", "split", *layout.columns))]
-    for number in range(UTTERANCES + 2):
-        split = {UTTERANCES: "dev", UTTERANCES + 1: "test"}.get(number, "train")
+    splits = ["train"] * UTTERANCES + ["dev"] * 2 + ["test"] * 2
+    for number, split in enumerate(splits):
         noise_T = np.random.default_rng(number).standard_normal(int(seconds_of(task) * SAMPLE_RATE)) * 0.1
         soundfile.write(folder / f"{number}.wav", noise_T, SAMPLE_RATE)
         lines.append(f"{number}.wav\t{split}\t{values}")
     write_text(folder / "lexicon.txt", "HELLO HH AH0 L OW1\n")
     path = folder / "table.tsv"
     write_text(path, "\n".join(lines) + "\n")
+    if layout.trials is not None:
+        places = {split: splits.index(split) for split in ("dev", "test")}
+        pairs = [f"{split}\t{one}\t{one + 1}\t1\n{split}\t{one + 1}\t{one}\t0" for split, one in places.items()]
+        write_text(trials_file(str(path)), "\n".join(["\t".join(TRIAL_COLUMNS), *pairs]) + "\n")
     return path
 
 
@@ -133,7 +140,7 @@ def _fill(module: Any, batches: SuperbDataModule) -> None:
 
 
 def superb_throughput(
-    upstream: str, tasks: str = ",".join(SUPERB_TASKS), updates: int = 2, accelerator: str = "auto"
+    upstream: str, tasks: str = ",".join(TRAINED), updates: int = 2, accelerator: str = "auto"
 ) -> None:
     """Measure all tasks and print the table.
 

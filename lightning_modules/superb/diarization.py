@@ -5,8 +5,6 @@ from itertools import permutations
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.signal import medfilt
 from torch import Tensor, nn
 
 from datamodules.audio import SAMPLE_RATE
@@ -80,6 +78,8 @@ def find_segments(probabilities_FS: np.ndarray, threshold: float, median: int, h
         median: frames of the filter; 1 changes nothing.
         hop: samples (16 kHz) from one frame to the next.
     """
+    from scipy.signal import medfilt
+
     active_FS = np.where(probabilities_FS > threshold, 1, 0)
     if median > 1:
         active_FS = medfilt(active_FS.astype(np.float64), (median, 1)).astype(int)
@@ -111,6 +111,8 @@ def diarization_error(
 
 def _wrong_and_spoken(reference: Sequence[Segment], hypothesis: Sequence[Segment]) -> tuple[float, float]:
     """Seconds of error and of reference speech; overlapping speakers count once each."""
+    from scipy.optimize import linear_sum_assignment
+
     times = np.unique([time for segment in (*reference, *hypothesis) for time in segment[1:]])
     lengths_I = np.diff(times)
     wanted_SI, found_SI = (_speaking(segments, times) for segments in (reference, hypothesis))

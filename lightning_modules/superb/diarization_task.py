@@ -4,7 +4,6 @@ import io
 from collections.abc import Sequence
 from copy import copy
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -121,6 +120,8 @@ def _text(segments: Sequence[Segment]) -> str:
 
 
 def _hdf5(name: str, values: np.ndarray) -> bytes:
+    import h5py
+
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.create_dataset(name, data=values)

@@ -1,6 +1,8 @@
 """The tasks: the class of each, and the training of its head with the constants of the SUPERB configs (s3prl v0.4.18).
 
-A new task needs a class, a row here, and a row with its corpus in :data:`datamodules.superb.registry.SOURCES`.
+A new task needs a class, a row here, and a row with its corpus in :data:`datamodules.superb.registry.SOURCES`. Every
+command of the program reads this table, so the modules of tasks import scikit-learn, librosa and h5py where they use
+them.
 """
 
 from torch.optim import AdamW

@@ -3,12 +3,11 @@
 Shapes: F frames, D width, Q frames of a query, N documents, K queries.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 import numpy as np
-from joblib import Parallel, cpu_count, delayed
-from librosa.sequence import dtw
 
 from datamodules.superb.rows import Trials
 
@@ -36,13 +35,15 @@ def search(queries: Sequence[np.ndarray], documents: Sequence[np.ndarray]) -> np
         queries: features (Q, D) of each query.
         documents: features (F, D) of each document.
     """
+    from joblib import Parallel, delayed
+
     frames = np.concatenate([*queries, *documents])
     mean_D, deviation_D = frames.mean(0, dtype=np.float64), frames.std(0, ddof=1, dtype=np.float64)
     mean_D, deviation_D = mean_D.astype(np.float32), np.maximum(deviation_D, LEAST).astype(np.float32)
     directions_FD = _directions((np.concatenate(documents) - mean_D) / deviation_D)
     ends_N = np.cumsum([len(document) for document in documents])
     # One array of all documents, because joblib maps large arrays into the memory of its processes.
-    jobs = min(cpu_count(), max(1, len(queries) * len(documents) // FEWEST_PAIRS_PER_JOB))
+    jobs = min(os.cpu_count() or 1, max(1, len(queries) * len(documents) // FEWEST_PAIRS_PER_JOB))
     found = Parallel(n_jobs=jobs)(
         delayed(query_scores)(_directions((query - mean_D) / deviation_D), directions_FD, ends_N) for query in queries
     )
@@ -69,6 +70,8 @@ def query_scores(query_QD: np.ndarray, documents_FD: np.ndarray, ends_N: np.ndar
 
 
 def _cost(query_QD: np.ndarray, document_FD: np.ndarray) -> float:
+    from librosa.sequence import dtw
+
     distances_QF = np.expm1(1 - query_QD @ document_FD.astype(np.float64).T)
     least_Q1, most_Q1 = distances_QF.min(1, keepdims=True), distances_QF.max(1, keepdims=True)
     distances_QF = (distances_QF - least_Q1) / np.maximum(most_Q1 - least_Q1, LEAST)

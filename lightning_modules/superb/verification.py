@@ -1,9 +1,6 @@
 """Errors of speaker verification. Shapes: N trials."""
 
 import numpy as np
-from scipy.interpolate import interp1d
-from scipy.optimize import brentq
-from sklearn.metrics import det_curve, roc_curve
 
 from datamodules.errors import InputError
 
@@ -18,6 +15,10 @@ def equal_error_rate(scores_N: np.ndarray, matches_N: np.ndarray) -> float:
     Raises:
         InputError: all trials are of one kind, or a score is not finite.
     """
+    from scipy.interpolate import interp1d
+    from scipy.optimize import brentq
+    from sklearn.metrics import roc_curve
+
     _require_scores(scores_N, matches_N)
     accepted, hit, _ = roc_curve(matches_N, scores_N)
     hits_at = interp1d(accepted, hit)
@@ -43,6 +44,8 @@ def min_dcf(
     Raises:
         InputError: all trials are of one kind, or a score is not finite.
     """
+    from sklearn.metrics import det_curve
+
     _require_scores(scores_N, matches_N)
     false_alarms, misses, _ = det_curve(matches_N, scores_N)
     # The curve leaves out the ends, where everything or nothing is accepted.
