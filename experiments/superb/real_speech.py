@@ -1,8 +1,9 @@
-"""``python -m experiments.superb.real_speech --data DIR --models DIR --output DIR``: run four probes on real speech.
+"""``python -m experiments.superb.real_speech --data DIR --models DIR --output DIR``: tasks of SUPERB on real speech.
 
-The small trained teacher of the quick start (``MODELS/teacher``), its untrained copy (``MODELS/untrained``) and FBANK
-are probed for phones, words, speakers and keywords on a few hours of real recordings (see tests/test_real_speech.py).
-Every number comes from ``interstack superb --preset probe``; finished probes are kept.
+A trained encoder (``MODELS/teacher``), its untrained copy (``MODELS/untrained``) and FBANK are probed for phones,
+words, speakers and keywords on a few hours of real recordings (see tests/test_real_speech.py). With ``--sets``, the
+folder that ``experiments.corpora.superb_sets`` writes, they do ASV, SD and QbE instead. Every number comes from
+``interstack superb``; finished runs are kept.
 """
 
 import csv
@@ -19,6 +20,7 @@ from datamodules.superb.registry import find_source
 from datamodules.superb.speech_commands import split_of
 from experiments import cli
 from experiments.superb.options import task_folder
+from lightning_modules.superb.tasks import Preset
 
 UPSTREAMS = ("teacher", "untrained", "fbank")
 HELD_OUT_SPEAKERS = ("2277", "2902", "777")
@@ -28,41 +30,50 @@ MOST_SECONDS = 12.0
 
 
 class Probe(NamedTuple):
-    """One task on one table."""
+    """One task on one corpus, a table of the recordings or a name in the folder of sets."""
 
     name: str
     task: str
-    table: str
+    corpus: str
     metric: str
-    updates: int
     options: tuple[str, ...] = ()
+    preset: Preset = "probe"
 
 
 PROBES = (
-    Probe("PR", "pr", "dev_clean", "per", 600, ("--data.unknown_words", "skip")),
-    Probe("ASR", "asr", "dev_clean", "wer", 300),
-    Probe("SID, dev-clean", "sid", "speakers", "accuracy", 300),
-    Probe("SID, FSDD", "sid", "fsdd", "accuracy", 300, ("--data.resample", "true")),
-    Probe("KS, three words", "ks", "three_words", "accuracy", 300),
+    Probe("PR", "pr", "dev_clean", "per", ("--updates", "600", "--data.unknown_words", "skip")),
+    Probe("ASR", "asr", "dev_clean", "wer", ("--updates", "300")),
+    Probe("SID, dev-clean", "sid", "speakers", "accuracy", ("--updates", "300")),
+    Probe("SID, FSDD", "sid", "fsdd", "accuracy", ("--updates", "300", "--data.resample", "true")),
+    Probe("KS, three words", "ks", "three_words", "accuracy", ("--updates", "300")),
+)
+SETS = (
+    Probe("ASV", "asv", "speakers.tsv", "eer", ("--updates", "300")),
+    # SUPERB's head and batches with a higher rate, since it has few updates.
+    Probe("SD", "sd", "diarization", "der", ("--updates", "60", "--eval_every", "20", "--lr", "1e-3"), "superb"),
+    Probe("QbE", "qbe", "queries.tsv", "mtwv", (), "superb"),
 )
 
 
-def superb_real_speech(data: str, models: str, output: str, seed: int = 0) -> None:
+def superb_real_speech(data: str, models: str, output: str, sets: str | None = None, seed: int = 0) -> None:
     """Run the unfinished probes, then write OUTPUT/table.md.
 
     Args:
         data: folder of the recordings, with manifest.tsv and lexicon/.
         models: folder that holds the Hugging Face folders teacher and untrained.
         output: folder of the table, the results and their tables of utterances.
+        sets: folder of the corpora for ASV, SD and QbE, which are then run in place of the probes.
         seed: seed of subsets, order and heads.
     """
     root, folder = Path(data).resolve(), Path(output)
     write_tables(root, folder / "tables")
-    for probe in PROBES:
+    probes = PROBES if sets is None else SETS
+    for probe in probes:
+        corpus = folder / "tables" / f"{probe.corpus}.tsv" if sets is None else Path(sets) / probe.corpus
         for upstream in UPSTREAMS:
-            cli.run(_arguments(probe, upstream, root, Path(models), folder, seed))
-    results = {(u, p.name): _result(folder, u, p) for u in UPSTREAMS for p in PROBES}
-    table = markdown(results)
+            cli.run(_arguments(probe, upstream, root, corpus, Path(models), folder, seed))
+    results = {(u, p.name): _result(folder, u, p) for u in UPSTREAMS for p in probes}
+    table = markdown(probes, results)
     write_text(folder / "table.md", table)
     Console().print(table, markup=False)
 
@@ -116,20 +127,14 @@ def _write(path: Path, root: Path, rows: Iterable[tuple[str, dict[str, str], str
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _arguments(probe: Probe, upstream: str, root: Path, models: Path, folder: Path, seed: int) -> list[str]:
-    arguments = [
-        "superb",
-        "--preset",
-        "probe",
-        "--task",
-        probe.task,
-        "--seed",
-        str(seed),
-        "--updates",
-        str(probe.updates),
-    ]
+def _arguments(
+    probe: Probe, upstream: str, root: Path, corpus: Path, models: Path, folder: Path, seed: int
+) -> list[str]:
+    arguments = ["superb", "--preset", probe.preset, "--task", probe.task, "--seed", str(seed)]
     arguments += ["--upstream", upstream if upstream == "fbank" else str(models / upstream)]
-    arguments += ["--data.root", str(folder / "tables" / f"{probe.table}.tsv"), "--data.num_workers", "0"]
+    arguments += ["--data.root", str(corpus), "--data.num_workers", "0"]
+    if probe.preset == "superb":  # a probe keeps features in memory
+        arguments += ["--feature_cache", str(folder / "features")]
     arguments += ["--output", str(_runs(folder, upstream, probe)), *probe.options]
     arguments += ["--trainer.accelerator", "cpu", "--trainer.progress_bar", "false", "--wandb.mode", "disabled"]
     if find_source(probe.task).without_lexicon is not None:
@@ -138,21 +143,21 @@ def _arguments(probe: Probe, upstream: str, root: Path, models: Path, folder: Pa
 
 
 def _runs(folder: Path, upstream: str, probe: Probe) -> Path:
-    return folder / "runs" / upstream / probe.table
+    return folder / "runs" / upstream / Path(probe.corpus).stem
 
 
 def _result(folder: Path, upstream: str, probe: Probe) -> dict[str, Any]:
-    (path,) = (_runs(folder, upstream, probe) / task_folder(probe.task, "probe")).glob("*/result.json")
+    (path,) = (_runs(folder, upstream, probe) / task_folder(probe.task, probe.preset)).glob("*/result.json")
     result = read_json(path)
     kept = {name: value for name, value in result.items() if name not in ("config", "upstream")}
-    write_json(folder / f"{probe.task}_{probe.table}_{upstream}.json", kept)
+    write_json(folder / f"{probe.task}_{Path(probe.corpus).stem}_{upstream}.json", kept)
     return kept
 
 
-def markdown(results: dict[tuple[str, str], dict[str, Any]]) -> str:
+def markdown(probes: Iterable[Probe], results: dict[tuple[str, str], dict[str, Any]]) -> str:
     """Format one row per probe and test set, one column per upstream; the layer with most weight is in brackets."""
     lines = [f"| probe | test | utterances | {' | '.join(UPSTREAMS)} |", "|---|---|---|" + "---|" * len(UPSTREAMS)]
-    for probe in PROBES:
+    for probe in probes:
         first = results[UPSTREAMS[0], probe.name]
         for test in first["tests"]:
             cells = [_cell(results[upstream, probe.name], test, probe.metric) for upstream in UPSTREAMS]

@@ -101,9 +101,7 @@ def _run(
         choose_state(module, data, trainer, checkpoint)
     trainer.test(module, datamodule=data, verbose=False, weights_only=True)
     result = result_of(settings, config, module, prepared, checkpoint, guard, trainer)
-    for name, predictions in module.test_predictions.items():
-        for file, content in module.task.hypothesis_files(name, predictions).items():
-            _write(folder / file, content)
+    _write_files(folder, module)
     log_samples(trainer, module, result)
     _write_json(folder / RESULT, result)
     return result
@@ -229,6 +227,13 @@ def _plain(settings: RunSettings) -> dict[str, Any]:
 @rank_zero_only
 def _write(path: Path, content: str | bytes) -> None:
     write_bytes(path, content if isinstance(content, bytes) else content.encode())
+
+
+@rank_zero_only
+def _write_files(folder: Path, module: TaskModule) -> None:
+    for name, predictions in module.test_predictions.items():
+        for file, content in module.task.hypothesis_files(name, predictions).items():
+            _write(folder / file, content)
 
 
 _write_json = rank_zero_only(write_json)

@@ -40,7 +40,8 @@ def call(launcher: list[str], task: list[str], output: Path, devices: int, seed:
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    return max((float((one[key] - value).abs().max()) for key, value in other.items()), default=0.0)
+    """The largest mean over a tensor, since Adam moves a weight with almost no gradient by the sign of its rounding."""
+    return max((float((one[key] - value).abs().mean()) for key, value in other.items()), default=0.0)
 
 
 def speakers(folder: Path) -> list[str]:
@@ -79,7 +80,7 @@ def test_two_ranks_are_one(task: Callable[[Path], list[str]], tmp_path: Path) ->
     one, alone = call([], options, tmp_path / "one", 1, seed=1)
     two, both = call(LAUNCHER, options, tmp_path / "two", 2, seed=1)
     assert (one["world_size"], two["world_size"]) == (1, 2)
-    assert largest_difference(alone, both) < 1e-5
+    assert largest_difference(alone, both) < 1e-6
     assert one["files"].keys() == two["files"].keys()
     assert one["files"]
     if task in (speakers, frames, queries):  # whose files have no numbers that rounding changes
