@@ -62,7 +62,7 @@ def superb_sets(
         seed: seed of pairs and mixtures.
 
     Raises:
-        InputError: a split is missing, has one speaker only, or has no alignments.
+        InputError: a split is missing, has one speaker only, has no alignments, or is too small for a query.
     """
     corpus = read_librispeech(root, [train], [dev], [test])
     splits = {"train": corpus.train, "dev": corpus.dev, "test": corpus.tests[test]}
@@ -165,7 +165,13 @@ def write_queries(folder: Path, splits: Splits, most: int) -> None:
             for word in dict.fromkeys(row.target.upper().split()):
                 found[word].append(row.key)
         wanted = {word for word, keys in found.items() if len(word) >= FEWEST_LETTERS and len(keys) <= MOST_DOCUMENTS}
-        for word, key, path in itertools.islice(_cut_words(folder / "queries", sources, wanted, aligner), most):
+        cut = list(itertools.islice(_cut_words(folder / "queries", sources, wanted, aligner), most))
+        if not cut:
+            raise InputError(
+                f"the split {name} has no query: of two halves of its utterances, both must have a word of at least "
+                f"{FEWEST_LETTERS} letters; give more utterances"
+            )
+        for word, key, path in cut:
             lines.append(f"{path}\t{name}\t{key}\t{QUERY}")
             pairs += [f"{name}\t{key}\t{document}\t1" for document in found[word]]
     write_text(folder / "queries.tsv", "\n".join(lines) + "\n")

@@ -54,13 +54,17 @@ METRICS = {
     "wer": "WER, %",
     "slot_type_f1": "F1, %",
     "slot_value_cer": "CER, %",
+    "eer": "EER, %",
+    "min_dcf": "minDCF",
+    "der": "DER, %",
+    "mtwv": "MTWV, %",
     "accuracy": "accuracy, %",
     "accuracy_speech": "accuracy in speech, %",
 }
 
 
 def column(key: str) -> StudyColumn:
-    """Find the column of a key; ``TASK/METRIC`` keys have two decimals, and for error rates low is better."""
+    """Find the column of a key; ``TASK/METRIC`` keys have two decimals, and for errors low is better."""
     if key in COLUMNS:
         return COLUMNS[key]
     if key.startswith("val_layer_"):
@@ -70,7 +74,7 @@ def column(key: str) -> StudyColumn:
     title = METRICS.get(plain, plain) + "".join(
         f" ({way})" for way in ("fixed", "legacy") if metric.endswith(f"_{way}")
     )
-    return StudyColumn(f"{task_title(task)} {title}", fixed(2), "low" if plain.endswith("er") else "high")
+    return StudyColumn(f"{task_title(task)} {title}", fixed(2), "low" if plain.endswith(("er", "dcf")) else "high")
 
 
 def task_title(task: str) -> str:

@@ -54,6 +54,11 @@ def frames(folder: Path) -> list[str]:
     return ["--task", "frames", "--preset", "probe", "--data.root", str(root), *splits]
 
 
+def scores(result: dict[str, Any]) -> list[float]:
+    """Scores of the trials of a result's files."""
+    return [float(line.split()[1]) for line in result["files"]["test_predict.txt"].decode().splitlines()]
+
+
 def verification(folder: Path) -> list[str]:
     root = corpora.table(folder / "corpus", train=9, seconds=2.2)
     return ["--task", "asv", "--data.root", str(root), "--data.cache_dir", str(folder / "cache")]
@@ -85,11 +90,15 @@ def test_two_ranks_are_one(task: Callable[[Path], list[str]], tmp_path: Path) ->
     assert one["files"]
     if task in (speakers, frames, queries):  # whose files have no numbers that rounding changes
         assert two["files"] == one["files"]
-    for part in ("dev", "test"):
-        assert two[part] == pytest.approx(one[part], abs=1e-4)
+    if task is verification:  # two trials, whose order rounding may change
+        assert scores(two) == pytest.approx(scores(one), abs=1e-5)
+    else:
+        assert [two[part] for part in ("dev", "test")] == [
+            pytest.approx(one[part], abs=1e-4) for part in ("dev", "test")
+        ]
     if one["updates"]:
         _, other = call([], options, tmp_path / "other", 1, seed=2)
-        assert largest_difference(alone, other) > 1e-3
+        assert largest_difference(alone, other) > 1e-4
 
 
 @pytest.mark.slow
