@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.report.numbers import fixed, show_count, show_loss, show_seconds
+from experiments.report.study_tables import column
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,18 @@ from experiments.report.numbers import fixed, show_count, show_loss, show_second
 )
 def test_digits(show, value, text) -> None:  # type: ignore[no-untyped-def]
     assert show(value) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "title", "better"),
+    [
+        ("pr/per_legacy", "PR PER, % (legacy)", "low"),
+        ("asv/eer", "ASV EER, %", "low"),
+        ("asv_probe/min_dcf", "ASV probe minDCF", "low"),
+        ("sd/der_fixed", "SD DER, % (fixed)", "low"),
+        ("qbe/mtwv", "QBE MTWV, %", "high"),
+        ("er/accuracy", "ER accuracy, %", "high"),
+    ],
+)
+def test_columns_of_metrics_know_which_way_is_better(key: str, title: str, better: str) -> None:
+    assert (column(key).title, column(key).better) == (title, better)
