@@ -27,7 +27,7 @@ from lightning_modules.student import StudentConfig
 from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
 
 STUDIES = Path(__file__).resolve().parent
-TASKS = (*SUPERB_TASKS, *(f"{task}_probe" for task in TASK_RECIPES))
+TASKS = (*SUPERB_TASKS, *(f"{task}_probe" for task, recipe in TASK_RECIPES.items() if "probe" in recipe.presets))
 COMPARED = tuple(key for key, shown in COLUMNS.items() if shown.better)
 """Measures that come from no task and have a better direction."""
 
