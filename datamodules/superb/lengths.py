@@ -30,7 +30,7 @@ class Lengths:
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
         self.path = Path(cache_dir or default_cache_dir()) / "lengths" / f"{digest}.json"
         self._known: dict[str, list[int]] = read_json(self.path) if self.path.is_file() else {}
-        self._saved = len(self._known)
+        self._new = 0
 
     def of(self, path: str) -> int:
         """Samples (16 kHz) of a file after the effects; it is decoded if it is new or has changed.
@@ -44,11 +44,11 @@ class Lengths:
         if known is None or known[:2] != stamp:
             waveform_T = self.effects.apply(read_audio(path, SAMPLE_RATE, resample=self.resample))
             known = self._known[key] = [*stamp, len(waveform_T)]
+            self._new += 1
         return known[2]
 
     def save(self, force: bool = True) -> None:
         """Write what is new, without ``force`` only if it is much."""
-        new = len(self._known) - self._saved
-        if new >= (1 if force else SAVE_EVERY):
+        if self._new >= (1 if force else SAVE_EVERY):
             write_json(self.path, self._known, indent=None)
-            self._saved = len(self._known)
+            self._new = 0
