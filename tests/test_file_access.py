@@ -17,6 +17,8 @@ ELSEWHERE = {
     "experiments/launch/gpu_bundle.py": "part of the repository",
     "experiments/records/loggers.py": "a table that rows are appended to",
     "experiments/report/page.py": "part of the package",
+    "experiments/superb/reference/added_tasks.py": "runs in s3prl's environment",
+    "experiments/superb/reference/existing_tasks.py": "runs in s3prl's environment",
     "experiments/studies/quickstart.py": "the terminal, by a descriptor of its own",
 }
 

@@ -10,14 +10,14 @@ from datamodules.alignments import read_alignment
 from datamodules.corpus import read_transcripts
 from datamodules.superb.missing import Published
 from datamodules.superb.snips import read_slots
-from datamodules.superb.table import _splits
+from datamodules.superb.table import TEXT, _splits
 from experiments.records.reading import read_metrics
 from lightning_modules.superb.tokenizers import read_lexicon
 
 TABLE = "path\tsplit\ttext\n" + "".join(f"{split}.wav\t{split}\tCAF\u00c9\n" for split in ("train", "dev", "test"))
 INPUTS: dict[str, tuple[Callable[[str], Any], str]] = {
     "transcripts": (read_transcripts, "19-198-0000 CAF\u00c9 OL\u00c9\n19-198-0001 B\n"),
-    "table": (lambda path: _splits(path, ("text",)), TABLE),
+    "table": (lambda path: _splits(path, TEXT), TABLE),
     "lexicon": (lambda path: read_lexicon([path]), "CAF\u00c9 K AE0\nA AH0\n"),
     "alignment": (read_alignment, "utterance\tphone\tstart_seconds\tend_seconds\nu\t\u00e9\t0\t1\n"),
     "slots": (read_slots, "O\ncaf\u00e9\n"),

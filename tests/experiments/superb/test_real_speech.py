@@ -56,7 +56,7 @@ def test_the_table_has_a_row_for_each_test_set() -> None:
         tests = {"test": {metric: 12.34}, "other": {metric: 50.0}}
         return {"tests": tests, "utterances": {"train": 9, "test": 3, "other": 4}, "layer_weights": [0.2, 0.8]}
 
-    lines = markdown({(u, p.name): result(p.metric) for u in UPSTREAMS for p in PROBES}).splitlines()
+    lines = markdown(PROBES, {(u, p.name): result(p.metric) for u in UPSTREAMS for p in PROBES}).splitlines()
     assert len(lines) == 2 + 2 * len(PROBES)
     assert lines[2] == "| PR, per | test | 9 / 3 | 12.3 [1] | 12.3 [1] | 12.3 [1] |"
 
