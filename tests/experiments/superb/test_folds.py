@@ -17,7 +17,7 @@ FOLDS = [f"fold{number}" for number in range(1, 6)]
 
 def test_the_result_is_the_mean_over_five_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, teacher = corpora.iemocap(tmp_path / "corpus"), save_teacher(tmp_path / "teacher")
-    mean = superb("er", teacher, root, tmp_path / "out", "--updates", "20", "--lr", "1e-2")
+    mean = superb("er", teacher, root, tmp_path / "out", "--updates", "8", "--lr", "1e-2")
     folder = tmp_path / "out" / "er" / "lr0.01_seed1337"
     folds = {fold: json.loads((folder / fold / "result.json").read_text()) for fold in FOLDS}
     for split in ("dev", "test"):
@@ -26,7 +26,7 @@ def test_the_result_is_the_mean_over_five_folds(tmp_path: Path, monkeypatch: pyt
         assert all(mean["folds"][fold][split] == result[split] for fold, result in folds.items())
     assert len({result["test"]["accuracy"] for result in folds.values()}) > 1  # else any fold would be the mean
     assert mean["tests"] == {"test": mean["test"]}
-    assert (mean["fold"], mean["task"], mean["updates"], mean["batch_size"]) == ("mean of 5", "er", 20, 32)
+    assert (mean["fold"], mean["task"], mean["updates"], mean["batch_size"]) == ("mean of 5", "er", 8, 32)
     for number, fold in enumerate(FOLDS, 1):
         lines = (folder / fold / f"test_{fold}_truth.txt").read_text().splitlines()
         assert lines[0] == f"Ses{number:02d}F_impro01_F000 neu"
@@ -41,7 +41,7 @@ def test_the_result_is_the_mean_over_five_folds(tmp_path: Path, monkeypatch: pyt
         return prepare(run, hop)
 
     monkeypatch.setattr(command, "prepare", preparing)
-    again = superb("er", teacher, root, tmp_path / "out", "--updates", "20", "--lr", "1e-2")
+    again = superb("er", teacher, root, tmp_path / "out", "--updates", "8", "--lr", "1e-2")
     assert ran == ["fold3"]
     assert again["test"] == mean["test"]
 
