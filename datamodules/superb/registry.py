@@ -53,15 +53,17 @@ class SuperbData:
         train_splits: LibriSpeech splits to train on (PR, ASR).
         dev_splits: splits on which the checkpoint is selected (PR, ASR).
         test_splits: splits to test on, each separately (PR, ASR).
-        labels: label lists that replace the corpus's own (SID, and KS with a table: one list; IC: three; SF: one, the
-            slot types).
-        resample: convert files of another rate or several channels (to their mean) instead of treating them as bad.
+        labels: label lists that replace the corpus's own (SID and ER, and KS and ASV with a table: one list; IC: three;
+            SF: one, the slot types).
+        resample: convert files of another rate or several channels (to their mean) instead of treating them as bad; QbE
+            always does.
         on_bad_audio: "error" stops at the first bad file; "skip" leaves bad files out and counts them.
         max_train_utterances: size of a random subset of train, for probes; default: all utterances.
         max_eval_utterances: size of a random subset of dev and of each test, for probes; default: all utterances.
         num_workers: loader processes per rank. The default is 2; on a GPU it is the number of cores per process minus
             one, from 2 to 8.
-        cache_dir: folder of cached LibriSpeech manifests; by default interstack/ in $XDG_CACHE_HOME or ~/.cache.
+        cache_dir: folder of cached LibriSpeech manifests and of ASV's lengths without silence; by default interstack/
+            in $XDG_CACHE_HOME or ~/.cache.
     """
 
     root: str
