@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
     Attributes:
         key: utterance id.
         target: target of the utterance.
-        values: for CTC the classes of frames (F,), one class for each label list, an embedding (D,), or probabilities
+        values: for CTC the classes of frames (F,), one class for each label list, an embedding (D,), or logits
             or features of frames (F, ...).
     """
 
