@@ -1,6 +1,7 @@
 """Lengths of utterances after effects that cut silence: audio has to be decoded for them, so they are kept on disk."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,8 @@ from datamodules.audio import SAMPLE_RATE, read_audio
 from datamodules.files import read_json, write_json
 from datamodules.manifest import default_cache_dir
 from datamodules.superb.effects import Effects
+
+logger = logging.getLogger(__name__)
 
 SAVE_EVERY = 20_000
 """Files from one save to the next, so that a killed run keeps most of its work."""
@@ -50,5 +53,6 @@ class Lengths:
     def save(self, force: bool = True) -> None:
         """Write what is new, without ``force`` only if it is much."""
         if self._new >= (1 if force else SAVE_EVERY):
-            write_json(self.path, self._known, indent=None)
-            self._new = 0
+            self._new = 0  # before writing, so that lengths that other threads add meanwhile count for the next save
+            write_json(self.path, dict(self._known), indent=None)
+            logger.info("lengths without silence: %d files measured", len(self._known))

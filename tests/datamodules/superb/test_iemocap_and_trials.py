@@ -133,6 +133,25 @@ def test_lengths_without_silence_are_decoded_once(tmp_path: Path, monkeypatch: p
     assert decoded == [str(path)]
 
 
+def test_lengths_that_are_found_during_a_save_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other threads measure while one writes."""
+    first, second = (str(silence_and_tone(tmp_path / name)) for name in ("a.wav", "b.wav"))
+    known = Lengths([first, second], Effects(-3.0, remove_silence=True), False, str(tmp_path / "cache"))
+    known.of(first)
+    write = lengths.write_json
+
+    def write_while_measuring(path: Path, value: dict[str, list[int]], **other: None) -> Path:
+        for _ in value:
+            known.of(second)
+        return write(path, value, **other)
+
+    monkeypatch.setattr(lengths, "write_json", write_while_measuring)
+    known.save()
+    assert list(json.loads(known.path.read_text())) == [first]
+    known.save()
+    assert list(json.loads(known.path.read_text())) == [first, second]
+
+
 def test_an_utterance_of_silence_is_bad_audio(tmp_path: Path) -> None:
     root = corpora.voxceleb1_trials(tmp_path)
     soundfile.write(root / "wav/id10270/video1/00001.wav", np.zeros(32_000), 16_000)
