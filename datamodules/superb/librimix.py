@@ -10,7 +10,7 @@ from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import read_lines
 from datamodules.superb.missing import Published
-from datamodules.superb.rows import Reading, Row, SuperbCorpus, measured_corpus
+from datamodules.superb.rows import MIN_SAMPLES, Reading, Row, SuperbCorpus, measured_corpus
 
 SPLITS = ("train", "dev", "test")
 FILES = ("wav.scp", "segments", "utt2spk", "reco2dur")
@@ -66,7 +66,9 @@ def chunk_of(key: str) -> tuple[str, int]:
 
 
 def chunks(row: Row, seconds: float, hop: int) -> Iterator[Row]:
-    """Rows of at most 2,000 frames that make up a recording; what is left at the end of less than a frame is dropped.
+    """Rows of at most 2,000 frames that make up a recording.
+
+    What is left at the end is dropped if it is less than a frame, or too short for an encoder, on which s3prl fails.
 
     Args:
         row: the recording.
@@ -76,12 +78,18 @@ def chunks(row: Row, seconds: float, hop: int) -> Iterator[Row]:
     frames = int(seconds * SAMPLE_RATE / hop)
     for first in range(0, frames, CHUNK_FRAMES):
         samples = hop * min(CHUNK_FRAMES, frames - first)
+        if first and samples < MIN_SAMPLES:
+            return
         key = f"{row.key}@{first}" if first else row.key
         yield replace(row, key=key, start=hop * first, num_samples=samples)
 
 
 def read_librimix(root: str, reading: Reading = Reading()) -> SuperbCorpus:  # noqa: B008
     """Read the corpus in chunks of 2,000 frames of the encoder.
+
+    The reference is ``segments`` with ``utt2spk``. ``prepare_diarization.py`` writes ``rttm`` of the same times and
+    speakers, except where both speakers have a segment of the same times. These share an id, and ``utt2spk`` gives both
+    to the second speaker, here as in s3prl. In the published lists that is one segment of train.
 
     Raises:
         InputError: a file is missing or faulty, or a recording has other than two speakers, or audio is bad.
@@ -111,7 +119,7 @@ def _rows(home: str, folder: str, hop: int) -> Iterator[Row]:
         if utterance not in speaker_of:
             raise InputError(f"{path}: {utterance} has no speaker in {folder}/utt2spk")
         segments[recording].append(_segment(f"{speaker_of[utterance]} {start} {end}"))
-    seconds = {recording: float(duration) for recording, duration in _fields(os.path.join(folder, "reco2dur"), 2)}
+    seconds = dict(_durations(os.path.join(folder, "reco2dur")))
     path = os.path.join(folder, "wav.scp")
     for recording, audio in _fields(path, 2):
         if recording not in seconds:
@@ -122,6 +130,14 @@ def _rows(home: str, folder: str, hop: int) -> Iterator[Row]:
         places = [audio, os.path.join(folder, audio), os.path.join(home, audio)]
         found = next((place for place in places if os.path.isfile(place)), audio)
         yield from chunks(Row(recording, found, 0, text_of(segments[recording])), seconds[recording], hop)
+
+
+def _durations(path: str) -> Iterator[tuple[str, float]]:
+    for recording, duration in _fields(path, 2):
+        try:
+            yield recording, float(duration)
+        except ValueError:
+            raise InputError(f"{path}: the duration of {recording} is {duration!r}; give seconds") from None
 
 
 def require_two_speakers(path: str, recording: str, segments: Sequence[Segment]) -> None:

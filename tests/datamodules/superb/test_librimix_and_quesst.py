@@ -30,6 +30,9 @@ def test_recordings_are_cut_into_chunks_of_frames() -> None:
     ]
     assert [chunk_of(row.key) for row in found] == [("rec", 0), ("rec", 2000)]
     assert [row.num_samples for row in chunks(Row("rec", "", 0, ""), 41.015, 160)] == [320_000, 320_000, 16_160]
+    # One frame at the end is shorter than an encoder's window; two are not.
+    assert [row.num_samples for row in chunks(Row("rec", "", 0, ""), 40.02, 320)] == [640_000]
+    assert [row.num_samples for row in chunks(Row("rec", "", 0, ""), 40.04, 320)] == [640_000, 640]
 
 
 def test_the_kaldi_folders_are_read(tmp_path: Path) -> None:
@@ -41,12 +44,26 @@ def test_the_kaldi_folders_are_read(tmp_path: Path) -> None:
     assert Path(row.path).is_file()
 
 
+def test_segments_of_one_id_have_its_last_speaker(tmp_path: Path) -> None:
+    """Ids are made of times only, so both speakers can have one; s3prl reads ``utt2spk`` so too."""
+    root = corpora.librimix(tmp_path, train=1)
+    folder = root / "diarization" / "train"
+    (folder / "segments").write_text("same train-0 0.0 0.5\nother train-0 0.5 1.0\nsame train-0 0.0 0.5\n")
+    (folder / "utt2spk").write_text("same low\nother low\nsame high\n")
+    assert speech_of(read_librimix(str(root)).train[0].target) == [
+        Segment("high", 0.0, 0.5),
+        Segment("low", 0.5, 1.0),
+        Segment("high", 0.0, 0.5),
+    ]
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
         ("wav.scp", "train-0 sox train-0.wav -t wav - |", "is a command"),
         ("wav.scp", "other wav/train-0.wav", "other has no duration"),
         ("reco2dur", "train-0 9.0", "is too short"),
+        ("reco2dur", "train-0 long", "the duration of train-0 is 'long'; give seconds"),
         ("segments", "train-0-low train-0 0.0 0.5", "train-0 has 1 speakers"),
         ("segments", "unknown train-0 0.0 0.5", "unknown has no speaker"),
         ("segments", "train-0-low train-0 0.0", "line 1: .* has 3 fields, not 4"),
