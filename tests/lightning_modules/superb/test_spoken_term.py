@@ -38,7 +38,10 @@ def test_scores_are_those_of_dtw_python(seed: int) -> None:
         for query in queries
     ]
     expected_KN = (expected - np.mean(expected, 1, keepdims=True)) / np.std(expected, 1, keepdims=True)
+    before = [part.copy() for part in (*queries, *documents)]
     np.testing.assert_allclose(search(queries, documents), expected_KN, atol=1e-4)
+    # They are normalised in a copy.
+    assert all(np.array_equal(one, other) for one, other in zip(before, (*queries, *documents), strict=True))
     other_KN = search(queries, [documents[0][::-1], *documents[1:]])
     assert np.abs(other_KN - expected_KN).max() > 1e-2
 
