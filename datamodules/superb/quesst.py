@@ -78,7 +78,10 @@ def _rows(home: str, part: str, role: str) -> tuple[list[Row], int]:
 
 
 def _ground_truth(path: str) -> set[tuple[str, str]]:
-    """Pairs of query and document of an RTTM file's lines ``LEXEME DOCUMENT 1 START DURATION QUERY ...``."""
+    """Pairs of query and document of an RTTM file's lines ``LEXEME DOCUMENT 1 START DURATION QUERY ...``.
+
+    The form was taken from public code that reads the file, not from the file itself.
+    """
     fields = [line.split() for line in read_lines(path)]
     found = {(line[5], line[1]) for line in fields if len(line) > 5 and line[0] == "LEXEME" and line[5] != "NO_KEYWORD"}
     if not found:
