@@ -292,6 +292,7 @@ def read_corpus(
         train=_subset(long_enough, data.max_train_utterances, seed),
         dev=_subset(corpus.dev, data.max_eval_utterances, seed),
         tests={name: _subset(rows, data.max_eval_utterances, seed) for name, rows in corpus.tests.items()},
+        too_short=short,
     )
     return replace(limited, trials={name: _possible(limited, name) for name in corpus.trials})
 

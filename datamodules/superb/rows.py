@@ -63,7 +63,8 @@ class SuperbCorpus:
 
     ``labels`` has one list for KS, SID, ASV and ER, three for IC (action, object, location), the slot types for SF, and
     none for the other tasks. A label's class is its index in the list. ``skipped`` lists the audio that was left out,
-    with reasons. ``trials`` are the pairs to score by split, for ASV and QbE.
+    with reasons. ``trials`` are the pairs to score by split, for ASV and QbE. ``too_short`` counts the utterances of
+    train that were left out because the recipe asks for longer ones.
     """
 
     train: list[Row]
@@ -72,6 +73,7 @@ class SuperbCorpus:
     labels: list[list[str]]
     skipped: list[Problem] = field(default_factory=list)
     trials: dict[str, Trials] = field(default_factory=dict)
+    too_short: int = 0
 
     @property
     def splits(self) -> dict[str, list[Row]]:

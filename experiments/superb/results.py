@@ -52,7 +52,11 @@ def result_of(
         "utterances": {name: len(rows) for name, rows in prepared.corpus.splits.items()},
         "labels": [len(names) for names in prepared.corpus.labels],
         "batch_size": settings.recipe.effective_batch,
-        "left_out": {"bad_audio": len(prepared.corpus.skipped), "unknown_words": prepared.unknown_words},
+        "left_out": {
+            "bad_audio": len(prepared.corpus.skipped),
+            "too_short": prepared.corpus.too_short,
+            "unknown_words": prepared.unknown_words,
+        },
         "unknown_symbols": prepared.unknown_symbols,
         "infeasible_for_ctc": prepared.infeasible(module.upstream),
         "skipped_updates": guard.skipped_steps,

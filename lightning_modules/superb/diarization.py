@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from datamodules.audio import SAMPLE_RATE
 from datamodules.superb.librimix import Segment
+from lightning_modules.lengths import before_the_end
 
 
 def speaker_labels(segments: Sequence[Segment], first_frame: int, num_frames: int, hop: int) -> np.ndarray:
@@ -42,8 +43,7 @@ def permutation_losses(logits_BFS: Tensor, labels_BFS: Tensor, num_frames: Seque
 
 def _losses(logits_BFS: Tensor, labels_BFS: Tensor, num_frames: Sequence[int]) -> Tensor:
     """Loss of every permutation (rows) of the speakers and each chunk."""
-    counts_B = torch.tensor(num_frames, device=logits_BFS.device)
-    valid_BF = torch.arange(logits_BFS.shape[1], device=logits_BFS.device) < counts_B[:, None]
+    valid_BF = before_the_end(torch.tensor(num_frames), logits_BFS.shape[1], logits_BFS.device)
     return torch.stack(
         [
             (_entropy(logits_BFS, labels_BFS[..., list(order)]).mean(-1) * valid_BF).sum(-1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from lightning_modules.lengths import before_the_end
 
 Combination = Literal["sum", "standardised sum", "one"]
 MOST_MISSING_FRAMES = 5
@@ -35,9 +36,8 @@ def frame_counts(num_samples: Iterable[int], rate: int, available: int) -> list[
 
 def without_padding(features_BFD: Tensor, num_frames: Sequence[int]) -> Tensor:
     """Features with zeros beyond each item's frames, as s3prl pads them after the upstream."""
-    counts_B = torch.tensor(num_frames, device=features_BFD.device)
-    padding_BF = torch.arange(features_BFD.shape[1], device=features_BFD.device) >= counts_B[:, None]
-    return features_BFD.masked_fill(padding_BF[..., None], 0)
+    valid_BF = before_the_end(torch.tensor(num_frames), features_BFD.shape[1], features_BFD.device)
+    return features_BFD.masked_fill(~valid_BF[..., None], 0)
 
 
 class Featurizer(nn.Module):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from lightning_modules.lengths import before_the_end
+
 PROJECTION = 256
 LSTM_WIDTH = 1024
 DIARIZATION_WIDTH = 512
@@ -171,5 +173,5 @@ class ProbeLinear(nn.Module):
 def mean_over_frames(values_BFC: Tensor, num_frames: Sequence[int]) -> Tensor:
     """Mean (B, C) of the first ``num_frames`` frames of each item."""
     counts_B = torch.tensor(num_frames, device=values_BFC.device)
-    valid_BF = torch.arange(values_BFC.shape[1], device=values_BFC.device) < counts_B[:, None]
+    valid_BF = before_the_end(counts_B, values_BFC.shape[1], values_BFC.device)
     return (values_BFC * valid_BF[..., None]).sum(1) / counts_B[:, None]

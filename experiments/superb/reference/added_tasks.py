@@ -45,7 +45,7 @@ def speaker_verification(source: Path, folder: Path) -> Values:
     from s3prl.downstream.sv_voxceleb1 import expert as module
     from s3prl.downstream.sv_voxceleb1.utils import EER
 
-    names = [f"/root/test/wav/id1027{index}/video/0000{index}.wav" for index in range(3)]
+    names = [f"/corpus/test/wav/id1027{index}/video/0000{index}.wav" for index in range(3)]
     trials = [(label, names[one], names[two]) for label, one, two in inputs.TRIALS]
     module.SpeakerVerifi_train = lambda **_: SimpleNamespace(speaker_num=inputs.ASV_SPEAKERS)
     module.SpeakerVerifi_test = lambda **_: SimpleNamespace(pair_table=trials)

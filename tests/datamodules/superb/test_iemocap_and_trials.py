@@ -59,7 +59,7 @@ def test_speakers_of_trials_are_not_trained_on(tmp_path: Path) -> None:
     corpus = read_corpus("asv", SuperbData(str(corpora.voxceleb1_trials(tmp_path)), cache_dir=str(tmp_path / "cache")))
     assert corpus.labels == [["id10001", "id10002", "id10003"]]
     assert [row.key for row in corpus.train if row.speaker == "id10001"] == ["id10001-video0-00001"]  # one is short
-    assert len(corpus.train) == 5
+    assert (len(corpus.train), corpus.too_short) == (5, 1)
     assert corpus.dev == corpus.tests["test"]
     assert corpus.trials["dev"] == corpus.trials["test"]
     assert corpus.trials["test"].pairs[0] == Trial("id10270-video1-00001", "id10270-video1-00002", True)

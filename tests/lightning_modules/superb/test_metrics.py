@@ -11,6 +11,8 @@ from lightning_modules.superb.metrics import (
     slot_value_wer,
     slots,
 )
+from lightning_modules.superb.recipes import build_task
+from lightning_modules.superb.tasks import Prediction, TaskInputs
 
 
 def edits(one: list[str], other: list[str]) -> int:
@@ -80,3 +82,19 @@ def test_an_utterance_is_right_if_all_its_labels_are() -> None:
     assert accuracy([[1, 2, 0], [1, 2, 1]], [[1, 2, 0], [1, 2, 0]], 3) == 50
     assert accuracy([[0], [1], [1], [1]], [[0], [1], [1], [0]], 2) == 75
     assert accuracy([[0]], [[0]], 1) == 100
+
+
+@pytest.mark.parametrize(
+    ("task", "right", "total", "published"),
+    [("ks", 266, 3081, 8.63), ("ic", 345, 3793, 9.10), ("sid", 7, 8251, 0.085), ("er", 384, 1085, 35.39)],
+)
+def test_a_constant_classifier_has_fbank_s_published_accuracy(
+    task: str, right: int, total: int, published: float
+) -> None:
+    """FBANK's rows are those of one answer for all of the published test set, of which so many are right."""
+    labels = [["a", "b"]] * (3 if task == "ic" else 1)
+    answer = [0] * len(labels)
+    targets = ["\t".join("a" * len(labels))] * right + ["\t".join("b" * len(labels))] * (total - right)
+    predictions = [Prediction(str(number), target, answer) for number, target in enumerate(targets)]
+    found = build_task(task, TaskInputs(labels)).score(predictions, "test")["accuracy"]
+    assert found == pytest.approx(published, abs=0.005)
