@@ -22,7 +22,7 @@ PUBLISHED = Published(
     "Libri2Mix",
     "https://github.com/s3prl/LibriMix (generate_librimix_sd.sh, then scripts/prepare_diarization.py with ROOT as its "
     "--target_dir)",
-    f"ROOT/{{{','.join(SPLITS)}}}/{{{','.join(FILES)},rttm}}     (ROOT may also hold them in {FOLDER}/)",
+    f"ROOT/{{{','.join(SPLITS)}}}/{{{','.join(FILES)}}}     (ROOT may also hold them in {FOLDER}/)",
 )
 
 
