@@ -48,6 +48,7 @@ class SampleSpectrograms(Callback):
         paths, captions = [], []
         rows = range(len(batch.num_samples)) if batch.index is None else batch.index.tolist()
         for item, row in enumerate(rows):
+            assert batch.waveforms is not None  # an example batch has audio
             samples_T = batch.waveforms[item, : int(batch.num_samples[item])].numpy()
             captions.append(f"row {row}, {len(samples_T) / datamodule.sample_rate:.1f} s")
             paths.append(folder / f"{row:06d}.png")

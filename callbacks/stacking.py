@@ -215,7 +215,7 @@ class StackingCallback(Callback):
             return None
         clock = find_callback(trainer, ThroughputCallback)
         with nullcontext() if clock is None else clock.aside(module.device):
-            if (examples := datamodule.example_batch(4)) is None:
+            if (examples := datamodule.growth_batch(4)) is None:
                 return None
             batch = datamodule.transfer_batch_to_device(examples, module.device, 0)
             training = [part for part in module.modules() if part.training]

@@ -129,6 +129,15 @@ def fix_segments(
     return FixedSegments(_places(seed, 0, np.arange(len(available_N)), available_N - taken_N), taken_N)
 
 
+def segments_of_batches(plan: BatchPlan, crop: Crop) -> FixedSegments:
+    """The segments that ``crop`` takes if the batches of ``plan`` never change, as in validation."""
+    starts_N, num_samples_N = np.zeros(len(plan.rows), np.int64), np.zeros(len(plan.rows), np.int64)
+    for first, end in itertools.pairwise(plan.starts):
+        batch = crop.resolve(plan.rows[first:end], 0)
+        starts_N[batch.rows], num_samples_N[batch.rows] = batch.starts, batch.num_samples
+    return FixedSegments(starts_N, num_samples_N)
+
+
 def plan_by_utterances(lengths_N: np.ndarray, batch_size: int) -> BatchPlan:
     """Plan ceil(N / batch_size) batches of sizes that differ by at most one.
 

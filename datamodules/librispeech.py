@@ -23,6 +23,7 @@ from datamodules.batching import (
     fix_segments,
     plan_by_samples,
     plan_by_utterances,
+    segments_of_batches,
 )
 from datamodules.corpus import CorpusSettings
 from datamodules.download import download_missing
@@ -39,7 +40,7 @@ from datamodules.loading import (
 from datamodules.manifest import Manifest, load_manifest, prepare_manifest
 from datamodules.placement import trains_on_cuda, workers_for
 from datamodules.speech_data import SpeechDataModule, finished_epochs
-from datamodules.target_cache import TargetCache
+from datamodules.target_cache import VALIDATION, TargetCache
 
 __all__ = ["AudioBatch", "LibriSpeechDataModule"]
 
@@ -52,6 +53,7 @@ ORDER_SETTINGS = (
 )
 # Settings that change the fixed segments; the rows identify the corpus itself.
 SEGMENT_SETTINGS = ("sample_rate", "batch_size", "batch_seconds", "max_samples", "resample", "segment_seed")
+VALIDATION_SETTINGS = ("sample_rate", "resample")  # of its segments; their hash covers what else determines them
 TRAIN_SPLITS_960H = ("train-clean-100", "train-clean-360", "train-other-500")
 
 
@@ -71,9 +73,9 @@ class LibriSpeechDataModule(SpeechDataModule):
             teacher targets can be cached.
         segment_seed: random seed of the positions of fixed segments. It is separate from ``seed``, so that runs of
             several seeds share the segments.
-        targets: folder of teacher targets made by ``interstack cache-targets``, read instead of running the teacher in
-            training steps; needs fixed segments. ``on_bad_audio="skip"`` then leaves out only files whose header shows
-            that they cannot be used.
+        targets: folder of teacher targets made by ``interstack cache-targets``, read instead of running the teacher;
+            needs fixed segments. If it has the features of the student's frozen front end, they are read instead of
+            audio. ``on_bad_audio="skip"`` then leaves out only files whose header shows that they cannot be used.
         length_grid: round the length that a batch is cropped to down to a multiple of this number of samples; 1 does
             not round. With fewer lengths a GPU plans and compiles less. 1600 gives at most 156 lengths and loses less
             than 1 % of the audio.
@@ -139,7 +141,7 @@ class LibriSpeechDataModule(SpeechDataModule):
         self._manifests: dict[str, Manifest] = {}
         self._plans: dict[str, BatchPlan] = {}
         self._loaders: dict[str, ResumableLoader] = {}
-        self._cache: TargetCache | None = None
+        self._caches: dict[str, TargetCache] = {}
         self._check_settings()
 
     def prepare_data(self) -> None:
@@ -172,21 +174,38 @@ class LibriSpeechDataModule(SpeechDataModule):
         known = [count for count in counts if count is not None]
         return sum(known) if known else None
 
-    def use_targets(self, teacher: Mapping[str, Any], layers: Sequence[int]) -> None:
-        """Add the cached targets of these hidden layers to training batches; the module calls this in its ``setup``.
+    def use_targets(self, teacher: Mapping[str, Any], layers: Sequence[int], features: bool = False) -> None:
+        """Add the cached targets of these hidden layers to batches; the module calls this in its ``setup``.
+
+        Validation reads its part of the cache if that was made with the same settings; else the teacher runs there.
+
+        Args:
+            teacher: settings of the teacher.
+            layers: hidden layers.
+            features: add the features of the front end as well, if the cache has them.
 
         Raises:
             InputError: the cache in ``targets`` was made with another teacher, corpus or segments.
         """
         assert self.targets is not None
-        cache = TargetCache(self.targets)
-        cache.require({**teacher, **self.segment_settings()})
-        self._cache = TargetCache(self.targets, layers)
+        TargetCache(self.targets).require({**teacher, **self.segment_settings()})
+        self._caches["train"] = TargetCache(self.targets, layers, features)
+        folder = os.path.join(self.targets, VALIDATION)
+        if self.val_splits and os.path.isdir(folder):
+            if differing := TargetCache(folder).differences({**teacher, **self.segment_settings("val")}):
+                logger.warning("the teacher runs in validation, whose cached targets are others: %s", differing)
+            else:
+                self._caches["val"] = TargetCache(folder, layers, features)
 
     @property
     def cached_statistics(self) -> tuple[Tensor, Tensor] | None:
         """Mean and deviation with which the cached targets were standardized; ``None`` if they were not."""
-        return None if self._cache is None else self._cache.statistics
+        return self._caches["train"].statistics if self._caches else None
+
+    @property
+    def cached_front_end(self) -> str | None:
+        """Hash of the front end whose features batches carry; ``None`` if they carry none."""
+        return self._caches["train"].front_end if self._caches else None
 
     def statistics_batches(self, seconds: float) -> Iterator[AudioBatch]:
         """Single utterances of ``seconds`` in all, spread evenly over the training data, each read from its start."""
@@ -196,22 +215,23 @@ class LibriSpeechDataModule(SpeechDataModule):
         for row in np.linspace(0, len(taken_N) - 1, count).astype(np.int64):
             yield dataset[rule.resolve(np.array([row]), pass_index=0)]
 
-    def segment_settings(self) -> dict[str, Any]:
+    def segment_settings(self, stage: str = "train") -> dict[str, Any]:
         """Plain values that determine the fixed segments; they do not depend on the path of the corpus."""
         self._require_fixed()
-        manifest, segments = self._require("train", self._manifests), self.segments
+        manifest, segments = self._require(stage, self._manifests), self.segments(stage)
         digest = hashlib.sha256(segments.starts.tobytes() + segments.num_samples.tobytes()).hexdigest()[:16]
+        names = SEGMENT_SETTINGS if stage == "train" else VALIDATION_SETTINGS
         return {
             "data.rows": len(manifest),
             "data.row_hash": manifest.row_hash,
-            **{f"data.{name}": getattr(self, name) for name in SEGMENT_SETTINGS},
+            **{f"data.{name}": getattr(self, name) for name in names},
             **({"data.length_grid": self.length_grid} if self.length_grid > 1 else {}),  # not in older caches
             "data.segments": digest,
         }
 
-    def segment_loader(self, batches: Sequence[np.ndarray]) -> DataLoader[AudioBatch]:
+    def segment_loader(self, batches: Sequence[np.ndarray], stage: str = "train") -> DataLoader[AudioBatch]:
         """Load the segments of these batches of rows once; a file that cannot be decoded is an error."""
-        segments, manifest = self.segments, self._require("train", self._manifests)
+        segments, manifest = self.segments(stage), self._require(stage, self._manifests)
         micro_batches: Any = [segments.resolve(rows, 0) for rows in batches]
         return DataLoader(
             AudioDataset(manifest, self.sample_rate, self.resample),
@@ -221,21 +241,22 @@ class LibriSpeechDataModule(SpeechDataModule):
             pin_memory=trains_on_cuda(self.trainer),
         )
 
-    @property
-    def segments(self) -> FixedSegments:
-        """The segments of ``crop="fixed"``, by manifest row; known after ``setup``."""
-        plan, manifest = self._require("train", self._plans), self._require("train", self._manifests)
+    def segments(self, stage: str = "train") -> FixedSegments:
+        """The segments of ``crop="fixed"``, or those of validation, by manifest row; known after ``setup``."""
+        plan, manifest = self._require(stage, self._plans), self._require(stage, self._manifests)
+        if stage == "val":
+            return segments_of_batches(plan, self._crop_rule("val", seed=None))
         lengths = manifest.num_samples
         return fix_segments(plan, lengths, self.max_samples, self.length, self.segment_seed, self.length_grid)
 
     def train_dataloader(self) -> ResumableLoader:
         """Loader of ``steps_per_epoch * accumulate_grad_batches`` micro-batches per epoch for this rank."""
         trainer = self.trainer
-        if self.targets is not None and self._cache is None:
+        if self.targets is not None and not self._caches:
             raise InputError("data.targets is set, but this module trains without a teacher's targets: leave it out")
         sampler = GlobalBatchSampler(
             self._require("train", self._plans),
-            self.segments if self.crop == "fixed" else self._crop_rule("train", self.seed),
+            self.segments() if self.crop == "fixed" else self._crop_rule("train", self.seed),
             seed=self.seed,
             steps_per_epoch=self.batches_per_epoch,
             rank=trainer.global_rank if trainer else 0,
@@ -267,6 +288,16 @@ class LibriSpeechDataModule(SpeechDataModule):
         batch = self._crop_rule("train", seed=None).resolve(rows[first : first + num_items], pass_index=0)
         return self._dataset("train")[batch]
 
+    def growth_batch(self, num_items: int) -> AudioBatch:
+        """With a cache, ``num_items`` fixed segments of the middle bucket with their records; else as examples."""
+        if not self._caches:
+            return self.example_batch(num_items)
+        plan = self._require("train", self._plans)
+        edges = plan.starts[plan.buckets]
+        bucket = int(np.searchsorted(edges, len(plan.rows) // 2, side="right"))
+        rows = plan.rows[edges[bucket - 1] : edges[bucket]]
+        return self._dataset("train", self._caches["train"])[self.segments().resolve(rows[:num_items], pass_index=0)]
+
     def fingerprint(self) -> dict[str, Any]:
         """Plain values that determine the training data and their order, whatever the path of the corpus."""
         manifest = self._require("train", self._manifests)
@@ -279,7 +310,8 @@ class LibriSpeechDataModule(SpeechDataModule):
             # Settings that are not used are left out, as in older checkpoints from before they existed.
             **({"length_grid": self.length_grid} if self.length_grid > 1 else {}),
             **({"crop": self.crop, "segment_seed": self.segment_seed} if self.crop == "fixed" else {}),
-            **({"targets": self._cache.settings["dtype"]} if self._cache is not None else {}),
+            **({"targets": self._caches["train"].layout.dtype} if self._caches else {}),
+            **({"features": self._caches["train"].layout.features} if self.cached_front_end else {}),
         }
 
     def _check_settings(self) -> None:
@@ -345,13 +377,13 @@ class LibriSpeechDataModule(SpeechDataModule):
         lengths = self._require(stage, self._manifests).num_samples
         return CropRule(lengths, self.max_samples, self.length, seed, self.length_grid)
 
-    def _dataset(self, stage: str, targets: TargetCache | None = None) -> AudioDataset:
+    def _dataset(self, stage: str, cache: TargetCache | None = None) -> AudioDataset:
         manifest, skip = self._require(stage, self._manifests), self.on_bad_audio == "skip"
-        return AudioDataset(manifest, self.sample_rate, self.resample, skip, self.run_dir, targets)
+        return AudioDataset(manifest, self.sample_rate, self.resample, skip, self.run_dir, cache)
 
     def _loader(self, stage: str, sampler: GlobalBatchSampler) -> ResumableLoader:
         relay = self.relay(stage) if self.relay is not None else None
-        dataset = self._dataset(stage, self._cache if stage == "train" else None)
+        dataset = self._dataset(stage, self._caches.get(stage))
         workers, pinned = workers_for(self.num_workers, self.trainer), trains_on_cuda(self.trainer)
         self._loaders[stage] = ResumableLoader(dataset, sampler, workers, relay, pinned)
         return self._loaders[stage]

@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datamodules.audio import BadAudioError, read_audio
 from datamodules.batching import GlobalBatchSampler, MicroBatch
+from datamodules.cached_records import CachedRecords
 from datamodules.errors import InputError
 from datamodules.manifest import Manifest
 from datamodules.scanning import Problem
-from datamodules.target_cache import StoredTargets, TargetCache
+from datamodules.target_cache import TargetCache
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +32,13 @@ SECONDS_AFTER_A_COLLECTIVE = 0.01
 class AudioBatch(NamedTuple):
     """This rank's and this accumulation step's share of a global batch."""
 
-    waveforms: Tensor  # (B, T) float32, T is the longest item of the global batch, zeros after an item's end
+    # (B, T) float32, T is the longest item of the global batch, zeros after an item's end; None: features are cached
+    waveforms: Tensor | None
     num_samples: Tensor  # (B,) int64 valid samples; T everywhere with length="crop"
     # (G,) int64 valid samples of every item of the global batch; None: not known, so all shares count alike
     global_num_samples: Tensor | None = None
     index: Tensor | None = None  # type: ignore[assignment]  # (B,) int64 manifest rows; hides tuple.index
-    targets: StoredTargets | None = None  # of these segments, if they are read from a cache
+    cached: CachedRecords | None = None  # targets, and perhaps features, of these segments
 
 
 Load = Callable[[int], Iterator[AudioBatch]]
@@ -50,7 +52,8 @@ class AudioDataset(Dataset[AudioBatch]):
 
     With ``skip_bad_audio`` an item that cannot be decoded is replaced by the next longer utterance that can,
     which is the same in every run and on every rank. The file is listed in ``run_dir`` (if given) and logged.
-    With ``targets`` nothing is replaced, because the targets of the other segment are missing.
+    With ``cache`` nothing is replaced, because the records of the other segment are missing. If the cache has the
+    front end's features, no audio is read.
 
     Raises:
         BadAudioError: a file cannot be decoded and bad audio is not skipped, or nothing can replace it.
@@ -63,29 +66,30 @@ class AudioDataset(Dataset[AudioBatch]):
         resample: bool = False,
         skip_bad_audio: bool = False,
         run_dir: str | None = None,
-        targets: TargetCache | None = None,
+        cache: TargetCache | None = None,
     ) -> None:
-        self.manifest, self.targets = manifest, targets
+        self.manifest, self.cache = manifest, cache
         self.sample_rate, self.resample = sample_rate, resample
-        self.skip_bad_audio, self.run_dir = skip_bad_audio and targets is None, run_dir
+        self.skip_bad_audio, self.run_dir = skip_bad_audio and cache is None, run_dir
         self.notes: Tensor | None = None  # (workers, 2) int64 in shared memory: process id, current row
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, batch: MicroBatch) -> AudioBatch:
-        width = int(batch.global_num_samples.max())
-        waveforms_BT = torch.zeros(len(batch.rows), width)
         index_B = batch.rows.astype(np.int64)
-        for item, (row, start, num_samples) in enumerate(zip(*batch[:3], strict=True)):
-            index_B[item], waveform_T = self._read(int(row), int(start), int(num_samples))
-            waveforms_BT[item, :num_samples] = torch.from_numpy(waveform_T)
+        waveforms_BT = None
+        if self.cache is None or not self.cache.has_features:
+            waveforms_BT = torch.zeros(len(batch.rows), int(batch.global_num_samples.max()))
+            for item, (row, start, num_samples) in enumerate(zip(*batch[:3], strict=True)):
+                index_B[item], waveform_T = self._read(int(row), int(start), int(num_samples))
+                waveforms_BT[item, :num_samples] = torch.from_numpy(waveform_T)
         return AudioBatch(
             waveforms_BT,
             torch.from_numpy(batch.num_samples.astype(np.int64)),
             torch.from_numpy(batch.global_num_samples.astype(np.int64)),
             torch.from_numpy(index_B),
-            None if self.targets is None else self.targets.read(index_B),
+            None if self.cache is None else self.cache.read(index_B),
         )
 
     # The item of a batch sampler is a whole micro-batch, which the loader passes to this method.

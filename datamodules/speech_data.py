@@ -96,6 +96,10 @@ class SpeechDataModule(L.LightningDataModule, ABC):
         """
         return None
 
+    def growth_batch(self, num_items: int) -> AudioBatch | None:
+        """The batch on which the loss before and after a growth is measured; by default the example batch."""
+        return self.example_batch(num_items)
+
     def fingerprint(self) -> dict[str, Any]:
         """Plain values that determine the training data and their order; a run that resumes must have the same."""
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}"}
@@ -109,8 +113,10 @@ class SpeechDataModule(L.LightningDataModule, ABC):
         """Unpadded training utterances of ``seconds`` in all, for target statistics; ``None`` if there are none."""
         return None
 
-    def use_targets(self, teacher: Mapping[str, Any], layers: Sequence[int]) -> None:
+    def use_targets(self, teacher: Mapping[str, Any], layers: Sequence[int], features: bool = False) -> None:
         """Add the cached targets of these hidden layers to training batches; called if ``targets`` is set.
+
+        With ``features`` the student's front end is frozen, so that its cached features may be added too.
 
         Raises:
             InputError: the cache was made with other settings of the teacher or other data.
@@ -122,10 +128,16 @@ class SpeechDataModule(L.LightningDataModule, ABC):
         """Mean and deviation with which the cached targets were standardized; ``None`` if they were not."""
         return None
 
+    @property
+    def cached_front_end(self) -> str | None:
+        """Hash of the front end whose features batches carry; ``None`` if they carry none."""
+        return None
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move waveforms and targets. Lengths are used on the host, since reading them back would stall a GPU."""
-        targets = None if batch.targets is None else batch.targets.to(device)
-        return batch._replace(waveforms=batch.waveforms.to(device, non_blocking=True), targets=targets)
+        """Move waveforms and records. Lengths are used on the host, since reading them back would stall a GPU."""
+        waveforms = None if batch.waveforms is None else batch.waveforms.to(device, non_blocking=True)
+        cached = None if batch.cached is None else batch.cached.to(device)
+        return batch._replace(waveforms=waveforms, cached=cached)
 
 
 def speech_data(trainer: L.Trainer | None) -> SpeechDataModule | None:

@@ -5,24 +5,26 @@
     CACHE/targets.json           settings, measured error of each target, size and SHA-256 of every other file
     CACHE/places.npy             (N, 3) int64 by manifest row: shard, first byte, frames
     CACHE/statistics.npy         (2, S, D) float32, mean and deviation, if the targets were standardized with them
-    CACHE/00000.targets, ...     row after row, each at the byte in places.npy
+    CACHE/00000.targets, ...     record after record (:mod:`datamodules.cached_records`), each at the byte in places.npy
+    CACHE/validation/            the same of the validation data, if there are any
 
-A row has the frames of the output and then of each hidden layer upwards. With int8 all scales ((S, F) float32) come
-first and then the values ((S, F, D) int8); with bf16 there are only the values. The settings identify the teacher
-(hashes of its weights), the corpus and the segments; :meth:`TargetCache.require` refuses any others.
+A record has the frames of the front end's features, if they are stored, then of the output and of each hidden layer
+upwards. The settings identify the teacher (hashes of its weights), the corpus and the segments;
+:meth:`TargetCache.require` refuses any others.
 
-Shapes: S targets (the output and each hidden layer), B batch, F frames, D width of the teacher, N rows.
+Shapes: S targets (the output and each hidden layer), B batch, N rows.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.cached_records import CachedRecords, RecordLayout, aligned
 from datamodules.errors import InputError
 from datamodules.shards import first_damage, read_marker
 
@@ -30,53 +32,26 @@ MARKER = "targets.json"
 PLACES = "places.npy"
 STATISTICS = "statistics.npy"
 SHARDS = "*.targets"
-INT8_MAX = 127
-SCALE_BYTES = 4
-VALUE_BYTES = {"bf16": 2, "int8": 1}
+VALIDATION = "validation"
 NOT_IN_OLDER_CACHES = {"objective.normalize_targets": "none"}
 
 
-class StoredTargets(NamedTuple):
-    """Targets in their stored form, in which they are also copied to the device."""
-
-    values: Tensor  # (S, B, F, D) bfloat16 or int8; the output first
-    scales: Tensor | None  # (S, B, F, 1) float32 with int8
-
-    def decoded(self) -> Tensor:
-        """Decoded targets (S, B, F, D), in bfloat16, or in float32 from int8."""
-        return self.values if self.scales is None else self.values * self.scales
-
-    def to(self, device: torch.device) -> "StoredTargets":
-        scales = None if self.scales is None else self.scales.to(device, non_blocking=True)
-        return StoredTargets(self.values.to(device, non_blocking=True), scales)
-
-
-def encode(targets_SBFD: Tensor, dtype: str) -> StoredTargets:
-    """Round targets to ``bf16``, or to ``int8`` with one scale per frame, its largest value / 127."""
-    if dtype == "bf16":
-        return StoredTargets(targets_SBFD.bfloat16(), None)
-    scales_SBF1 = targets_SBFD.abs().amax(-1, keepdim=True).float() / INT8_MAX
-    safe_SBF1 = scales_SBF1.clamp(min=torch.finfo(torch.float32).tiny)
-    return StoredTargets((targets_SBFD / safe_SBF1).round().to(torch.int8), scales_SBF1)
-
-
-def frame_bytes(num_targets: int, width: int, dtype: str) -> int:
-    """Number of bytes of one frame of all targets."""
-    return num_targets * (width * VALUE_BYTES[dtype] + (SCALE_BYTES if dtype == "int8" else 0))
-
-
 class TargetCache:
-    """A finished cache. It is pickled as folder and layers, so that a loader's worker maps the files itself.
+    """A finished cache. It is pickled by its arguments, so that a loader's worker maps the files itself.
 
     Args:
         folder: folder made by ``interstack cache-targets``.
         layers: hidden layers to read besides the output, ascending; default: all.
+        features: read the front end's features too, if the cache has them.
+
+    Attributes:
+        front_end: hash of the front end that computed the features; ``None`` if none are read.
 
     Raises:
         InputError: the folder has no finished cache.
     """
 
-    def __init__(self, folder: str, layers: Sequence[int] | None = None) -> None:
+    def __init__(self, folder: str, layers: Sequence[int] | None = None, features: bool = True) -> None:
         self.folder = os.path.abspath(folder)
         if not os.path.isfile(os.path.join(self.folder, MARKER)):
             raise InputError(
@@ -87,9 +62,22 @@ class TargetCache:
         stored: list[int] = self.settings["layers"]
         self.layers = list(stored if layers is None else layers)
         self._chosen = [0, *(1 + stored.index(layer) for layer in self.layers)]
+        self._stored = RecordLayout.of(self.settings)
+        self.has_features = features and self._stored.features_width > 0
+        self.layout = self._stored.chosen(self._chosen, self.has_features)
+        self.front_end: str | None = self.settings["student.front_end_weights"] if self.has_features else None
 
-    def __reduce__(self) -> tuple[type["TargetCache"], tuple[str, list[int]]]:
-        return TargetCache, (self.folder, self.layers)
+    def __reduce__(self) -> tuple[type["TargetCache"], tuple[str, list[int], bool]]:
+        return TargetCache, (self.folder, self.layers, self.has_features)
+
+    def differences(self, settings: Mapping[str, Any]) -> str:
+        """The settings that this cache was not made with, with both values; empty if there are none."""
+        own = NOT_IN_OLDER_CACHES | self.settings
+        return "; ".join(
+            f"{name} was {own[name]}, is {value}" if name in own else f"{name} is not in it"
+            for name, value in settings.items()
+            if own.get(name) != value
+        )
 
     def require(self, settings: Mapping[str, Any]) -> None:
         """Refuse a cache that was not made with these settings; it may have more layers.
@@ -97,15 +85,9 @@ class TargetCache:
         Raises:
             InputError: a setting differs. The message names each with both values.
         """
-        own = NOT_IN_OLDER_CACHES | self.settings
-        differing = [
-            f"{name} was {own[name]}, is {value}" if name in own else f"{name} is not in it"
-            for name, value in settings.items()
-            if own.get(name) != value
-        ]
-        if differing:
+        if differing := self.differences(settings):
             raise InputError(
-                f"{self.folder} holds the targets of another teacher, corpus or segments: {'; '.join(differing)}. Use "
+                f"{self.folder} holds the targets of another teacher, corpus or segments: {differing}. Use "
                 f"the settings that made it, or make another with `interstack cache-targets --output NEW` and the "
                 f"options of this run"
             )
@@ -134,31 +116,22 @@ class TargetCache:
         mean_SD, deviation_SD = torch.from_numpy(np.load(os.path.join(self.folder, STATISTICS)))[:, self._chosen]
         return mean_SD, deviation_SD
 
-    def read(self, rows_B: np.ndarray) -> StoredTargets:
-        """Read the targets of rows whose segments have one length.
+    def read(self, rows_B: np.ndarray) -> CachedRecords:
+        """Read the records of rows whose segments have one length.
 
         Raises:
             InputError: a file is missing or has changed its size.
         """
         places_B3 = _places(self.folder)[rows_B]
         num_frames = int(places_B3[0, 2])
-        width, int8 = self.settings["width"], self.settings["dtype"] == "int8"
-        shape = (len(self._chosen), len(rows_B), num_frames)
-        values_SBFD = torch.empty((*shape, width), dtype=torch.int8 if int8 else torch.bfloat16)
-        scales_SBF1 = torch.empty((*shape, 1)) if int8 else None
-        raw = values_SBFD.view(torch.int8).numpy()
-        stored = (1 + len(self.settings["layers"]), num_frames)
-        for item, (shard, first, _) in enumerate(places_B3.tolist()):
-            data = _shard(self.folder, shard_name(shard))
-            if scales_SBF1 is not None:
-                end = first + stored[0] * num_frames * SCALE_BYTES
-                scales_SBF1.numpy()[:, item, :, 0] = data[first:end].view("<f4").reshape(stored)[self._chosen]
-                first = end
-            values = data[first : first + stored[0] * num_frames * raw.shape[-1]].view(np.int8)
-            values = values.reshape(*stored, raw.shape[-1])
-            for target, place in enumerate(self._chosen):
-                raw[target, item] = values[place]
-        return StoredTargets(values_SBFD, scales_SBF1)
+        spans = self._stored.spans(num_frames, self._chosen, self.has_features)
+        data_BR = torch.empty(len(rows_B), aligned(self.layout.num_bytes(num_frames)), dtype=torch.uint8)
+        records = data_BR.numpy()
+        for item, (shard, start, _) in enumerate(places_B3.tolist()):
+            stored = _shard(self.folder, shard_name(shard))
+            for first, place, size in spans:
+                records[item, place : place + size] = stored[start + first : start + first + size]
+        return CachedRecords(data_BR, self.layout, num_frames)
 
 
 def shard_name(number: int) -> str:

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.batching import FixedSegments
+from datamodules.cached_records import RecordLayout, encode
 from datamodules.errors import InputError
 from datamodules.folders import is_finished
 from datamodules.shards import (
@@ -37,10 +38,7 @@ from datamodules.target_cache import (
     PLACES,
     SHARDS,
     STATISTICS,
-    StoredTargets,
     TargetCache,
-    encode,
-    frame_bytes,
     shard_name,
 )
 
@@ -49,8 +47,16 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30
 _SUMS = ("squared_error", "squared_norm")  # sums of each target over a shard, stored in its record
 
-Source = Callable[[Sequence[np.ndarray]], Iterator[Tensor]]
-"""Function from batches of rows to the targets (S, B, F, D) float32 of each batch, the output first."""
+
+class Computed(NamedTuple):
+    """What is stored of a batch of rows of one length, in float32."""
+
+    targets: Tensor  # (S, B, F, D), the output first
+    features: Tensor | None = None  # (B, F, C) of the front end, if the cache has them
+
+
+Source = Callable[[Sequence[np.ndarray]], Iterator[Computed]]
+"""Function from batches of rows to what is stored of each batch."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +93,10 @@ class TargetPlan:
         return batches
 
 
-def plan_targets(
-    segments: FixedSegments, num_frames: np.ndarray, num_targets: int, width: int, dtype: str, shard_bytes: int
-) -> TargetPlan:
+def plan_targets(segments: FixedSegments, num_frames: np.ndarray, layout: RecordLayout, shard_bytes: int) -> TargetPlan:
     """Sort rows by (length, row) and split them into shards of at most ``shard_bytes``, each of at least one row."""
     rows = np.argsort(segments.num_samples, kind="stable")
-    row_bytes = num_frames * frame_bytes(num_targets, width, dtype)
+    row_bytes = layout.num_bytes(num_frames)
     shards, first, filled = [], 0, 0
     for position, size in enumerate(row_bytes[rows].tolist()):
         if position > first and filled + size > shard_bytes:
@@ -170,7 +174,7 @@ def write_targets(
                 progress.skip(plan.rows[shard.start : shard.stop])
             parts[name] = part
             progress.tell(f"shard {number + 1} of {len(plan.shards)}")
-        errors = _relative_errors([parts[shard_name(k)] for k in range(len(plan.shards))], made_with["layers"])
+        errors = _relative_errors([parts[shard_name(k)] for k in range(len(plan.shards))], made_with)
         np.save(unfinished / PLACES, _places(plan))
         parts[PLACES] = part_of(unfinished / PLACES)
         finish_folder(folder, SHARDS, MARKER, made_with, parts, relative_l2_error=errors)
@@ -178,47 +182,52 @@ def write_targets(
 
 
 class _ShardWriter:
-    """Writes one shard: computes targets, rounds them, measures the error and lays them out row after row."""
+    """Writes one shard: computes, rounds, measures the error and lays records out one after the other."""
 
     def __init__(self, plan: TargetPlan, made_with: dict[str, Any], source: Source, progress: "_Progress") -> None:
-        self.plan, self.made_with, self.source, self.progress = plan, made_with, source, progress
-        targets = 1 + len(made_with["layers"])
-        self.squared_error, self.squared_norm = (torch.zeros(targets, dtype=torch.float64) for _ in _SUMS)
+        self.plan, self.source, self.progress = plan, source, progress
+        self.layout = RecordLayout.of(made_with)
+        parts = self.layout.num_targets + bool(self.layout.features_width)
+        self.squared_error, self.squared_norm = (torch.zeros(parts, dtype=torch.float64) for _ in _SUMS)
 
     def write(self, path: Path, batches: list[np.ndarray]) -> Part:
         part = write_part(path, self._chunks(batches))
         return part | {name: getattr(self, name).tolist() for name in _SUMS}
 
     def _chunks(self, batches: list[np.ndarray]) -> Iterator[bytes]:
-        for rows_B, targets_SBFD in zip(batches, self.source(batches), strict=True):
-            self._check(rows_B, targets_SBFD)
-            stored = encode(targets_SBFD, self.made_with["dtype"])
-            self._measure(rows_B, targets_SBFD, stored)
-            yield from _row_bytes(stored)
+        layout = self.layout
+        for rows_B, computed in zip(batches, self.source(batches), strict=True):
+            frames = int(self.plan.num_frames[rows_B[0]])
+            _check("targets", computed.targets, (layout.num_targets, len(rows_B), frames, layout.width))
+            targets = self._rounded(rows_B, computed.targets, layout.dtype, first=0)
+            pieces = [targets]
+            if computed.features is not None:
+                _check("features", computed.features, (len(rows_B), frames, layout.features_width))
+                pieces.insert(0, self._rounded(rows_B, computed.features[None], layout.features, layout.num_targets))
+            padding = bytes(layout.first_target_byte(frames) - frames * layout.feature_bytes)
+            for item in range(len(rows_B)):
+                yield padding.join(piece[item] for piece in pieces)
             self.progress.add(rows_B)
 
-    def _check(self, rows_B: np.ndarray, targets_SBFD: Tensor) -> None:
-        frames = int(self.plan.num_frames[rows_B[0]])
-        expected = (len(self.squared_error), len(rows_B), frames, self.made_with["width"])
-        if targets_SBFD.shape != expected:
-            raise InputError(f"targets have shape {tuple(targets_SBFD.shape)} instead of {expected}")
-
-    def _measure(self, rows_B: np.ndarray, targets_SBFD: Tensor, stored: StoredTargets) -> None:
-        error_S = (stored.decoded().float() - targets_SBFD).square().sum((1, 2, 3)).cpu()
-        norm_S = targets_SBFD.square().sum((1, 2, 3)).cpu()
+    def _rounded(self, rows_B: np.ndarray, values_SBFD: Tensor, dtype: str, first: int) -> list[bytes]:
+        """Bytes of each row; the errors are added to those of the parts from ``first`` on."""
+        rounded = encode(values_SBFD, dtype)
+        error_S = (rounded.decoded().float() - values_SBFD).square().sum((1, 2, 3)).cpu()
+        norm_S = values_SBFD.square().sum((1, 2, 3)).cpu()
         if not bool(norm_S.isfinite().all()):
-            raise InputError(f"the teacher's targets are not finite in one of the rows {rows_B.tolist()}")
-        self.squared_error += error_S
-        self.squared_norm += norm_S
+            raise InputError(f"the teacher's targets or features are not finite in one of the rows {rows_B.tolist()}")
+        self.squared_error[first : first + len(error_S)] += error_S
+        self.squared_norm[first : first + len(norm_S)] += norm_S
+        arrays = [part.cpu() for part in (rounded.scales, rounded.values) if part is not None]
+        return [
+            b"".join(part_SBFD[:, item].contiguous().view(torch.uint8).numpy().tobytes() for part_SBFD in arrays)
+            for item in range(len(rows_B))
+        ]
 
 
-def _row_bytes(stored: StoredTargets) -> Iterator[bytes]:
-    values_SBFD = stored.values.cpu().contiguous().view(torch.int8).numpy()
-    scales_SBF1 = None if stored.scales is None else stored.scales.cpu().numpy().astype("<f4")
-    for item in range(values_SBFD.shape[1]):
-        if scales_SBF1 is not None:
-            yield scales_SBF1[:, item].tobytes()
-        yield values_SBFD[:, item].tobytes()
+def _check(name: str, found: Tensor, expected: tuple[int, ...]) -> None:
+    if found.shape != expected:
+        raise InputError(f"{name} have shape {tuple(found.shape)} instead of {expected}")
 
 
 def _places(plan: TargetPlan) -> np.ndarray:
@@ -231,9 +240,10 @@ def _places(plan: TargetPlan) -> np.ndarray:
     return places_N3
 
 
-def _relative_errors(parts: list[Part], layers: list[int]) -> dict[str, float]:
-    """Relative L2 error of each rounded target over all frames, against the targets before rounding."""
-    names = ["output", *(f"layer_{layer}" for layer in layers)]
+def _relative_errors(parts: list[Part], made_with: dict[str, Any]) -> dict[str, float]:
+    """Relative L2 error of each rounded target and of the features over all frames, against those before rounding."""
+    names = ["output", *(f"layer_{layer}" for layer in made_with["layers"])]
+    names += ["features"] if "features" in made_with else []
     sums = [[sum(values) for values in zip(*(part[k] for part in parts), strict=True)] for k in _SUMS]
     return {name: math.sqrt(e / n) if n else 0.0 for name, e, n in zip(names, *sums, strict=True)}
 

@@ -36,7 +36,7 @@ from lightning_modules.stopwatch import StepStopwatch
 from lightning_modules.student import Student, StudentConfig, state_dict_depth
 from lightning_modules.target_normalization import TargetStatistics, measure
 from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
-from lightning_modules.teacher_identity import teacher_settings
+from lightning_modules.teacher_identity import front_end_digest, teacher_settings
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,7 @@ class DistillationModule(L.LightningModule):
 
     def inputs(self, batch: AudioBatch) -> tuple[Tensor, Tensor | None]:
         """Waveforms (B, T) prepared for the teacher, and valid samples (B,); ``None`` if no item is padded."""
+        assert batch.waveforms is not None
         num_samples = batch.num_samples if is_padded(batch.num_samples, batch.waveforms.shape[1]) else None
         waveforms_BT = batch.waveforms
         if self.teacher.normalize:
@@ -152,9 +153,10 @@ class DistillationModule(L.LightningModule):
         Cached targets are already normalised; those of a teacher forward are not yet.
         """
         with self.stopwatch.section("teacher"):
-            if batch.targets is not None:
-                output_BFD, *hidden = batch.targets.decoded()
-                return TeacherTargets(output_BFD, dict(zip(self.teacher.hidden_layers, hidden, strict=True)))
+            if batch.cached is not None:
+                output_BFD, *hidden = batch.cached.targets.decoded()
+                layers = dict(zip(self.teacher.hidden_layers, hidden, strict=True))
+                return TeacherTargets(output_BFD, layers, batch.cached.features_BFC)
             return self.teacher(*self.inputs(batch))
 
     def losses(self, batch: AudioBatch, scale: float = 1.0, targets: TeacherTargets | None = None) -> LossTerms:
@@ -165,10 +167,11 @@ class DistillationModule(L.LightningModule):
         """
         if targets is None:
             targets = self.targets(batch)
-        if batch.targets is None:
+        if batch.cached is None:
             targets = self.objective.normalizer(targets)
-        waveforms_BT, num_samples = self.inputs(batch)
-        features_BFC = targets.features_BFC if self.student.config.front_end == "shared" else None
+        # A batch of cached features has no audio, and a cached segment is not padded.
+        waveforms_BT, num_samples = (None, None) if batch.waveforms is None else self.inputs(batch)
+        features_BFC = targets.features_BFC if self.student.config.front_end != "trained" else None
         hidden_states = self.student(waveforms_BT, num_samples, features_BFC)
         valid_BF = None
         if num_samples is not None:
@@ -274,7 +277,8 @@ class DistillationModule(L.LightningModule):
             )
         if stage == "fit" and datamodule.targets is not None:
             settings = teacher_settings(self.teacher) | self.objective.normalizer.settings
-            datamodule.use_targets(settings, self.teacher.hidden_layers)
+            frozen = self.student.config.front_end != "trained"
+            datamodule.use_targets(settings, self.teacher.hidden_layers, features=frozen)
 
     def _load_initial_weights(self, path: Path) -> None:
         """Load the student, and the projections if the losses are equal. The student already has its first depth."""
@@ -299,8 +303,20 @@ class DistillationModule(L.LightningModule):
         if self.init_from is not None and self.trainer.ckpt_path is None:  # Lightning sets ckpt_path only now
             self._load_initial_weights(Path(self.init_from))
         self.on_validation_start()
+        self._check_cached_features()
         if self.objective.normalizer.kind == "standardize":
             self._settle_statistics()
+
+    def _check_cached_features(self) -> None:
+        """Refuse cached features of another front end; the student has the weights that it trains with by now."""
+        datamodule = speech_data(self.trainer)
+        cached = None if datamodule is None else datamodule.cached_front_end
+        if cached is not None and cached != (own := front_end_digest(self.student.hubert)):
+            raise InputError(
+                f"the cache of data.targets has the features of another front end (hash {cached}) than this student's "
+                f"({own}): make a cache with `interstack cache-targets` and the options of this run, model.init_from "
+                "and seed_everything included"
+            )
 
     def _settle_statistics(self) -> None:
         """Set the target statistics: from the checkpoint, else from the cache, else measured by the first process."""

@@ -217,19 +217,24 @@ class Student(nn.Module):
         _set_layers(self.hubert, list(self.hubert.encoder.layers)[:depth])
         self.ancestry, self.originals = list(range(depth)), list(range(depth))
 
+    def features(self, waveforms_BT: Tensor) -> Tensor:
+        """Features (B, F, C) of the convolutions, before the feature projection."""
+        return self.hubert.feature_extractor(waveforms_BT).transpose(1, 2)
+
     def forward(
-        self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None, features_BFC: Tensor | None = None
+        self, waveforms_BT: Tensor | None, num_samples_B: Tensor | None = None, features_BFC: Tensor | None = None
     ) -> list[Tensor]:
         """Hidden states, depth + 1 of (B, F, D): entry 0 is the input of the first layer, entry k the k-th output.
 
         ``num_samples_B`` (valid samples per item) is ``None`` if no item is padded; then no mask is made.
-        ``features_BFC`` are the features of a shared front end if they are already computed.
+        ``features_BFC`` are the features of a frozen front end if they are already known; waveforms are not used then.
         """
         hubert, encoder = self.hubert, self.hubert.encoder
         if self.config.compile:
             compile_in_place(compiled_parts(hubert), self.config.compile_backend)
         if features_BFC is None:
-            features_BFC = hubert.feature_extractor(waveforms_BT).transpose(1, 2)
+            assert waveforms_BT is not None
+            features_BFC = self.features(waveforms_BT)
         valid_BF = self._valid_frames(features_BFC, num_samples_B)
         hidden_BFD = hubert.feature_projection(features_BFC)
         hidden_BFD = hubert._mask_hidden_states(hidden_BFD, attention_mask=cast(torch.LongTensor, valid_BF))

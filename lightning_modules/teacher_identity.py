@@ -1,4 +1,4 @@
-"""Hashes and settings by which a run's checkpoints and a cache of targets recognise their teacher.
+"""Hashes and settings by which a run's checkpoints and a cache recognise their teacher, and a cache its front end.
 
 A checkpoint has :func:`teacher_digest`, which is quick to compute, since a run computes it at every checkpoint. A cache
 has :func:`teacher_settings`, whose hashes cover every byte of the weights that its targets depend on. Old checkpoints
@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import HubertModel
 
+from lightning_modules.front_end import CONV_FIELDS
 from lightning_modules.teacher import Teacher
 from lightning_modules.teacher_loading import UNUSED_WEIGHTS
 
@@ -39,6 +41,15 @@ def teacher_settings(teacher: Teacher) -> dict[str, Any]:
     }
 
 
+def front_end_digest(hubert: HubertModel) -> str:
+    """Hash of the convolutions of a student: their layout, and the names, shapes and bytes of their weights."""
+    layout = {name: getattr(hubert.config, name) for name in (*CONV_FIELDS, "feat_extract_norm")}
+    digest = hashlib.sha256(repr(sorted((name, str(value)) for name, value in layout.items())).encode())
+    for name, weight in sorted(hubert.feature_extractor.state_dict().items()):
+        _add(digest, name, weight)
+    return digest.hexdigest()[:16]
+
+
 def weight_digests(teacher: Teacher) -> dict[int, str]:
     """Hash, for each chosen layer, the names, shapes and bytes of the weights that its output depends on.
 
@@ -54,7 +65,11 @@ def weight_digests(teacher: Teacher) -> dict[int, str]:
     digest, digests = hashlib.sha256(), {}
     for layer in range(max(*teacher.hidden_layers, teacher.output_layer, 0) + 1):
         for name, weight in layers.get(layer, []):
-            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            _add(digest, name, weight)
         digests[layer] = digest.hexdigest()[:16]
     return digests
+
+
+def _add(digest: Any, name: str, weight: Tensor) -> None:
+    digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+    digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -26,7 +26,7 @@ from datamodules.loading import AudioDataset
 from datamodules.target_cache import TargetCache
 from experiments.bench.made import made
 
-FLOATS_PER_PAGE = 1024
+FLOATS_PER_PAGE, BYTES_PER_PAGE = 1024, 4096
 
 
 class Turn(NamedTuple):
@@ -139,10 +139,11 @@ def _loader_turn(data: LibriSpeechDataModule) -> Callable[[int], float]:
         loader.batch_sampler.set_epoch(epoch)
         samples = 0
         for batch in loader:
-            batch.waveforms[:, ::FLOATS_PER_PAGE].sum()  # a worker's data arrives when its pages are touched
-            if batch.targets is not None:
-                batch.targets.values.flatten()[::FLOATS_PER_PAGE].sum()
-            samples += batch.waveforms.numel()
+            if batch.waveforms is not None:
+                batch.waveforms[:, ::FLOATS_PER_PAGE].sum()  # a worker's data arrives when its pages are touched
+            if batch.cached is not None:
+                batch.cached.data[:, ::BYTES_PER_PAGE].sum()
+            samples += int(batch.num_samples.sum())
         return samples / data.sample_rate
 
     return run

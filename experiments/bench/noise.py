@@ -19,7 +19,7 @@ class BenchBatch(NamedTuple):
     waveforms: Tensor
     num_samples: Tensor
     global_num_samples: Tensor
-    targets: None = None
+    cached: None = None
 
     def to(self, device: torch.device) -> "BenchBatch":
         """Move the waveforms only, as the data module does: the step reads lengths on the host without waiting."""

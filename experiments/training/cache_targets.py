@@ -1,29 +1,32 @@
 """``interstack cache-targets``: write the teacher's outputs for a run's fixed segments to disk.
 
-The command takes the config files and options of ``interstack fit``, so that teacher, layers, corpus and segments are
-those of the run that will read the cache::
+With ``--features true`` it writes the output of the student's frozen front end beside them. The command takes the
+config files and options of ``interstack fit``, so that teacher, layers, front end, corpus and segments are those of the
+run that will read the cache::
 
     interstack cache-targets --config interleave_equal --data.root CORPUS --data.crop fixed --output TARGETS
     interstack fit --config interleave_equal --data.root CORPUS --data.crop fixed --data.targets TARGETS
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 
+from datamodules.cached_records import RecordLayout
 from datamodules.errors import InputError
 from datamodules.librispeech import LibriSpeechDataModule
-from datamodules.target_cache import MARKER, NOT_IN_OLDER_CACHES
-from datamodules.target_writing import TargetPlan, is_cached, plan_targets, room_for, write_targets
+from datamodules.target_cache import MARKER, NOT_IN_OLDER_CACHES, VALIDATION, TargetCache
+from datamodules.target_writing import Computed, TargetPlan, is_cached, plan_targets, room_for, write_targets
 from experiments.training.data_class import accepts
 from experiments.training.fit import DistillationCLI
 from lightning_modules.distillation import DistillationModule
-from lightning_modules.teacher_identity import teacher_settings
+from lightning_modules.target_normalization import TargetStatistics
+from lightning_modules.teacher_identity import front_end_digest, teacher_settings
 
 
 class TargetsTrainer(Trainer):
@@ -35,20 +38,23 @@ class TargetsTrainer(Trainer):
         datamodule: LibriSpeechDataModule,
         output: str,
         dtype: Literal["bf16", "int8"] = "bf16",
+        features: bool | Literal["bf16", "int8", "float32"] = False,
         shard_megabytes: int = 1024,
         batch_seconds: float = 80.0,
         overwrite: bool = False,
     ) -> None:
-        """Store the teacher's outputs for fixed segments. The same call continues an interrupted one and checks a
-        finished cache against its checksums.
+        """Store the teacher's outputs for fixed segments, of the training and the validation data. The same call
+        continues an interrupted one and checks a finished cache against its checksums.
 
         The teacher runs in float32 on one device, whatever ``trainer.devices`` and ``trainer.precision`` are.
 
         Args:
-            model: the run's module, for its teacher and layers.
-            datamodule: the run's data module, for its training data.
+            model: the run's module, for its teacher, layers and front end.
+            datamodule: the run's data module.
             output: folder of the cache.
             dtype: bf16, or int8 with one scale per frame: half the size, a larger error (measured and printed).
+            features: store the features of the student's frozen front end too, so that a run needs no audio and no
+                convolution: true or bf16, int8 (one scale per frame), or float32, which is exact.
             shard_megabytes: maximum size of a file in MB, and the most work that an interrupt can lose.
             batch_seconds: seconds of audio per forward pass of the teacher; memory sets the limit.
             overwrite: replace a cache of another teacher, corpus or segments.
@@ -62,29 +68,22 @@ class TargetsTrainer(Trainer):
                 f"cache-targets needs the fixed segments of LibriSpeechDataModule, which {type(datamodule).__name__} "
                 "lacks: leave out --data"
             )
+        if features and model.student.config.front_end == "trained":
+            raise InputError(
+                "features=true stores the output of a front end that does not change, but model.student.front_end="
+                "trained: set it to frozen or shared"
+            )
         datamodule.trainer = self
         datamodule.prepare_data()
         datamodule.setup()
-        folder, layers = Path(output), list(model.teacher.hidden_layers)
-        made_with = _made_with(model, datamodule, layers, dtype, shard_megabytes)
-        plan = plan_targets(
-            datamodule.segments,
-            model.teacher.num_frames(torch.from_numpy(datamodule.segments.num_samples)).numpy(),
-            1 + len(layers),
-            model.teacher.hidden_size,
-            dtype,
-            shard_megabytes * 10**6,
-        )
-        print(_description(model, datamodule, plan, dtype))
-        if is_cached(folder, made_with, overwrite):
-            print(f"{folder} is finished, and every file has its checksum")
-            return
-        print(f"{folder}: {room_for(folder, plan) / 1e9:.2f} GB free", flush=True)
-        source = TeacherSource(model, datamodule, self.strategy.root_device)
-        measured = source.settle_statistics if model.objective.normalizer.kind == "standardize" else None
-        errors = write_targets(folder, made_with, plan, source, int(batch_seconds * datamodule.sample_rate), measured)
-        found = ", ".join(f"{name} {100 * error:.3f} %" for name, error in errors.items())
-        print(f"{folder / MARKER}: relative L2 error of {dtype}: {found}")
+        settings = CacheSettings(dtype, "bf16" if features is True else features or None, shard_megabytes)
+        source = Source(model, datamodule, self.strategy.root_device, bool(features))
+        batch_samples = int(batch_seconds * datamodule.sample_rate)
+        folder = Path(output)
+        _write(folder, "train", settings, source, batch_samples, overwrite)
+        if datamodule.val_splits:
+            source.statistics_from(folder)
+            _write(folder / VALIDATION, "val", settings, source, batch_samples, overwrite)
 
 
 class TargetsCLI(DistillationCLI):
@@ -103,13 +102,27 @@ class TargetsCLI(DistillationCLI):
             self.config[self.subcommand].data.run_dir = None  # nothing is trained, so there is no run folder
 
 
-class TeacherSource:
-    """Computes targets (S, B, F, D) in float32 on ``device`` for batches of rows."""
+class CacheSettings(NamedTuple):
+    """Settings of a cache that do not come from the run."""
 
-    def __init__(self, model: DistillationModule, datamodule: LibriSpeechDataModule, device: torch.device) -> None:
-        self.model, self.datamodule, self.device = model.to(device), datamodule, device
+    dtype: str
+    features: str | None
+    shard_megabytes: int
+
+
+class Source:
+    """Computes targets, and features if asked, in float32 on ``device`` for batches of rows of one stage's data."""
+
+    def __init__(
+        self, model: DistillationModule, datamodule: LibriSpeechDataModule, device: torch.device, features: bool
+    ) -> None:
+        self.model, self.datamodule, self.device, self.features = model.to(device), datamodule, device, features
         model.teacher.to(device)
         model.cuda_settings.apply(device)
+
+    @property
+    def standardizes(self) -> bool:
+        return self.model.objective.normalizer.kind == "standardize"
 
     def settle_statistics(self) -> np.ndarray:
         """Measure mean and deviation (2, S, D), and standardize the targets by them from now on."""
@@ -117,36 +130,83 @@ class TeacherSource:
         self.model.objective.normalizer.use(statistics)
         return torch.stack(list(statistics)).numpy()
 
+    def statistics_from(self, folder: Path) -> None:
+        """Standardize the targets as those in ``folder`` from now on."""
+        if self.standardizes:
+            statistics = TargetCache(str(folder)).statistics
+            assert statistics is not None
+            self.model.objective.normalizer.use(TargetStatistics(*statistics))
+
     @torch.no_grad()
-    def __call__(self, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        for batch in self.datamodule.segment_loader(batches):
+    def compute(self, batches: Sequence[np.ndarray], stage: str) -> Iterator[Computed]:
+        for batch in self.datamodule.segment_loader(batches, stage):
             moved = self.datamodule.transfer_batch_to_device(batch, self.device, 0)
             targets = self.model.objective.normalizer(self.model.targets(moved))
-            yield torch.stack([targets.output_BFD, *targets.hidden.values()]).float()
+            features_BFC = targets.features_BFC
+            if self.features and features_BFC is None:
+                waveforms_BT, _ = self.model.inputs(moved)
+                features_BFC = self.model.student.features(waveforms_BT)
+            stacked_SBFD = torch.stack([targets.output_BFD, *targets.hidden.values()]).float()
+            yield Computed(stacked_SBFD, features_BFC if self.features else None)
+
+
+def _write(
+    folder: Path, stage: str, settings: CacheSettings, source: Source, batch_samples: int, overwrite: bool
+) -> None:
+    """Write the cache of one stage's data, and tell its sizes before and its errors after."""
+    model, datamodule = source.model, source.datamodule
+    made_with = _made_with(model, datamodule, stage, settings)
+    segments = datamodule.segments(stage)
+    num_frames = model.teacher.num_frames(torch.from_numpy(segments.num_samples)).numpy()
+    plan = plan_targets(segments, num_frames, RecordLayout.of(made_with), settings.shard_megabytes * 10**6)
+    print(_description(model, datamodule, plan, stage, settings))
+    if is_cached(folder, made_with, overwrite):
+        print(f"{folder} is finished, and every file has its checksum")
+        return
+    print(f"{folder}: {room_for(folder, plan) / 1e9:.2f} GB free", flush=True)
+    measured = source.settle_statistics if source.standardizes and stage == "train" else None
+    compute = partial(source.compute, stage=stage)
+    errors = write_targets(folder, made_with, plan, compute, batch_samples, measured)
+    found = ", ".join(f"{name} {100 * error:.3f} %" for name, error in errors.items())
+    print(f"{folder / MARKER}: relative L2 error of rounding: {found}")
 
 
 def _made_with(
-    model: DistillationModule, datamodule: LibriSpeechDataModule, layers: list[int], dtype: str, shard_megabytes: int
+    model: DistillationModule, datamodule: LibriSpeechDataModule, stage: str, settings: CacheSettings
 ) -> dict[str, Any]:
     normalization = model.objective.normalizer.settings
+    front_end = {
+        "features": settings.features,
+        "features_width": model.student.hubert.config.conv_dim[-1],
+        "student.front_end_weights": front_end_digest(model.student.hubert),
+    }
     return {
-        "layers": layers,
+        "layers": list(model.teacher.hidden_layers),
         "width": model.teacher.hidden_size,
-        "dtype": dtype,
-        "shard_megabytes": shard_megabytes,
+        "dtype": settings.dtype,
+        "shard_megabytes": settings.shard_megabytes,
+        **(front_end if settings.features else {}),
         **teacher_settings(model.teacher),
         **({} if normalization == NOT_IN_OLDER_CACHES else normalization),
-        **datamodule.segment_settings(),
+        **datamodule.segment_settings(stage),
     }
 
 
-def _description(model: DistillationModule, datamodule: LibriSpeechDataModule, plan: TargetPlan, dtype: str) -> str:
+def _description(
+    model: DistillationModule,
+    datamodule: LibriSpeechDataModule,
+    plan: TargetPlan,
+    stage: str,
+    settings: CacheSettings,
+) -> str:
     teacher, hours = model.teacher, plan.num_samples.sum() / datamodule.sample_rate / 3600
     layers = f"layer {teacher.output_layer} (output)"
     if teacher.hidden_layers:
         layers += f" and {', '.join(map(str, teacher.hidden_layers))}"
+    types = settings.dtype + (f", features in {settings.features}" if settings.features else "")
+    data = "training" if stage == "train" else "validation"
     return (
-        f"{teacher.init_args.get('model', type(teacher).__name__)}: {layers}, width {teacher.hidden_size}\n"
-        f"{len(plan.rows)} segments, {hours:.2f} h, {plan.num_frames.sum()} frames: {plan.num_bytes / 1e9:.2f} GB in "
-        f"{dtype}, {len(plan.shards)} files"
+        f"{data} data, {teacher.init_args.get('model', type(teacher).__name__)}: {layers}, width "
+        f"{teacher.hidden_size}\n{len(plan.rows)} segments, {hours:.2f} h, {plan.num_frames.sum()} frames: "
+        f"{plan.num_bytes / 1e9:.2f} GB in {types}, {len(plan.shards)} files"
     )

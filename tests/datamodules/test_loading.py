@@ -19,6 +19,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from datamodules.audio import BadAudioError, read_audio
 from datamodules.batching import CropRule, GlobalBatchSampler, MicroBatch, plan_by_utterances
+from datamodules.cached_records import CachedRecords, RecordLayout
 from datamodules.corpus import CorpusSettings
 from datamodules.loading import (
     SKIPPED_FILE,
@@ -31,7 +32,6 @@ from datamodules.loading import (
 )
 from datamodules.manifest import Manifest, prepare_manifest
 from datamodules.scanning import Problem
-from datamodules.target_cache import StoredTargets
 from tests.datamodules.corpora import truncate, utterance, write_corpus
 from tests.patience import PATIENCE
 
@@ -79,7 +79,7 @@ def test_a_batch_holds_the_samples_that_were_asked_for(corpus: Path) -> None:
     assert batch.waveforms[1].abs().min() >= 0
     assert (batch.num_samples.tolist(), batch.index.tolist()) == ([5000, 9000], [3, 0])
     assert {tensor.dtype for tensor in batch[1:4]} == {torch.int64}
-    assert batch.targets is None
+    assert batch.cached is None
 
 
 def test_a_share_is_as_wide_as_the_global_batch(corpus: Path) -> None:
@@ -273,8 +273,7 @@ def test_workers_that_never_deliver_are_an_error(corpus: Path, tmp_path: Path, m
     assert loader_of(corpus).timeout == 0  # without workers there is nobody to wait for
 
 
-@pytest.mark.parametrize("scales", [None, torch.ones(2, 1, 3, 1)], ids=["bf16", "int8"])
-def test_every_tensor_of_a_batch_is_pinned(scales: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tensor_of_a_batch_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch pins what it finds in both named tuples. Without a GPU there is no pinned memory, so it is only noted."""
     found: list[Tensor] = []
 
@@ -284,12 +283,13 @@ def test_every_tensor_of_a_batch_is_pinned(scales: Tensor | None, monkeypatch: p
 
     monkeypatch.setattr(Tensor, "pin_memory", pinned)
     lengths_B = torch.tensor([9])
-    targets = StoredTargets(torch.zeros(2, 1, 3, 4), scales)
-    batch = AudioBatch(torch.zeros(1, 9), lengths_B, lengths_B.clone(), torch.tensor([5]), targets)
+    layout = RecordLayout(2, 4, "int8")
+    records = CachedRecords(torch.zeros(1, 64, dtype=torch.uint8), layout, num_frames=3)
+    batch = AudioBatch(torch.zeros(1, 9), lengths_B, lengths_B.clone(), torch.tensor([5]), records)
     result = pin_memory(batch)
-    tensors = [*batch[:4], *(tensor for tensor in targets if tensor is not None)]
+    tensors = [*batch[:4], records.data]
     assert len(found) == len(tensors)
     assert all(one is other for one, other in zip(found, tensors, strict=True))
     assert isinstance(result, AudioBatch)
-    assert isinstance(result.targets, StoredTargets)
-    assert (result.targets.scales is None) == (scales is None)
+    assert isinstance(result.cached, CachedRecords)
+    assert result.cached[1:] == (layout, 3)

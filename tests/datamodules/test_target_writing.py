@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from datamodules import target_writing
 from datamodules.batching import FixedSegments
+from datamodules.cached_records import RecordLayout
 from datamodules.shards import unfinished_folder
 from datamodules.target_cache import MARKER, TargetCache
-from datamodules.target_writing import TargetPlan, is_cached, plan_targets, room_for, write_targets
+from datamodules.target_writing import Computed, TargetPlan, is_cached, plan_targets, room_for, write_targets
 from tests.datamodules.test_target_cache import FRAMES, LAYERS, SEGMENTS, WIDTH, made, source
 
 
@@ -25,7 +25,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_every_row_has_one_place_and_batches_have_one_length() -> None:
     segments = FixedSegments(np.zeros(200, np.int64), np.random.default_rng(0).integers(1, 6, 200) * 320)
-    plan = plan_targets(segments, segments.num_samples // 320, 2, 8, "bf16", shard_bytes=1000)
+    plan = plan_targets(segments, segments.num_samples // 320, RecordLayout(2, 8, "bf16"), shard_bytes=1000)
     batches = [batch for shard in range(len(plan.shards)) for batch in plan.batches(shard, batch_samples=2000)]
     assert sorted(np.concatenate(batches).tolist()) == list(range(200))
     for batch in batches:
@@ -39,7 +39,7 @@ def test_every_row_has_one_place_and_batches_have_one_length() -> None:
 
 
 def test_a_row_larger_than_a_shard_gets_one_of_its_own() -> None:
-    plan = plan_targets(SEGMENTS, FRAMES, 3, WIDTH, "bf16", shard_bytes=1)
+    plan = plan_targets(SEGMENTS, FRAMES, RecordLayout(3, WIDTH, "bf16"), shard_bytes=1)
     assert [len(shard) for shard in plan.shards] == [1] * 7
     assert plan.batches(0, batch_samples=1)[0].tolist() == [1]
 
@@ -51,7 +51,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
     made(tmp_path / "whole", dtype)
     asked: list[int] = []
 
-    def stops(batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    def stops(batches: Sequence[np.ndarray], features: bool) -> Iterator[Computed]:
         for targets in source(batches):
             asked.append(1)
             if len(asked) == 4:
@@ -108,11 +108,11 @@ def test_a_remade_cache_is_read_anew(tmp_path: Path) -> None:
     made(tmp_path / "cache", "int8")
     cache = TargetCache(str(tmp_path / "cache"))
     cache.verify()
-    assert TargetCache(str(tmp_path / "cache")).read(np.array([0])).values.dtype != before.values.dtype
+    assert TargetCache(str(tmp_path / "cache")).read(np.array([0])).layout != before.layout
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_targets(SEGMENTS, FRAMES, 3, WIDTH, "bf16", 150)
+    plan = plan_targets(SEGMENTS, FRAMES, RecordLayout(3, WIDTH, "bf16"), 150)
     assert room_for(tmp_path / "cache", plan) > plan.num_bytes
     written = unfinished_folder(tmp_path / "cache") / "00000.targets"
     monkeypatch.setattr(target_writing, "free_bytes", lambda *_: plan.num_bytes - 1)
@@ -122,7 +122,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
 
 
 def test_what_an_earlier_call_wrote_counts_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_targets(SEGMENTS, FRAMES, 3, WIDTH, "bf16", 150)
+    plan = plan_targets(SEGMENTS, FRAMES, RecordLayout(3, WIDTH, "bf16"), 150)
     before = room_for(tmp_path / "cache", plan)
     (unfinished_folder(tmp_path / "cache") / "00000.targets").write_bytes(b"x" * 10**7)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 0})())
@@ -132,14 +132,15 @@ def test_what_an_earlier_call_wrote_counts_as_room(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda targets: targets[:, :, :-1], r"targets have shape \(3, 2, 0, 10\) instead of \(3, 2, 1, 10\)"),
-        (lambda targets: targets * float("nan"), r"not finite in one of the rows \[1, 4\]"),
+        (lambda x: Computed(x.targets[:, :, :-1]), r"targets have shape \(3, 2, 0, 10\) instead of \(3, 2, 1, 10\)"),
+        (lambda x: Computed(x.targets * float("nan")), r"not finite in one of the rows \[1, 4\]"),
+        (lambda x: Computed(x.targets, torch.ones(2, 1, 9)), r"features have shape \(2, 1, 9\) instead of \(2, 1, 0\)"),
     ],
 )
 def test_a_source_that_goes_wrong_is_an_error(change: Any, message: str, tmp_path: Path) -> None:
-    plan: TargetPlan = plan_targets(SEGMENTS, FRAMES, 3, WIDTH, "bf16", 150)
+    plan: TargetPlan = plan_targets(SEGMENTS, FRAMES, RecordLayout(3, WIDTH, "bf16"), 150)
     settings = {"layers": LAYERS, "width": WIDTH, "dtype": "bf16"}
     with pytest.raises(ValueError, match=message):
         write_targets(tmp_path / "cache", settings, plan, lambda rows: map(change, source(rows)), 1500)
     assert not (tmp_path / "cache").exists()
-    assert torch.equal(*(next(source([np.array([1, 4])])) for _ in range(2)))
+    assert torch.equal(*(next(source([np.array([1, 4])])).targets for _ in range(2)))

@@ -14,7 +14,7 @@ from tests.helpers import make_data, make_module, save_corpus, save_teacher
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with ``teacher``, ``corpus`` and ``targets``."""
+    """Folder with ``teacher``, ``corpus``, and two caches: ``targets``, ``features`` (of a frozen front end too)."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ddp"
     folder.mkdir(exist_ok=True)
@@ -26,6 +26,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             data = make_data(folder / "corpus", folder / "cache", crop="fixed", batch_size=BATCH_SIZE)
             writer = TargetsTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
             writer.cache_targets(make_module(folder / "teacher"), data, str(folder / "targets"))
+            frozen = make_module(folder / "teacher", front_end="frozen")
+            writer.cache_targets(frozen, data, str(folder / "features"), features="float32")
             (folder / "ready").touch()
     return folder
 

@@ -50,7 +50,7 @@ PARTS = ("alive", "without_gradient", "error", "megabytes", "scales", "average")
 
 @dataclass
 class Scenario:
-    """One run; ``home`` holds ``teacher``, ``corpus``, ``targets`` and ``cache``, and takes the run's folder."""
+    """One run; ``home`` holds ``teacher``, ``corpus``, caches and manifests, and takes the run's folder."""
 
     name: str
     home: str
@@ -68,7 +68,7 @@ class Scenario:
     student: dict[str, Any] = field(default_factory=dict)
     dropout: float = 0.0
     averaged: bool = False  # keep an average of the weights
-    cached: bool = False  # the teacher's targets from ``home/targets``
+    cached: str | None = None  # folder under ``home`` with the teacher's targets, and perhaps features
     every_n_steps: int | None = None  # write checkpoints
     checkpoint: str | None = None  # resume from it, or validate it
     fault: str | None = None  # see tests.ddp.faults
@@ -151,7 +151,7 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
     optimizer = OPTIMIZERS[scenario.optimizer]
     settings = {"dropout": scenario.dropout, "optimizer": optimizer, "objective": scenario.objective}
     module = make_module(home / "teacher", **settings, **scenario.student)
-    cached: dict[str, Any] = {"crop": "fixed", "targets": str(home / "targets")} if scenario.cached else {}
+    cached: dict[str, Any] = {"crop": "fixed", "targets": str(home / scenario.cached)} if scenario.cached else {}
     data = make_data(home / "corpus", home / "cache", batch_size=BATCH_SIZE, length=scenario.length, **cached)
     error, start = None, trainer.fit if scenario.kind == "fit" else trainer.validate
     with patch, wrappers.watched(hold=scenario.fault == "hold"):

@@ -128,7 +128,10 @@ RANDOM: dict[str, dict[str, Any]] = {
     "dropout, accumulation": {"dropout": 0.1, "accumulate": 2, "length": "pad"},
     "masks": {"dropout": 0.1, "student": {"mask_time_prob": 0.5, "mask_time_length": 2}},
 }
-TARGETS: dict[str, dict[str, Any]] = {"cached targets": {"cached": True}}
+TARGETS: dict[str, dict[str, Any]] = {
+    "cached targets": {"cached": "targets"},
+    "cached features": {"cached": "features", "student": {"front_end": "frozen"}},
+}
 HALF = {"bf16-mixed": "adamw-fused", "16-mixed": "adamw-foreach"}
 FAULTS: dict[str, dict[str, Any]] = {
     "no_rewrap": {"verify": False},

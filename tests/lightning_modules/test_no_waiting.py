@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from datamodules.cached_records import CachedRecords, RecordLayout, aligned
 from datamodules.loading import AudioBatch
-from datamodules.target_cache import encode
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import normalize_waveforms
 from tests.helpers import make_data, make_module, save_corpus, save_whisper
@@ -75,8 +75,10 @@ def test_cached_targets_are_sent_and_used_without_waiting(dtype: str, teacher: P
     batch, module = make_batch([8000, 8000]), on_meta(teacher)
     frames = int(module.teacher.num_frames(batch.num_samples)[0])
     with RefuseBlockingCopies():
-        targets = encode(torch.zeros(2, 2, frames, module.teacher.hidden_size), dtype).to(META)
-    cached = AudioBatch(batch.waveforms.to(META), batch.num_samples, batch.num_samples, torch.arange(2), targets)
+        layout = RecordLayout(2, module.teacher.hidden_size, dtype)
+        data_BR = torch.zeros(2, aligned(layout.num_bytes(frames)), dtype=torch.uint8)
+        records = CachedRecords(data_BR, layout, frames).to(META)
+    cached = AudioBatch(batch.waveforms.to(META), batch.num_samples, batch.num_samples, torch.arange(2), records)
     assert step(module, cached).device == META
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from callbacks.resume_guard import ResumeGuard
 from datamodules.batching import cut
+from datamodules.cached_records import encode
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.loading import AudioBatch
-from datamodules.target_cache import encode
 from experiments.cli import run
 from experiments.studies.plan import Plan
 from experiments.studies.study import load_study, row_settings
@@ -62,6 +62,7 @@ def rounded(module: DistillationModule, dtype: str) -> Callable[[AudioBatch], Te
     """The teacher on the fly, asked as the cache was made, an utterance at a time, and rounded as it was."""
 
     def targets(batch: AudioBatch) -> TeacherTargets:
+        assert batch.waveforms is not None
         said = [module.teacher(waveform_T[None]) for waveform_T in batch.waveforms]
         each = [torch.stack([one.output_BFD, *one.hidden.values()]) for one in said]
         output_BFD, *hidden = encode(torch.cat(each, dim=1), dtype).decoded()
@@ -110,12 +111,12 @@ def test_a_run_from_the_cache_is_the_run_on_the_fly(dtype: str, home: Path, tmp_
     exact, unrounded = train(make_module(home / "teacher"), data_of(home), tmp_path / "exact")
     assert not all(torch.equal(a, b) for a, b in zip(cached, exact, strict=True))
     elsewhere, other = train(make_module(home / "teacher"), data_of(home, segment_seed=1), tmp_path / "elsewhere")
-    # What is lost by rounding is a small part of what other segments change; validation asks the teacher itself.
+    # What is lost by rounding is a small part of what other segments change; validation reads rounded targets too.
     assert distance(exact, cached) < 0.1 * distance(exact, elsewhere)
     assert abs(validation - unrounded) < 0.1 * abs(other - unrounded)
 
 
-def test_the_teacher_is_not_asked_in_training_steps(
+def test_the_teacher_is_asked_neither_in_training_nor_in_its_validation(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -127,9 +128,9 @@ def test_the_teacher_is_not_asked_in_training_steps(
 
     monkeypatch.setattr(HuggingFaceTeacher, "forward", counted)
     module, data = make_module(home / "teacher"), data_of(home, targets=str(home / "bf16"))
-    make_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, datamodule=data)
+    make_trainer(tmp_path, make_stacking()).fit(module, datamodule=data)  # measures the loss at three growths
     assert asked == []
-    make_trainer(tmp_path).validate(module, datamodule=data, verbose=False)
+    make_trainer(tmp_path).validate(module, datamodule=data_of(home, targets=str(home / "bf16")), verbose=False)
     assert asked == [3]
 
 
@@ -172,10 +173,11 @@ def test_a_cache_holds_normalised_targets_and_their_statistics(kind: str, home: 
     make_trainer(tmp_path / "d", max_epochs=1, limit_val_batches=0).fit(
         make_module(home / "teacher", objective=objective), datamodule=data
     )
-    batch = data.train_dataloader().dataset[data.segments.resolve(np.arange(1), 0)]
-    assert batch.targets is not None
+    batch = data.train_dataloader().dataset[data.segments().resolve(np.arange(1), 0)]
+    assert batch.cached is not None
+    assert batch.waveforms is not None
     expected_BFD = normalised(batch).output_BFD
-    assert torch.allclose(batch.targets.decoded()[0].float(), expected_BFD, rtol=1e-2, atol=1e-3)
+    assert torch.allclose(batch.cached.targets.decoded()[0].float(), expected_BFD, rtol=1e-2, atol=1e-3)
     for other in ({}, {"normalize_targets": "standardize", "statistics_seconds": 1.0}):
         with pytest.raises(ValueError, match=r"objective\.\w+ was \S+, is|objective\.statistics_seconds is not in it"):
             train(
@@ -189,14 +191,14 @@ def test_every_rank_reads_the_targets_of_its_own_rows(home: Path) -> None:
     data = data_of(home, targets=str(home / "bf16"))
     data.prepare_data()
     make_trainer(home / "unused").fit(make_module(home / "teacher"), datamodule=data)
-    dataset, segments = data.train_dataloader().dataset, data.segments
+    dataset, segments = data.train_dataloader().dataset, data.segments()
     rows = np.flatnonzero(segments.num_samples == np.median(segments.num_samples))
     whole = dataset[segments.resolve(rows, 0)]
-    assert whole.targets is not None
+    assert whole.cached is not None
     for part in range(2):
         share = dataset[cut(segments.resolve(rows, 0), part, 2)]
-        assert share.targets is not None
-        assert torch.equal(share.targets.values, whole.targets.values[:, part::2])
+        assert share.cached is not None
+        assert torch.equal(share.cached.data, whole.cached.data[part::2])
 
 
 def changed_teacher(home: Path, folder: Path) -> Path:
@@ -266,10 +268,10 @@ def test_the_command_tells_sizes_first_and_errors_last(
     data.prepare_data()
     data.setup()
     assert frames == int(
-        make_module(home / "teacher").teacher.num_frames(torch.tensor(data.segments.num_samples)).sum()
+        make_module(home / "teacher").teacher.num_frames(torch.tensor(data.segments().num_samples)).sum()
     )
     assert lines[2].endswith("GB free")
-    assert "relative L2 error of int8: output 0." in lines[3]
+    assert "relative L2 error of rounding: output 0." in lines[3]
     assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.targets")) == frames * 2 * (16 + 4)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     run(["cache-targets", *options(home), "--output", str(tmp_path / "cache"), "--dtype", "int8"])
