@@ -31,6 +31,7 @@ from experiments.records.settings_yaml import load_settings
 from experiments.shipped import find_shipped
 from experiments.training.cache_targets import TargetsCLI
 from experiments.training.fit import DistillationCLI
+from lightning_modules.growth.schedules import stage_lengths
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +47,22 @@ class Variant:
         config: shipped recipe or YAML file.
         overrides: settings by their names on the command line.
         targets: ``bf16`` or ``int8`` reads the teacher's targets from a cache, made beforehand and not timed.
+        features: ``bf16``, ``int8`` or ``float32`` reads the features of a frozen front end from that cache too.
         expected: expected ratio to other variants, by name; these are compared besides the file's first variant.
     """
 
     config: str = "full_l2l"
     overrides: Mapping[str, Any] = field(default_factory=dict)
     targets: str | None = None
+    features: str | None = None
     expected: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def cache(self) -> str | None:
+        """Name of the folder of the cache that is read; ``None`` if none is."""
+        if self.targets is None:
+            return None
+        return f"targets_{self.targets}" + (f"_features_{self.features}" if self.features else "")
 
 
 @dataclass
@@ -101,8 +111,8 @@ class Place:
             "name": "run",
             "runs_dir": str(self.folder / "runs"),
         }
-        if variant.targets is not None:
-            settings |= {"data.crop": "fixed", "data.targets": str(self.folder / f"targets_{variant.targets}")}
+        if variant.cache is not None:
+            settings |= {"data.crop": "fixed", "data.targets": str(self.folder / variant.cache)}
         settings |= variant.overrides
         words = ["fit", "--config", variant.config, "--trainer.callbacks+", "experiments.bench.laps.StepLaps"]
         for name, value in settings.items():
@@ -128,8 +138,8 @@ def bench_compare(
     (compilation, optimizer state, first memory allocations) are not counted. Every other round runs in reverse order,
     so that a machine that gets slower favours no variant. Time per step of a growing run is the mean over its stages
     (equal schedule); growths are reported separately. For a growing run the report also has f, the share of its deepest
-    step that scales with depth, the speed-up predicted from f, and the measured one over full depth with the same
-    switches.
+    step that scales with depth, and for equal and prop-1 the speed-up predicted from f and the measured one over full
+    depth with the same switches (prop-1 from the measured time of each depth).
 
     Args:
         variants: YAML file, or name of a shipped one: variants (for a CPU), variants_gpu, or variants_gpu_short with
@@ -175,7 +185,7 @@ def turns_of(variants: Mapping[str, Variant], result: Mapping[str, Any] | None) 
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for name, row in (result or {"variants": {}})["variants"].items():
         definition = vars(variants[name]) if name in variants else {}
-        if not definition or any(row[key] != value for key, value in definition.items() if key != "expected"):
+        if not definition or any(row.get(key) != value for key, value in definition.items() if key != "expected"):
             log.warning("turns of %r are dropped: its definition has changed or is gone", name)
             continue
         turns[name] = [
@@ -187,8 +197,8 @@ def turns_of(variants: Mapping[str, Variant], result: Mapping[str, Any] | None) 
 def prepare(place: Place, variants: Mapping[str, Variant]) -> None:
     """Write the corpus and the target caches; one run that is not counted builds the manifest of the corpus."""
     write_noise(place.folder, place.batch_size * place.steps_per_epoch, place.seconds)
-    for dtype in sorted({variant.targets for variant in variants.values() if variant.targets is not None}):
-        write_targets(place, dtype)
+    for cached in {variant.cache: variant for variant in variants.values() if variant.cache is not None}.values():
+        write_cache(place, cached)
     run(place, next(iter(variants.values())))
 
 
@@ -271,7 +281,12 @@ def summarise(
                     {depth: median(turn["stages"][depth] for turn in own) for depth in own[0]["stages"]}
                 ),
                 "against_full": (
-                    ratio(own, turns[full]) if (full := same_switches(variants, name)) and turns[full] else None
+                    {
+                        schedule: ratio([by_schedule(turn, schedule) for turn in own], turns[full])
+                        for schedule in SCHEDULES
+                    }
+                    if (full := same_switches(variants, name)) and turns[full]
+                    else None
                 ),
                 "ratios": {
                     other: {**ratio(own, turns[other]), "expected": variant.expected.get(other)}
@@ -291,9 +306,17 @@ def same_switches(variants: Mapping[str, Variant], name: str) -> str | None:
     own = variants[name]
     for other, variant in variants.items():
         at_full_depth = variant.config.startswith("full") and not own.config.startswith("full")
-        if at_full_depth and (variant.overrides, variant.targets) == (own.overrides, own.targets):
+        if at_full_depth and (variant.overrides, variant.cache) == (own.overrides, own.cache):
             return other
     return None
+
+
+def by_schedule(turn: Mapping[str, Any], schedule: str) -> dict[str, float]:
+    """Compute the time per step of a growing run whose stages have this schedule's lengths, from its time by depth."""
+    depths = sorted(turn["stages"])
+    lengths = stage_lengths(schedule, len(depths), 1000)
+    spent = sum(turn["stages"][depth] * length for depth, length in zip(depths, lengths, strict=True))
+    return {"step_ms": spent / sum(lengths)}
 
 
 def ratio(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -315,18 +338,15 @@ def table(result: Mapping[str, Any]) -> str:
             expected = "-" if found["expected"] is None else str(found["expected"])
             spread = f"{found['low']:.2f} to {found['high']:.2f}"
             ratios.append(f"| {name} | {other} | {found['median']:.2f} | {spread} | {expected} |")
-    growth = [
-        "| variant | f | prop-1, predicted | equal, predicted | equal, measured | off by |",
-        "|---|---|---|---|---|---|",
-    ]
+    growth = ["| variant | f | schedule | predicted | measured | off by |", "|---|---|---|---|---|---|"]
     for name, row in result["variants"].items():
-        if found := row["growth"]:
-            equal, prop_1 = (found[schedule]["predicted"] for schedule in SCHEDULES)
-            cells = ["-", "-"]
-            if against := row["against_full"]:
+        for schedule in SCHEDULES if row["growth"] else ():
+            predicted, cells = row["growth"][schedule]["predicted"], ["-", "-"]
+            if row["against_full"]:
+                against = row["against_full"][schedule]
                 spread = f"({against['low']:.2f} to {against['high']:.2f})"
-                cells = [f"{against['median']:.3f} {spread}", f"{100 * (against['median'] / equal - 1):+.0f} %"]
-            growth.append(f"| {name} | {found['f']:.3f} | {prop_1:.3f} | {equal:.3f} | {' | '.join(cells)} |")
+                cells = [f"{against['median']:.3f} {spread}", f"{100 * (against['median'] / predicted - 1):+.0f} %"]
+            growth.append(f"| {name} | {row['growth']['f']:.3f} | {schedule} | {predicted:.3f} | {' | '.join(cells)} |")
     rounds = min((len(row["turns"]) for row in result["variants"].values()), default=0)
     made = (
         f"{result['hardware']}, {result['threads']} threads; {result['batch_size']} x {result['seconds']} s; "
@@ -336,10 +356,14 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([*times, "", *ratios, "", *(growth if len(growth) > 2 else []), "", made])
 
 
-def write_targets(place: Place, dtype: str) -> None:
-    """Write one cache for all variants that read targets of that dtype: the paper's layers, more than some need."""
-    options = place.arguments(Variant(targets=dtype))[1:]
-    TargetsCLI(["cache_targets", *options, "--output", str(place.folder / f"targets_{dtype}"), "--dtype", dtype])
+def write_cache(place: Place, variant: Variant) -> None:
+    """Write one cache for all variants that read the same: the paper's layers, more than some need."""
+    assert variant.targets is not None
+    assert variant.cache is not None
+    overrides = {"model.student.front_end": "frozen"} if variant.features else {}
+    options = place.arguments(Variant(overrides=overrides, targets=variant.targets, features=variant.features))[1:]
+    options += ["--output", str(place.folder / variant.cache), "--dtype", variant.targets]
+    TargetsCLI(["cache_targets", *options, *(["--features", variant.features] if variant.features else [])])
 
 
 def write_noise(folder: Path, utterances: int, seconds: float) -> None:

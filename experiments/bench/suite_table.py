@@ -68,8 +68,8 @@ def _runs(found: dict[str, Any], state: Mapping[str, Any]) -> Iterable[Cells]:
     for name, row in found["variants"].items():
         ratios = [f"{ratio['median']:.2f} x {other}" for other, ratio in row["ratios"].items()]
         if row["growth"] and row["against_full"]:
-            predicted = row["growth"]["equal"]["predicted"]
-            ratios.append(f"growth predicted {predicted:.2f}, measured {row['against_full']['median']:.2f}")
+            predicted, measured = row["growth"]["equal"]["predicted"], row["against_full"]["equal"]["median"]
+            ratios.append(f"growth predicted {predicted:.2f}, measured {measured:.2f}")
         yield name, row["step_ms"], audio / row["step_ms"] * 1000, None, None, "; ".join(ratios)
 
 
