@@ -18,7 +18,7 @@ from datamodules.files import flatten
 from datamodules.speech_data import speech_data
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import STUDENT_PREFIX
-from lightning_modules.student import state_dict_depth
+from lightning_modules.student import OWN_DROPOUT, state_dict_depth
 from lightning_modules.teacher_identity import teacher_digest
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,9 @@ class ResumeGuard(Callback):
         # Settings that are not used are left out, as in older checkpoints from before they existed.
         if model["student"]["conv_channels"] is None:
             del model["student"]["conv_channels"]
+        for name in OWN_DROPOUT:
+            if model["student"][name] in (None, model["student"]["dropout"]):
+                del model["student"][name]
         model["objective"] = dict(model["objective"])
         if model["objective"]["loss"] is None:
             del model["objective"]["loss"]

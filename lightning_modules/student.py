@@ -32,6 +32,9 @@ from lightning_modules.growth.policies import Initialise, compose_ancestry, kept
 from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end
 
+OWN_DROPOUT = ("attention_dropout", "hidden_dropout", "activation_dropout")
+"""Settings that replace the common rate of dropout in one place."""
+
 
 @dataclass
 class StudentConfig:
@@ -43,6 +46,10 @@ class StudentConfig:
         num_heads: attention heads per layer.
         num_layers: depth at the end of training; a growing run starts shallower.
         dropout: dropout of hidden states, attention weights and feed-forward activations, as in HuBERT.
+        attention_dropout: dropout of attention weights; default: ``dropout``. Above 0 a CPU cannot use its fused
+            attention.
+        hidden_dropout: dropout of hidden states; default: ``dropout``.
+        activation_dropout: dropout of feed-forward activations; default: ``dropout``.
         mask_time_prob: share of frames that SpecAugment masks in the student's input; 0 removes the mask embedding.
         mask_time_length: frames per mask.
         front_end: ``trained``, ``frozen`` (no gradient flows into the convolutions), or ``shared`` (a frozen copy of
@@ -64,6 +71,9 @@ class StudentConfig:
     num_heads: int = 8
     num_layers: int = 12
     dropout: float = 0.1
+    attention_dropout: float | None = None
+    hidden_dropout: float | None = None
+    activation_dropout: float | None = None
     mask_time_prob: float = 0.0
     mask_time_length: int = 10
     front_end: Literal["trained", "frozen", "shared"] = "trained"
@@ -72,6 +82,20 @@ class StudentConfig:
     compile: bool = False
     compile_backend: str = "inductor"
     kernels: Kernels = "auto"
+
+
+def dropout_rates(config: StudentConfig) -> dict[str, Any]:
+    """Rates of attention, hidden and activation dropout, under the names of their settings.
+
+    Raises:
+        InputError: a rate is not at least 0 and below 1; the message names its setting.
+    """
+    own = {name: getattr(config, name) for name in OWN_DROPOUT}
+    rates = {name: config.dropout if rate is None else rate for name, rate in own.items()}
+    for name, rate in {"dropout": config.dropout, **rates}.items():
+        if not 0 <= rate < 1:
+            raise InputError(f"model.student.{name}={rate} must be at least 0 and below 1")
+    return rates
 
 
 def hubert_config(config: StudentConfig, front_end: FrontEnd | None) -> HubertConfig:
@@ -89,9 +113,7 @@ def hubert_config(config: StudentConfig, front_end: FrontEnd | None) -> HubertCo
         intermediate_size=config.intermediate_size,
         num_attention_heads=config.num_heads,
         num_hidden_layers=config.num_layers,
-        hidden_dropout=config.dropout,
-        attention_dropout=config.dropout,
-        activation_dropout=config.dropout,
+        **dropout_rates(config),
         feat_proj_dropout=0.0,
         final_dropout=0.0,
         layerdrop=0.0,

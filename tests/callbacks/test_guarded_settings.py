@@ -21,6 +21,9 @@ GUARDED: dict[str, dict[str, tuple[Any, str]]] = {
         "model.student.num_heads": (4, "model.student.num_heads"),
         "model.student.num_layers": (6, "model.student.num_layers"),
         "model.student.dropout": (0.2, "model.student.dropout"),
+        "model.student.attention_dropout": (0.0, "model.student.attention_dropout"),
+        "model.student.hidden_dropout": (0.3, "model.student.hidden_dropout"),
+        "model.student.activation_dropout": (0.4, "model.student.activation_dropout"),
         "model.student.mask_time_prob": (0.1, "model.student.mask_time_prob"),
         "model.student.mask_time_length": (5, "model.student.mask_time_length"),
         "model.student.front_end": ("frozen", "model.student.front_end"),
@@ -239,6 +242,11 @@ def test_what_cannot_does_not(home: Path, plain: Prepared) -> None:
     values = {name: value for group in CANNOT.values() for name, value in group.items() if value is not None}
     assert len(values) > 35
     assert differences(plain.fingerprint, prepared(home, values).fingerprint) == []
+
+
+def test_the_common_rate_of_dropout_written_out_is_the_same_run(home: Path, plain: Prepared) -> None:
+    written_out = prepared(home, {"model.student.hidden_dropout": plain.model.student.config.dropout})
+    assert differences(plain.fingerprint, written_out.fingerprint) == []
 
 
 def test_the_fingerprint_is_plain_values(plain: Prepared) -> None:

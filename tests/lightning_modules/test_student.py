@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
+from datamodules.errors import InputError
 from lightning_modules.front_end import FrontEnd
 from lightning_modules.student import Student, StudentConfig, state_dict_depth
 
@@ -66,6 +67,31 @@ def test_a_drawn_front_end_has_the_channels_that_it_is_told() -> None:
 def test_channels_that_cannot_be_are_refused(settings: dict[str, Any], message: str, front_end: FrontEnd) -> None:
     with pytest.raises(ValueError, match=message):
         Student(dataclasses.replace(TINY, **settings), front_end)
+
+
+@pytest.mark.parametrize(
+    ("settings", "attention", "hidden", "activation"),
+    [
+        ({}, 0.2, 0.2, 0.2),
+        ({"attention_dropout": 0.0}, 0.0, 0.2, 0.2),
+        ({"hidden_dropout": 0.3, "activation_dropout": 0.4}, 0.2, 0.3, 0.4),
+    ],
+)
+def test_each_place_has_its_rate_of_dropout(
+    settings: dict[str, float], attention: float, hidden: float, activation: float
+) -> None:
+    student = Student(dataclasses.replace(TINY, dropout=0.2, **settings))
+    layer = student.hubert.encoder.layers[-1]
+    assert layer.attention.dropout == attention
+    assert [student.hubert.encoder.dropout.p, layer.dropout.p, layer.feed_forward.output_dropout.p] == [hidden] * 3
+    assert layer.feed_forward.intermediate_dropout.p == activation
+
+
+@pytest.mark.parametrize("name", ["dropout", "attention_dropout", "hidden_dropout", "activation_dropout"])
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+def test_a_rate_of_dropout_that_cannot_be_is_refused(name: str, rate: float) -> None:
+    with pytest.raises(InputError, match=f"model.student.{name}={rate} must be at least 0 and below 1"):
+        Student(dataclasses.replace(TINY, **{name: rate}))
 
 
 @pytest.mark.parametrize("padded", [False, True])
