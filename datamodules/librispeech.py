@@ -73,6 +73,8 @@ class LibriSpeechDataModule(SpeechDataModule):
             teacher targets can be cached.
         segment_seed: random seed of the positions of fixed segments. It is separate from ``seed``, so that runs of
             several seeds share the segments.
+        segments_per_utterance: number of fixed segments of each utterance, all of one length. Passes over the corpus
+            take them in turn. A cache of targets grows in proportion.
         targets: folder of teacher targets made by ``interstack cache-targets``, read instead of running the teacher;
             needs fixed segments. If it has the features of the student's frozen front end, they are read instead of
             audio. ``on_bad_audio="skip"`` then leaves out only files whose header shows that they cannot be used.
@@ -113,6 +115,7 @@ class LibriSpeechDataModule(SpeechDataModule):
         length: Literal["crop", "pad"] = "crop",
         crop: Literal["random", "fixed"] = "random",
         segment_seed: int = 0,
+        segments_per_utterance: int = 1,
         targets: str | None = None,
         length_grid: int = 1,
         max_samples: int = 250_000,
@@ -134,6 +137,7 @@ class LibriSpeechDataModule(SpeechDataModule):
         self.batch_size, self.batch_seconds, self.val_batch_size = batch_size, batch_seconds, val_batch_size
         self.length, self.max_samples, self.min_samples = length, max_samples, min_samples
         self.crop, self.segment_seed, self.targets, self.length_grid = crop, segment_seed, targets, length_grid
+        self.segments_per_utterance = segments_per_utterance
         self.on_bad_audio, self.run_dir = on_bad_audio, run_dir
         self.batches_per_epoch, self.seed = batches_per_epoch, seed
         self.num_workers, self.download, self.cache_dir = num_workers, download, cache_dir
@@ -225,14 +229,16 @@ class LibriSpeechDataModule(SpeechDataModule):
             "data.rows": len(manifest),
             "data.row_hash": manifest.row_hash,
             **{f"data.{name}": getattr(self, name) for name in names},
-            **({"data.length_grid": self.length_grid} if self.length_grid > 1 else {}),  # not in older caches
+            # Settings that are not in older caches.
+            **({"data.length_grid": self.length_grid} if self.length_grid > 1 else {}),
+            **({"data.segments_per_utterance": segments.num_places} if segments.num_places > 1 else {}),
             "data.segments": digest,
         }
 
     def segment_loader(self, batches: Sequence[np.ndarray], stage: str = "train") -> DataLoader[AudioBatch]:
-        """Load the segments of these batches of rows once; a file that cannot be decoded is an error."""
+        """Load these batches of segments once; a file that cannot be decoded is an error."""
         segments, manifest = self.segments(stage), self._require(stage, self._manifests)
-        micro_batches: Any = [segments.resolve(rows, 0) for rows in batches]
+        micro_batches: Any = [segments.take(batch) for batch in batches]
         return DataLoader(
             AudioDataset(manifest, self.sample_rate, self.resample),
             batch_sampler=micro_batches,
@@ -242,12 +248,12 @@ class LibriSpeechDataModule(SpeechDataModule):
         )
 
     def segments(self, stage: str = "train") -> FixedSegments:
-        """The segments of ``crop="fixed"``, or those of validation, by manifest row; known after ``setup``."""
-        plan, manifest = self._require(stage, self._plans), self._require(stage, self._manifests)
+        """The segments of ``crop="fixed"``, or those of validation; known after ``setup``."""
+        plan, lengths = self._require(stage, self._plans), self._require(stage, self._manifests).num_samples
         if stage == "val":
             return segments_of_batches(plan, self._crop_rule("val", seed=None))
-        lengths = manifest.num_samples
-        return fix_segments(plan, lengths, self.max_samples, self.length, self.segment_seed, self.length_grid)
+        places = self.segments_per_utterance
+        return fix_segments(plan, lengths, self.max_samples, self.length, self.segment_seed, self.length_grid, places)
 
     def train_dataloader(self) -> ResumableLoader:
         """Loader of ``steps_per_epoch * accumulate_grad_batches`` micro-batches per epoch for this rank."""
@@ -310,6 +316,7 @@ class LibriSpeechDataModule(SpeechDataModule):
             # Settings that are not used are left out, as in older checkpoints from before they existed.
             **({"length_grid": self.length_grid} if self.length_grid > 1 else {}),
             **({"crop": self.crop, "segment_seed": self.segment_seed} if self.crop == "fixed" else {}),
+            **({"segments_per_utterance": self.segments_per_utterance} if self.segments_per_utterance > 1 else {}),
             **({"targets": self._caches["train"].layout.dtype} if self._caches else {}),
             **({"features": self._caches["train"].layout.features} if self.cached_front_end else {}),
         }
@@ -328,7 +335,7 @@ class LibriSpeechDataModule(SpeechDataModule):
             if getattr(self, name) not in known:
                 raise InputError(f"data.{name} is {getattr(self, name)!r}; it may be {' or '.join(known)}")
         positive = ("batch_size", "batch_seconds", "val_batch_size", "batches_per_epoch", "min_samples", "length_grid")
-        for name in positive:
+        for name in (*positive, "segments_per_utterance"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"data.{name} is {getattr(self, name)}; it must be positive")
         if self.max_samples < self.min_samples:
@@ -336,6 +343,11 @@ class LibriSpeechDataModule(SpeechDataModule):
         if self.length_grid > 1 and self.length == "pad":
             raise InputError(
                 f"data.length_grid={self.length_grid} needs data.length=crop: data.length=pad crops nothing"
+            )
+        if self.segments_per_utterance > 1 and self.crop != "fixed":
+            raise InputError(
+                f"data.segments_per_utterance={self.segments_per_utterance} needs data.crop=fixed: random crops are "
+                f"others in every pass"
             )
         if self.targets is not None:
             self._require_fixed()
