@@ -26,6 +26,13 @@ from datamodules.batching import (
     segments_of_batches,
 )
 from datamodules.corpus import CorpusSettings
+from datamodules.data_settings import (
+    ORDER_SETTINGS,
+    SEGMENT_SETTINGS,
+    VALIDATION_SETTINGS,
+    check_settings,
+    require_fixed,
+)
 from datamodules.download import download_missing
 from datamodules.errors import InputError
 from datamodules.loading import (
@@ -46,14 +53,6 @@ __all__ = ["AudioBatch", "LibriSpeechDataModule"]
 
 logger = logging.getLogger(__name__)
 
-# Settings that change the samples of an optimizer step.
-ORDER_SETTINGS = (
-    *("sample_rate", "batch_size", "batch_seconds", "length", "max_samples", "min_samples", "resample"),
-    *("batches_per_epoch", "seed"),
-)
-# Settings that change the fixed segments; the rows identify the corpus itself.
-SEGMENT_SETTINGS = ("sample_rate", "batch_size", "batch_seconds", "max_samples", "resample", "segment_seed")
-VALIDATION_SETTINGS = ("sample_rate", "resample")  # of its segments; their hash covers what else determines them
 TRAIN_SPLITS_960H = ("train-clean-100", "train-clean-360", "train-other-500")
 
 
@@ -146,7 +145,7 @@ class LibriSpeechDataModule(SpeechDataModule):
         self._plans: dict[str, BatchPlan] = {}
         self._loaders: dict[str, ResumableLoader] = {}
         self._caches: dict[str, TargetCache] = {}
-        self._check_settings()
+        check_settings(vars(self))
 
     def prepare_data(self) -> None:
         """Download missing splits if ``download`` is set, and update the manifests.
@@ -221,7 +220,7 @@ class LibriSpeechDataModule(SpeechDataModule):
 
     def segment_settings(self, stage: str = "train") -> dict[str, Any]:
         """Plain values that determine the fixed segments; they do not depend on the path of the corpus."""
-        self._require_fixed()
+        require_fixed(self.crop, self.length)
         manifest, segments = self._require(stage, self._manifests), self.segments(stage)
         digest = hashlib.sha256(segments.starts.tobytes() + segments.num_samples.tobytes()).hexdigest()[:16]
         names = SEGMENT_SETTINGS if stage == "train" else VALIDATION_SETTINGS
@@ -320,46 +319,6 @@ class LibriSpeechDataModule(SpeechDataModule):
             **({"targets": self._caches["train"].layout.dtype} if self._caches else {}),
             **({"features": self._caches["train"].layout.features} if self.cached_front_end else {}),
         }
-
-    def _check_settings(self) -> None:
-        if (self.batch_size is None) == (self.batch_seconds is None):
-            raise InputError(
-                f"data.batch_size={self.batch_size} and data.batch_seconds={self.batch_seconds}: set exactly one, "
-                f"the other to null"
-            )
-        for name, known in (
-            ("length", ("crop", "pad")),
-            ("crop", ("random", "fixed")),
-            ("on_bad_audio", ("error", "skip")),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(f"data.{name} is {getattr(self, name)!r}; it may be {' or '.join(known)}")
-        positive = ("batch_size", "batch_seconds", "val_batch_size", "batches_per_epoch", "min_samples", "length_grid")
-        for name in (*positive, "segments_per_utterance"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise InputError(f"data.{name} is {getattr(self, name)}; it must be positive")
-        if self.max_samples < self.min_samples:
-            raise InputError(f"data.max_samples ({self.max_samples}) is below data.min_samples ({self.min_samples})")
-        if self.length_grid > 1 and self.length == "pad":
-            raise InputError(
-                f"data.length_grid={self.length_grid} needs data.length=crop: data.length=pad crops nothing"
-            )
-        if self.segments_per_utterance > 1 and self.crop != "fixed":
-            raise InputError(
-                f"data.segments_per_utterance={self.segments_per_utterance} needs data.crop=fixed: random crops are "
-                f"others in every pass"
-            )
-        if self.targets is not None:
-            self._require_fixed()
-        if not self.train_splits:
-            raise InputError("data.train_splits is empty; name at least one folder to train on")
-
-    def _require_fixed(self) -> None:
-        if (self.crop, self.length) != ("fixed", "crop"):
-            raise InputError(
-                f"cached targets need data.crop=fixed and data.length=crop (not {self.crop} and {self.length}): the "
-                f"teacher's targets change with the position of a crop and with padding"
-            )
 
     def _stages(self) -> list[str]:
         return ["train", "val"] if self.val_splits else ["train"]
