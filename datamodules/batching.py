@@ -59,6 +59,7 @@ class MicroBatch(NamedTuple):
     starts: np.ndarray  # (B,) first sample to read
     num_samples: np.ndarray  # (B,) samples to read
     global_num_samples: np.ndarray  # (G,) samples to read of all items of the global batch; the largest is its width
+    segments: np.ndarray | None = None  # (B,) numbers of fixed segments; None: one per row, with the row's number
 
 
 class Crop(Protocol):
@@ -101,24 +102,42 @@ def on_grid(num_samples: int, grid: int) -> int:
 
 @dataclass(frozen=True)
 class FixedSegments:
-    """One segment of each row, the same in every pass, so that its targets can be cached on disk."""
+    """``num_places`` segments of each row, known in advance, so that their targets can be cached on disk.
 
-    starts: np.ndarray = field(repr=False)  # (N,) first sample
-    num_samples: np.ndarray = field(repr=False)  # (N,)
+    Pass p over the corpus takes place p modulo ``num_places``. Segment k * N + row is place k of a row.
+    """
+
+    starts: np.ndarray = field(repr=False)  # (num_places * N,) first sample, by segment
+    num_samples: np.ndarray = field(repr=False)  # (num_places * N,), by segment
+    num_places: int = 1
 
     def resolve(self, rows_G: np.ndarray, pass_index: int) -> MicroBatch:
-        taken_G = self.num_samples[rows_G]
-        return MicroBatch(rows_G, self.starts[rows_G], taken_G, taken_G)
+        return self.take(pass_index % self.num_places * self.num_rows + rows_G)
+
+    def take(self, segments_G: np.ndarray) -> MicroBatch:
+        """The batch of these segments, in any places."""
+        taken_G = self.num_samples[segments_G]
+        return MicroBatch(segments_G % self.num_rows, self.starts[segments_G], taken_G, taken_G, segments_G)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.starts) // self.num_places
 
 
 def fix_segments(
-    plan: BatchPlan, num_samples_N: np.ndarray, max_samples: int, length: str, seed: int, grid: int = 1
+    plan: BatchPlan,
+    num_samples_N: np.ndarray,
+    max_samples: int,
+    length: str,
+    seed: int,
+    grid: int = 1,
+    num_places: int = 1,
 ) -> FixedSegments:
     """Choose segments that fit into every batch of a row's bucket.
 
     ``length="crop"`` gives every row of a bucket the shortest effective length of the bucket. This loses more audio
-    than cropping each batch to its shortest row, and the same audio in every epoch. "pad" gives each row its own
-    effective length. The position is a function of (seed, row).
+    than cropping each batch to its shortest row, and the same audio whenever a place comes again. "pad" gives each row
+    its own effective length. The position is a function of (seed, place, row).
     """
     available_N = np.asarray(num_samples_N, dtype=np.int64)
     taken_N = np.minimum(available_N, max_samples)
@@ -126,7 +145,9 @@ def fix_segments(
         for first, end in itertools.pairwise(plan.starts[plan.buckets]):
             rows = plan.rows[first:end]
             taken_N[rows] = on_grid(taken_N[rows].min(), grid)
-    return FixedSegments(_places(seed, 0, np.arange(len(available_N)), available_N - taken_N), taken_N)
+    rows_N = np.arange(len(available_N))
+    starts = [_places(seed, place, rows_N, available_N - taken_N) for place in range(num_places)]
+    return FixedSegments(np.concatenate(starts), np.tile(taken_N, num_places), num_places)
 
 
 def segments_of_batches(plan: BatchPlan, crop: Crop) -> FixedSegments:
@@ -211,7 +232,12 @@ def uniform(seed: int, pass_index: int, rows: np.ndarray) -> np.ndarray:
 def cut(batch: MicroBatch, part: int, num_parts: int) -> MicroBatch:
     """Take every ``num_parts``-th item. Parts differ by at most one item, and all have the global lengths."""
     chosen = slice(part, None, num_parts)
-    return MicroBatch(batch.rows[chosen], batch.starts[chosen], batch.num_samples[chosen], batch.global_num_samples)
+    return batch._replace(
+        rows=batch.rows[chosen],
+        starts=batch.starts[chosen],
+        num_samples=batch.num_samples[chosen],
+        segments=None if batch.segments is None else batch.segments[chosen],
+    )
 
 
 class GlobalBatchSampler(Sampler[MicroBatch]):

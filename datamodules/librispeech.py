@@ -26,6 +26,13 @@ from datamodules.batching import (
     segments_of_batches,
 )
 from datamodules.corpus import CorpusSettings
+from datamodules.data_settings import (
+    ORDER_SETTINGS,
+    SEGMENT_SETTINGS,
+    VALIDATION_SETTINGS,
+    check_settings,
+    require_fixed,
+)
 from datamodules.download import download_missing
 from datamodules.errors import InputError
 from datamodules.loading import (
@@ -46,14 +53,6 @@ __all__ = ["AudioBatch", "LibriSpeechDataModule"]
 
 logger = logging.getLogger(__name__)
 
-# Settings that change the samples of an optimizer step.
-ORDER_SETTINGS = (
-    *("sample_rate", "batch_size", "batch_seconds", "length", "max_samples", "min_samples", "resample"),
-    *("batches_per_epoch", "seed"),
-)
-# Settings that change the fixed segments; the rows identify the corpus itself.
-SEGMENT_SETTINGS = ("sample_rate", "batch_size", "batch_seconds", "max_samples", "resample", "segment_seed")
-VALIDATION_SETTINGS = ("sample_rate", "resample")  # of its segments; their hash covers what else determines them
 TRAIN_SPLITS_960H = ("train-clean-100", "train-clean-360", "train-other-500")
 
 
@@ -73,6 +72,8 @@ class LibriSpeechDataModule(SpeechDataModule):
             teacher targets can be cached.
         segment_seed: random seed of the positions of fixed segments. It is separate from ``seed``, so that runs of
             several seeds share the segments.
+        segments_per_utterance: number of fixed segments of each utterance, all of one length. Passes over the corpus
+            take them in turn. A cache of targets grows in proportion.
         targets: folder of teacher targets made by ``interstack cache-targets``, read instead of running the teacher;
             needs fixed segments. If it has the features of the student's frozen front end, they are read instead of
             audio. ``on_bad_audio="skip"`` then leaves out only files whose header shows that they cannot be used.
@@ -113,6 +114,7 @@ class LibriSpeechDataModule(SpeechDataModule):
         length: Literal["crop", "pad"] = "crop",
         crop: Literal["random", "fixed"] = "random",
         segment_seed: int = 0,
+        segments_per_utterance: int = 1,
         targets: str | None = None,
         length_grid: int = 1,
         max_samples: int = 250_000,
@@ -134,6 +136,7 @@ class LibriSpeechDataModule(SpeechDataModule):
         self.batch_size, self.batch_seconds, self.val_batch_size = batch_size, batch_seconds, val_batch_size
         self.length, self.max_samples, self.min_samples = length, max_samples, min_samples
         self.crop, self.segment_seed, self.targets, self.length_grid = crop, segment_seed, targets, length_grid
+        self.segments_per_utterance = segments_per_utterance
         self.on_bad_audio, self.run_dir = on_bad_audio, run_dir
         self.batches_per_epoch, self.seed = batches_per_epoch, seed
         self.num_workers, self.download, self.cache_dir = num_workers, download, cache_dir
@@ -142,7 +145,7 @@ class LibriSpeechDataModule(SpeechDataModule):
         self._plans: dict[str, BatchPlan] = {}
         self._loaders: dict[str, ResumableLoader] = {}
         self._caches: dict[str, TargetCache] = {}
-        self._check_settings()
+        check_settings(vars(self))
 
     def prepare_data(self) -> None:
         """Download missing splits if ``download`` is set, and update the manifests.
@@ -217,7 +220,7 @@ class LibriSpeechDataModule(SpeechDataModule):
 
     def segment_settings(self, stage: str = "train") -> dict[str, Any]:
         """Plain values that determine the fixed segments; they do not depend on the path of the corpus."""
-        self._require_fixed()
+        require_fixed(self.crop, self.length)
         manifest, segments = self._require(stage, self._manifests), self.segments(stage)
         digest = hashlib.sha256(segments.starts.tobytes() + segments.num_samples.tobytes()).hexdigest()[:16]
         names = SEGMENT_SETTINGS if stage == "train" else VALIDATION_SETTINGS
@@ -225,14 +228,16 @@ class LibriSpeechDataModule(SpeechDataModule):
             "data.rows": len(manifest),
             "data.row_hash": manifest.row_hash,
             **{f"data.{name}": getattr(self, name) for name in names},
-            **({"data.length_grid": self.length_grid} if self.length_grid > 1 else {}),  # not in older caches
+            # Settings that are not in older caches.
+            **({"data.length_grid": self.length_grid} if self.length_grid > 1 else {}),
+            **({"data.segments_per_utterance": segments.num_places} if segments.num_places > 1 else {}),
             "data.segments": digest,
         }
 
     def segment_loader(self, batches: Sequence[np.ndarray], stage: str = "train") -> DataLoader[AudioBatch]:
-        """Load the segments of these batches of rows once; a file that cannot be decoded is an error."""
+        """Load these batches of segments once; a file that cannot be decoded is an error."""
         segments, manifest = self.segments(stage), self._require(stage, self._manifests)
-        micro_batches: Any = [segments.resolve(rows, 0) for rows in batches]
+        micro_batches: Any = [segments.take(batch) for batch in batches]
         return DataLoader(
             AudioDataset(manifest, self.sample_rate, self.resample),
             batch_sampler=micro_batches,
@@ -242,12 +247,12 @@ class LibriSpeechDataModule(SpeechDataModule):
         )
 
     def segments(self, stage: str = "train") -> FixedSegments:
-        """The segments of ``crop="fixed"``, or those of validation, by manifest row; known after ``setup``."""
-        plan, manifest = self._require(stage, self._plans), self._require(stage, self._manifests)
+        """The segments of ``crop="fixed"``, or those of validation; known after ``setup``."""
+        plan, lengths = self._require(stage, self._plans), self._require(stage, self._manifests).num_samples
         if stage == "val":
             return segments_of_batches(plan, self._crop_rule("val", seed=None))
-        lengths = manifest.num_samples
-        return fix_segments(plan, lengths, self.max_samples, self.length, self.segment_seed, self.length_grid)
+        places = self.segments_per_utterance
+        return fix_segments(plan, lengths, self.max_samples, self.length, self.segment_seed, self.length_grid, places)
 
     def train_dataloader(self) -> ResumableLoader:
         """Loader of ``steps_per_epoch * accumulate_grad_batches`` micro-batches per epoch for this rank."""
@@ -310,44 +315,10 @@ class LibriSpeechDataModule(SpeechDataModule):
             # Settings that are not used are left out, as in older checkpoints from before they existed.
             **({"length_grid": self.length_grid} if self.length_grid > 1 else {}),
             **({"crop": self.crop, "segment_seed": self.segment_seed} if self.crop == "fixed" else {}),
+            **({"segments_per_utterance": self.segments_per_utterance} if self.segments_per_utterance > 1 else {}),
             **({"targets": self._caches["train"].layout.dtype} if self._caches else {}),
             **({"features": self._caches["train"].layout.features} if self.cached_front_end else {}),
         }
-
-    def _check_settings(self) -> None:
-        if (self.batch_size is None) == (self.batch_seconds is None):
-            raise InputError(
-                f"data.batch_size={self.batch_size} and data.batch_seconds={self.batch_seconds}: set exactly one, "
-                f"the other to null"
-            )
-        for name, known in (
-            ("length", ("crop", "pad")),
-            ("crop", ("random", "fixed")),
-            ("on_bad_audio", ("error", "skip")),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(f"data.{name} is {getattr(self, name)!r}; it may be {' or '.join(known)}")
-        positive = ("batch_size", "batch_seconds", "val_batch_size", "batches_per_epoch", "min_samples", "length_grid")
-        for name in positive:
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise InputError(f"data.{name} is {getattr(self, name)}; it must be positive")
-        if self.max_samples < self.min_samples:
-            raise InputError(f"data.max_samples ({self.max_samples}) is below data.min_samples ({self.min_samples})")
-        if self.length_grid > 1 and self.length == "pad":
-            raise InputError(
-                f"data.length_grid={self.length_grid} needs data.length=crop: data.length=pad crops nothing"
-            )
-        if self.targets is not None:
-            self._require_fixed()
-        if not self.train_splits:
-            raise InputError("data.train_splits is empty; name at least one folder to train on")
-
-    def _require_fixed(self) -> None:
-        if (self.crop, self.length) != ("fixed", "crop"):
-            raise InputError(
-                f"cached targets need data.crop=fixed and data.length=crop (not {self.crop} and {self.length}): the "
-                f"teacher's targets change with the position of a crop and with padding"
-            )
 
     def _stages(self) -> list[str]:
         return ["train", "val"] if self.val_splits else ["train"]

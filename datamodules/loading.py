@@ -89,7 +89,7 @@ class AudioDataset(Dataset[AudioBatch]):
             torch.from_numpy(batch.num_samples.astype(np.int64)),
             torch.from_numpy(batch.global_num_samples.astype(np.int64)),
             torch.from_numpy(index_B),
-            None if self.cache is None else self.cache.read(index_B),
+            None if self.cache is None else self.cache.read(index_B if batch.segments is None else batch.segments),
         )
 
     # The item of a batch sampler is a whole micro-batch, which the loader passes to this method.

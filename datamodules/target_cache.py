@@ -3,13 +3,14 @@
 ``interstack cache-targets`` writes it (:mod:`datamodules.target_writing`)::
 
     CACHE/targets.json           settings, measured error of each target, size and SHA-256 of every other file
-    CACHE/places.npy             (N, 3) int64 by manifest row: shard, first byte, frames
+    CACHE/places.npy             (N, 3) int64 by row: shard, first byte, frames
     CACHE/statistics.npy         (2, S, D) float32, mean and deviation, if the targets were standardized with them
     CACHE/00000.targets, ...     record after record (:mod:`datamodules.cached_records`), each at the byte in places.npy
     CACHE/validation/            the same of the validation data, if there are any
 
-A record has the frames of the front end's features, if they are stored, then of the output and of each hidden layer
-upwards. The settings identify the teacher (hashes of its weights), the corpus and the segments;
+A row is a fixed segment (:class:`datamodules.batching.FixedSegments` numbers them): with one per utterance a row of
+the manifest. Its record has the frames of the front end's features, if they are stored, then of the output and of each
+hidden layer upwards. The settings identify the teacher (hashes of its weights), the corpus and the segments;
 :meth:`TargetCache.require` refuses any others.
 
 Shapes: S targets (the output and each hidden layer), B batch, N rows.
@@ -33,7 +34,7 @@ PLACES = "places.npy"
 STATISTICS = "statistics.npy"
 SHARDS = "*.targets"
 VALIDATION = "validation"
-NOT_IN_OLDER_CACHES = {"objective.normalize_targets": "none"}
+NOT_IN_OLDER_CACHES = {"objective.normalize_targets": "none", "data.length_grid": 1, "data.segments_per_utterance": 1}
 
 
 class TargetCache:
@@ -75,7 +76,7 @@ class TargetCache:
         own = NOT_IN_OLDER_CACHES | self.settings
         return "; ".join(
             f"{name} was {own[name]}, is {value}" if name in own else f"{name} is not in it"
-            for name, value in settings.items()
+            for name, value in (NOT_IN_OLDER_CACHES | dict(settings)).items()
             if own.get(name) != value
         )
 

@@ -1,7 +1,8 @@
 """Writing a cache of teacher targets (format: :mod:`datamodules.target_cache`), one shard after another.
 
-Rows are in order of length, so that a batch for the teacher has one length and nothing is padded. The caller passes a
-function that runs the teacher, from batches of rows to targets; this module does not depend on the teacher.
+A row is a fixed segment, as in the cache. Rows are in order of length, so that a batch for the teacher has one length
+and nothing is padded. The caller passes a function that runs the teacher, from batches of rows to targets; this module
+does not depend on the teacher.
 
 Shapes: S targets (the output and each hidden layer), B batch, F frames, D width, N rows.
 """
@@ -64,10 +65,10 @@ class TargetPlan:
     """Layout of a cache: the order of rows and their shards.
 
     Attributes:
-        rows: (N,) manifest rows in the order in which they are written.
-        num_samples: (N,) number of samples of each segment, by manifest row.
-        num_frames: (N,) number of frames of each segment, by manifest row.
-        row_bytes: (N,) number of bytes of each row, by manifest row.
+        rows: (N,) rows in the order in which they are written.
+        num_samples: (N,) number of samples of each row.
+        num_frames: (N,) number of frames of each row.
+        row_bytes: (N,) number of bytes of each row.
         shards: positions in ``rows`` of each shard.
     """
 

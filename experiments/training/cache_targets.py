@@ -187,7 +187,7 @@ def _made_with(
         "shard_megabytes": settings.shard_megabytes,
         **(front_end if settings.features else {}),
         **teacher_settings(model.teacher),
-        **({} if normalization == NOT_IN_OLDER_CACHES else normalization),
+        **({} if normalization.items() <= NOT_IN_OLDER_CACHES.items() else normalization),
         **datamodule.segment_settings(stage),
     }
 

@@ -80,6 +80,7 @@ GUARDED: dict[str, dict[str, tuple[Any, str]]] = {
         "data.batches_per_epoch": (2, "data.batches_per_epoch"),
         "data.crop": ("fixed", "data.crop"),
         "data.segment_seed": (4, "data.segment_seed"),
+        "data.segments_per_utterance": (2, "data.segments_per_utterance"),
         "data.length_grid": (320, "data.length_grid"),
     },
     "seconds": {

@@ -44,7 +44,7 @@ def sampler_of(kind: str = "utterances", length: str = "crop", seed: int = 0, **
 
 
 def as_lists(batches: list[MicroBatch]) -> list[list[list[int]]]:
-    return [[column.tolist() for column in batch] for batch in batches]
+    return [[np.asarray(column).tolist() for column in batch] for batch in batches]
 
 
 def epoch_of(sampler: GlobalBatchSampler, epoch: int) -> list[MicroBatch]:

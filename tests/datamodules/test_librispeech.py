@@ -245,6 +245,8 @@ def test_validation_may_be_absent(corpus: Path) -> None:
         ({"crop": "none"}, "crop is 'none'; it may be random or fixed"),
         ({"on_bad_audio": "ignore"}, "on_bad_audio is 'ignore'"),
         ({"batch_size": 0}, "batch_size is 0; it must be positive"),
+        ({"segments_per_utterance": 0}, "segments_per_utterance is 0; it must be positive"),
+        ({"segments_per_utterance": 2}, "segments_per_utterance=2 needs data.crop=fixed: random crops"),
         ({"max_samples": 300}, r"max_samples \(300\) is below data.min_samples \(400\)"),
         ({"train_splits": []}, "train_splits is empty"),
     ],

@@ -69,6 +69,7 @@ class Scenario:
     dropout: float = 0.0
     averaged: bool = False  # keep an average of the weights
     cached: str | None = None  # folder under ``home`` with the teacher's targets, and perhaps features
+    segments_per_utterance: int = 1
     every_n_steps: int | None = None  # write checkpoints
     checkpoint: str | None = None  # resume from it, or validate it
     fault: str | None = None  # see tests.ddp.faults
@@ -151,7 +152,10 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
     optimizer = OPTIMIZERS[scenario.optimizer]
     settings = {"dropout": scenario.dropout, "optimizer": optimizer, "objective": scenario.objective}
     module = make_module(home / "teacher", **settings, **scenario.student)
-    cached: dict[str, Any] = {"crop": "fixed", "targets": str(home / scenario.cached)} if scenario.cached else {}
+    cached: dict[str, Any] = {}
+    if scenario.cached:
+        cached = {"crop": "fixed", "targets": str(home / scenario.cached)}
+        cached["segments_per_utterance"] = scenario.segments_per_utterance
     data = make_data(home / "corpus", home / "cache", batch_size=BATCH_SIZE, length=scenario.length, **cached)
     error, start = None, trainer.fit if scenario.kind == "fit" else trainer.validate
     with patch, wrappers.watched(hold=scenario.fault == "hold"):

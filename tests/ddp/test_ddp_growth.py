@@ -131,6 +131,7 @@ RANDOM: dict[str, dict[str, Any]] = {
 TARGETS: dict[str, dict[str, Any]] = {
     "cached targets": {"cached": "targets"},
     "cached features": {"cached": "features", "student": {"front_end": "frozen"}},
+    "cached targets of two segments": {"cached": "two", "segments_per_utterance": 2},
 }
 HALF = {"bf16-mixed": "adamw-fused", "16-mixed": "adamw-foreach"}
 FAULTS: dict[str, dict[str, Any]] = {
