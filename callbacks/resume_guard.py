@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.ema import StudentEMA
+from callbacks.feature_cache import FeatureCache
 from callbacks.lookup import find_callback
 from callbacks.stacking import StackingCallback
 from datamodules.errors import InputError
@@ -76,6 +77,7 @@ class ResumeGuard(Callback):
         assert isinstance(module, DistillationModule)
         stacking = find_callback(trainer, StackingCallback)
         average = find_callback(trainer, StudentEMA)
+        features = find_callback(trainer, FeatureCache)
         datamodule = speech_data(trainer)
         model = {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")}
         model["student"] = {key: value for key, value in model["student"].items() if key not in COMPUTE_ONLY_SETTINGS}
@@ -97,6 +99,7 @@ class ResumeGuard(Callback):
         return {
             "growth": stacking.settings if stacking else {},
             "ema": average.settings if average else {},
+            "feature_cache": {"dtype": features.dtype} if features else {},
             "model": model,
             "teacher": teacher_digest(module.teacher),
             "data": datamodule.fingerprint() if datamodule is not None else {},

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks import ddp
 from callbacks.ema import StudentEMA
+from callbacks.feature_cache import FeatureCache
 from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError
@@ -167,6 +168,8 @@ class StackingCallback(Callback):
         while module.student.depth < wanted:
             position = list(self.stages).index(module.student.depth)
             self._grow(trainer, module, self.stages[position + 1])
+        if (features := find_callback(trainer, FeatureCache)) is not None:
+            features.store(trainer, module)
 
     # -- how ------------------------------------------------------------------------------------------------------
 

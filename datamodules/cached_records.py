@@ -17,6 +17,8 @@ from torch import Tensor
 INT8_MAX = 127
 SCALE_BYTES = 4
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+FEATURES_ALONE = "none"
+"""Type of the targets in the settings of a cache that has features alone."""
 ALIGNMENT = 64
 """Number of bytes of which the place of every part of a record in memory is a multiple, as in a cache with features."""
 
@@ -64,7 +66,8 @@ class RecordLayout:
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "RecordLayout":
         """Build the layout of a cache with these settings."""
-        targets = 1 + len(settings["layers"]), settings["width"], settings["dtype"]
+        number = 0 if settings["dtype"] == FEATURES_ALONE else 1 + len(settings["layers"])
+        targets = number, settings["width"], settings["dtype"]
         return cls(*targets, settings.get("features_width", 0), settings.get("features", "bf16"))
 
     @property
@@ -75,7 +78,7 @@ class RecordLayout:
     @property
     def target_bytes(self) -> int:
         """Number of bytes of one frame of all targets."""
-        return self.num_targets * _frame_bytes(self.width, self.dtype)
+        return self.num_targets * _frame_bytes(self.width, self.dtype) if self.num_targets else 0
 
     @property
     def feature_bytes(self) -> int:
@@ -105,6 +108,8 @@ class RecordLayout:
         kept, found = self.chosen(targets, features), []
         if kept.features_width:
             found.append((0, 0, num_frames * self.feature_bytes))
+        if not targets:
+            return found
         first, place = self.first_target_byte(num_frames), kept.first_target_byte(num_frames)
         sizes = [SCALE_BYTES * num_frames] if self.dtype == "int8" else []
         for size in [*sizes, num_frames * self.width * DTYPES[self.dtype].itemsize]:

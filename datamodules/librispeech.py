@@ -9,7 +9,8 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 from torch import Tensor
@@ -145,6 +146,7 @@ class LibriSpeechDataModule(SpeechDataModule):
         self._plans: dict[str, BatchPlan] = {}
         self._loaders: dict[str, ResumableLoader] = {}
         self._caches: dict[str, TargetCache] = {}
+        self._features: dict[str, TargetCache] = {}
         check_settings(vars(self))
 
     def prepare_data(self) -> None:
@@ -209,6 +211,22 @@ class LibriSpeechDataModule(SpeechDataModule):
     def cached_front_end(self) -> str | None:
         """Hash of the front end whose features batches carry; ``None`` if they carry none."""
         return self._caches["train"].front_end if self._caches else None
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether batches carry the features of a cache of their own; see :meth:`use_features`."""
+        return bool(self._features)
+
+    def stage_folders(self, folder: Path) -> list[tuple[str, Path]]:
+        """Folders of the parts of a cache, by the data that they are of."""
+        return [(stage, folder if stage == "train" else folder / VALIDATION) for stage in self._stages()]
+
+    def use_features(self, folder: Path) -> None:
+        """Add the features in ``folder`` to the batches of every epoch that begins from now on."""
+        for stage, part in self.stage_folders(folder):
+            self._features[stage] = TargetCache(str(part))
+            if stage in self._loaders:
+                cast(AudioDataset, self._loaders[stage].dataset).features = self._features[stage]
 
     def statistics_batches(self, seconds: float) -> Iterator[AudioBatch]:
         """Single utterances of ``seconds`` in all, spread evenly over the training data, each read from its start."""
@@ -301,7 +319,8 @@ class LibriSpeechDataModule(SpeechDataModule):
         edges = plan.starts[plan.buckets]
         bucket = int(np.searchsorted(edges, len(plan.rows) // 2, side="right"))
         rows = plan.rows[edges[bucket - 1] : edges[bucket]]
-        return self._dataset("train", self._caches["train"])[self.segments().resolve(rows[:num_items], pass_index=0)]
+        dataset = self._dataset("train", cached=True)
+        return dataset[self.segments().resolve(rows[:num_items], pass_index=0)]
 
     def fingerprint(self) -> dict[str, Any]:
         """Plain values that determine the training data and their order, whatever the path of the corpus."""
@@ -348,13 +367,14 @@ class LibriSpeechDataModule(SpeechDataModule):
         lengths = self._require(stage, self._manifests).num_samples
         return CropRule(lengths, self.max_samples, self.length, seed, self.length_grid)
 
-    def _dataset(self, stage: str, cache: TargetCache | None = None) -> AudioDataset:
+    def _dataset(self, stage: str, cached: bool = False) -> AudioDataset:
         manifest, skip = self._require(stage, self._manifests), self.on_bad_audio == "skip"
-        return AudioDataset(manifest, self.sample_rate, self.resample, skip, self.run_dir, cache)
+        caches = (self._caches.get(stage), self._features.get(stage)) if cached else (None, None)
+        return AudioDataset(manifest, self.sample_rate, self.resample, skip, self.run_dir, *caches)
 
     def _loader(self, stage: str, sampler: GlobalBatchSampler) -> ResumableLoader:
         relay = self.relay(stage) if self.relay is not None else None
-        dataset = self._dataset(stage, self._caches.get(stage))
+        dataset = self._dataset(stage, cached=True)
         workers, pinned = workers_for(self.num_workers, self.trainer), trains_on_cuda(self.trainer)
         self._loaders[stage] = ResumableLoader(dataset, sampler, workers, relay, pinned)
         return self._loaders[stage]

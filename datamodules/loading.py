@@ -39,6 +39,7 @@ class AudioBatch(NamedTuple):
     global_num_samples: Tensor | None = None
     index: Tensor | None = None  # type: ignore[assignment]  # (B,) int64 manifest rows; hides tuple.index
     cached: CachedRecords | None = None  # targets, and perhaps features, of these segments
+    features: CachedRecords | None = None  # features of these segments from a cache of their own
 
 
 Load = Callable[[int], Iterator[AudioBatch]]
@@ -52,8 +53,8 @@ class AudioDataset(Dataset[AudioBatch]):
 
     With ``skip_bad_audio`` an item that cannot be decoded is replaced by the next longer utterance that can,
     which is the same in every run and on every rank. The file is listed in ``run_dir`` (if given) and logged.
-    With ``cache`` nothing is replaced, because the records of the other segment are missing. If the cache has the
-    front end's features, no audio is read.
+    With ``cache`` nothing is replaced, because the records of the other segment are missing. If it or ``features``, a
+    cache of them alone, has the front end's features, no audio is read.
 
     Raises:
         BadAudioError: a file cannot be decoded and bad audio is not skipped, or nothing can replace it.
@@ -67,8 +68,9 @@ class AudioDataset(Dataset[AudioBatch]):
         skip_bad_audio: bool = False,
         run_dir: str | None = None,
         cache: TargetCache | None = None,
+        features: TargetCache | None = None,
     ) -> None:
-        self.manifest, self.cache = manifest, cache
+        self.manifest, self.cache, self.features = manifest, cache, features
         self.sample_rate, self.resample = sample_rate, resample
         self.skip_bad_audio, self.run_dir = skip_bad_audio and cache is None, run_dir
         self.notes: Tensor | None = None  # (workers, 2) int64 in shared memory: process id, current row
@@ -79,17 +81,19 @@ class AudioDataset(Dataset[AudioBatch]):
     def __getitem__(self, batch: MicroBatch) -> AudioBatch:
         index_B = batch.rows.astype(np.int64)
         waveforms_BT = None
-        if self.cache is None or not self.cache.has_features:
+        if self.cache is None or not (self.cache.has_features or self.features is not None):
             waveforms_BT = torch.zeros(len(batch.rows), int(batch.global_num_samples.max()))
             for item, (row, start, num_samples) in enumerate(zip(*batch[:3], strict=True)):
                 index_B[item], waveform_T = self._read(int(row), int(start), int(num_samples))
                 waveforms_BT[item, :num_samples] = torch.from_numpy(waveform_T)
+        segments = index_B if batch.segments is None else batch.segments
         return AudioBatch(
             waveforms_BT,
             torch.from_numpy(batch.num_samples.astype(np.int64)),
             torch.from_numpy(batch.global_num_samples.astype(np.int64)),
             torch.from_numpy(index_B),
-            None if self.cache is None else self.cache.read(index_B if batch.segments is None else batch.segments),
+            None if self.cache is None else self.cache.read(segments),
+            None if self.features is None else self.features.read(segments),
         )
 
     # The item of a batch sampler is a whole micro-batch, which the loader passes to this method.

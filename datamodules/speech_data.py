@@ -136,8 +136,8 @@ class SpeechDataModule(L.LightningDataModule, ABC):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move waveforms and records. Lengths are used on the host, since reading them back would stall a GPU."""
         waveforms = None if batch.waveforms is None else batch.waveforms.to(device, non_blocking=True)
-        cached = None if batch.cached is None else batch.cached.to(device)
-        return batch._replace(waveforms=waveforms, cached=cached)
+        cached, features = (None if part is None else part.to(device) for part in (batch.cached, batch.features))
+        return batch._replace(waveforms=waveforms, cached=cached, features=features)
 
 
 def speech_data(trainer: L.Trainer | None) -> SpeechDataModule | None:

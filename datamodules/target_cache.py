@@ -62,8 +62,8 @@ class TargetCache:
         self.settings: dict[str, Any] = read_marker(self.folder, MARKER)["settings"]
         stored: list[int] = self.settings["layers"]
         self.layers = list(stored if layers is None else layers)
-        self._chosen = [0, *(1 + stored.index(layer) for layer in self.layers)]
         self._stored = RecordLayout.of(self.settings)
+        self._chosen = [0, *(1 + stored.index(layer) for layer in self.layers)][: self._stored.num_targets]
         self.has_features = features and self._stored.features_width > 0
         self.layout = self._stored.chosen(self._chosen, self.has_features)
         self.front_end: str | None = self.settings["student.front_end_weights"] if self.has_features else None

@@ -52,7 +52,7 @@ _SUMS = ("squared_error", "squared_norm")  # sums of each target over a shard, s
 class Computed(NamedTuple):
     """What is stored of a batch of rows of one length, in float32."""
 
-    targets: Tensor  # (S, B, F, D), the output first
+    targets: Tensor | None  # (S, B, F, D), the output first; None in a cache of features alone
     features: Tensor | None = None  # (B, F, C) of the front end, if the cache has them
 
 
@@ -199,15 +199,16 @@ class _ShardWriter:
         layout = self.layout
         for rows_B, computed in zip(batches, self.source(batches), strict=True):
             frames = int(self.plan.num_frames[rows_B[0]])
-            _check("targets", computed.targets, (layout.num_targets, len(rows_B), frames, layout.width))
-            targets = self._rounded(rows_B, computed.targets, layout.dtype, first=0)
-            pieces = [targets]
+            pieces = []
             if computed.features is not None:
                 _check("features", computed.features, (len(rows_B), frames, layout.features_width))
-                pieces.insert(0, self._rounded(rows_B, computed.features[None], layout.features, layout.num_targets))
-            padding = bytes(layout.first_target_byte(frames) - frames * layout.feature_bytes)
-            for item in range(len(rows_B)):
-                yield padding.join(piece[item] for piece in pieces)
+                features = self._rounded(rows_B, computed.features[None], layout.features, layout.num_targets)
+                pieces.append([part.ljust(layout.first_target_byte(frames), b"\0") for part in features])
+            if computed.targets is not None:
+                _check("targets", computed.targets, (layout.num_targets, len(rows_B), frames, layout.width))
+                pieces.append(self._rounded(rows_B, computed.targets, layout.dtype, first=0))
+            for parts in zip(*pieces, strict=True):
+                yield b"".join(parts)
             self.progress.add(rows_B)
 
     def _rounded(self, rows_B: np.ndarray, values_SBFD: Tensor, dtype: str, first: int) -> list[bytes]:
@@ -243,7 +244,7 @@ def _places(plan: TargetPlan) -> np.ndarray:
 
 def _relative_errors(parts: list[Part], made_with: dict[str, Any]) -> dict[str, float]:
     """Relative L2 error of each rounded target and of the features over all frames, against those before rounding."""
-    names = ["output", *(f"layer_{layer}" for layer in made_with["layers"])]
+    names = ["output", *(f"layer_{layer}" for layer in made_with["layers"])] if made_with["width"] else []
     names += ["features"] if "features" in made_with else []
     sums = [[sum(values) for values in zip(*(part[k] for part in parts), strict=True)] for k in _SUMS]
     return {name: math.sqrt(e / n) if n else 0.0 for name, e, n in zip(names, *sums, strict=True)}

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from datamodules.errors import InputError
 from datamodules.files import plain_values
 from datamodules.speech_data import AudioBatch, SpeechDataModule, speech_data
+from lightning_modules.checks import check_cached_features, check_frame_rates, check_shared_convolutions
 from lightning_modules.export import CHECKPOINT_FORMAT, STUDENT_PREFIX, read_checkpoint
 from lightning_modules.lengths import before_the_end, global_lengths, is_padded
 from lightning_modules.objective import LossTerms, ObjectiveConfig, get_objective
@@ -33,10 +34,10 @@ from lightning_modules.optimisation import (
 )
 from lightning_modules.precision import CudaSettings
 from lightning_modules.stopwatch import StepStopwatch
-from lightning_modules.student import Student, StudentConfig, state_dict_depth
+from lightning_modules.student import FROZEN, Student, StudentConfig, state_dict_depth
 from lightning_modules.target_normalization import TargetStatistics, measure
 from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
-from lightning_modules.teacher_identity import front_end_digest, teacher_settings
+from lightning_modules.teacher_identity import teacher_settings
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class DistillationModule(L.LightningModule):
         teacher.select_layers(self.objective.layers, self.objective.output_layer)
         if student.front_end == "shared":
             teacher.share_front_end()
-        _check_frame_rates(teacher, self.student)
+        check_frame_rates(teacher, self.student)
         self.stopwatch = StepStopwatch()
         self._target_sharing: TargetSharing | None = None
         self._growth_epochs: tuple[int, ...] = ()
@@ -171,7 +172,9 @@ class DistillationModule(L.LightningModule):
             targets = self.objective.normalizer(targets)
         # A batch of cached features has no audio, and a cached segment is not padded.
         waveforms_BT, num_samples = (None, None) if batch.waveforms is None else self.inputs(batch)
-        features_BFC = targets.features_BFC if self.student.config.front_end != "trained" else None
+        features_BFC = targets.features_BFC if self.student.frozen_front_end else None
+        if features_BFC is None and batch.features is not None:
+            features_BFC = batch.features.features_BFC
         hidden_states = self.student(waveforms_BT, num_samples, features_BFC)
         valid_BF = None
         if num_samples is not None:
@@ -277,7 +280,7 @@ class DistillationModule(L.LightningModule):
             )
         if stage == "fit" and datamodule.targets is not None:
             settings = teacher_settings(self.teacher) | self.objective.normalizer.settings
-            frozen = self.student.config.front_end != "trained"
+            frozen = self.student.config.front_end in ("frozen", "shared")
             datamodule.use_targets(settings, self.teacher.hidden_layers, features=frozen)
 
     def _load_initial_weights(self, path: Path) -> None:
@@ -291,6 +294,7 @@ class DistillationModule(L.LightningModule):
         for name, part in (("student", self.student), ("objective", self.objective)):
             prefix = f"{name}."
             weights = {key.removeprefix(prefix): other[key] for key in other if key.startswith(prefix)}
+            weights.get("_extra_state", {}).pop(FROZEN, None)  # a new run trains its front end until its own growth
             try:
                 part.load_state_dict(weights)
             except RuntimeError as error:
@@ -303,20 +307,9 @@ class DistillationModule(L.LightningModule):
         if self.init_from is not None and self.trainer.ckpt_path is None:  # Lightning sets ckpt_path only now
             self._load_initial_weights(Path(self.init_from))
         self.on_validation_start()
-        self._check_cached_features()
+        check_cached_features(speech_data(self.trainer), self.student)
         if self.objective.normalizer.kind == "standardize":
             self._settle_statistics()
-
-    def _check_cached_features(self) -> None:
-        """Refuse cached features of another front end; the student has the weights that it trains with by now."""
-        datamodule = speech_data(self.trainer)
-        cached = None if datamodule is None else datamodule.cached_front_end
-        if cached is not None and cached != (own := front_end_digest(self.student.hubert)):
-            raise InputError(
-                f"the cache of data.targets has the features of another front end (hash {cached}) than this student's "
-                f"({own}): make a cache with `interstack cache-targets` and the options of this run, model.init_from "
-                "and seed_everything included"
-            )
 
     def _settle_statistics(self) -> None:
         """Set the target statistics: from the checkpoint, else from the cache, else measured by the first process."""
@@ -354,7 +347,7 @@ class DistillationModule(L.LightningModule):
         self.cuda_settings.apply(self.device)
         self.teacher.prepare(self.device)
         if self.student.config.front_end == "shared":
-            _check_shared_convolutions(self.teacher, self.student)
+            check_shared_convolutions(self.teacher, self.student)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._check_checkpoint is not None:
@@ -384,27 +377,3 @@ class DistillationModule(L.LightningModule):
                 "transformers": transformers.__version__,
             },
         }
-
-
-def _check_shared_convolutions(teacher: Teacher, student: Student) -> None:
-    """Refuse a student whose front end differs from the teacher's, for example after a checkpoint was loaded."""
-    assert teacher.front_end is not None  # the student's is a copy of it
-    own = student.hubert.feature_extractor.state_dict()
-    for name, value in teacher.front_end.state_dict.items():
-        if not torch.equal(own[name].cpu(), value):
-            raise InputError(
-                f"model.student.front_end=shared, but {name} of the student's front end is not the teacher's: these "
-                "weights come from another run; set model.student.front_end=frozen to keep them"
-            )
-
-
-def _check_frame_rates(teacher: Teacher, student: Student) -> None:
-    """Refuse a teacher with another number of frames than the student, at lengths from 0.1 to 10 s."""
-    num_samples = torch.tensor([1600, 8000, 16_000, 16_079, 40_000, 160_000])
-    teacher_frames, student_frames = teacher.num_frames(num_samples), student.num_frames(num_samples)
-    if not torch.equal(teacher_frames.to(torch.long), student_frames):
-        raise InputError(
-            f"for {num_samples[-1]} samples the teacher gives {int(teacher_frames[-1])} frames and the student "
-            f"{int(student_frames[-1])}: a teacher must have the student's frame rate (one frame per 320 samples); "
-            "copy its front end (model.student.front_end_init=teacher) or choose another teacher"
-        )

@@ -180,14 +180,18 @@ class LearningRates(LambdaLR):
 def rebind(optimizer: Optimizer, groups: ParameterGroups) -> None:
     """Give ``optimizer`` the parameters of ``groups`` after a growth, and keep the object and so its schedulers.
 
-    The state of kept parameters stays valid, because its keys are the tensors. ``add_param_group`` cannot be used,
-    because the learning-rate schedulers rely on the number of groups.
+    Parameters that a growth has frozen leave it with their state. The state of kept parameters stays valid, because its
+    keys are the tensors. ``add_param_group`` cannot be used, because the learning-rate schedulers rely on the number of
+    groups.
     """
     if len(groups) != len(optimizer.param_groups):
         raise RuntimeError(f"{len(optimizer.param_groups)} parameter groups became {len(groups)} at a growth")
     kept = {parameter for group in groups for _, parameter in group["params"]}
-    if any(parameter not in kept for group in optimizer.param_groups for parameter in group["params"]):
+    left = [p for group in optimizer.param_groups for p in group["params"] if p not in kept]
+    if any(parameter.requires_grad for parameter in left):
         raise RuntimeError("a growth lost parameters that the optimizer trains")
+    for parameter in left:
+        optimizer.state.pop(parameter, None)
     for group, new in zip(optimizer.param_groups, groups, strict=True):
         group["params"] = [parameter for _, parameter in new["params"]]
         group["param_names"] = [name for name, _ in new["params"]]

@@ -36,6 +36,10 @@ OWN_DROPOUT = ("attention_dropout", "hidden_dropout", "activation_dropout")
 """Settings that replace the common rate of dropout in one place."""
 
 
+FROZEN = "frozen_front_end"
+"""Key of the student's extra state if a growth has frozen its front end."""
+
+
 @dataclass
 class StudentConfig:
     """Sizes and regularisation of the student; the defaults are the paper's 12 x 384 (26.87M parameters).
@@ -52,8 +56,9 @@ class StudentConfig:
         activation_dropout: dropout of feed-forward activations; default: ``dropout``.
         mask_time_prob: share of frames that SpecAugment masks in the student's input; 0 removes the mask embedding.
         mask_time_length: frames per mask.
-        front_end: ``trained``, ``frozen`` (no gradient flows into the convolutions), or ``shared`` (a frozen copy of
-            the teacher's convolutions, whose features the teacher computes once for both).
+        front_end: ``trained``, ``frozen`` (no gradient flows into the convolutions), ``shared`` (a frozen copy of the
+            teacher's convolutions, whose features the teacher computes once for both), or ``trained_until_growth``
+            (trained in the first stage and frozen from the first growth on).
         front_end_init: ``teacher`` copies the teacher's convolutions and their layout; ``random`` draws new ones with
             HuBERT Base's layout.
         conv_channels: channels of the convolutions that ``front_end_init=random`` draws; default: HuBERT Base's 512,
@@ -76,7 +81,7 @@ class StudentConfig:
     activation_dropout: float | None = None
     mask_time_prob: float = 0.0
     mask_time_length: int = 10
-    front_end: Literal["trained", "frozen", "shared"] = "trained"
+    front_end: Literal["trained", "frozen", "shared", "trained_until_growth"] = "trained"
     front_end_init: Literal["teacher", "random"] = "teacher"
     conv_channels: int | None = None
     compile: bool = False
@@ -196,6 +201,7 @@ class Student(nn.Module):
         hubert: the Hugging Face model; it loads a state dict of any depth.
         ancestry: for each layer, the first-stage layer that it descends from (0-based), ``None`` for a fresh one.
         originals: for each first-stage layer, the present position of that same module (0-based).
+        frozen_front_end: whether the convolutions do not train any more.
     """
 
     def __init__(self, config: StudentConfig, front_end: FrontEnd | None = None) -> None:
@@ -217,8 +223,9 @@ class Student(nn.Module):
         if front_end is not None:
             self.hubert.feature_extractor.load_state_dict(front_end.state_dict)
         self.hubert.feature_extractor._requires_grad = False  # no gradient to the waveform
-        if config.front_end != "trained":
-            self.hubert.feature_extractor._freeze_parameters()
+        self.frozen_front_end = False
+        if config.front_end in ("frozen", "shared"):
+            self._freeze_front_end()
         install(self.hubert.feature_extractor, config.kernels)
         self.ancestry: list[int | None] = list(range(config.num_layers))
         self.originals: list[int] = list(range(config.num_layers))
@@ -269,6 +276,10 @@ class Student(nn.Module):
             hidden_states.append(layer(hidden_states[-1], attention_mask=mask))
         return hidden_states
 
+    def _freeze_front_end(self) -> None:
+        self.hubert.feature_extractor._freeze_parameters()
+        self.frozen_front_end = True
+
     def _valid_frames(self, features_BFC: Tensor, num_samples_B: Tensor | None) -> Tensor | None:
         if num_samples_B is None:
             return None
@@ -278,7 +289,7 @@ class Student(nn.Module):
     def grow(
         self, plan: Sequence[int | None], initialise: Initialise = "copy", seed: int = 0
     ) -> dict[nn.Parameter, nn.Parameter | None]:
-        """Rebuild the stack by ``plan``.
+        """Rebuild the stack by ``plan``, and freeze a front end that is trained until the first growth.
 
         The first position that names a layer keeps that same module; every further one gets a clone. Kept
         parameters stay the same objects, so an optimizer's state for them stays valid.
@@ -310,14 +321,23 @@ class Student(nn.Module):
                 sources |= dict.fromkeys(_zero_outputs(layer))
             layers.append(layer)
         _set_layers(self.hubert, layers)
+        if self.config.front_end == "trained_until_growth":
+            self._freeze_front_end()
         kept = kept_positions(plan, len(old))
         self.ancestry = compose_ancestry(self.ancestry, plan)
         self.originals = [kept[position] for position in self.originals]
         return sources
 
     def get_extra_state(self) -> dict[str, list[Any]]:
-        """The lineage of the layers. It is saved with the weights, because ``attach=original`` depends on it."""
-        return {"ancestry": list(self.ancestry), "originals": list(self.originals)}
+        """The lineage of the layers. It is saved with the weights, because ``attach=original`` depends on it.
+
+        So is a front end that was frozen by a growth: the optimizer of a resumed run must not have it.
+        """
+        lineage: dict[str, list[Any]] = {"ancestry": list(self.ancestry), "originals": list(self.originals)}
+        frozen = self.frozen_front_end and self.config.front_end == "trained_until_growth"
+        return lineage | ({FROZEN: [True]} if frozen else {})
 
     def set_extra_state(self, state: dict[str, list[Any]]) -> None:
         self.ancestry, self.originals = list(state["ancestry"]), list(state["originals"])
+        if FROZEN in state and self.config.front_end == "trained_until_growth":
+            self._freeze_front_end()

@@ -20,6 +20,7 @@ class BenchBatch(NamedTuple):
     num_samples: Tensor
     global_num_samples: Tensor
     cached: None = None
+    features: None = None
 
     def to(self, device: torch.device) -> "BenchBatch":
         """Move the waveforms only, as the data module does: the step reads lengths on the host without waiting."""

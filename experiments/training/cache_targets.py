@@ -68,10 +68,10 @@ class TargetsTrainer(Trainer):
                 f"cache-targets needs the fixed segments of LibriSpeechDataModule, which {type(datamodule).__name__} "
                 "lacks: leave out --data"
             )
-        if features and model.student.config.front_end == "trained":
+        if features and not model.student.frozen_front_end:
             raise InputError(
                 "features=true stores the output of a front end that does not change, but model.student.front_end="
-                "trained: set it to frozen or shared"
+                f"{model.student.config.front_end}: set it to frozen or shared"
             )
         datamodule.trainer = self
         datamodule.prepare_data()

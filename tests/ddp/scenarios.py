@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from callbacks import ddp
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.ema import StudentEMA
+from callbacks.feature_cache import FeatureCache
 from callbacks.resume_guard import ResumeGuard
 from datamodules.errors import InputError
 from lightning_modules.distillation import DistillationModule
@@ -68,6 +69,7 @@ class Scenario:
     student: dict[str, Any] = field(default_factory=dict)
     dropout: float = 0.0
     averaged: bool = False  # keep an average of the weights
+    stored: bool = False  # the features, once the front end is frozen
     cached: str | None = None  # folder under ``home`` with the teacher's targets, and perhaps features
     segments_per_utterance: int = 1
     every_n_steps: int | None = None  # write checkpoints
@@ -145,6 +147,8 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
     average = StudentEMA(0.8) if scenario.averaged else None
     if average is not None:
         callbacks.append(average)
+    if scenario.stored:
+        callbacks.append(FeatureCache("float32"))
     if scenario.every_n_steps is not None:
         callbacks.append(RunCheckpoint(scenario.every_n_steps, keep=1000))
     trainer = _trainer(scenario, world_size, callbacks)

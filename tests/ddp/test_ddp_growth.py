@@ -131,6 +131,11 @@ RANDOM: dict[str, dict[str, Any]] = {
 TARGETS: dict[str, dict[str, Any]] = {
     "cached targets": {"cached": "targets"},
     "cached features": {"cached": "features", "student": {"front_end": "frozen"}},
+    "features cached at a growth": {
+        "cached": "targets",
+        "student": {"front_end": "trained_until_growth"},
+        "stored": True,
+    },
     "cached targets of two segments": {"cached": "two", "segments_per_utterance": 2},
 }
 HALF = {"bf16-mixed": "adamw-fused", "16-mixed": "adamw-foreach"}

@@ -1,0 +1,44 @@
+"""Checks that a student's front end is the one that its teacher or a cache has, before the first step."""
+
+import torch
+
+from datamodules.errors import InputError
+from datamodules.speech_data import SpeechDataModule
+from lightning_modules.student import Student
+from lightning_modules.teacher import Teacher
+from lightning_modules.teacher_identity import front_end_digest
+
+
+def check_shared_convolutions(teacher: Teacher, student: Student) -> None:
+    """Refuse a student whose front end differs from the teacher's, for example after a checkpoint was loaded."""
+    assert teacher.front_end is not None  # the student's is a copy of it
+    own = student.hubert.feature_extractor.state_dict()
+    for name, value in teacher.front_end.state_dict.items():
+        if not torch.equal(own[name].cpu(), value):
+            raise InputError(
+                f"model.student.front_end=shared, but {name} of the student's front end is not the teacher's: these "
+                "weights come from another run; set model.student.front_end=frozen to keep them"
+            )
+
+
+def check_cached_features(datamodule: SpeechDataModule | None, student: Student) -> None:
+    """Refuse cached features of another front end; the student must have the weights that it trains with."""
+    cached = None if datamodule is None else datamodule.cached_front_end
+    if cached is not None and cached != (own := front_end_digest(student.hubert)):
+        raise InputError(
+            f"the cache of data.targets has the features of another front end (hash {cached}) than this student's "
+            f"({own}): make a cache with `interstack cache-targets` and the options of this run, model.init_from and "
+            "seed_everything included"
+        )
+
+
+def check_frame_rates(teacher: Teacher, student: Student) -> None:
+    """Refuse a teacher with another number of frames than the student, at lengths from 0.1 to 10 s."""
+    num_samples = torch.tensor([1600, 8000, 16_000, 16_079, 40_000, 160_000])
+    teacher_frames, student_frames = teacher.num_frames(num_samples), student.num_frames(num_samples)
+    if not torch.equal(teacher_frames.to(torch.long), student_frames):
+        raise InputError(
+            f"for {num_samples[-1]} samples the teacher gives {int(teacher_frames[-1])} frames and the student "
+            f"{int(student_frames[-1])}: a teacher must have the student's frame rate (one frame per 320 samples); "
+            "copy its front end (model.student.front_end_init=teacher) or choose another teacher"
+        )
