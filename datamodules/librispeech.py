@@ -47,6 +47,7 @@ from datamodules.loading import (
 )
 from datamodules.manifest import Manifest, load_manifest, prepare_manifest
 from datamodules.placement import trains_on_cuda, workers_for
+from datamodules.speaker_choice import of_cache, share
 from datamodules.speech_data import SpeechDataModule, finished_epochs
 from datamodules.target_cache import VALIDATION, TargetCache
 
@@ -77,7 +78,8 @@ class LibriSpeechDataModule(SpeechDataModule):
             take them in turn. A cache of targets grows in proportion.
         targets: folder of teacher targets made by ``interstack cache-targets``, read instead of running the teacher;
             needs fixed segments. If it has the features of the student's frozen front end, they are read instead of
-            audio. ``on_bad_audio="skip"`` then leaves out only files whose header shows that they cannot be used.
+            audio. If it is limited to some speakers, the run trains on these alone. ``on_bad_audio="skip"`` then leaves
+            out only files whose header shows that they cannot be used.
         length_grid: round the length that a batch is cropped to down to a multiple of this number of samples; 1 does
             not round. With fewer lengths a GPU plans and compiles less. 1600 gives at most 156 lengths and loses less
             than 1 % of the audio.
@@ -162,10 +164,23 @@ class LibriSpeechDataModule(SpeechDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         for part in self._stages():
-            manifest = load_manifest(self._corpus(part), self.cache_dir)
-            self._manifests[part] = manifest
-            self._plans[part] = self._plan(part, np.minimum(manifest.num_samples, self.max_samples))
-            self._report_skipped(part, manifest)
+            self._use(part, load_manifest(self._corpus(part), self.cache_dir))
+            self._report_skipped(part, self._manifests[part])
+        whole = self.train_manifest
+        if self.targets is not None and (kept := of_cache(whole, self.targets)) is not whole:
+            self.train_on(kept)
+            if self.trainer is None or self.trainer.is_global_zero:
+                text = share(kept, whole, self.sample_rate)
+                logger.info("training on the speakers of the cache %s alone: %s", self.targets, text)
+
+    @property
+    def train_manifest(self) -> Manifest:
+        """The utterances to train on; known after ``setup``."""
+        return self._require("train", self._manifests)
+
+    def train_on(self, manifest: Manifest) -> None:
+        """Train on these utterances alone."""
+        self._use("train", manifest)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -338,6 +353,10 @@ class LibriSpeechDataModule(SpeechDataModule):
             **({"targets": self._caches["train"].layout.dtype} if self._caches else {}),
             **({"features": self._caches["train"].layout.features} if self.cached_front_end else {}),
         }
+
+    def _use(self, stage: str, manifest: Manifest) -> None:
+        self._manifests[stage] = manifest
+        self._plans[stage] = self._plan(stage, np.minimum(manifest.num_samples, self.max_samples))
 
     def _stages(self) -> list[str]:
         return ["train", "val"] if self.val_splits else ["train"]

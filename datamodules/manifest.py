@@ -20,8 +20,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,21 +57,26 @@ class StringColumn:
 
 
 class Manifest:
-    """One corpus table; row i is an utterance. It is pickled as its folder's name.
+    """One corpus table; row i is an utterance. It is pickled as its folder's name and its choice of rows.
+
+    Args:
+        folder: folder of the columns.
+        chosen: (N,) ascending rows of the table that are the rows of this manifest; default: all.
 
     Attributes:
         num_samples: (N,) int64, samples at the manifest's sample rate.
-        row_hash: hash of the table (relative paths and lengths), which does not depend on the corpus's path.
         skipped: (path, reason) of each file that was left out.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, chosen: np.ndarray | None = None) -> None:
         self.folder = folder
-        meta: dict[str, Any] = read_json(os.path.join(folder, "meta.json"))
-        self.row_hash: str = meta["row_hash"]
-        self.skipped = [Problem(*entry) for entry in meta["skipped"]]
+        self._meta: dict[str, Any] = read_json(os.path.join(folder, "meta.json"))
+        self.skipped = [Problem(*entry) for entry in self._meta["skipped"]]
         self.num_samples: np.ndarray = np.load(os.path.join(folder, "num_samples.npy"), mmap_mode="r")
         self._has_transcript = np.load(os.path.join(folder, "has_transcript.npy"), mmap_mode="r")
+        self._chosen = chosen
+        if chosen is not None:
+            self.num_samples, self._has_transcript = self.num_samples[chosen], self._has_transcript[chosen]
         self._paths = StringColumn(folder, "path")
         self._speakers = StringColumn(folder, "speaker")
         self._transcripts = StringColumn(folder, "transcript")
@@ -78,17 +84,39 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.num_samples)
 
-    def __reduce__(self) -> tuple[type["Manifest"], tuple[str]]:
-        return Manifest, (self.folder,)
+    def __reduce__(self) -> tuple[type["Manifest"], tuple[str, np.ndarray | None]]:
+        return Manifest, (self.folder, self._chosen)
+
+    def of_speakers(self, speakers: Collection[str]) -> "Manifest":
+        """The rows of these speakers alone."""
+        kept = set(speakers)
+        rows = np.flatnonzero([speaker in kept for speaker in self.speakers])
+        return Manifest(self.folder, rows if self._chosen is None else self._chosen[rows])
+
+    @cached_property
+    def row_hash(self) -> str:
+        """Hash of the table, which does not depend on the corpus's path: relative paths and lengths.
+
+        With chosen rows it is that of speakers, utterances and lengths.
+        """
+        if self._chosen is None:
+            return str(self._meta["row_hash"])
+        lengths = enumerate(self.num_samples.tolist())
+        return _digest([f"{self.speaker(row)} {self.utterance_id(row)} {length}" for row, length in lengths])
+
+    @cached_property
+    def speakers(self) -> list[str]:
+        """The speaker of each row."""
+        return [self.speaker(row) for row in range(len(self))]
 
     def path(self, row: int) -> str:
-        return self._paths[row]
+        return self._paths[self._place(row)]
 
     def speaker(self, row: int) -> str:
-        return self._speakers[row]
+        return self._speakers[self._place(row)]
 
     def utterance_id(self, row: int) -> str:
-        return utterance_id_of(self._paths[row])
+        return utterance_id_of(self.path(row))
 
     @property
     def without_transcript(self) -> int | None:
@@ -96,7 +124,11 @@ class Manifest:
         return int((~self._has_transcript).sum()) if self._has_transcript.any() else None
 
     def transcript(self, row: int) -> str | None:
-        return self._transcripts[row] if self._has_transcript[row] else None
+        return self._transcripts[self._place(row)] if self._has_transcript[row] else None
+
+    def _place(self, row: int) -> int:
+        """The row in the columns of strings."""
+        return row if self._chosen is None else int(self._chosen[row])
 
 
 class _Listing(NamedTuple):

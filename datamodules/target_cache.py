@@ -5,6 +5,7 @@
     CACHE/targets.json           settings, measured error of each target, size and SHA-256 of every other file
     CACHE/places.npy             (N, 3) int64 by row: shard, first byte, frames
     CACHE/statistics.npy         (2, S, D) float32, mean and deviation, if the targets were standardized with them
+    CACHE/speakers.txt           the speakers, one a line, if it is limited to some of the corpus's
     CACHE/00000.targets, ...     record after record (:mod:`datamodules.cached_records`), each at the byte in places.npy
     CACHE/validation/            the same of the validation data, if there are any
 
@@ -27,11 +28,13 @@ from torch import Tensor
 
 from datamodules.cached_records import CachedRecords, RecordLayout, aligned
 from datamodules.errors import InputError
+from datamodules.files import read_lines
 from datamodules.shards import first_damage, read_marker
 
 MARKER = "targets.json"
 PLACES = "places.npy"
 STATISTICS = "statistics.npy"
+SPEAKERS = "speakers.txt"
 SHARDS = "*.targets"
 VALIDATION = "validation"
 NOT_IN_OLDER_CACHES = {"objective.normalize_targets": "none", "data.length_grid": 1, "data.segments_per_utterance": 1}
@@ -133,6 +136,19 @@ class TargetCache:
             for first, place, size in spans:
                 records[item, place : place + size] = stored[start + first : start + first + size]
         return CachedRecords(data_BR, self.layout, num_frames)
+
+
+def kept_speakers(folder: str) -> list[str] | None:
+    """The speakers to which a finished cache is limited; ``None`` if it is not finished or has the whole corpus.
+
+    Raises:
+        InputError: the list is missing or has changed its size.
+    """
+    folder = os.path.abspath(folder)
+    if not os.path.isfile(os.path.join(folder, MARKER)) or SPEAKERS not in read_marker(folder, MARKER)["parts"]:
+        return None
+    _require_size(folder, SPEAKERS)
+    return read_lines(os.path.join(folder, SPEAKERS))
 
 
 def shard_name(number: int) -> str:

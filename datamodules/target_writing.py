@@ -22,6 +22,7 @@ from torch import Tensor
 from datamodules.batching import FixedSegments
 from datamodules.cached_records import RecordLayout, encode
 from datamodules.errors import InputError
+from datamodules.files import write_text
 from datamodules.folders import is_finished
 from datamodules.shards import (
     Part,
@@ -38,6 +39,7 @@ from datamodules.target_cache import (
     MARKER,
     PLACES,
     SHARDS,
+    SPEAKERS,
     STATISTICS,
     TargetCache,
     shard_name,
@@ -143,6 +145,7 @@ def write_targets(
     source: Source,
     batch_samples: int,
     statistics: Callable[[], np.ndarray] | None = None,
+    speakers: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Write the missing shards of a cache and finish its folder; return the relative L2 error of each target.
 
@@ -153,6 +156,7 @@ def write_targets(
         source: function that runs the teacher.
         batch_samples: largest number of samples in a batch for ``source``.
         statistics: measures mean and deviation (2, S, D), with which ``source`` standardizes; called before it.
+        speakers: speakers to whom the corpus was limited; ``None`` if it was not.
 
     Raises:
         InputError: ``source`` returns other shapes than planned, or targets that are not finite.
@@ -164,6 +168,8 @@ def write_targets(
         if statistics is not None:
             np.save(unfinished / STATISTICS, statistics())
             parts[STATISTICS] = part_of(unfinished / STATISTICS)
+        if speakers is not None:
+            parts[SPEAKERS] = part_of(write_text(unfinished / SPEAKERS, "\n".join([*speakers, ""])))
         progress = _Progress(plan)
         for number, shard in enumerate(plan.shards):
             name = shard_name(number)

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
+from datamodules.batching import FixedSegments
 from datamodules.cached_records import RecordLayout
 from datamodules.errors import InputError
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.target_cache import MARKER, NOT_IN_OLDER_CACHES, VALIDATION, TargetCache
 from datamodules.target_writing import Computed, TargetPlan, is_cached, plan_targets, room_for, write_targets
+from experiments.training.cache_sizes import limit_speakers, reading_needs
 from experiments.training.data_class import accepts
 from experiments.training.fit import DistillationCLI
 from lightning_modules.distillation import DistillationModule
@@ -41,6 +43,7 @@ class TargetsTrainer(Trainer):
         features: bool | Literal["bf16", "int8", "float32"] = False,
         shard_megabytes: int = 1024,
         batch_seconds: float = 80.0,
+        max_gb: float | None = None,
         overwrite: bool = False,
     ) -> None:
         """Store the teacher's outputs for fixed segments, of the training and the validation data. The same call
@@ -57,12 +60,16 @@ class TargetsTrainer(Trainer):
                 convolution: true or bf16, int8 (one scale per frame), or float32, which is exact.
             shard_megabytes: maximum size of a file in MB, and the most work that an interrupt can lose.
             batch_seconds: seconds of audio per forward pass of the teacher; memory sets the limit.
+            max_gb: largest size of the cache in GB, without small files; whole speakers are left out of the training
+                data, in an order drawn from data.segment_seed, and a run that reads the cache trains without them.
             overwrite: replace a cache of another teacher, corpus or segments.
         """
         if self.global_rank:
             return  # only one process writes
         if shard_megabytes < 1 or batch_seconds <= 0:
             raise InputError(f"shard_megabytes={shard_megabytes} and batch_seconds={batch_seconds} must be positive")
+        if max_gb is not None and max_gb <= 0:
+            raise InputError(f"max_gb is {max_gb}; it must be positive, or null for no limit")
         if not isinstance(datamodule, LibriSpeechDataModule):
             raise InputError(
                 f"cache-targets needs the fixed segments of LibriSpeechDataModule, which {type(datamodule).__name__} "
@@ -74,13 +81,15 @@ class TargetsTrainer(Trainer):
                 f"{model.student.config.front_end}: set it to frozen or shared"
             )
         datamodule.trainer = self
+        datamodule.targets = None  # an older cache would limit the speakers
         datamodule.prepare_data()
         datamodule.setup()
         settings = CacheSettings(dtype, "bf16" if features is True else features or None, shard_megabytes)
         source = Source(model, datamodule, self.strategy.root_device, bool(features))
         batch_samples = int(batch_seconds * datamodule.sample_rate)
         folder = Path(output)
-        _write(folder, "train", settings, source, batch_samples, overwrite)
+        speakers = None if max_gb is None else _limit(source, settings, max_gb)
+        _write(folder, "train", settings, source, batch_samples, overwrite, speakers)
         if datamodule.val_splits:
             source.statistics_from(folder)
             _write(folder / VALIDATION, "val", settings, source, batch_samples, overwrite)
@@ -150,15 +159,39 @@ class Source:
             yield Computed(stacked_SBFD, features_BFC if self.features else None)
 
 
+def _limit(source: Source, settings: CacheSettings, max_gb: float) -> Sequence[str] | None:
+    """Leave out speakers until both parts of the cache fit, and tell how many; the speakers that are kept."""
+    model, datamodule = source.model, source.datamodule
+    layout = RecordLayout.of(_made_with(model, datamodule, "train", settings))
+
+    def num_bytes(stage: str = "train") -> int:
+        return int(layout.num_bytes(_num_frames(model, datamodule.segments(stage))).sum())
+
+    validation = num_bytes("val") if datamodule.val_splits else 0
+    speakers, kept = limit_speakers(datamodule, max_gb * 1e9 - validation, num_bytes)
+    print(f"max_gb={max_gb:g}: {kept}")
+    return speakers
+
+
+def _num_frames(model: DistillationModule, segments: FixedSegments) -> np.ndarray:
+    return model.teacher.num_frames(torch.from_numpy(segments.num_samples)).numpy()
+
+
 def _write(
-    folder: Path, stage: str, settings: CacheSettings, source: Source, batch_samples: int, overwrite: bool
+    folder: Path,
+    stage: str,
+    settings: CacheSettings,
+    source: Source,
+    batch_samples: int,
+    overwrite: bool,
+    speakers: Sequence[str] | None = None,
 ) -> None:
     """Write the cache of one stage's data, and tell its sizes before and its errors after."""
     model, datamodule = source.model, source.datamodule
     made_with = _made_with(model, datamodule, stage, settings)
     segments = datamodule.segments(stage)
-    num_frames = model.teacher.num_frames(torch.from_numpy(segments.num_samples)).numpy()
-    plan = plan_targets(segments, num_frames, RecordLayout.of(made_with), settings.shard_megabytes * 10**6)
+    layout, num_frames = RecordLayout.of(made_with), _num_frames(model, segments)
+    plan = plan_targets(segments, num_frames, layout, settings.shard_megabytes * 10**6)
     print(_description(model, datamodule, plan, stage, settings))
     if is_cached(folder, made_with, overwrite):
         print(f"{folder} is finished, and every file has its checksum")
@@ -166,7 +199,7 @@ def _write(
     print(f"{folder}: {room_for(folder, plan) / 1e9:.2f} GB free", flush=True)
     measured = source.settle_statistics if source.standardizes and stage == "train" else None
     compute = partial(source.compute, stage=stage)
-    errors = write_targets(folder, made_with, plan, compute, batch_samples, measured)
+    errors = write_targets(folder, made_with, plan, compute, batch_samples, measured, speakers)
     found = ", ".join(f"{name} {100 * error:.3f} %" for name, error in errors.items())
     print(f"{folder / MARKER}: relative L2 error of rounding: {found}")
 
@@ -199,7 +232,7 @@ def _description(
     stage: str,
     settings: CacheSettings,
 ) -> str:
-    teacher, hours = model.teacher, plan.num_samples.sum() / datamodule.sample_rate / 3600
+    teacher, seconds = model.teacher, float(plan.num_samples.sum() / datamodule.sample_rate)
     layers = f"layer {teacher.output_layer} (output)"
     if teacher.hidden_layers:
         layers += f" and {', '.join(map(str, teacher.hidden_layers))}"
@@ -207,6 +240,7 @@ def _description(
     data = "training" if stage == "train" else "validation"
     return (
         f"{data} data, {teacher.init_args.get('model', type(teacher).__name__)}: {layers}, width "
-        f"{teacher.hidden_size}\n{len(plan.rows)} segments, {hours:.2f} h, {plan.num_frames.sum()} frames: "
+        f"{teacher.hidden_size}\n{len(plan.rows)} segments, {seconds / 3600:.2f} h, {plan.num_frames.sum()} frames: "
         f"{plan.num_bytes / 1e9:.2f} GB in {types}, {len(plan.shards)} files"
+        + (f"\n{reading_needs(plan.num_bytes, seconds)}" if stage == "train" else "")
     )

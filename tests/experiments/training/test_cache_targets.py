@@ -270,8 +270,9 @@ def test_the_command_tells_sizes_first_and_errors_last(
     assert frames == int(
         make_module(home / "teacher").teacher.num_frames(torch.tensor(data.segments().num_samples)).sum()
     )
-    assert lines[2].endswith("GB free")
-    assert "relative L2 error of rounding: output 0." in lines[3]
+    assert lines[2].startswith("reading: 2 kB per audio second, so 0.017 GB/s at 9,000 audio seconds per second")
+    assert lines[3].endswith("GB free")
+    assert "relative L2 error of rounding: output 0." in lines[4]
     assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.targets")) == frames * 2 * (16 + 4)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     run(["cache-targets", *options(home), "--output", str(tmp_path / "cache"), "--dtype", "int8"])
