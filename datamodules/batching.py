@@ -150,6 +150,13 @@ def fix_segments(
     return FixedSegments(np.concatenate(starts), np.tile(taken_N, num_places), num_places)
 
 
+def middle_rows(plan: BatchPlan, most: int) -> np.ndarray:
+    """At most ``most`` rows of the bucket of middle length, whose fixed segments have one length."""
+    edges = plan.starts[plan.buckets]
+    bucket = int(np.searchsorted(edges, len(plan.rows) // 2, side="right"))
+    return plan.rows[edges[bucket - 1] : edges[bucket]][:most]
+
+
 def segments_of_batches(plan: BatchPlan, crop: Crop) -> FixedSegments:
     """The segments that ``crop`` takes if the batches of ``plan`` never change, as in validation."""
     starts_N, num_samples_N = np.zeros(len(plan.rows), np.int64), np.zeros(len(plan.rows), np.int64)

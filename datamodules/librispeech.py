@@ -22,6 +22,7 @@ from datamodules.batching import (
     FixedSegments,
     GlobalBatchSampler,
     fix_segments,
+    middle_rows,
     plan_by_samples,
     plan_by_utterances,
     segments_of_batches,
@@ -49,7 +50,7 @@ from datamodules.manifest import Manifest, load_manifest, prepare_manifest
 from datamodules.placement import trains_on_cuda, workers_for
 from datamodules.speaker_choice import of_cache, share
 from datamodules.speech_data import SpeechDataModule, finished_epochs
-from datamodules.target_cache import VALIDATION, TargetCache
+from datamodules.target_cache import VALIDATION, TargetCache, open_caches
 
 __all__ = ["AudioBatch", "LibriSpeechDataModule"]
 
@@ -208,14 +209,8 @@ class LibriSpeechDataModule(SpeechDataModule):
             InputError: the cache in ``targets`` was made with another teacher, corpus or segments.
         """
         assert self.targets is not None
-        TargetCache(self.targets).require({**teacher, **self.segment_settings()})
-        self._caches["train"] = TargetCache(self.targets, layers, features)
-        folder = os.path.join(self.targets, VALIDATION)
-        if self.val_splits and os.path.isdir(folder):
-            if differing := TargetCache(folder).differences({**teacher, **self.segment_settings("val")}):
-                logger.warning("the teacher runs in validation, whose cached targets are others: %s", differing)
-            else:
-                self._caches["val"] = TargetCache(folder, layers, features)
+        settings = {stage: {**teacher, **self.segment_settings(stage)} for stage in self._stages()}
+        self._caches = open_caches(self.targets, settings, layers, features)
 
     @property
     def cached_statistics(self) -> tuple[Tensor, Tensor] | None:
@@ -330,12 +325,8 @@ class LibriSpeechDataModule(SpeechDataModule):
         """With a cache, ``num_items`` fixed segments of the middle bucket with their records; else as examples."""
         if not self._caches:
             return self.example_batch(num_items)
-        plan = self._require("train", self._plans)
-        edges = plan.starts[plan.buckets]
-        bucket = int(np.searchsorted(edges, len(plan.rows) // 2, side="right"))
-        rows = plan.rows[edges[bucket - 1] : edges[bucket]]
-        dataset = self._dataset("train", cached=True)
-        return dataset[self.segments().resolve(rows[:num_items], pass_index=0)]
+        rows = middle_rows(self._require("train", self._plans), num_items)
+        return self._dataset("train", cached=True)[self.segments().resolve(rows, pass_index=0)]
 
     def fingerprint(self) -> dict[str, Any]:
         """Plain values that determine the training data and their order, whatever the path of the corpus."""

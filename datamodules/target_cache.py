@@ -17,6 +17,7 @@ hidden layer upwards. The settings identify the teacher (hashes of its weights),
 Shapes: S targets (the output and each hidden layer), B batch, N rows.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -30,6 +31,8 @@ from datamodules.cached_records import CachedRecords, RecordLayout, aligned
 from datamodules.errors import InputError
 from datamodules.files import read_lines
 from datamodules.shards import first_damage, read_marker
+
+logger = logging.getLogger(__name__)
 
 MARKER = "targets.json"
 PLACES = "places.npy"
@@ -149,6 +152,27 @@ def kept_speakers(folder: str) -> list[str] | None:
         return None
     _require_size(folder, SPEAKERS)
     return read_lines(os.path.join(folder, SPEAKERS))
+
+
+def open_caches(
+    folder: str, settings: Mapping[str, Mapping[str, Any]], layers: Sequence[int], features: bool
+) -> dict[str, TargetCache]:
+    """Open the caches of the training and the validation data (``train``, ``val``) in ``folder``.
+
+    Validation data that are others than those of the cache are left out with a warning.
+
+    Raises:
+        InputError: the cache was not made with the ``settings`` of the training data.
+    """
+    TargetCache(folder).require(settings["train"])
+    caches = {"train": TargetCache(folder, layers, features)}
+    validation = os.path.join(folder, VALIDATION)
+    if "val" in settings and os.path.isdir(validation):
+        if differing := TargetCache(validation).differences(settings["val"]):
+            logger.warning("the teacher runs in validation, whose cached targets are others: %s", differing)
+        else:
+            caches["val"] = TargetCache(validation, layers, features)
+    return caches
 
 
 def shard_name(number: int) -> str:

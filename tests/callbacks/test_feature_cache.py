@@ -80,12 +80,12 @@ def test_the_first_growth_freezes_the_front_end(policy: str, home: Path, tmp_pat
     trainer = make_trainer(tmp_path, make_stacking(policy), watch, max_epochs=len(POLICY_STAGES[policy]))
     trainer.fit(module, datamodule=data_of(home, targets=str(home / "targets")))
     assert module.student.frozen_front_end
-    start, _, grown, *_ = watch.seen  # before the first epoch, again, and after the first growth
+    start, _, _, grown, *_ = watch.seen  # three times before the first epoch, then after the first growth
     assert equal(drawn, start)
     assert not equal(start, grown)
     assert equal(grown, convolutions(module))
     assert watch.names[0]
-    assert watch.names[2] == set()
+    assert watch.names[3] == set()
     (optimizer,) = trainer.optimizers
     assert set(optimizer.state) == {weight for group in optimizer.param_groups for weight in group["params"]}
 
