@@ -8,6 +8,7 @@ of it is a pure function of (seed, pass), so an exact resume needs no stored sta
 Shapes: N rows, M micro-batches of a global batch, G items of a global batch, B items of a micro-batch.
 """
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -122,6 +123,11 @@ class FixedSegments:
     @property
     def num_rows(self) -> int:
         return len(self.starts) // self.num_places
+
+    @property
+    def digest(self) -> str:
+        """Hash of all places and lengths."""
+        return hashlib.sha256(self.starts.tobytes() + self.num_samples.tobytes()).hexdigest()[:16]
 
 
 def fix_segments(

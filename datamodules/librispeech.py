@@ -5,7 +5,6 @@ built once and cached (:mod:`datamodules.manifest`). :mod:`datamodules.batching`
 and :mod:`datamodules.loading` decodes them.
 """
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,6 +100,7 @@ class LibriSpeechDataModule(SpeechDataModule):
     Attributes:
         relay: makes the relay of the ``train`` and of the ``val`` loader if several data modules with equal
             settings share their micro-batches; ``None``: each loads its own.
+        features_folder: cache of features alone that batches carry; ``None`` if there is none.
 
     Raises:
         InputError: settings contradict each other; from ``prepare_data``, a split is missing or empty, or audio is
@@ -150,6 +150,7 @@ class LibriSpeechDataModule(SpeechDataModule):
         self._loaders: dict[str, ResumableLoader] = {}
         self._caches: dict[str, TargetCache] = {}
         self._features: dict[str, TargetCache] = {}
+        self.features_folder: Path | None = None
         check_settings(vars(self))
 
     def prepare_data(self) -> None:
@@ -222,17 +223,13 @@ class LibriSpeechDataModule(SpeechDataModule):
         """Hash of the front end whose features batches carry; ``None`` if they carry none."""
         return self._caches["train"].front_end if self._caches else None
 
-    @property
-    def reads_features(self) -> bool:
-        """Whether batches carry the features of a cache of their own; see :meth:`use_features`."""
-        return bool(self._features)
-
     def stage_folders(self, folder: Path) -> list[tuple[str, Path]]:
         """Folders of the parts of a cache, by the data that they are of."""
         return [(stage, folder if stage == "train" else folder / VALIDATION) for stage in self._stages()]
 
     def use_features(self, folder: Path) -> None:
         """Add the features in ``folder`` to the batches of every epoch that begins from now on."""
+        self.features_folder = folder
         for stage, part in self.stage_folders(folder):
             self._features[stage] = TargetCache(str(part))
             if stage in self._loaders:
@@ -250,7 +247,6 @@ class LibriSpeechDataModule(SpeechDataModule):
         """Plain values that determine the fixed segments; they do not depend on the path of the corpus."""
         require_fixed(self.crop, self.length)
         manifest, segments = self._require(stage, self._manifests), self.segments(stage)
-        digest = hashlib.sha256(segments.starts.tobytes() + segments.num_samples.tobytes()).hexdigest()[:16]
         names = SEGMENT_SETTINGS if stage == "train" else VALIDATION_SETTINGS
         return {
             "data.rows": len(manifest),
@@ -259,7 +255,7 @@ class LibriSpeechDataModule(SpeechDataModule):
             # Settings that are not in older caches.
             **({"data.length_grid": self.length_grid} if self.length_grid > 1 else {}),
             **({"data.segments_per_utterance": segments.num_places} if segments.num_places > 1 else {}),
-            "data.segments": digest,
+            "data.segments": segments.digest,
         }
 
     def segment_loader(self, batches: Sequence[np.ndarray], stage: str = "train") -> DataLoader[AudioBatch]:
