@@ -80,11 +80,9 @@ class FeatureCache(Callback):
         The growing callback calls this whenever it has made sure of the student's depth.
         """
         data = speech_data(trainer)
+        if not module.student.frozen_front_end or not isinstance(data, LibriSpeechDataModule) or data.reads_features:
+            return
         folder = Path(trainer.default_root_dir) / "features"
-        if not module.student.frozen_front_end or not isinstance(data, LibriSpeechDataModule):
-            return
-        if data.features_folder == folder:
-            return
         if trainer.is_global_zero:
             for stage, part in data.stage_folders(folder):
                 self._write(part, stage, data, module)

@@ -78,6 +78,7 @@ def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[st
         world_size=trainer.world_size,
         precision=str(trainer.precision),
         teacher_precision=module.teacher.precision_used,
+        cached_features=data is not None and data.reads_features,
         hardware=hardware(trainer.strategy.root_device, trainer.world_size),
         versions={
             "torch": str(torch.__version__),

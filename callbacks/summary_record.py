@@ -23,6 +23,7 @@ class Summary:
             differ, unlike ``val_loss``.
         without_transcript: utterances without text in splits with texts.
         teacher_precision: precision in which the targets were computed.
+        cached_features: whether the features of the front end were read from a cache in the last epoch.
     """
 
     name: str | None = None
@@ -47,6 +48,7 @@ class Summary:
     world_size: int | None = None
     precision: str | None = None
     teacher_precision: str | None = None
+    cached_features: bool = False
     hardware: str | None = None
     versions: dict[str, str] | None = None
 

@@ -22,6 +22,9 @@ from datamodules.packed import is_packed, list_packed, unpacked_path
 TRANSCRIPT_SUFFIX = ".trans.txt"
 
 
+TRAIN_SPLITS_960H = ("train-clean-100", "train-clean-360", "train-other-500")
+
+
 @dataclass(frozen=True)
 class CorpusSettings:
     """All settings that determine the rows of a corpus.

@@ -26,7 +26,7 @@ from datamodules.batching import (
     plan_by_utterances,
     segments_of_batches,
 )
-from datamodules.corpus import CorpusSettings
+from datamodules.corpus import TRAIN_SPLITS_960H, CorpusSettings
 from datamodules.data_settings import (
     ORDER_SETTINGS,
     SEGMENT_SETTINGS,
@@ -54,8 +54,6 @@ from datamodules.target_cache import VALIDATION, TargetCache, open_caches
 __all__ = ["AudioBatch", "LibriSpeechDataModule"]
 
 logger = logging.getLogger(__name__)
-
-TRAIN_SPLITS_960H = ("train-clean-100", "train-clean-360", "train-other-500")
 
 
 class LibriSpeechDataModule(SpeechDataModule):
@@ -100,7 +98,6 @@ class LibriSpeechDataModule(SpeechDataModule):
     Attributes:
         relay: makes the relay of the ``train`` and of the ``val`` loader if several data modules with equal
             settings share their micro-batches; ``None``: each loads its own.
-        features_folder: cache of features alone that batches carry; ``None`` if there is none.
 
     Raises:
         InputError: settings contradict each other; from ``prepare_data``, a split is missing or empty, or audio is
@@ -150,7 +147,6 @@ class LibriSpeechDataModule(SpeechDataModule):
         self._loaders: dict[str, ResumableLoader] = {}
         self._caches: dict[str, TargetCache] = {}
         self._features: dict[str, TargetCache] = {}
-        self.features_folder: Path | None = None
         check_settings(vars(self))
 
     def prepare_data(self) -> None:
@@ -220,8 +216,11 @@ class LibriSpeechDataModule(SpeechDataModule):
 
     @property
     def cached_front_end(self) -> str | None:
-        """Hash of the front end whose features batches carry; ``None`` if they carry none."""
         return self._caches["train"].front_end if self._caches else None
+
+    @property
+    def reads_features(self) -> bool:
+        return super().reads_features or bool(self._features)
 
     def stage_folders(self, folder: Path) -> list[tuple[str, Path]]:
         """Folders of the parts of a cache, by the data that they are of."""
@@ -229,7 +228,6 @@ class LibriSpeechDataModule(SpeechDataModule):
 
     def use_features(self, folder: Path) -> None:
         """Add the features in ``folder`` to the batches of every epoch that begins from now on."""
-        self.features_folder = folder
         for stage, part in self.stage_folders(folder):
             self._features[stage] = TargetCache(str(part))
             if stage in self._loaders:
@@ -379,10 +377,9 @@ class LibriSpeechDataModule(SpeechDataModule):
         return AudioDataset(manifest, self.sample_rate, self.resample, skip, self.run_dir, *caches)
 
     def _loader(self, stage: str, sampler: GlobalBatchSampler) -> ResumableLoader:
-        relay = self.relay(stage) if self.relay is not None else None
         dataset = self._dataset(stage, cached=True)
         workers, pinned = workers_for(self.num_workers, self.trainer), trains_on_cuda(self.trainer)
-        self._loaders[stage] = ResumableLoader(dataset, sampler, workers, relay, pinned)
+        self._loaders[stage] = ResumableLoader(dataset, sampler, workers, self.relay and self.relay(stage), pinned)
         return self._loaders[stage]
 
     def on_exception(self, exception: BaseException) -> None:

@@ -129,8 +129,13 @@ class SpeechDataModule(L.LightningDataModule, ABC):
         return None
 
     @property
+    def reads_features(self) -> bool:
+        """Whether batches carry the features of a frozen front end."""
+        return self.cached_front_end is not None
+
+    @property
     def cached_front_end(self) -> str | None:
-        """Hash of the front end whose features batches carry; ``None`` if they carry none."""
+        """Hash of the front end whose features are in the cache of targets; ``None`` if they are not."""
         return None
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -3,7 +3,8 @@
 FLOPs count matrix products and convolutions, two per multiply-add. Norms, softmax and activations are left out, as in
 ``torch.utils.flop_counter``, against which the tests check every term. A backward pass costs twice its forward pass;
 for the first convolution it costs the same, since there is no gradient to the waveform. A frozen front end has no
-backward pass, and a shared one costs nothing while the teacher runs in training. Seconds are those of
+backward pass, a shared one costs nothing while the teacher runs in training, and none is run if its features are read
+from a cache (making one is not counted). Seconds are those of
 ``callbacks.throughput``, without validation, checkpoints and the start of the process.
 """
 
@@ -81,11 +82,19 @@ def teacher_flops(config: Any, num_samples: int, layers: int, padded: bool = Fal
 
 @dataclass(frozen=True)
 class StepCost:
-    """FLOPs of one utterance in one training step; ``per_layer`` is the cost of each student layer."""
+    """FLOPs of one utterance in one training step.
+
+    Attributes:
+        teacher: cost of the teacher.
+        student_fixed: cost of the student without its layers.
+        per_layer: cost of each student layer.
+        first_stage: further cost in the first stage, of a front end that is trained until the first growth.
+    """
 
     teacher: int
     student_fixed: int
     per_layer: int
+    first_stage: int = 0
 
     def at(self, depth: float) -> float:
         """Sum a step's FLOPs at that student depth."""
@@ -99,6 +108,7 @@ def step_cost(
     num_samples: int,
     cached: bool = False,
     padded: bool = False,
+    features: bool = False,
 ) -> StepCost:
     """Compute the cost of one utterance of ``num_samples`` samples.
 
@@ -109,6 +119,7 @@ def step_cost(
         num_samples: length after cropping.
         cached: targets are read from a cache, so the teacher is not run.
         padded: the teacher is a Whisper that gets every utterance padded to 30 s.
+        features: the features of a frozen front end are read from a cache too.
     """
     front_end = None
     if student.front_end_init == "teacher":
@@ -120,12 +131,12 @@ def step_cost(
     highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
     asked = 0 if cached else teacher_flops(teacher, num_samples, highest, padded)
     convolutions = front_end_flops(own, num_samples)
-    passes = {"trained": 3, "frozen": 1, "shared": int(cached)}[student.front_end]
-    fixed = passes * sum(convolutions) + 3 * embedding_flops(own, frames)
-    if student.front_end == "trained":
-        fixed -= convolutions[0]
+    trained, frozen = 3 * sum(convolutions) - convolutions[0], 0 if features else sum(convolutions)
+    kinds = {"trained": trained, "frozen": frozen, "shared": frozen * cached, "trained_until_growth": frozen}
+    fixed = kinds[student.front_end] + 3 * embedding_flops(own, frames)
     fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * teacher.hidden_size
-    return StepCost(asked, fixed, 3 * layer_flops(own, frames))
+    first_stage = trained - frozen if student.front_end == "trained_until_growth" else 0
+    return StepCost(asked, fixed, 3 * layer_flops(own, frames), first_stage)
 
 
 def hears_30_seconds(model: Mapping[str, Any]) -> bool:
@@ -158,7 +169,9 @@ class Growth:
 
 def run_flops(cost: StepCost, depths: Sequence[int], utterances: Sequence[float]) -> list[float]:
     """Compute cumulative FLOPs at the end of each stage, from its depth and its number of utterances."""
-    return list(accumulate(float(cost.at(depth) * seen) for depth, seen in zip(depths, utterances, strict=True)))
+    stages = [float(cost.at(depth) * seen) for depth, seen in zip(depths, utterances, strict=True)]
+    stages[0] += cost.first_stage * utterances[0]
+    return list(accumulate(stages))
 
 
 def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +196,7 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
     batch_size = settings.get("data", {}).get("batch_size") or default_of(LibriSpeechDataModule, "batch_size")
     num_samples = round(summary.audio_seconds * SAMPLE_RATE / (summary.steps * batch_size))
     cached = settings.get("data", {}).get("targets") is not None
-    cost = step_cost(teacher, student, objective, num_samples, cached, hears_30_seconds(model))
+    cost = step_cost(teacher, student, objective, num_samples, cached, hears_30_seconds(model), summary.cached_features)
     by_stage = run_flops(cost, depths, [seconds * SAMPLE_RATE / num_samples for seconds in audio])
     growth = Growth.of(settings.get("growth", {}), student.num_layers, summary.epochs)
     return {

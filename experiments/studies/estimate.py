@@ -15,6 +15,7 @@ from callbacks.hardware import machine
 from datamodules.audio import SAMPLE_RATE
 from datamodules.corpus import audio_below
 from datamodules.librispeech import TRAIN_SPLITS_960H, LibriSpeechDataModule
+from datamodules.target_cache import TargetCache
 from experiments.corpora.pretrain_teacher import pretrain_teacher
 from experiments.records.accounting import Growth, hears_30_seconds, run_flops, step_cost
 from experiments.studies.job import Workspace, is_done, matched
@@ -94,8 +95,9 @@ class Estimator:
         samples = min(longest, round(MEAN_SECONDS[self.plan.study.data] * SAMPLE_RATE))
         batch_size = data.get("batch_size") or default_of(LibriSpeechDataModule, "batch_size")
         per_epoch = (data.get("batches_per_epoch") or self._corpus_size(data) // batch_size) * batch_size
-        cached, padded = data.get("targets") is not None, hears_30_seconds(model)
-        cost = step_cost(self._teacher(), student, objective, samples, cached, padded)
+        cached = self.plan.study.cache_targets or data.get("targets") is not None
+        features = Path(data.get("targets") or "nowhere").is_dir() and TargetCache(data["targets"]).has_features
+        cost = step_cost(self._teacher(), student, objective, samples, cached, hears_30_seconds(model), features)
         return run_flops(cost, growth.stages, [epochs * per_epoch for epochs in growth.epochs])[-1], settings
 
     def _corpus_size(self, data: Mapping[str, Any]) -> int:

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, HubertConfig, HubertModel
 
+from datamodules.cached_records import CachedRecords, RecordLayout
 from datamodules.loading import AudioBatch
 from experiments.records.accounting import (
     Growth,
@@ -27,6 +29,9 @@ from lightning_modules.student import StudentConfig
 from lightning_modules.whisper import WhisperTeacher
 from tests.helpers import make_module, save_corpus, save_teacher, save_whisper
 from tests.test_configs import SHRUNK
+
+UNTIL_GROWTH = ("until growth", "grown", "grown, features")
+KINDS = {"features": "frozen", **dict.fromkeys(UNTIL_GROWTH, "trained_until_growth")}
 
 NUM_SAMPLES = 16_123
 
@@ -73,7 +78,7 @@ def test_a_whisper_teacher_costs_what_torch_counts(layers: int, padded: bool, tm
 
 
 @pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("front_end", ["trained", "frozen", "shared", "narrow", "whisper"])
+@pytest.mark.parametrize("front_end", ["trained", "frozen", "shared", "narrow", "whisper", "features", *UNTIL_GROWTH])
 @pytest.mark.parametrize("intermediate", ["l2l", "prediction", "none"])
 def test_a_training_step_costs_what_torch_counts(
     intermediate: str, front_end: str, cached: bool, tmp_path: Path
@@ -82,14 +87,21 @@ def test_a_training_step_costs_what_torch_counts(
     teacher = save(tmp_path / "teacher", layers=3)
     objective = {"intermediate": intermediate, "layers": [1, 2]}
     narrow = {"front_end_init": "random", "conv_channels": 5}
-    settings = narrow if front_end in ("narrow", "whisper") else {"front_end": front_end}
+    settings = narrow if front_end in ("narrow", "whisper") else {"front_end": KINDS.get(front_end, front_end)}
     module = make_module(teacher, num_layers=3, objective=objective, **settings)
     lengths_B = torch.full((2,), NUM_SAMPLES)
     batch = AudioBatch(torch.randn(2, NUM_SAMPLES), lengths_B, lengths_B, torch.arange(2))
     student, losses = (module.hparams[name] for name in ("student", "objective"))
     config = AutoConfig.from_pretrained(teacher)
-    cost = step_cost(config, StudentConfig(**student), ObjectiveConfig(**losses), NUM_SAMPLES, cached)
+    known = front_end in ("features", "grown, features")
+    cost = step_cost(config, StudentConfig(**student), ObjectiveConfig(**losses), NUM_SAMPLES, cached, features=known)
+    if front_end in UNTIL_GROWTH[1:]:
+        module.student.grow(range(3))
     targets = module.targets(batch)._replace(features_BFC=None) if cached else None
+    if known:
+        frames = int(module.student.num_frames(lengths_B)[0])
+        features = CachedRecords(torch.zeros(2, 10_000, dtype=torch.uint8), RecordLayout(0, 0, "none", 8), frames)
+        batch = batch._replace(features=features)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         module.losses(batch, targets=targets).total.backward()
     hubert = module.student.hubert.config
@@ -97,7 +109,8 @@ def test_a_training_step_costs_what_torch_counts(
     positional = embedding_flops(hubert, frames) - 2 * frames * hubert.conv_dim[-1] * hubert.hidden_size
     # torch 2.11 counts the weight gradient of a grouped convolution as if it had one group.
     surplus = 2 * (hubert.num_conv_pos_embedding_groups - 1) * positional
-    assert 2 * cost.at(3) == counter.get_total_flops() - surplus
+    first_stage = cost.first_stage if front_end == UNTIL_GROWTH[0] else 0
+    assert 2 * (cost.at(3) + first_stage) == counter.get_total_flops() - surplus
 
 
 def test_the_papers_step_costs_35_gflop_per_second_of_audio() -> None:
@@ -113,6 +126,11 @@ def test_flops_add_up_over_the_stages() -> None:
     by_stage = run_flops(cost, growth.stages, growth.epochs)
     assert by_stage[-1] == pytest.approx(10 * cost.at(9.0))
     assert by_stage[0] == cost.at(3)
+    middle = step_cost(HubertConfig(), StudentConfig(front_end="trained_until_growth"), ObjectiveConfig(), 160_000)
+    frozen = step_cost(HubertConfig(), StudentConfig(front_end="frozen"), ObjectiveConfig(), 160_000)
+    stages = (run_flops(each, growth.stages, growth.epochs) for each in (cost, middle, frozen))
+    trained, until_growth, never = (np.diff(each, prepend=0) for each in stages)
+    assert until_growth.tolist() == pytest.approx([trained[0], *never[1:]])
 
 
 def test_a_grown_run_costs_less_than_a_full_one_by_the_difference_of_their_depths(tmp_path: Path) -> None:
