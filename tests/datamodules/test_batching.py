@@ -305,7 +305,7 @@ def test_fixed_segments_depend_on_their_seed_and_on_the_buckets() -> None:
 
 
 def test_little_audio_is_lost_by_fixed_segments() -> None:
-    """The number that docs/performance.md states, at LibriSpeech's size."""
+    """The number that docs/caching.md states, at LibriSpeech's size."""
     lengths_N = librispeech_like(LIBRISPEECH_960H_ROWS)
     effective_N = np.minimum(lengths_N, MAX_SAMPLES)
     segments = fix_segments(plan_by_utterances(effective_N, 64), lengths_N, MAX_SAMPLES, "crop", seed=0)

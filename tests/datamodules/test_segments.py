@@ -124,7 +124,7 @@ def covered(segments: FixedSegments) -> np.ndarray:
     ("max_seconds", "shares"), [(15.625, {1: 0.985, 2: 0.990, 4: 0.994}), (5.0, {1: 0.396, 2: 0.578, 4: 0.750})]
 )
 def test_what_several_places_cover(max_seconds: float, shares: dict[int, float]) -> None:
-    """The numbers that docs/performance.md states, at LibriSpeech's size, of all audio."""
+    """The numbers that docs/caching.md states, at LibriSpeech's size, of all audio."""
     lengths_N = librispeech_like(LIBRISPEECH_960H_ROWS)
     longest = int(max_seconds * 16_000)
     plan = plan_by_utterances(np.minimum(lengths_N, longest), 64)

@@ -122,7 +122,7 @@ def test_measured_errors_are_over_all_rows(tmp_path: Path) -> None:
 
 
 def test_sizes_of_librispeech() -> None:
-    """The numbers of docs/performance.md: 960 h at 50 frames a second, three targets and features of HuBERT Base."""
+    """The numbers of docs/caching.md: 960 h at 50 frames a second, three targets and features of HuBERT Base."""
     frames = 960 * 3600 * 50
     for dtype, targets, features in (("bf16", 796.3, 176.9), ("int8", 400.2, 89.2)):
         layout = RecordLayout(3, 768, dtype, 512, dtype)

@@ -31,6 +31,11 @@ def variants_file(folder: Path) -> Path:
         "grown": {"config": "interleave_equal", "overrides": small, "expected": {"frozen": 1.1}},
         "cached": {"overrides": small, "targets": "int8"},
         "grown cached": {"config": "interleave_equal", "overrides": small, "targets": "int8"},
+        "cached features": {
+            "overrides": small | {"model.student.front_end": "frozen"},
+            "targets": "bf16",
+            "features": "int8",
+        },
     }
     (folder / "variants.yaml").write_text(json.dumps(variants))
     return folder / "variants.yaml"
@@ -45,7 +50,7 @@ def test_runs_take_turns_and_their_parts_are_reported(tmp_path: Path, capsys: py
         ]
     )
     rows = json.loads(output.read_text())["variants"]
-    assert list(rows) == ["plain", "frozen", "grown", "cached", "grown cached"]
+    assert list(rows) == ["plain", "frozen", "grown", "cached", "grown cached", "cached features"]
     assert rows["cached"]["teacher_ms"] < rows["plain"]["teacher_ms"]
     assert (rows["plain"]["ratios"], rows["frozen"]["ratios"]["plain"]["expected"]) == ({}, 1.5)
     assert list(rows["grown"]["ratios"]) == ["plain", "frozen"]
@@ -58,7 +63,10 @@ def test_runs_take_turns_and_their_parts_are_reported(tmp_path: Path, capsys: py
     assert rows["plain"]["growth"] == {}
     assert rows["plain"]["against_full"] is None
     same = rows["cached"]["step_ms"] / rows["grown cached"]["step_ms"]
-    assert rows["grown cached"]["against_full"]["median"] == pytest.approx(same)
+    assert rows["grown cached"]["against_full"]["equal"]["median"] == pytest.approx(same)
+    proportional = sum(rows["grown cached"]["turns"][0]["stages"][str(3 * k)] * k for k in (1, 2, 3, 4)) / 10
+    same = rows["cached"]["step_ms"] / proportional
+    assert rows["grown cached"]["against_full"]["prop-1"]["median"] == pytest.approx(same)
     for name in ("plain", "frozen", "cached"):  # two counted steps each, whose median is their mean
         assert sum(rows[name][part] for part in PARTS) == pytest.approx(rows[name]["step_ms"])
     assert "| grown |" in capsys.readouterr().out
