@@ -30,10 +30,7 @@ def compile_in_place(modules: Iterable[nn.Module], backend: str) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     for module in modules:
         if module._compiled_call_impl is None:
-            on_cpu = next(module.parameters()).device.type == "cpu"
-            # On a CPU, inductor's own random numbers cost more than compilation saves (a forward pass takes 1.4x).
-            options = {"fallback_random": True} if backend == "inductor" and on_cpu else None
-            module.compile(backend=backend, options=options, dynamic=True)
+            module.compile(backend=backend, dynamic=True)
 
 
 class Tap(nn.Module):
