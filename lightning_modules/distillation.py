@@ -156,8 +156,7 @@ class DistillationModule(L.LightningModule):
         with self.stopwatch.section("teacher"):
             if batch.cached is not None:
                 output_BFD, *hidden = batch.cached.targets.decoded()
-                layers = dict(zip(self.teacher.hidden_layers, hidden, strict=True))
-                return TeacherTargets(output_BFD, layers, batch.cached.features_BFC)
+                return TeacherTargets(output_BFD, dict(zip(self.teacher.hidden_layers, hidden, strict=True)))
             return self.teacher(*self.inputs(batch))
 
     def losses(self, batch: AudioBatch, scale: float = 1.0, targets: TeacherTargets | None = None) -> LossTerms:
@@ -172,16 +171,22 @@ class DistillationModule(L.LightningModule):
             targets = self.objective.normalizer(targets)
         # A batch of cached features has no audio, and a cached segment is not padded.
         waveforms_BT, num_samples = (None, None) if batch.waveforms is None else self.inputs(batch)
-        features_BFC = targets.features_BFC if self.student.frozen_front_end else None
-        if features_BFC is None and batch.features is not None:
-            features_BFC = batch.features.features_BFC
-        hidden_states = self.student(waveforms_BT, num_samples, features_BFC)
+        hidden_states = self.student(waveforms_BT, num_samples, self._known_features(batch, targets))
         valid_BF = None
         if num_samples is not None:
             frames_B = self.student.num_frames(num_samples)
             valid_BF = before_the_end(frames_B, hidden_states[-1].shape[1], self.device)
         num_frames = self._global_frames(batch, int(scale)) / scale
         return self.objective(hidden_states, targets, self.student.originals, valid_BF, num_frames)
+
+    def _known_features(self, batch: AudioBatch, targets: TeacherTargets) -> Tensor | None:
+        """Features (B, F, C) of this student's frozen front end that the teacher or a cache has; else ``None``."""
+        if not self.student.frozen_front_end:
+            return None
+        if self.student.config.front_end == "shared" and targets.features_BFC is not None:
+            return targets.features_BFC
+        records = [part for part in (batch.cached, batch.features) if part is not None]
+        return next((part.features_BFC for part in records if part.layout.features_width), None)
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Any]:
         accumulate = self.trainer.accumulate_grad_batches
@@ -307,7 +312,7 @@ class DistillationModule(L.LightningModule):
         if self.init_from is not None and self.trainer.ckpt_path is None:  # Lightning sets ckpt_path only now
             self._load_initial_weights(Path(self.init_from))
         self.on_validation_start()
-        check_cached_features(speech_data(self.trainer), self.student)
+        check_cached_features(speech_data(self._trainer), self.student)
         if self.objective.normalizer.kind == "standardize":
             self._settle_statistics()
 

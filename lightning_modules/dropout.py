@@ -1,9 +1,8 @@
 """Dropout on a CPU with cheaper random numbers: 16 bits for each element, four elements from one 64-bit number.
 
 torch draws a mask on a CPU with ``bernoulli_``: 11 to 13 ns for each element (one thread, AVX2), which makes dropout a
-fifth to a third of a small student's step. The masks of this file take a tenth of that. In attention, dropout also
-excludes torch's fused kernel; the products here take 0.65 of the time of its unfused ones. Other devices are left to
-torch.
+fifth to a third of a small student's step. The masks of this file take 2 to 3 ns. In attention, dropout also excludes
+torch's fused kernel; the products here take 45 ms where its unfused ones take 63. Other devices are left to torch.
 """
 
 from typing import Any

@@ -34,8 +34,7 @@ class TeacherTargets(NamedTuple):
     Attributes:
         output_BFD: target of the output loss.
         hidden: raw output (B, F, D) of each chosen layer, by layer number.
-        features_BFC: features of the student's frozen front end, computed by the teacher that shares it or read from
-            a cache; ``None`` if the student computes them.
+        features_BFC: features of the teacher's convolutions; ``None`` unless a student shares them.
     """
 
     output_BFD: Tensor

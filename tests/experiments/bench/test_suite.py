@@ -116,7 +116,7 @@ def test_the_table_reads_every_file(tmp_path: Path) -> None:
         "step_ms": 50.0,
         "ratios": {"full": against},
         "growth": {"equal": {"predicted": 1.2}},
-        "against_full": against,
+        "against_full": {"equal": against},
     }
     point = {"axis": "depth", "processes": 1, "batch_size": 4, "seconds": 5.0, "depth": 3}
     files: dict[str, Any] = {

@@ -29,6 +29,7 @@ def test_every_study_of_the_paper_has_a_mini_variant() -> None:
         "table1_gpu",
         "table1_gpu_short",
         "ablation_targets_whisper",
+        "front_end_whisper",
         "table1_whisper",
         "table1_whisper_gpu",
         "table1_whisper_length",
