@@ -1,15 +1,26 @@
-"""Numeric precision: bf16 for a frozen encoder where it is safe, and CUDA's process-wide switches."""
+"""Numeric precision: bf16 for a frozen encoder where it is safe and fast, and CUDA's process-wide switches."""
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["32", "bf16"]
 BF16_TOLERANCE = 0.02
 """Largest accepted relative error of targets in bf16. For measured errors see docs/performance.md."""
+
+BF16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Features of a processor that multiplies bf16 numbers: x86's two and ARM's."""
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+"""Features that decide how fast a step is on a CPU, under Linux's names: vectors and bf16 of x86, then of ARM."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,41 @@ def best_precision(device: torch.device) -> Precision:
     """bf16 on a GPU that supports it, else 32. A CPU may emulate bf16 slowly, so there it must be set explicitly."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_bf16 else "32"
+
+
+@cache
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """Those of ``CPU_FEATURES`` that the first processor of ``cpuinfo`` has; none where the system does not say."""
+    if not cpuinfo.is_file():
+        return ()
+    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    flags = next((value.split() for name, _, value in lines if name.strip() in ("flags", "Features")), [])
+    return tuple(feature for feature in CPU_FEATURES if feature in flags)
+
+
+@rank_zero_only
+@cache  # once for each setting, however many students and teachers are prepared
+def warn_if_bf16_is_slow(device: torch.device, setting: str, instead: str) -> None:
+    """Warn that ``setting`` asks for bf16 on a CPU without units for it, and name the value to set ``instead``.
+
+    torch computes bf16 there by converting: the forward pass of a front end took 4.95 s instead of 0.47 s on AVX2.
+    """
+    features = cpu_features()
+    if device.type == "cpu" and features and not BF16_UNITS & set(features):
+        name = setting.partition("=")[0]
+        logger.warning(
+            "%s is slower than float32 on this CPU, which has no units for bf16 (AVX512-BF16 or AMX): set %s=%s",
+            *(setting, name, instead),
+        )
+
+
+def chosen_precision(asked: Literal["auto", "32", "bf16"], device: torch.device) -> Precision:
+    """Precision of a teacher on ``device``; warns if bf16 is asked for where it is slow."""
+    if asked == "auto":
+        return best_precision(device)
+    if asked == "bf16":
+        warn_if_bf16_is_slow(device, "model.teacher.init_args.precision=bf16", "32")
+    return asked
 
 
 def trainer_precision(accelerator: str) -> str:

@@ -22,7 +22,7 @@ from lightning_modules.front_end import FrontEnd, conv_frames, copyable_front_en
 from lightning_modules.hidden_states import encoder_states, valid_samples
 from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end
-from lightning_modules.precision import BF16_TOLERANCE, Precision, best_precision, computing_in, relative_error
+from lightning_modules.precision import BF16_TOLERANCE, Precision, chosen_precision, computing_in, relative_error
 from lightning_modules.teacher_loading import ADVICE, load_config, load_extractor, load_model, resolve_normalize
 
 logger = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ class EncoderTeacher(Teacher):
         if device == self._prepared_for:
             return
         self._prepared_for = device
-        wanted = best_precision(device) if self._asked_precision == "auto" else self._asked_precision
+        wanted = chosen_precision(self._asked_precision, device)
         self.precision_used = "bf16" if wanted == "bf16" and self._is_safe_in_bf16(device) else "32"
 
     @torch.no_grad()

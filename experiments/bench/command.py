@@ -27,6 +27,7 @@ from experiments.bench.memory import resident_megabytes, start_memory_peak
 from experiments.bench.noise import cropped_widths, noise
 from experiments.bench.random_teacher import save_random_teacher
 from experiments.records.accounting import step_cost
+from experiments.training.on_cpu import prepare_cpu
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.growth.schedules import mean_depth, stage_lengths
 from lightning_modules.kernels import Kernels
@@ -282,6 +283,7 @@ def _fit(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    prepare_cpu(trainer)
     device = trainer.strategy.root_device
     batches: Any = noise(setting.batch_size, widths, pinned=device.type == "cuda")
     if device.type == "cuda":

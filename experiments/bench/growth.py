@@ -27,6 +27,7 @@ from experiments.bench.made import made
 from experiments.bench.memory import resident_megabytes, start_memory_peak
 from experiments.bench.noise import BenchBatch
 from experiments.bench.random_teacher import save_random_teacher
+from experiments.training.on_cpu import prepare_cpu
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.student import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
@@ -131,6 +132,7 @@ def bench_growth(
         teacher = save_random_teacher(Path(folder) / "teacher", *teacher_size)
         module = DistillationModule(HuggingFaceTeacher(str(teacher)), student)
         trainer = make_trainer(folder, processes, stacking, accelerator)
+        prepare_cpu(trainer)
         trainer.fit(module, datamodule=Noise(steps_per_stage, seconds))
     if int(os.environ.get("RANK", "0")) != 0:
         return

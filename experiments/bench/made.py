@@ -12,16 +12,20 @@ import torch
 from callbacks.hardware import hardware
 from datamodules.files import read_json
 from experiments.records.runs import git_commit
-from lightning_modules.precision import CudaSettings, float32_mode
+from lightning_modules.precision import CudaSettings, cpu_features, float32_mode
 
 log = logging.getLogger(__name__)
 
 
 def made(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """Collect commit, hardware, threads, versions and the mode of float32 products on ``device``, in plain values."""
+    """Collect commit, hardware, threads, versions and the mode of float32 products on ``device``, in plain values.
+
+    ``cpu_features`` are the processor's vector and bf16 units, which decide what bf16 and convolutions cost on a CPU.
+    """
     return {
         "commit": git_commit(),
         "hardware": hardware(device, processes),
+        "cpu_features": list(cpu_features()),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,

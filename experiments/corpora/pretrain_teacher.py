@@ -18,6 +18,7 @@ from datamodules.files import write_json
 from datamodules.folders import is_finished, making, write_marker
 from datamodules.phones import FrameLabelDataset, stack_crops
 from datamodules.placement import trains_on_cuda, workers_for
+from experiments.training.on_cpu import prepare_cpu
 from lightning_modules.precision import trainer_precision
 from lightning_modules.pretraining import FrameLabelModule, PretrainingConfig
 
@@ -127,6 +128,7 @@ def train(
         enable_progress_bar=progress_bar,
         num_sanity_val_steps=0,
     )
+    prepare_cpu(trainer)
     on_cuda = trains_on_cuda(trainer)
     workers = workers_for(num_workers, trainer) if on_cuda else num_workers or 0
     train_loader, val_loader = (

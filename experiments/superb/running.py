@@ -26,6 +26,7 @@ from experiments.superb.choosing import choose_state
 from experiments.superb.options import PROBE_AUDIO_BYTES, RunSettings
 from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import log_samples, result_of
+from experiments.training.on_cpu import prepare_cpu
 from lightning_modules.checkpoint_files import require_sound
 from lightning_modules.superb.feature_cache import FeatureCache
 from lightning_modules.superb.recipes import TASK_RECIPES
@@ -135,7 +136,7 @@ def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list
     folder = Path(settings.output)
     name = f"{settings.task}-{settings.preset}-{Path(settings.upstream).stem}-lr{settings.lr:g}-seed{settings.seed}"
     several = devices.devices * devices.num_nodes > 1
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator=devices.accelerator,
         devices=devices.devices,
         num_nodes=devices.num_nodes,
@@ -157,6 +158,8 @@ def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list
         log_every_n_steps=devices.log_every_n_steps,
         default_root_dir=str(folder),
     )
+    prepare_cpu(trainer)
+    return trainer
 
 
 def _wandb_id(folder: Path) -> str:

@@ -28,6 +28,7 @@ from experiments.records.runs import git_commit
 from experiments.superb.options import RunSettings, TaskData
 from experiments.superb.preparation import prepare
 from experiments.superb.running import build_module
+from experiments.training.on_cpu import prepare_cpu
 from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
 from lightning_modules.superb.task_module import deterministic_cudnn
 from lightning_modules.superb.upstream import load_upstream
@@ -122,6 +123,7 @@ def seconds_per_update(task: str, upstream: str, cached: bool, updates: int, acc
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        prepare_cpu(trainer)
         trainer.fit(module, datamodule=batches)
         return (timer.ends[-1] - timer.ends[0]) / updates
 

@@ -41,6 +41,7 @@ from experiments.shipped import find_shipped, shipped_names
 from experiments.training.accumulation import accumulation_steps, utterances_that_fit
 from experiments.training.data_class import accepts, choose_data, name_data_class
 from experiments.training.defaults import TRAINER_DEFAULTS
+from experiments.training.on_cpu import prepare_cpu
 from experiments.training.trainer_flags import plugin_classes, refuse_flags
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.precision import trainer_precision
@@ -302,6 +303,7 @@ class DistillationCLI(LightningCLI):
             raise
         except ValueError as error:  # such as an unknown strategy
             raise InputError(f"these --trainer settings do not fit: {error}") from error
+        prepare_cpu(trainer)
         most = config.max_batch_per_device
         if most == "auto":
             most = _utterances_that_fit(trainer, config) if fitting else None

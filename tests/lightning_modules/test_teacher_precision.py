@@ -95,9 +95,47 @@ def test_auto_is_float32_on_a_cpu_and_bf16_where_there_are_units_for_it(
 ) -> None:
     assert precision.best_precision(CPU) == "32"
     assert prepared(folder, "auto").precision_used == "32"
-    monkeypatch.setattr(teacher, "best_precision", lambda device: "bf16")
+    monkeypatch.setattr(precision, "best_precision", lambda device: "bf16")
     assert prepared(folder, "auto").precision_used == "bf16"
     assert prepared(folder, "32").precision_used == "32"
+
+
+@pytest.mark.parametrize(("features", "warnings"), [(("avx2",), 1), (("avx2", "avx512_bf16"), 0), ((), 0)])
+def test_bf16_on_a_cpu_without_units_for_it_is_warned_of_once(
+    features: tuple[str, ...],
+    warnings: int,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(precision, "cpu_features", lambda: features)
+    precision.warn_if_bf16_is_slow.__wrapped__.cache_clear()  # type: ignore[attr-defined]
+    for _ in range(2):
+        prepared(folder, "bf16")
+    prepared(folder, "auto")
+    precision.warn_if_bf16_is_slow(torch.device("cuda"), "trainer.precision=bf16-mixed", "32-true")
+    slow = "model.teacher.init_args.precision=bf16 is slower than float32 on this CPU, which has no units for bf16"
+    assert caplog.text.count(slow) == caplog.text.count("slower than") == warnings
+    assert caplog.text.count("set model.teacher.init_args.precision=32\n") == warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "features"),
+    [
+        (
+            "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16\n\nflags\t: none\n",
+            ("avx2", "avx512f", "avx512_bf16"),
+        ),
+        ("Features\t: fp asimd bf16 sve\n", ("asimd", "sve", "bf16")),
+        ("flags : avx512_bf16x\nbugs : avx2\n", ()),
+    ],
+)
+def test_features_of_a_processor_are_read_as_linux_names_them(
+    text: str, features: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert precision.cpu_features(tmp_path / "cpuinfo") == features
+    assert precision.cpu_features(tmp_path / "none") == ()
 
 
 def test_the_trainers_autocast_does_not_reach_it(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from experiments.bench import made as module
 from experiments.bench.made import earlier, made, training_device
 from experiments.records import runs
-from lightning_modules.precision import CudaSettings
+from lightning_modules.precision import CudaSettings, cpu_features
 
 
 def test_a_cpu_is_described() -> None:
@@ -20,6 +20,19 @@ def test_a_cpu_is_described() -> None:
     assert result["torch"] == torch.__version__
     assert (result["cudnn"], result["float32"]) == (None, "ieee")
     assert "CPU" in result["hardware"]
+    assert result["cpu_features"] == list(cpu_features())
+
+
+def test_a_file_is_gone_on_with_on_a_processor_of_the_same_features_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, device = tmp_path / "result.json", torch.device("cpu")
+    monkeypatch.setattr(module, "cpu_features", lambda: ("avx2", "avx512_bf16"))
+    path.write_text(json.dumps({**made(device), "rows": [1]}))
+    assert earlier(path, made(device)) is not None
+    monkeypatch.setattr(module, "cpu_features", lambda: ("avx2",))
+    assert earlier(path, made(device)) is None
+    assert "its cpu_features was ['avx2', 'avx512_bf16'], is ['avx2']" in caplog.text
 
 
 def test_a_gpu_is_set_as_a_run_sets_it_before_it_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
