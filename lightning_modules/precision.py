@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from datamodules.files import read_text
+
 logger = logging.getLogger(__name__)
 
 Precision = Literal["32", "bf16"]
@@ -68,7 +70,7 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
     """Those of ``CPU_FEATURES`` that the first processor of ``cpuinfo`` has; none where the system does not say."""
     if not cpuinfo.is_file():
         return ()
-    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    lines = (line.partition(":") for line in read_text(cpuinfo).splitlines())
     flags = next((value.split() for name, _, value in lines if name.strip() in ("flags", "Features")), [])
     return tuple(feature for feature in CPU_FEATURES if feature in flags)
 
