@@ -9,13 +9,16 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from lightning.pytorch.callbacks import Callback
 
 from datamodules.cached_records import FEATURES_ALONE, RecordLayout
 from datamodules.errors import InputError
+from datamodules.folders import is_finished
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.speech_data import speech_data
-from datamodules.target_writing import Computed, is_cached, plan_targets, room_for, write_targets
+from datamodules.target_cache import MARKER
+from datamodules.target_writing import Computed, plan_targets, room_for, write_targets
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher_identity import front_end_digest
 
@@ -83,10 +86,10 @@ class FeatureCache(Callback):
         if not module.student.frozen_front_end or not isinstance(data, LibriSpeechDataModule) or data.reads_features:
             return
         folder = Path(trainer.default_root_dir) / "features"
-        if trainer.is_global_zero:
-            for stage, part in data.stage_folders(folder):
-                self._write(part, stage, data, module)
-        trainer.strategy.barrier("features")
+        with _InfiniteBarrier():  # of a large corpus the features take longer than a collective may
+            if trainer.is_global_zero:
+                for stage, part in data.stage_folders(folder):
+                    self._write(part, stage, data, module)
         data.use_features(folder)
 
     def _write(self, folder: Path, stage: str, data: LibriSpeechDataModule, module: DistillationModule) -> None:
@@ -101,7 +104,7 @@ class FeatureCache(Callback):
             "teacher.normalize": module.teacher.normalize,
             **data.segment_settings(stage),
         }
-        if is_cached(folder, made_with, overwrite=True):
+        if is_finished(folder, MARKER, made_with, overwrite=True):
             return
         segments = data.segments(stage)
         num_frames = module.student.num_frames(torch.from_numpy(segments.num_samples)).numpy()

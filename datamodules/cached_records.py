@@ -71,11 +71,6 @@ class RecordLayout:
         return cls(*targets, settings.get("features_width", 0), settings.get("features", "bf16"))
 
     @property
-    def frame_bytes(self) -> int:
-        """Number of bytes of one frame of all parts, without padding."""
-        return self.feature_bytes + self.target_bytes
-
-    @property
     def target_bytes(self) -> int:
         """Number of bytes of one frame of all targets."""
         return self.num_targets * _frame_bytes(self.width, self.dtype) if self.num_targets else 0

@@ -20,8 +20,6 @@ from datamodules.files import read_lines
 from datamodules.packed import is_packed, list_packed, unpacked_path
 
 TRANSCRIPT_SUFFIX = ".trans.txt"
-
-
 TRAIN_SPLITS_960H = ("train-clean-100", "train-clean-360", "train-other-500")
 
 

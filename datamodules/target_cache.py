@@ -182,7 +182,8 @@ def shard_name(number: int) -> str:
 def _damaged(path: str, problem: str) -> InputError:
     return InputError(
         f"{path} {problem} since the targets were cached: copy the cache again, or make it again with "
-        f"`interstack cache-targets --overwrite true`"
+        f"`interstack cache-targets --overwrite true` (features in a run's folder: delete them, and the run makes them "
+        f"again)"
     )
 
 

@@ -308,6 +308,18 @@ class DistillationModule(L.LightningModule):
                     raise InputError(f"model.init_from={path} has a student of other sizes: {detail}") from error
                 log.warning("the projections of %s belong to other losses, so new ones are drawn: %s", path, detail)
 
+    def load_initial_front_end(self) -> None:
+        """Load the front end that a run with ``init_from`` starts from, whatever the depth of its student."""
+        if self.init_from is None:
+            return
+        weights, prefix = read_checkpoint(Path(self.init_from))["state_dict"], f"{STUDENT_PREFIX}feature_extractor."
+        own = {key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)}
+        try:
+            self.student.hubert.feature_extractor.load_state_dict(own)
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())[:300]
+            raise InputError(f"model.init_from={self.init_from} has a front end of other sizes: {detail}") from error
+
     def on_fit_start(self) -> None:
         if self.init_from is not None and self.trainer.ckpt_path is None:  # Lightning sets ckpt_path only now
             self._load_initial_weights(Path(self.init_from))

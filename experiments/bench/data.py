@@ -61,7 +61,8 @@ def bench_data(
         rounds: counted turns of every variant; median and spread are over these.
         cache_dir: folder for manifests, as ``data.cache_dir``.
         targets: cache of the same corpus made by ``interstack cache-targets`` with ``data.batch_size=null`` and
-            ``data.batch_seconds`` as here; it is read with the packed corpus if one is given, else with the files.
+            ``data.batch_seconds`` as here; it is read with the packed corpus if one is given, else with the files, or
+            alone if it has features.
         output: JSON file to write.
     """
     if min(rounds, batches) < 1 or batch_seconds <= 0:
@@ -112,7 +113,7 @@ def measure(
             data.prepare_data()
             data.setup()
             if targets is not None and "targets" in settings:
-                data.use_targets({}, TargetCache(targets).layers)
+                data.use_targets({}, TargetCache(targets).layers, features=True)
             variants[f"{source}, {num_workers} workers"] = _loader_turn(data)
             if source == "files":
                 variants["soundfile alone"] = _soundfile_turn(data, batch_seconds * batches)

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
-from datamodules.corpus import CorpusSettings
+from datamodules.corpus import TRAIN_SPLITS_960H, CorpusSettings
 from datamodules.errors import InputError
-from datamodules.librispeech import TRAIN_SPLITS_960H
 from datamodules.packing import pack_split
 
 

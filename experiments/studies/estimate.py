@@ -13,8 +13,8 @@ from transformers import AutoConfig, HubertConfig, HubertModel, PretrainedConfig
 
 from callbacks.hardware import machine
 from datamodules.audio import SAMPLE_RATE
-from datamodules.corpus import audio_below
-from datamodules.librispeech import TRAIN_SPLITS_960H, LibriSpeechDataModule
+from datamodules.corpus import TRAIN_SPLITS_960H, audio_below
+from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.target_cache import TargetCache
 from experiments.corpora.pretrain_teacher import pretrain_teacher
 from experiments.records.accounting import Growth, hears_30_seconds, run_flops, step_cost

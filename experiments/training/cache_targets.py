@@ -80,6 +80,7 @@ class TargetsTrainer(Trainer):
                 "features=true stores the output of a front end that does not change, but model.student.front_end="
                 f"{model.student.config.front_end}: set it to frozen or shared"
             )
+        model.load_initial_front_end()
         datamodule.trainer = self
         datamodule.targets = None  # an older cache would limit the speakers
         datamodule.prepare_data()

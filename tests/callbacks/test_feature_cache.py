@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from callbacks.ema import StudentEMA
@@ -14,8 +13,7 @@ from datamodules import loading
 from datamodules.loading import AudioBatch
 from experiments.training.cache_targets import TargetsTrainer
 from lightning_modules.distillation import DistillationModule
-from lightning_modules.student import Student
-from tests.experiments.training.test_cache_targets import SaveAt, data_of, distance, train
+from tests.experiments.training.test_cache_targets import SaveAt, data_of, distance, equal, features_alone, train
 from tests.helpers import POLICY_STAGES, make_module, make_stacking, make_trainer, save_corpus, save_teacher
 
 ALONE = 0.01  # seconds per forward pass, so that every segment is computed alone
@@ -41,23 +39,13 @@ def train_until_growth(
     return train(make_module(home / "teacher", front_end=UNTIL), data, folder, *callbacks, **settings)
 
 
-def equal(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
 def convolutions(module: DistillationModule) -> list[Tensor]:
     return [weight.detach().clone() for weight in module.student.hubert.feature_extractor.parameters()]
 
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features of each utterance alone: the last bits of a convolution depend on what else is in its batch."""
-    features = Student.features
-
-    def alone(self: Student, waveforms_BT: Tensor) -> Tensor:
-        return torch.cat([features(self, waveform_T[None]) for waveform_T in waveforms_BT])
-
-    monkeypatch.setattr(Student, "features", alone)
+    features_alone(monkeypatch)
 
 
 @pytest.mark.parametrize("policy", [name for name, stages in POLICY_STAGES.items() if len(stages) > 1])

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from datamodules import loading
 from experiments.cli import run
+from experiments.training.cache_targets import TargetsTrainer
+from lightning_modules.distillation import DistillationModule
 from lightning_modules.student import Student
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.experiments.training.test_cache_targets import (
     SaveAt,
     data_of,
     distance,
+    equal,
+    features_alone,
     fit_options,
     options,
     train,
@@ -45,10 +49,6 @@ def train_from(
     return train(make_module(home / "teacher", front_end=front_end), data, folder, *callbacks, **settings)
 
 
-def equal(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
 def forbidden(name: str) -> Callable[..., None]:
     def call(*_: Any, **__: Any) -> None:
         raise AssertionError(f"{name} was used")
@@ -60,14 +60,9 @@ def test_a_run_from_exact_features_is_the_run_that_computes_them(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, through three growths and accumulation, validation and measured growths included."""
-    features, together = Student.features, train_from(home, "targets", tmp_path / "together")
-
-    def alone(self: Student, waveforms_BT: Tensor) -> Tensor:
-        """As the caches were made: the last bits of a convolution depend on what else is in its batch."""
-        return torch.cat([features(self, waveform_T[None]) for waveform_T in waveforms_BT])
-
+    together = train_from(home, "targets", tmp_path / "together")
     with monkeypatch.context() as patched:
-        patched.setattr(Student, "features", alone)
+        features_alone(patched)
         computed, validation = train_from(home, "targets", tmp_path / "computed")
     assert distance(together[0], computed) < 1e-6
     with monkeypatch.context() as patched:
@@ -116,16 +111,35 @@ def test_features_of_another_front_end_are_refused(home: Path, tmp_path: Path) -
     student = make_module(home / "teacher", front_end="frozen", front_end_init="random")
     with pytest.raises(ValueError, match=r"data\.targets has the features of another front end \(hash \w+\) than this"):
         make_trainer(tmp_path).fit(student, datamodule=data)
-    start = make_module(home / "teacher", front_end="frozen")
-    with torch.no_grad():
-        next(start.student.hubert.feature_extractor.parameters()).mul_(1.5)
-    trainer = make_trainer(tmp_path, max_epochs=0)
-    trainer.strategy.connect(start)
-    trainer.save_checkpoint(tmp_path / "start.ckpt")
-    module = make_module(home / "teacher", front_end="frozen")
-    module.init_from = str(tmp_path / "start.ckpt")
+    start = start_of(home, tmp_path)
     with pytest.raises(ValueError, match="features of another front end"):
-        make_trainer(tmp_path).fit(module, datamodule=data_of(home, targets=str(home / "float32")))
+        make_trainer(tmp_path).fit(start, datamodule=data_of(home, targets=str(home / "float32")))
+
+
+def start_of(home: Path, folder: Path) -> DistillationModule:
+    """A module that starts from a checkpoint of three layers, whose front end is not the teacher's."""
+    other = make_module(home / "teacher", num_layers=3, front_end="frozen")
+    with torch.no_grad():
+        next(other.student.hubert.feature_extractor.parameters()).mul_(1.5)
+    trainer = make_trainer(folder)
+    trainer.strategy.connect(other)
+    trainer.save_checkpoint(folder / "start.ckpt")
+    module = make_module(home / "teacher", num_layers=3, front_end="frozen")
+    module.init_from = str(folder / "start.ckpt")
+    return module
+
+
+def test_a_cache_has_the_front_end_that_a_run_starts_from(home: Path, tmp_path: Path) -> None:
+    writer = TargetsTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    deeper = make_module(home / "teacher", num_layers=4, front_end="frozen")
+    deeper.init_from = start_of(home, tmp_path).init_from  # the depth of the student does not matter here
+    writer.cache_targets(deeper, data_of(home), str(tmp_path / "cache"), features=True)
+    data = data_of(home, targets=str(tmp_path / "cache"))
+    make_trainer(tmp_path, max_epochs=1).fit(start_of(home, tmp_path), datamodule=data)
+    narrow = make_module(home / "teacher", front_end="frozen", front_end_init="random", conv_channels=4)
+    narrow.init_from = deeper.init_from
+    with pytest.raises(ValueError, match=r"start\.ckpt has a front end of other sizes: "):
+        writer.cache_targets(narrow, data_of(home), str(tmp_path / "other"), features=True)
 
 
 def test_random_convolutions_can_be_cached_too(home: Path, tmp_path: Path) -> None:
