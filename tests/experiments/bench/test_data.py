@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from datamodules.cached_records import CachedRecords
 from datamodules.corpus import CorpusSettings
 from datamodules.packing import pack_split
+from datamodules.target_cache import TargetCache
 from experiments.bench.data import Turn, _row, bench_data, table
 from experiments.training.cache_targets import TargetsTrainer
 from tests.datamodules.corpora import write_corpus
@@ -27,18 +30,30 @@ def test_every_variant_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "3 batches of 2.0 s" in table(result)
 
 
-def test_cached_targets_are_read_with_the_audio(tmp_path: Path) -> None:
+@pytest.mark.parametrize("features", [False, True])
+def test_cached_targets_are_read_with_the_audio_or_with_features(
+    features: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus, teacher = write_corpus(tmp_path / "corpus", {"train": [8000] * 8}), save_teacher(tmp_path / "teacher")
     settings: dict[str, Any] = {"batch_size": None, "batch_seconds": 2.0, "val_splits": []}
     writer = TargetsTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     data = make_data(corpus, tmp_path / "cache", crop="fixed", **settings)
-    writer.cache_targets(make_module(teacher), data, str(tmp_path / "targets"))
+    module = make_module(teacher, front_end="frozen")
+    writer.cache_targets(module, data, str(tmp_path / "targets"), features=features)
+    read, carried = TargetCache.read, []
+
+    def reading(self: TargetCache, rows_B: np.ndarray) -> CachedRecords:
+        carried.append((records := read(self, rows_B)).features_BFC is not None)
+        return records
+
+    monkeypatch.setattr(TargetCache, "read", reading)
     output = tmp_path / "data.json"
     bench_data(
         *(str(corpus), None, ["train"], 2.0, 3, [0], 1, str(tmp_path / "cache"), str(tmp_path / "targets"), str(output))
     )
     rows = json.loads(output.read_text())["variants"]
     assert [row["variant"] for row in rows] == ["files, 0 workers", "soundfile alone", "files, targets, 0 workers"]
+    assert set(carried) == {features}
     with pytest.raises(ValueError, match=r"data\.batch_seconds was 2\.0, is 1\.0"):
         bench_data(str(corpus), None, ["train"], 1.0, 3, [0], 1, str(tmp_path), str(tmp_path / "targets"))
 
