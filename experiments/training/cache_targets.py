@@ -46,10 +46,10 @@ class TargetsTrainer(Trainer):
         max_gb: float | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Store the teacher's outputs for fixed segments, of the training and the validation data. The same call
-        continues an interrupted one and checks a finished cache against its checksums.
+        """Store the teacher's outputs for the fixed segments of the training and the validation data.
 
-        The teacher runs in float32 on one device, whatever ``trainer.devices`` and ``trainer.precision`` are.
+        The same call continues an interrupted one and checks a finished cache against its checksums. The teacher runs
+        in float32 on one device, whatever ``trainer.devices`` and ``trainer.precision`` are.
 
         Args:
             model: the run's module, for its teacher, layers and front end.
