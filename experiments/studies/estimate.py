@@ -95,8 +95,9 @@ class Estimator:
         samples = min(longest, round(MEAN_SECONDS[self.plan.study.data] * SAMPLE_RATE))
         batch_size = data.get("batch_size") or default_of(LibriSpeechDataModule, "batch_size")
         per_epoch = (data.get("batches_per_epoch") or self._corpus_size(data) // batch_size) * batch_size
-        cached = self.plan.study.cache_targets or data.get("targets") is not None
-        features = Path(data.get("targets") or "nowhere").is_dir() and TargetCache(data["targets"]).has_features
+        cache, targets = self.plan.study.cache_of(self.plan.study.row(job.row)), data.get("targets")
+        cached = cache != "none" or targets is not None
+        features = cache == "features" or (Path(targets or "nowhere").is_dir() and TargetCache(targets).has_features)
         cost = step_cost(self._teacher(), student, objective, samples, cached, hears_30_seconds(model), features)
         return run_flops(cost, growth.stages, [epochs * per_epoch for epochs in growth.epochs])[-1], settings
 

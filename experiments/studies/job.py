@@ -130,6 +130,7 @@ class Workspace:
 
     def _targets(self, job: Job) -> list[str]:
         arguments = ["cache-targets", "--config", self._config(job), *self._teacher_and_data(job)]
+        arguments += ["--seed_everything", str(job.seed)]  # a front end may be drawn from it
         return [*arguments, "--output", str(self.path(job) / "targets")]
 
     def _distil(self, job: Job) -> list[str]:

@@ -38,7 +38,8 @@ class Job:
         seed: seed of the row.
         task: task of an evaluation.
         settings: settings of the command; for ``distil`` the configuration of ``interstack fit``, for ``targets`` its
-            sections on model and data, for ``together`` the ids of the ``distil`` jobs whose runs it makes.
+            sections on model and data and whether features are stored, for ``together`` the ids of the ``distil`` jobs
+            whose runs it makes.
         match: for ``distil``, the cost to meet and the ids of the two jobs that it is measured from.
     """
 
@@ -184,17 +185,29 @@ class Plan:
             return None
         return self._add("teacher", [self.corpus], settings=dict(settings))
 
-    def _add_targets(self, settings: Mapping[str, Any]) -> Job:
-        """Add the job that caches the teacher's outputs for a row: the baseline's layers, normalised as in the row."""
+    def _add_targets(self, row: Row, settings: Mapping[str, Any], seed: int) -> Job:
+        """Add the job that writes the row's cache: the baseline's layers, normalised as in the row.
+
+        Features come from the row's own student. If its front end is drawn, each seed has features of its own.
+        """
         assert self.study.baseline is not None
-        baseline = row_settings(self.study, self.study.row(self.study.baseline), self.seeds[0])
-        model = {key: value for key, value in baseline.get("model", {}).items() if key != "optimizer"}
-        own = settings.get("model", {}).get("objective", {})
-        asked = {name: own[name] for name in TARGET_SETTINGS if name in own}
-        objective = {key: value for key, value in model.get("objective", {}).items() if key not in TARGET_SETTINGS}
-        content = {"model": {**model, "objective": objective | asked}, "data": settings.get("data", {})}
+        baseline = row_settings(self.study, self.study.row(self.study.baseline), self.seeds[0]).get("model", {})
+        own, data = settings.get("model", {}), settings.get("data", {})
+        student, features = own.get("student", {}), self.study.cache_of(row) == "features"
+        reads = f"{self.study.name}: row {row.name} reads {'features' if features else 'targets'} from a cache, but its"
+        if data.get("crop") != "fixed":
+            raise InputError(f"{reads} data.crop is {data.get('crop', 'not set')}: set it to fixed under `overrides`")
+        if features and (front_end := student.get("front_end", "trained")) not in ("frozen", "shared"):
+            raise InputError(f"{reads} model.student.front_end is {front_end}: set it to frozen or shared")
+        asked = {name: own["objective"][name] for name in TARGET_SETTINGS if name in own.get("objective", {})}
+        objective = {key: value for key, value in baseline.get("objective", {}).items() if key not in TARGET_SETTINGS}
+        model = {key: value for key, value in (own if features else baseline).items() if key != "optimizer"}
+        content = {"model": {**model, "objective": objective | asked}, "data": data, "inputs": self._digests()}
         needs = [self.corpus if self.study.data == "corpus" else None, self.teacher]
-        return self._add("targets", needs, settings={**content, "inputs": self._digests()})
+        if not features:
+            return self._add("targets", needs, settings=content)
+        drawn = {"seed": seed} if student.get("front_end_init") == "random" else {}
+        return self._add("targets", needs, settings=content | {"features": True}, **drawn)
 
     def _references(self) -> None:
         """Add evaluations of the teacher, and of the teacher before its training."""
@@ -209,8 +222,8 @@ class Plan:
     def _add_row(self, row: Row, seed: int) -> None:
         settings = row_settings(self.study, row, seed)
         needs, match = [self.corpus if self.study.data == "corpus" else None, self.teacher], None
-        if self.study.cache_targets:
-            needs.append(self._add_targets(settings))
+        if self.study.cache_of(row) != "none":
+            needs.append(self._add_targets(row, settings, seed))
         if row.match:
             others = {part: self.distil[getattr(row.match, part), seed] for part in ("target", "reference")}
             needs += others.values()

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import yaml
@@ -28,6 +28,7 @@ from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
 
 STUDIES = Path(__file__).resolve().parent
 TASKS = (*SUPERB_TASKS, *(f"{task}_probe" for task, recipe in TASK_RECIPES.items() if "probe" in recipe.presets))
+Cache = Literal["none", "targets", "features"]
 COMPARED = tuple(key for key, shown in COLUMNS.items() if shown.better)
 """Measures that come from no task and have a better direction."""
 
@@ -58,6 +59,8 @@ class Row:
         overrides: settings of ``interstack fit`` by dotted name.
         match: rule that sets the length of the run by another row's cost.
         random_growth: grow the student at epochs drawn from the seed.
+        cache: what the row reads from a cache instead of the study's choice: none, targets, or features (in bf16, with
+            the targets, from a front end that is frozen from the start).
     """
 
     name: str
@@ -66,6 +69,7 @@ class Row:
     overrides: dict[str, Any] = field(default_factory=dict)
     match: Match | None = None
     random_growth: bool = False
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,9 @@ class Study:
         untrained: also evaluate the teacher before its training.
         upstreams: models to evaluate beside the students: ``teacher`` if no job trains it, ``fbank``, or any other
             value of ``interstack superb --upstream``.
-        cache_targets: run the teacher once for the whole study; needs ``data.crop: fixed``. The layers are those of the
-            ``baseline`` row, so no row may learn others.
+        cache: what rows read from a cache that a job of the study writes: none, the teacher's targets, or features too
+            (see ``Row``). A cache needs ``data.crop: fixed``. It has the layers of the ``baseline`` row, so no row that
+            reads it may learn others.
         columns: columns of the main table; empty for the default.
         references: published rows.
         baseline: row that speed-ups refer to.
@@ -131,7 +136,7 @@ class Study:
     similarity: bool = False
     untrained: bool = False
     upstreams: list[str] = field(default_factory=list)
-    cache_targets: bool = False
+    cache: Cache = "none"
     columns: list[str] = field(default_factory=list)
     references: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
@@ -148,6 +153,10 @@ class Study:
             if row.name == name:
                 return row
         raise InputError(f"{self.name} has no row {name!r}: choose from {', '.join(row.name for row in self.rows)}")
+
+    def cache_of(self, row: Row) -> Cache:
+        """What the row reads from a cache."""
+        return row.cache or self.cache
 
     def described(self) -> dict[str, Any]:
         """Plain values, for ``study.json``."""
@@ -262,8 +271,13 @@ def _check(study: Study) -> None:
         raise InputError(f"evaluation of {presets[0]} sets a preset: the task {presets[0]}_probe is the probe")
     if study.data == "corpus" and study.corpus is None:
         raise InputError("data is `corpus`, but there are no settings under `corpus`")
-    if study.cache_targets and study.baseline is None:
-        raise InputError("cache_targets takes the layers of the baseline row: name one under `baseline`")
+    caches = get_args(Cache)
+    asked = {"cache": study.cache} | {f"cache of {row.name}": row.cache for row in study.rows if row.cache}
+    for named, cache in asked.items():
+        if cache not in caches:
+            raise InputError(f"{named} is {cache}: choose from {', '.join(caches)}")
+        if cache != "none" and study.baseline is None:
+            raise InputError(f"{named} is {cache}, with the layers of the baseline row: name one under `baseline`")
     if "teacher" in study.upstreams and "model" not in study.teacher:
         raise InputError("a teacher that a job trains is evaluated anyway: remove it from `upstreams`")
     if "model" not in study.teacher and study.corpus is None:

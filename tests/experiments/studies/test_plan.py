@@ -76,7 +76,7 @@ def test_a_changed_teacher_or_corpus_changes_all_that_follows(tmp_path: Path) ->
 
 
 def test_one_cache_of_targets_serves_all_rows_and_seeds(tmp_path: Path) -> None:
-    cached = STUDY.replace("baseline: a", "baseline: a\ncache_targets: true\noverrides: {data.crop: fixed}")
+    cached = STUDY.replace("baseline: a", "baseline: a\ncache: targets\noverrides: {data.crop: fixed}")
     planned = plan(tmp_path, cached, seeds=[0, 1])
     (targets,) = (job for job in planned.jobs.values() if job.kind == "targets")
     assert all(targets.id in job.needs for job in planned.distil.values())
@@ -89,8 +89,56 @@ def test_one_cache_of_targets_serves_all_rows_and_seeds(tmp_path: Path) -> None:
     both = plan(tmp_path, cached + normalised)
     assert [job.id == targets.id for job in both.jobs.values() if job.kind == "targets"] == [True, False]
     assert targets.id not in both.distil["d", 0].needs
-    with pytest.raises(ValueError, match="takes the layers of the baseline row: name one"):
+    with pytest.raises(ValueError, match="with the layers of the baseline row: name one"):
         plan(tmp_path, cached.replace("baseline: a\n", ""))
+
+
+def test_a_row_chooses_what_it_reads_from_a_cache(tmp_path: Path) -> None:
+    frozen = "{name: NAME, label: NAME, configs: [CONFIG], cache: CACHE, overrides: {model.student.front_end: shared}}"
+
+    def planned(*rows: tuple[str, str, str], more: str = "") -> Plan:
+        lines = [frozen.replace("NAME", name).replace("CONFIG", config).replace("CACHE", c) for name, config, c in rows]
+        text = STUDY + "".join(f"- {line}\n" for line in lines) + "overrides: {data.crop: fixed}\n"
+        return plan(tmp_path, text.replace("shared", f"shared, {more}" if more else "shared"), seeds=[0, 1])
+
+    def caches(whole: Plan, row: str) -> list[str]:
+        needed = [whole.jobs[need] for seed in (0, 1) for need in whole.distil[row, seed].needs]
+        return [job.id for job in needed if job.kind == "targets"]
+
+    rows = [("d", "full_l2l", "targets"), ("e", "full_l2l", "features"), ("f", "interleave_equal", "features")]
+    whole = planned(*rows)
+    assert caches(whole, "a") == []  # the study's choice is none
+    (targets, again), features = caches(whole, "d"), caches(whole, "e")
+    assert targets == again
+    assert features == caches(whole, "f"), "one cache of features for all policies"
+    assert len({targets, *features}) == 2, "and for all seeds, since the front end is the teacher's"
+    assert whole.jobs[features[0]].settings["features"] is True
+    assert "features" not in whole.jobs[targets].settings
+    costs = [Estimator(whole, on_gpu=False).of(whole.distil[row, 0]).flops for row in ("a", "d", "e")]
+    assert costs[0] > costs[1] > costs[2]  # neither teacher nor convolutions
+    drawn = "model.student.front_end_init: random"
+    whole = planned(*rows, more=f"{drawn}, model.student.front_end: frozen")
+    assert len(set(caches(whole, "e"))) == 2, "a drawn front end has features of its own for each seed"
+    assert [whole.jobs[cache].seed for cache in caches(whole, "e")] == [0, 1]
+    assert len(set(caches(whole, "d"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("model.student.front_end: shared", "row d reads features from a cache, but its data.crop is not set"),
+        ("data.crop: fixed", "its model.student.front_end is trained: set it to frozen or shared"),
+        ("data.crop: fixed, model.student.front_end: trained_until_growth", "is trained_until_growth: set"),
+    ],
+)
+def test_a_row_that_could_not_read_its_cache_is_named_before_anything_runs(
+    overrides: str, message: str, tmp_path: Path
+) -> None:
+    row = f"- {{name: d, label: D, configs: [full_l2l], cache: features, overrides: {{{overrides}}}}}\n"
+    with pytest.raises(ValueError, match=message):
+        plan(tmp_path, STUDY + row)
+    with pytest.raises(ValueError, match="cache of d is feature: choose from none, targets, features"):
+        plan(tmp_path, STUDY + row.replace("cache: features", "cache: feature"))
 
 
 def test_other_alignments_make_other_probes_of_phones(tmp_path: Path) -> None:
@@ -151,7 +199,7 @@ def test_a_row_brings_along_those_that_it_is_matched_to(tmp_path: Path) -> None:
 
 def test_a_cache_of_targets_that_no_chosen_row_reads_is_not_made(tmp_path: Path) -> None:
     other = "{name: d, label: D, configs: [full_l2l], overrides: {model.objective.normalize_targets: layer}}"
-    text = f"{STUDY}- {other}\ncache_targets: true\n"
+    text = f"{STUDY}- {other}\ncache: targets\noverrides: {{data.crop: fixed}}\n"
     for only, caches in ((["b"], 1), (["b", "d"], 2), (None, 2)):
         assert sum(job.kind == "targets" for job in plan(tmp_path, text, only=only).to_run) == caches
 

@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
+from datamodules.files import read_json
 from experiments.dashboards.specification import study_specification
 from experiments.report.study import study_texts, study_values
 from experiments.report.study_reading import read_study
+from experiments.studies.executors import run_here
+from experiments.studies.job import Workspace, execute, read_result
+from experiments.studies.plan import Inputs, Plan
 from experiments.studies.reproduce import reproduce
+from experiments.studies.study import load_study
 from tests.conftest import REPOSITORY
 from tests.datamodules.superb import corpora
 from tests.helpers import save_corpus, save_teacher
@@ -28,7 +33,7 @@ rows:
 - {name: grown, label: Grown, configs: [interleave_equal]}
 tasks: [pr, pr_probe]
 similarity: true
-cache_targets: true
+cache: targets
 upstreams: [teacher, fbank]
 evaluation:
   pr: &options
@@ -92,3 +97,23 @@ def assert_dashboard_finds_its_metrics(output: Path, superb: dict[str, Any]) -> 
         assert shown <= known, panel["title"]
     assert "test.per" in [metric for panel in sections["SUPERB"] for metric in panel["metrics"]]
     assert "per" in superb["test"]
+
+
+def test_a_run_reads_the_features_of_the_front_end_that_its_seed_draws(tmp_path: Path) -> None:
+    head, row, _ = STUDY.partition("- {name: grown")
+    overrides = "model.student.front_end: frozen, model.student.front_end_init: random, model.student.conv_channels: 16"
+    text = f"{head}{row}, label: Grown, configs: [interleave_equal], cache: features, overrides: {{{overrides}}}}}\n"
+    (tmp_path / "tiny.yaml").write_text(text)
+    corpus = save_corpus(tmp_path / "corpus", {"train": 8, "dev": 2})
+    inputs = Inputs(str(corpus), str(save_teacher(tmp_path / "teacher", layers=12)))
+    plan = Plan(load_study(str(tmp_path / "tiny.yaml")), inputs, seeds=[0, 1])
+    workspace = Workspace(tmp_path / "output", inputs)
+    for job in plan.to_run:
+        if job.kind in ("targets", "distil"):
+            assert execute(workspace, job, launch=run_here), (workspace.path(job) / "log.txt").read_text()
+    results = [read_result(workspace.output, plan.distil["grown", seed].id) for seed in (0, 1)]
+    assert all(read_json(workspace.output / r["run"] / "summary.json")["cached_features"] for r in results)
+    made = [workspace.needed(plan.distil["grown", seed], "targets") for seed in (0, 1)]
+    caches = [workspace.output / "jobs" / str(job) for job in made]
+    made_with = [read_json(cache / "targets" / "targets.json")["settings"] for cache in caches]
+    assert made_with[0]["student.front_end_weights"] != made_with[1]["student.front_end_weights"]
