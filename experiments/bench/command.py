@@ -24,7 +24,7 @@ from datamodules.files import write_json
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.made import made, training_device
 from experiments.bench.memory import resident_megabytes, start_memory_peak
-from experiments.bench.noise import cropped_widths, noise
+from experiments.bench.noise import Cached, cropped_widths, noise
 from experiments.bench.random_teacher import save_random_teacher
 from experiments.records.accounting import step_cost
 from experiments.training.on_cpu import prepare_cpu
@@ -55,6 +55,7 @@ class Setting:
     steps: int = OTHER_TURN[0]
     lengths: str = "one"
     length_grid: int = 1
+    cached: Cached = "none"
 
     def widths(self, turn: int) -> list[int]:
         """Samples per utterance of each step of a turn."""
@@ -79,6 +80,7 @@ def bench(
     steps: int | None = None,
     lengths: Literal["one", "librispeech"] = "one",
     length_grid: int = 1,
+    cached: Cached = "none",
     output: str | None = None,
 ) -> None:
     """Time the training step at several depths; print a table and write JSON.
@@ -105,6 +107,9 @@ def bench(
             at most 15.6 s, batched and cropped as the data module does it. Rates are then all audio by all time.
         length_grid: grid in samples; with lengths librispeech the length of a batch is rounded down to a multiple, as
             data.length_grid does it.
+        cached: what every batch has as if from a cache, in bf16: none, targets (no teacher runs), or features (no
+            convolution either; needs student.front_end frozen or shared). Reading a cache is not part of the step:
+            interstack bench data measures it.
         output: JSON file to write after every round, so that an interrupted benchmark keeps its finished rounds.
     """
     depths = sorted(depths or [3, 6, 9, 12])
@@ -118,7 +123,8 @@ def bench(
     usual, warm_up = TURN.get(training_device(accelerator, processes).type, OTHER_TURN)
     if steps is not None and steps <= warm_up:
         raise InputError(f"steps={steps} must be more than the {warm_up} that are not counted")
-    setting = Setting(batch_size, seconds, precision, accelerator, processes, steps or usual, lengths, length_grid)
+    used = processes, steps or usual, lengths, length_grid, cached
+    setting = Setting(batch_size, seconds, precision, accelerator, *used)
     first_rank = int(os.environ.get("RANK", "0")) == 0
     teacher_args = {"model": teacher, "precision": teacher_precision, "compile": teacher_compile}
     teacher_args["kernels"] = teacher_kernels
@@ -285,7 +291,7 @@ def _fit(
     )
     prepare_cpu(trainer)
     device = trainer.strategy.root_device
-    batches: Any = noise(setting.batch_size, widths, pinned=device.type == "cuda")
+    batches: Any = noise(setting.batch_size, widths, device.type == "cuda", module, setting.cached)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -299,11 +305,11 @@ def _fit(
     return steps, None if before is None else (resident_megabytes("VmHWM") - before) / 1000, device
 
 
-def step_flops(module: DistillationModule, num_samples: int) -> float:
+def step_flops(module: DistillationModule, num_samples: int, cached: Cached = "none") -> float:
     """Compute the FLOP of the matrix products and convolutions of one utterance's step."""
     teacher: Any = module.teacher
-    cost = step_cost(teacher.model.config, module.student.config, module.objective.config, num_samples)
-    return cost.at(module.student.depth)
+    sizes = teacher.model.config, module.student.config, module.objective.config, num_samples
+    return step_cost(*sizes, cached=cached != "none", features=cached == "features").at(module.student.depth)
 
 
 def _row(
@@ -318,7 +324,7 @@ def _row(
     low, high = np.percentile(times, [25, 75])
     # Steps of one length differ by noise only, which the median leaves out; steps of several lengths must differ.
     seconds = (middle * len(times) if setting.lengths == "one" else sum(times)) / 1000
-    flops = setting.batch_size * sum(step_flops(module, width) for width in widths)
+    flops = setting.batch_size * sum(step_flops(module, width, setting.cached) for width in widths)
     return {
         "depth": module.student.depth,
         "steps": len(steps),

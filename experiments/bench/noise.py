@@ -1,6 +1,9 @@
-"""Batches of noise with one length, or with lengths like LibriSpeech's, batched and cropped as in the data module."""
+"""Batches of noise with one length, or with lengths like LibriSpeech's, batched and cropped as in the data module.
 
-from typing import NamedTuple
+A batch can be one of a cache, with noise as the teacher's targets and as the features of the front end.
+"""
+
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -8,23 +11,29 @@ from torch import Tensor
 
 from datamodules.audio import SAMPLE_RATE
 from datamodules.batching import CropRule, GlobalBatchSampler, plan_by_utterances
+from datamodules.cached_records import CachedRecords, RecordLayout
+from datamodules.errors import InputError
+from lightning_modules.distillation import DistillationModule
 
 UTTERANCES = 281_241  # as in LibriSpeech's three training parts: with fewer, cropping loses more
 MAX_SECONDS = 15.6
+Cached = Literal["none", "targets", "features"]
+"""What a batch has from a cache: nothing, the targets, or the targets and the features of a frozen front end."""
 
 
 class BenchBatch(NamedTuple):
     """Noise in the form of a training batch without padding."""
 
-    waveforms: Tensor
+    waveforms: Tensor | None
     num_samples: Tensor
     global_num_samples: Tensor
-    cached: None = None
+    cached: CachedRecords | None = None
     features: None = None
 
     def to(self, device: torch.device) -> "BenchBatch":
-        """Move the waveforms only, as the data module does: the step reads lengths on the host without waiting."""
-        return self._replace(waveforms=self.waveforms.to(device, non_blocking=True))
+        """Move all but the lengths, as the data module does: the step reads them on the host without waiting."""
+        waveforms_BT = None if self.waveforms is None else self.waveforms.to(device, non_blocking=True)
+        return self._replace(waveforms=waveforms_BT, cached=None if self.cached is None else self.cached.to(device))
 
 
 def like_librispeech(utterances: int = UTTERANCES) -> np.ndarray:
@@ -48,12 +57,42 @@ def cropped_widths(batch_size: int, steps: int, epoch: int, grid: int = 1) -> li
     return [int(batch.num_samples[0]) for batch in sampler]
 
 
-def noise(batch_size: int, widths: list[int], pinned: bool) -> list[BenchBatch]:
-    """Make a batch for each width; all are views of one piece of noise on the host, pinned if ``pinned``."""
+def noise(
+    batch_size: int, widths: list[int], pinned: bool, module: DistillationModule | None = None, cached: Cached = "none"
+) -> list[BenchBatch]:
+    """Make a batch for each width; all are views of one piece of noise on the host, pinned if ``pinned``.
+
+    With ``cached`` the batches have records in bf16 of the targets, and perhaps the features, of ``module``. Batches
+    with features have no waveforms.
+    """
     values = torch.randn(batch_size * max(widths), generator=torch.Generator().manual_seed(0))
+    if cached != "none":
+        assert module is not None
+        layout = _layout(module, cached)
+        frames = module.student.num_frames(torch.tensor(widths)).tolist()
+        sizes = [layout.num_bytes(number) for number in frames]
+        # Two bytes are a value, so that both targets and features are noise.
+        stored = torch.randn(batch_size * max(sizes) // 2, generator=torch.Generator().manual_seed(1)).bfloat16()
+        stored = (stored.pin_memory() if pinned else stored).view(torch.uint8)
     values = values.pin_memory() if pinned else values
     batches = []
-    for width in widths:
-        lengths_B = torch.full((batch_size,), width)
-        batches.append(BenchBatch(values[: batch_size * width].view(batch_size, width), lengths_B, lengths_B))
+    for number, width in enumerate(widths):
+        lengths_B, records = torch.full((batch_size,), width), None
+        if cached != "none":
+            data_BR = stored[: batch_size * sizes[number]].view(batch_size, sizes[number])
+            records = CachedRecords(data_BR, layout, frames[number])
+        waveforms_BT = None if cached == "features" else values[: batch_size * width].view(batch_size, width)
+        batches.append(BenchBatch(waveforms_BT, lengths_B, lengths_B, records))
     return batches
+
+
+def _layout(module: DistillationModule, cached: Cached) -> RecordLayout:
+    """Layout of the records that a run of ``module`` reads from a cache in bf16."""
+    student, teacher = module.student, module.teacher
+    if cached == "features" and not student.frozen_front_end:
+        raise InputError(
+            f"cached=features needs a front end that is frozen from the start, not {student.config.front_end}: set "
+            "the student's front_end to frozen or shared"
+        )
+    width = student.hubert.config.conv_dim[-1] if cached == "features" else 0
+    return RecordLayout(1 + len(teacher.hidden_layers), teacher.hidden_size, "bf16", width)

@@ -24,7 +24,7 @@ from datamodules.errors import InputError
 from datamodules.files import read_json, write_json, write_text
 from experiments.bench.command import matmul_peak, objective_for, step_flops
 from experiments.bench.made import made, training_device
-from experiments.bench.noise import noise
+from experiments.bench.noise import Cached, noise
 from experiments.bench.random_teacher import save_random_teacher
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.precision import computing_in
@@ -64,6 +64,7 @@ class Row:
     precision: str
     compile: bool
     front_end: str
+    cached: Cached
     rounds: int
     teacher: str | None
     student: Mapping[str, Any]
@@ -76,6 +77,7 @@ def bench_profile(
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed",
     compile: bool = False,
     front_end: Literal["trained", "frozen", "shared"] = "trained",
+    cached: Cached = "none",
     rounds: int = 12,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
     teacher: str | None = None,
@@ -91,6 +93,8 @@ def bench_profile(
         precision: precision of teacher and student.
         compile: compile both teacher and student.
         front_end: front end of the student.
+        cached: what the batch has as if from a cache, in bf16: none, targets (no teacher runs), or features (no
+            convolution either; needs front_end frozen or shared).
         rounds: timed steps, after three that are not timed; times are medians over these.
         accelerator: cpu, gpu or auto; a GPU is timed by its own events, a CPU by the host's clock.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
@@ -101,7 +105,7 @@ def bench_profile(
     if min(batch_size, depth, rounds) < 1 or seconds <= 0:
         raise InputError(f"batch_size={batch_size}, depth={depth}, rounds={rounds}, seconds={seconds} must be positive")
     sizes = asdict(student or StudentConfig()) | {"num_layers": depth, "compile": compile, "front_end": front_end}
-    row = Row(accelerator, batch_size, seconds, depth, precision, compile, front_end, rounds, teacher, sizes)
+    row = Row(accelerator, batch_size, seconds, depth, precision, compile, front_end, cached, rounds, teacher, sizes)
     device, path = training_device(accelerator), None if output is None else Path(output)
     rows: list[dict[str, Any]] = read_json(path) if path is not None and path.is_file() else []
     wanted = json.loads(json.dumps(made(device) | asdict(row)))
@@ -118,6 +122,7 @@ def bench_profile(
 def name_of(row: Row) -> str:
     """Make a short name for files."""
     words = [f"{row.batch_size}x{row.seconds:g}", row.precision, f"depth{row.depth}", row.front_end]
+    words += [] if row.cached == "none" else [f"cached_{row.cached}"]
     return "_".join([*words, "compiled" if row.compile else "eager"])
 
 
@@ -137,7 +142,7 @@ class _Step:
         self.parameters = [weight for weight in self.module.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
         width = round(row.seconds * SAMPLE_RATE)
-        self.batch: Any = noise(row.batch_size, [width], pinned=False)[0].to(device)
+        self.batch: Any = noise(row.batch_size, [width], False, self.module, row.cached)[0].to(device)
 
     def __call__(self) -> list[TimePoint]:
         points = [time_point(self.device)]
@@ -178,7 +183,7 @@ def measure(row: Row, device: torch.device) -> tuple[dict[str, Any], dict[str, t
     memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
     kernels = profiled(step)
     peak = matmul_peak(device, row.precision)
-    flops = row.batch_size * step_flops(step.module, round(row.seconds * SAMPLE_RATE))
+    flops = row.batch_size * step_flops(step.module, round(row.seconds * SAMPLE_RATE), row.cached)
     audio, middle = row.batch_size * row.seconds, median(times)
     result = {
         "step_ms": middle,

@@ -15,7 +15,7 @@ from experiments.bench.command import Setting, bench, growth_speedup
 from experiments.bench.laps import PARTS
 from experiments.bench.noise import BenchBatch
 from experiments.cli import run
-from lightning_modules.student import StudentConfig
+from lightning_modules.student import Student, StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import save_teacher
 
@@ -78,6 +78,26 @@ def test_the_peak_is_that_of_the_device_that_trained_and_every_round_is_written(
     assert asked == [("meta", "32-true")] * 3
     assert [result["depths"][0]["steps"] for result in written] == [1, 2]
     assert [result["matmul_peak_gflops"] for result in written] == [2000, 3000]
+
+
+def test_a_step_from_a_cache_runs_neither_teacher_nor_convolutions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, student = save_teacher(tmp_path / "teacher", layers=6), StudentConfig(16, 24, 2, front_end="frozen")
+    monkeypatch.setattr(HuggingFaceTeacher, "forward", None)
+    more = ["--student", json.dumps(asdict(student)), "--teacher", str(teacher), "--accelerator", "cpu"]
+    more += ["--depths", "[3, 6]", "--batch_size", "2", "--seconds", "0.3", "--rounds", "1"]
+    results = {}
+    for cached in ("targets", "features"):
+        if cached == "features":
+            monkeypatch.setattr(Student, "features", None)
+        output = tmp_path / f"{cached}.json"
+        run(["bench", *more, "--cached", cached, "--output", str(output)])
+        results[cached] = json.loads(output.read_text())
+        assert results[cached]["setting"]["cached"] == cached
+        assert results[cached]["growth"]["f"] < 1
+    flops = {cached: result["depths"][0]["tflop"] for cached, result in results.items()}
+    assert flops["features"] < flops["targets"]
 
 
 @pytest.mark.parametrize(("depths", "intermediate"), [([3, 4], "none"), ([6, 8], "none"), ([3, 6], "l2l")])

@@ -1,10 +1,17 @@
 """Batches of noise have LibriSpeech-like lengths that are cropped as the data module crops."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from datamodules.batching import CropRule
 from experiments.bench.noise import MAX_SECONDS, cropped_widths, like_librispeech, noise
+from lightning_modules.distillation import DistillationModule
+from lightning_modules.student import StudentConfig
+from lightning_modules.teacher import HuggingFaceTeacher
+from tests.helpers import save_teacher
 
 
 def test_lengths_are_like_librispeech() -> None:
@@ -44,3 +51,24 @@ def test_batches_are_views_of_one_piece_of_noise() -> None:
     assert len({batch.waveforms.untyped_storage().data_ptr() for batch in batches}) == 1
     assert all(batch.waveforms.is_contiguous() for batch in batches)
     assert batches[0].num_samples.tolist() == batches[0].global_num_samples.tolist() == [3, 3]
+
+
+def test_a_batch_of_a_cache_has_the_shapes_of_its_module(tmp_path: Path) -> None:
+    teacher = HuggingFaceTeacher(str(save_teacher(tmp_path / "teacher", layers=3)))
+    module = DistillationModule(teacher, StudentConfig(16, 24, 2, front_end="frozen", num_layers=3))
+    for batch, width in zip(noise(2, [3200, 4800], False, module, "features"), (3200, 4800), strict=True):
+        frames = int(module.student.num_frames(torch.tensor(width)))
+        assert batch.waveforms is None
+        values, features_BFC = batch.cached.targets.decoded(), batch.cached.features_BFC
+        assert values.shape == (3, 2, frames, teacher.hidden_size)
+        assert features_BFC.shape == (2, frames, module.student.hubert.config.conv_dim[-1])
+        assert values.float().std() == pytest.approx(1, abs=0.1)
+        assert features_BFC.std() == pytest.approx(1, abs=0.1)
+        assert torch.isfinite(module.losses(batch).total)
+    (batch,) = noise(2, [3200], False, module, "targets")
+    assert (batch.waveforms.shape, batch.cached.features_BFC) == ((2, 3200), None)
+    trained = DistillationModule(teacher, StudentConfig(16, 24, 2, num_layers=3))
+    with pytest.raises(
+        ValueError, match="cached=features needs a front end that is frozen from the start, not trained"
+    ):
+        noise(2, [3200], False, trained, "features")

@@ -32,6 +32,10 @@ def test_a_profile_on_a_cpu(
     assert " ms " in (tmp_path / "profile_2x0.3_32-true_depth3_trained_eager.txt").read_text()
     run(["bench", "profile", "--precision", "bf16-mixed", *common])
     assert [row["precision"] for row in json.loads(output.read_text())] == ["32-true", "bf16-mixed"]
+    run(["bench", "profile", "--precision", "32-true", "--cached", "features", "--front_end", "frozen", *common])
+    cached = json.loads(output.read_text())[-1]
+    assert cached["gflop_per_audio_s"] < row["gflop_per_audio_s"]
+    assert cached["kinds"]["conv"]["calls"] < row["kinds"]["conv"]["calls"]  # only that of the positions is left
     monkeypatch.setattr(profile, "measure", None)  # a row that is there is not measured again
     run(["bench", "profile", "--precision", "32-true", *common])
     assert "conv" in capsys.readouterr().out
