@@ -1,5 +1,6 @@
 """Killed runs: ``kill -9`` at any moment, then the same command; both ranks of two killed, or one."""
 
+import json
 import os
 import random
 import signal
@@ -109,6 +110,23 @@ def test_a_run_killed_three_times_ends_as_if_it_never_was(arguments: list[str], 
 def test_a_run_killed_nine_times_in_a_row(num_workers: int, arguments: list[str], tmp_path: Path) -> None:
     workers = ["--data.num_workers", str(num_workers)]
     assert_kills_leave_no_trace(9, seed=num_workers, arguments=[*arguments, *workers], folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("front_end", ["frozen", "trained_until_growth"])
+def test_a_run_from_cached_features_killed_four_times(front_end: str, arguments: list[str], tmp_path: Path) -> None:
+    """From a cache that was there before, and from one that the run writes at its first growth."""
+    command, options, resume = arguments[0], arguments[1:-2], arguments[-2:]
+    options += ["--data.crop", "fixed", "--model.student.front_end", front_end]
+    features = ["--features", "float32"] if front_end == "frozen" else []
+    words = ["cache-targets", *options, "--output", str(tmp_path / "cache"), *features]
+    log = tmp_path / "cache.txt"
+    assert start([sys.executable, "-m", "experiments.cli", *words], log).wait(timeout=PATIENCE) == 0, log.read_text()
+    options += ["--data.targets", str(tmp_path / "cache"), "--log_samples", "false"]
+    options += [] if features else ["--trainer.callbacks+=callbacks.feature_cache.FeatureCache"]
+    assert_kills_leave_no_trace(4, seed=2, arguments=[command, *options, *resume], folder=tmp_path)
+    summary = json.loads((tmp_path / "killed" / "interleave_equal" / "summary.json").read_text())
+    assert summary["cached_features"]
 
 
 # -- two ranks ----------------------------------------------------------------------------------------------------
