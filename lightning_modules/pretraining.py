@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from datamodules.errors import InputError
+from lightning_modules import positions
 from lightning_modules.optimisation import OptimizerConfig, learning_rate_factor
 
 IGNORED = -100
@@ -95,7 +96,9 @@ def initial_model(config: PretrainingConfig, seed: int) -> HubertModel:
     """The untrained model from which training starts; it depends on sizes and seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return HubertModel(hubert_config(config))
+        model = HubertModel(hubert_config(config))
+    positions.install(model)
+    return model
 
 
 def supervised_loss(logits: Sequence[Tensor], labels_BF: Tensor) -> Tensor:

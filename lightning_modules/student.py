@@ -26,7 +26,7 @@ from transformers import HubertConfig, HubertModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from datamodules.errors import InputError
-from lightning_modules import dropout
+from lightning_modules import dropout, positions
 from lightning_modules.compiling import compile_in_place, compiled_parts
 from lightning_modules.front_end import FrontEnd, conv_frames
 from lightning_modules.growth.policies import Initialise, compose_ancestry, kept_positions
@@ -221,6 +221,7 @@ class Student(nn.Module):
         front_end = front_end if config.front_end_init == "teacher" else None
         self.hubert = HubertModel(hubert_config(config, front_end))
         dropout.install(self.hubert)
+        positions.install(self.hubert)
         self.hubert.register_load_state_dict_pre_hook(_match_depth)
         if front_end is not None:
             self.hubert.feature_extractor.load_state_dict(front_end.state_dict)

@@ -21,6 +21,7 @@ from datamodules.errors import InputError
 from datamodules.files import write_json
 from experiments.bench.made import made, training_device
 from lightning_modules.kernels import compute_dtype, install
+from lightning_modules.positions import correlated
 from lightning_modules.precision import computing_in
 
 WIDTHS = {"teacher": 768, "student": 384}
@@ -54,6 +55,18 @@ class WindowedPositions(nn.Module):
         output_GNO = torch.bmm(windows_GNX, weight_DCK.reshape(groups, width // groups, -1).transpose(1, 2))
         output_BFD = output_GNO.view(groups, batch, frames, -1).permute(1, 2, 0, 3).reshape(batch, frames, width)
         return self.plain.activation(output_BFD + conv.bias.to(dtype))
+
+
+class TransformedPositions(nn.Module):
+    """The positional convolution by Fourier transforms in float32, on any device."""
+
+    def __init__(self, plain: Any) -> None:
+        super().__init__()
+        self.plain = plain
+
+    def forward(self, hidden_BFD: Tensor) -> Tensor:
+        with torch.autocast(hidden_BFD.device.type, enabled=False):
+            return self.plain.activation(correlated(self.plain.conv, hidden_BFD.float()))
 
 
 def bench_kernels(
@@ -120,6 +133,7 @@ def make_candidates(batch_size: int, seconds: float, device: torch.device) -> li
         hidden_BFD = torch.randn(batch_size, frames, WIDTHS[name], generator=generator).to(device)
         found.append(Candidate(part, "plain", plain.to(device), hidden_BFD))
         found.append(Candidate(part, "windows", WindowedPositions(plain), hidden_BFD))
+        found.append(Candidate(part, "transforms", TransformedPositions(plain), hidden_BFD))
     return found
 
 

@@ -4,8 +4,8 @@ FLOPs count matrix products and convolutions, two per multiply-add. Norms, softm
 ``torch.utils.flop_counter``, against which the tests check every term. A backward pass costs twice its forward pass;
 for the first convolution it costs the same, since there is no gradient to the waveform. A frozen front end has no
 backward pass, a shared one costs nothing while the teacher runs in training, and none is run if its features are read
-from a cache (making one is not counted). Seconds are those of
-``callbacks.throughput``, without validation, checkpoints and the start of the process.
+from a cache (making one is not counted). A convolution counts the same when it is computed by transforms. Seconds are
+those of ``callbacks.throughput``, without validation, checkpoints and the start of the process.
 """
 
 from collections.abc import Mapping, Sequence

@@ -200,7 +200,7 @@ def test_the_average_of_the_weights_is_that_of_one_process(home: Path, mechanism
     one, two = run_alone(alone(mechanism_scenarios(home)["averaged"], by="batch")), mechanisms["averaged"]
     assert_equal_runs(one, two, POLICY_STAGES["interleaved"])  # whose validation is that of the average
     assert two["average"][0] == two["average"][1]
-    assert two["average"][0] == pytest.approx(one["average"][0], abs=TOLERANCE)
+    assert two["average"][0] == pytest.approx(one["average"][0], rel=TOLERANCE, abs=TOLERANCE)
     gaps = [abs(a - b) for a, b in zip(two["average"][0], two["norms"], strict=True)]
     assert max(gaps) > MARGIN  # control: the weights themselves are others
 

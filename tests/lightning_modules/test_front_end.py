@@ -76,5 +76,5 @@ def test_no_gradient_to_the_waveform_and_all_others_bit_for_bit(norm: str) -> No
     theirs, their_gradients, all_made = backward(student, waveform_gradient=True)
     assert torch.equal(output, theirs)
     assert all(torch.equal(a, b) for a, b in zip(gradients, their_gradients, strict=True))
-    assert made == [True] * 7 + [False]  # the positional convolution and seven of the front end
-    assert all_made == [True] * 8  # control: what Hugging Face would have it
+    assert made == [True] * 6 + [False]  # on a CPU the positional convolution is none of torch's
+    assert all_made == [True] * 7  # control: what Hugging Face would have it

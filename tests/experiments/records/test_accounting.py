@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, HubertConfig, HubertModel
+from transformers.models.hubert.modeling_hubert import HubertPositionalConvEmbedding
 
 from datamodules.cached_records import CachedRecords, RecordLayout
 from datamodules.loading import AudioBatch
@@ -25,6 +26,7 @@ from experiments.records.accounting import (
 )
 from experiments.training.fit import DistillationCLI
 from lightning_modules.objective import ObjectiveConfig
+from lightning_modules.positions import FourierPositions
 from lightning_modules.student import StudentConfig
 from lightning_modules.whisper import WhisperTeacher
 from tests.helpers import make_module, save_corpus, save_teacher, save_whisper
@@ -34,6 +36,12 @@ UNTIL_GROWTH = ("until growth", "grown", "grown, features")
 KINDS = {"features": "frozen", **dict.fromkeys(UNTIL_GROWTH, "trained_until_growth")}
 
 NUM_SAMPLES = 16_123
+
+
+@pytest.fixture(autouse=True)
+def convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch counts the operations of convolutions, not those of the transforms that may take their place."""
+    monkeypatch.setattr(FourierPositions, "forward", HubertPositionalConvEmbedding.forward)
 
 
 def counted(model: torch.nn.Module, depth: int) -> tuple[int, int]:
