@@ -6,12 +6,14 @@
 
 Every number but ``soundfile`` comes from ``LibriSpeechDataModule``'s own training loader. The variants take turns, so
 that a slow minute of the machine affects all of them. A corpus that fits the page cache is read from memory after the
-first turn, which is not counted: this measures the processor, not the disk.
+first turn, which is not counted: this measures the processor, not the disk. With ``--cold true`` the system is asked to
+drop the files from memory before each turn, so that the disk is measured.
 """
 
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -47,6 +49,7 @@ def bench_data(
     rounds: int = 5,
     cache_dir: str | None = None,
     targets: str | None = None,
+    cold: bool = False,
     output: str | None = None,
 ) -> None:
     """Time reading, decoding, cropping, batching and handing over; print a table and write JSON.
@@ -63,6 +66,8 @@ def bench_data(
         targets: cache of the same corpus made by ``interstack cache-targets`` with ``data.batch_size=null`` and
             ``data.batch_seconds`` as here; it is read with the packed corpus if one is given, else with the files, or
             alone if it has features.
+        cold: drop the files from the system's memory before each turn, so that they are read from the disk (Linux; it
+            has no effect on a file system in memory).
         output: JSON file to write.
     """
     if min(rounds, batches) < 1 or batch_seconds <= 0:
@@ -76,6 +81,7 @@ def bench_data(
         rounds,
         cache_dir,
         targets,
+        cold,
     )
     if output is not None:
         write_json(output, result)
@@ -91,13 +97,15 @@ def measure(
     rounds: int,
     cache_dir: str | None,
     targets: str | None = None,
+    cold: bool = False,
 ) -> dict[str, Any]:
     """Measure everything that ``bench_data`` reports, in plain values."""
     variants: dict[str, Callable[[int], float]] = {}
     sources: dict[str, dict[str, Any]] = {name: {"root": root} for name, root in roots.items()}
     if targets is not None:
         name, root = list(roots.items())[-1]
-        sources[f"{name}, targets"] = {"root": root, "crop": "fixed", "targets": targets}
+        source = "features" if TargetCache(targets).has_features else f"{name}, targets"
+        sources[source] = {"root": root, "crop": "fixed", "targets": targets}
     for source, settings in sources.items():
         for num_workers in workers:
             data = LibriSpeechDataModule(
@@ -120,6 +128,8 @@ def measure(
     turns: dict[str, list[Turn]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
+            if cold:
+                forget([*roots.values(), *([targets] if targets else [])])
             turn = _timed(run, number)
             if number:  # the first one fills the page cache
                 turns[name].append(turn)
@@ -130,8 +140,19 @@ def measure(
         "batch_seconds": batch_seconds,
         "batches": batches,
         "rounds": rounds,
+        "cold": cold,
         "variants": [_row(name, turns[name]) for name in variants],
     }
+
+
+def forget(folders: list[str]) -> None:
+    """Ask the system to drop all files below ``folders`` from its memory."""
+    for folder in folders:
+        for path in Path(folder).rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())  # only pages that are on the disk can be dropped
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _loader_turn(data: LibriSpeechDataModule) -> Callable[[int], float]:
@@ -192,5 +213,6 @@ def table(result: dict[str, Any]) -> str:
         numbers = f"{row['audio_s_per_s']:>14.0f}{row['spread']:>12.0f}{row['audio_s_per_cpu_s']:>18.0f}"
         lines.append(f"{row['variant']:<28}{numbers}")
     settings = f"{result['rounds']} rounds of {result['batches']} batches of {result['batch_seconds']} s"
+    settings += ", from the disk" if result["cold"] else ", from memory where it fits"
     lines.append(f"{result['hardware']}; {result['cores']} cores; {settings}; commit {result['commit']}")
     return "\n".join(lines)

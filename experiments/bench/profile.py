@@ -39,6 +39,7 @@ TOP = 60
 KINDS = (
     ("attention", r"flash|fmha|sdpa|softmax|attention"),
     ("layout", r"nchwToNhwc|nhwcToNchw|[tT]ranspose|permute"),
+    ("fourier", r"_fft_|cufft|regular_fft|vector_fft"),
     ("conv", r"conv|wgrad|dgrad|fprop|cudnn|implicit"),
     ("gemm", r"gemm|cutlass|nvjet|cublas|splitK|matmul|ampere_|xmma|gemv|aten::(mm|addmm|bmm|baddbmm)$"),
     ("group norm", r"group_norm|GroupNorm|RowwiseMoments|ComputeInternalGradients|ComputeBackwardFusedParams"),
@@ -265,7 +266,8 @@ def name_in_words(row: Mapping[str, Any]) -> str:
     """Describe the profiled step."""
     compiled = "compiled" if row["compile"] else "eager"
     size = f"{row['batch_size']} x {row['seconds']:g} s, {row['precision']}, depth {row['depth']}"
-    return f"{size}, {row['front_end']} front end, {compiled}"
+    cached = "" if row["cached"] == "none" else f", cached {row['cached']}"
+    return f"{size}, {row['front_end']} front end{cached}, {compiled}"
 
 
 def text(row: Mapping[str, Any]) -> str:

@@ -32,12 +32,14 @@ TINY_STUDENT = json.dumps(asdict(StudentConfig(16, 32, 2)))
 
 @dataclass(frozen=True)
 class Part:
-    """One benchmark: the words after ``interstack``, the name of its result file, and its time limit in seconds."""
+    """One benchmark: the words after ``interstack``, the name of its result file, its time limit in seconds, and the
+    words of a command that must run before it."""
 
     name: str
     words: tuple[str, ...]
     output: str
     limit: float
+    before: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -81,6 +83,8 @@ def bench_suite(
                 continue
             if part.kind == "data" and not corpus.exists():
                 write_noise(corpus.parent, *((8, 1.0) if tiny else (200, 15.0)))
+            if part.before and not teacher.exists():
+                save_random_teacher(teacher)
             print(f"{part.name} ...", flush=True)
             state["parts"][part.name] = run_part(part, folder, end) | {"command": words, "output": part.output}
             write_json(folder / "suite.json", state)
@@ -93,7 +97,7 @@ def bench_suite(
 
 @contextmanager
 def inputs(tiny: bool) -> Iterator[tuple[Path, Path]]:
-    """Yield the folder for the corpus of the part ``data``, which is written on demand, and that of a tiny teacher."""
+    """Yield the folders of a corpus and of a teacher; both are written on demand, except a tiny teacher."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if tiny:
@@ -116,16 +120,21 @@ def run_part(part: Part, folder: Path, end: float) -> dict[str, Any]:
         return {"status": "not reached", "seconds": 0.0}
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "experiments.cli", *part.words, "--output", str(folder / part.output)]
-    start = time.monotonic()
+    commands = [part.before] if part.before else []
+    commands.append((*part.words, "--output", str(folder / part.output)))
+    start, status = time.monotonic(), "done"
     with (logs / f"{part.name}.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            status = "failed" if process.wait(limit) else "done"
-        except subprocess.TimeoutExpired:
-            status = "out of time"
-        finally:
-            stop(process)
+        for words in commands:
+            command = [sys.executable, "-m", "experiments.cli", *words]
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                status = "failed" if process.wait(start + limit - time.monotonic()) else "done"
+            except subprocess.TimeoutExpired:
+                status = "out of time"
+            finally:
+                stop(process)
+            if status != "done":
+                break
     return {"status": status, "seconds": round(time.monotonic() - start, 1)}
 
 
@@ -165,6 +174,7 @@ def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> li
     compiled = ("--teacher_compile", fast, "--student.compile", fast)
     channels_last = ("--teacher_kernels", "channels_last", "--student.kernels", "channels_last")
     bf16 = ("--precision", "bf16-mixed", "--teacher_precision", "bf16")
+    features = ("--cached", "features", "--student.front_end", "frozen")
     librispeech = ("--lengths", "librispeech", "--batch_size", "32" if gpu and not tiny else "2", "--depths", "[12]")
     # An epoch has just enough steps for a median; the second variant is compared with the first.
     runs: tuple[str, ...] = (
@@ -206,6 +216,7 @@ def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> li
             "compare.json",
             580,
         ),
+        step("step_features", 200, *size(32), *bf16, *compiled, *features),
         step("lengths", 200, *librispeech, *bf16),
         step("lengths_grid", 200, *librispeech, *bf16, "--length_grid", "1600"),
         step("lengths_cudnn", 200, *librispeech, *bf16, "--cuda.attention", "cudnn"),
@@ -222,6 +233,7 @@ def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> li
             "data.json",
             120,
         ),
+        _reading_features(corpus, accelerator, tiny, ("--workers", json.dumps(workers), "--rounds", "1", *data)),
         step("step_eager", 200, *size(32), *bf16),
         *([] if tiny else _more_profiles(profile, fast)),
         Part("growth", ("bench", "growth", *where, *growth), "growth.json", 90),
@@ -244,12 +256,25 @@ def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> li
     ]
 
 
+def _reading_features(corpus: Path, accelerator: str, tiny: bool, options: tuple[str, ...]) -> Part:
+    """Read cached targets and features, which are written beside the corpus before that."""
+    cache = str(corpus.parent / "features")
+    before = ["cache-targets", "--config", "full_l2l", "--features", "true", "--output", cache]
+    before += ["--data.root", str(corpus), "--data.train_splits", "[train-clean-100]", "--data.val_splits", "[]"]
+    before += ["--data.crop", "fixed", "--data.batch_size", "null", "--data.batch_seconds", "2" if tiny else "480"]
+    before += ["--data.cache_dir", str(corpus.parent / "cache"), "--model.student.front_end", "frozen"]
+    before += ["--model.teacher.init_args.model", str(corpus.parent / "teacher"), "--trainer.accelerator", accelerator]
+    words = ("bench", "data", "--root", str(corpus), "--targets", cache, *options)
+    return Part("data_features", words, "data_features.json", 400, tuple(before))
+
+
 def _more_profiles(profile: Callable[..., Part], fast: str) -> list[Part]:
     """List profiles of other sizes and switches, which matter less."""
     return [
         profile("small", 8),
         profile("large", 64, "--compile", fast),
         profile("shared", 32, "--compile", fast, "--front_end", "shared"),
+        profile("features", 32, "--compile", fast, "--front_end", "frozen", "--cached", "features"),
         profile("shallow", 32, "--compile", fast, "--depth", "3"),
         profile("float32", 16, "--precision", "32-true"),
     ]

@@ -107,6 +107,7 @@ READERS: dict[str, Callable[[Any, Mapping[str, Any]], Iterable[Cells]]] = {
     "profile": _profiles,
     "compare": _runs,
     "data": _reading,
+    "data_features": _reading,
     "growth": _growths,
     "kernels": _kernels,
     "scaling": _points,

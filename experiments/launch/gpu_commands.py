@@ -4,6 +4,7 @@ Each command has at most 2,000 characters and runs for at most ten minutes. Stat
 working tree, so that a repeated command continues; results to copy back are packed into ``$OUT``.
 """
 
+import json
 from typing import NamedTuple
 
 MOST_SECONDS, MOST_CHARACTERS = 600, 2000
@@ -15,7 +16,8 @@ PREPARE = (
     "ulimit -n 65536 || true; set -o pipefail; "
 )
 SUITE = "python3 -m experiments.cli bench suite --accelerator gpu --output gpu_results/suite"
-OTHER_PROFILES = '["profile_small","profile_large","profile_shared","profile_shallow","profile_float32"]'
+PROFILES = ("features", "small", "large", "shared", "shallow", "float32")
+OTHER_PROFILES = json.dumps([f"profile_{name}" for name in PROFILES])
 # Tests that compare a run with itself, whatever the device.
 OWN_TESTS = (
     "tests/test_switches.py tests/callbacks/test_guards.py tests/callbacks/test_ema.py tests/callbacks/test_resume.py "

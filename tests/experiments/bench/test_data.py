@@ -1,6 +1,7 @@
 """The benchmark of the data path: every variant goes through the loader and is reported."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,14 @@ def test_cached_targets_are_read_with_the_audio_or_with_features(
 
     monkeypatch.setattr(TargetCache, "read", reading)
     output = tmp_path / "data.json"
-    bench_data(
-        *(str(corpus), None, ["train"], 2.0, 3, [0], 1, str(tmp_path / "cache"), str(tmp_path / "targets"), str(output))
-    )
+    where = str(tmp_path / "cache"), str(tmp_path / "targets")
+    bench_data(str(corpus), None, ["train"], 2.0, 3, [0], 1, *where, output=str(output))
     rows = json.loads(output.read_text())["variants"]
-    assert [row["variant"] for row in rows] == ["files, 0 workers", "soundfile alone", "files, targets, 0 workers"]
+    assert [row["variant"] for row in rows] == [
+        "files, 0 workers",
+        "soundfile alone",
+        "features, 0 workers" if features else "files, targets, 0 workers",
+    ]
     assert set(carried) == {features}
     with pytest.raises(ValueError, match=r"data\.batch_seconds was 2\.0, is 1\.0"):
         bench_data(str(corpus), None, ["train"], 1.0, 3, [0], 1, str(tmp_path), str(tmp_path / "targets"))
@@ -68,3 +72,29 @@ def test_rates_are_medians_of_audio_over_time() -> None:
 def test_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="rounds=0"):
         bench_data("/nowhere", rounds=0)
+
+
+def test_files_are_dropped_from_memory_before_each_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[str] = []
+
+    def advise(descriptor: int, first: int, length: int, advice: int) -> None:
+        assert (first, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        dropped.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    corpus = write_corpus(tmp_path / "corpus", {"train": [8000] * 4})
+    files = {path.name for path in corpus.rglob("*") if path.is_file()}
+    for cold in (False, True):
+        dropped.clear()
+        settings: dict[str, Any] = {
+            "splits": ["train"],
+            "batch_seconds": 2.0,
+            "batches": 1,
+            "workers": [0],
+            "rounds": 1,
+        }
+        output = tmp_path / "data.json"
+        bench_data(str(corpus), **settings, cold=cold, cache_dir=str(tmp_path / "cache"), output=str(output))
+        assert json.loads(output.read_text())["cold"] is cold
+        assert set(dropped) == (files if cold else set())
+        assert len(dropped) == (4 * len(files) if cold else 0)  # two variants, two turns

@@ -52,6 +52,16 @@ def test_a_part_that_fails_leaves_its_log(tmp_path: Path) -> None:
     assert "unknown command 'no-such-command'" in (tmp_path / "logs" / "one.log").read_text()
 
 
+def test_a_command_before_a_part_runs_first_and_its_failure_is_the_parts(tmp_path: Path) -> None:
+    good, bad = ("synthesize", "--help"), ("no-such-command",)
+    for before, words, status in ((good, bad, "failed"), (bad, good, "failed")):
+        part = Part("one", words, "one.json", 60, before)
+        assert run_part(part, tmp_path, FOREVER)["status"] == status
+        log = (tmp_path / "logs" / "one.log").read_text()
+        assert "unknown command 'no-such-command'" in log
+        assert ("usage" in log) == (before == good), "what comes after a failure is not run"
+
+
 def test_a_part_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "python").write_text("#!/bin/bash\nexec sleep 1000\n")
     (tmp_path / "python").chmod(0o755)
@@ -108,7 +118,8 @@ def test_what_is_done_is_not_done_again(
 def test_the_table_reads_every_file(tmp_path: Path) -> None:
     made = {"commit": "abc", "hardware": "1 x GPU", "torch": "2", "cudnn": 9, "float32": "ieee"}
     numbers = {"step_ms": 100.0, "audio_s_per_s": 2400.0, "mfu": 0.25, "memory_gb": 12.5}
-    profile = {"batch_size": 16, "seconds": 15.0, "depth": 12, "front_end": "trained", "compile": False, "kernels": 9}
+    profile = {"batch_size": 16, "seconds": 15.0, "depth": 12, "front_end": "trained", "compile": False}
+    profile |= {"cached": "features", "kernels": 9}
     profile |= {"precision": "bf16-mixed", "host_submit_ms": 50.0, "kernel_ms": 100.0, "kinds": {"conv": {"ms": 60.0}}}
     setting = {"batch_size": 32, "seconds": None, "lengths": "librispeech", "length_grid": 1600, "precision": "32-true"}
     against = {"median": 2.0}
@@ -133,8 +144,8 @@ def test_the_table_reads_every_file(tmp_path: Path) -> None:
         parts[name] = {"status": "done", "seconds": 9.0, "output": f"{name}.json"}
     text = table(tmp_path, {**made, "parts": parts})
     for line in (
-        "| profile | 16 x 15 s, bf16-mixed, depth 12, trained front end, eager | 100 | 2,400 | 25 | 12.5 | "
-        "9 kernels; ms: conv 60.0; host-bound below 120 audio s |",
+        "| profile | 16 x 15 s, bf16-mixed, depth 12, trained front end, cached features, eager | 100 | "
+        "2,400 | 25 | 12.5 | 9 kernels; ms: conv 60.0; host-bound below 120 audio s |",
         "| lengths | 32 x librispeech, grid 1600, 32-true, depth 12 | 100 | 2,400 | 25 | 12.5 | 9 lengths |",
         "| compare | grown | 50 | 200 | - | - | 2.00 x full; growth predicted 1.20, measured 2.00 |",
         "| data | files, 4 workers | - | 7,200 | - | - | 1800 per core second |",
