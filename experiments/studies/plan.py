@@ -21,6 +21,8 @@ from experiments.studies.study import Row, Study, row_settings
 Kind = Literal["corpus", "teacher", "targets", "together", "distil", "export", "evaluate", "similarity"]
 TARGET_SETTINGS = ("output_layer", "normalize_targets", "statistics_seconds")
 """Settings of the objective, besides the layers, that a cache of targets depends on."""
+WITHOUT_WEIGHTS = ("dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "compile", "compile_backend")
+"""Settings of the student that its front end's output does not depend on."""
 PHONE_TASKS = ("pr", "pr_probe", "frames_probe")
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 
@@ -202,6 +204,8 @@ class Plan:
         asked = {name: own["objective"][name] for name in TARGET_SETTINGS if name in own.get("objective", {})}
         objective = {key: value for key, value in baseline.get("objective", {}).items() if key not in TARGET_SETTINGS}
         model = {key: value for key, value in (own if features else baseline).items() if key != "optimizer"}
+        if features:
+            model["student"] = {key: value for key, value in student.items() if key not in WITHOUT_WEIGHTS}
         content = {"model": {**model, "objective": objective | asked}, "data": data, "inputs": self._digests()}
         needs = [self.corpus if self.study.data == "corpus" else None, self.teacher]
         if not features:

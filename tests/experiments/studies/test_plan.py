@@ -116,6 +116,8 @@ def test_a_row_chooses_what_it_reads_from_a_cache(tmp_path: Path) -> None:
     assert "features" not in whole.jobs[targets].settings
     costs = [Estimator(whole, on_gpu=False).of(whole.distil[row, 0]).flops for row in ("a", "d", "e")]
     assert costs[0] > costs[1] > costs[2]  # neither teacher nor convolutions
+    still = planned(*rows, more="model.student.dropout: 0.0")
+    assert caches(still, "e") == features, "dropout does not change what the front end gives"
     drawn = "model.student.front_end_init: random"
     whole = planned(*rows, more=f"{drawn}, model.student.front_end: frozen")
     assert len(set(caches(whole, "e"))) == 2, "a drawn front end has features of its own for each seed"
