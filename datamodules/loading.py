@@ -82,10 +82,11 @@ class AudioDataset(Dataset[AudioBatch]):
         index_B = batch.rows.astype(np.int64)
         waveforms_BT = None
         if self.cache is None or not (self.cache.has_features or self.features is not None):
-            waveforms_BT = torch.zeros(len(batch.rows), int(batch.global_num_samples.max()))
+            # numpy asks for huge pages for a large array, which torch does not.
+            values = np.zeros((len(batch.rows), int(batch.global_num_samples.max())), np.float32)
             for item, (row, start, num_samples) in enumerate(zip(*batch[:3], strict=True)):
-                index_B[item], waveform_T = self._read(int(row), int(start), int(num_samples))
-                waveforms_BT[item, :num_samples] = torch.from_numpy(waveform_T)
+                index_B[item], values[item, :num_samples] = self._read(int(row), int(start), int(num_samples))
+            waveforms_BT = torch.from_numpy(values)
         segments = index_B if batch.segments is None else batch.segments
         return AudioBatch(
             waveforms_BT,
