@@ -18,14 +18,13 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from datamodules.errors import InputError
 from datamodules.files import read_json, read_lines
-from datamodules.shards import first_damage, read_marker
+from datamodules.shards import first_damage, forget_folders, read_marker, remembered
 
 MARKER = "packed.json"
 INDEX = "index.jsonl"
@@ -103,8 +102,7 @@ def verify_packed(folder: str) -> None:
     Raises:
         InputError: a file is missing or differs; the first is named.
     """
-    for remembered in (read_marker, _samples):  # the split may have been packed again
-        remembered.cache_clear()
+    forget_folders()  # the split may have been packed again
     if (damage := first_damage(folder, read_marker(folder, MARKER)["parts"])) is not None:
         raise _damaged(*damage)
 
@@ -124,9 +122,9 @@ def _status(shard: str) -> tuple[str, int, int]:
     return shard, status.st_size, status.st_mtime_ns
 
 
-@cache
+@remembered
 def _samples(shard: str) -> np.ndarray:
-    """All samples of a shard, memory-mapped once per process."""
+    """All samples of a shard, memory-mapped."""
     folder, name = os.path.split(shard)
     _, size, _ = _status(shard)
     # Reading past the end of a mapped file kills the process without a message.

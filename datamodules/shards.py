@@ -9,15 +9,18 @@ marks it as finished (:mod:`datamodules.folders`).
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 from datamodules.files import FolderLock, clear_temporaries, read_json, replacing, write_json
 from datamodules.folders import write_marker
 
+P = ParamSpec("P")
+R = TypeVar("R")
+_FORGET: list[Callable[[], None]] = []
 Part = dict[str, Any]
 """Description of a finished file: ``bytes``, ``sha256`` and further values of the code that writes it."""
 
@@ -27,9 +30,22 @@ def unfinished_folder(folder: Path) -> Path:
     return folder.with_name(f".unfinished-{folder.name}")
 
 
-@cache
+def remembered(read: Callable[P, R]) -> Callable[P, R]:
+    """Call ``read`` once per process for each argument, until :func:`forget_folders`."""
+    caching = cache(read)
+    _FORGET.append(caching.cache_clear)
+    return cast(Callable[P, R], caching)
+
+
+def forget_folders() -> None:
+    """Forget all finished folders and close their mapped files; the next reading opens them again."""
+    for forget in _FORGET:
+        forget()
+
+
+@remembered
 def read_marker(folder: str, marker: str) -> dict[str, Any]:
-    """Content of a finished folder's marker file, read once per process; ``cache_clear`` forgets all of them."""
+    """Content of a finished folder's marker file."""
     return read_json(os.path.join(folder, marker))
 
 

@@ -20,7 +20,6 @@ Shapes: S targets (the output and each hidden layer), B batch, N rows.
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from torch import Tensor
 from datamodules.cached_records import CachedRecords, RecordLayout, aligned
 from datamodules.errors import InputError
 from datamodules.files import read_lines
-from datamodules.shards import first_damage, read_marker
+from datamodules.shards import first_damage, forget_folders, read_marker, remembered
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +104,7 @@ class TargetCache:
         Raises:
             InputError: a file is missing or differs; the first is named.
         """
-        close_files()  # the cache may have been made again
+        forget_folders()  # the cache may have been made again
         if (damage := first_damage(self.folder, read_marker(self.folder, MARKER)["parts"])) is not None:
             raise _damaged(*damage)
 
@@ -186,21 +185,15 @@ def _damaged(path: str, problem: str) -> InputError:
     )
 
 
-def close_files() -> None:
-    """Close the files of all caches in this process; the next reading opens them again."""
-    for remembered in (read_marker, _places, _shard):
-        remembered.cache_clear()
-
-
-@cache
+@remembered
 def _places(folder: str) -> np.ndarray:
     _require_size(folder, PLACES)
     return np.load(os.path.join(folder, PLACES), mmap_mode="r")
 
 
-@cache
+@remembered
 def _shard(folder: str, name: str) -> np.ndarray:
-    """All bytes of a shard, memory-mapped once per process."""
+    """All bytes of a shard, memory-mapped."""
     _require_size(folder, name)
     return np.memmap(os.path.join(folder, name), dtype=np.uint8, mode="r")
 

@@ -25,7 +25,8 @@ from datamodules.errors import InputError
 from datamodules.files import write_json
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.loading import AudioDataset
-from datamodules.target_cache import TargetCache, close_files
+from datamodules.shards import forget_folders
+from datamodules.target_cache import TargetCache
 from experiments.bench.made import made
 
 FLOATS_PER_PAGE, BYTES_PER_PAGE = 1024, 4096
@@ -147,7 +148,7 @@ def measure(
 
 def forget(folders: list[str]) -> None:
     """Ask the system to drop all files below ``folders`` from its memory."""
-    close_files()  # what is mapped is not dropped
+    forget_folders()  # what is mapped is not dropped
     for folder in folders:
         for path in Path(folder).rglob("*"):
             if path.is_file():

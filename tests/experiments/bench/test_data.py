@@ -12,7 +12,7 @@ from datamodules.cached_records import CachedRecords
 from datamodules.corpus import CorpusSettings
 from datamodules.packing import pack_split
 from datamodules.target_cache import TargetCache
-from experiments.bench.data import Turn, _row, bench_data, table
+from experiments.bench.data import Turn, _row, bench_data, forget, table
 from experiments.training.cache_targets import TargetsTrainer
 from tests.datamodules.corpora import write_corpus
 from tests.helpers import make_data, make_module, save_teacher
@@ -98,3 +98,22 @@ def test_files_are_dropped_from_memory_before_each_turn(tmp_path: Path, monkeypa
         assert json.loads(output.read_text())["cold"] is cold
         assert set(dropped) == (files if cold else set())
         assert len(dropped) == (4 * len(files) if cold else 0)  # two variants, two turns
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="finds mapped files by /proc")
+def test_mapped_files_are_closed_since_they_could_not_be_dropped(tmp_path: Path) -> None:
+    corpus, packed = write_corpus(tmp_path / "corpus", {"train": [8000] * 4}), tmp_path / "packed"
+    pack_split(CorpusSettings((str(corpus),), ("train",), min_samples=1), packed, 10**6, cache_dir=str(tmp_path))
+    settings: dict[str, Any] = {"batch_size": None, "batch_seconds": 2.0, "val_splits": []}
+    writer = TargetsTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data = make_data(packed, tmp_path / "cache", crop="fixed", **settings)
+    writer.cache_targets(make_module(save_teacher(tmp_path / "teacher")), data, str(tmp_path / "targets"))
+    bench_data(str(corpus), str(packed), ["train"], 2.0, 1, [0], 1, str(tmp_path / "cache"), str(tmp_path / "targets"))
+
+    def mapped() -> set[str]:
+        words = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        return {Path(word[-1]).suffix for word in words if word[-1].startswith(str(tmp_path))}
+
+    assert {".pcm", ".targets"} <= mapped()
+    forget([str(packed), str(tmp_path / "targets")])
+    assert not {".pcm", ".targets"} & mapped()
