@@ -7,11 +7,12 @@ ARGS ?=
 
 DEVICE ?= cuda
 
-.PHONY: help install quickstart test test-full test-gpu bench-gpu gpu-bundle docs lint clean
+.PHONY: help install quickstart test test-full test-slurm test-gpu bench-gpu gpu-bundle docs lint clean
 
 help:
 	@echo "make quickstart   corpus, teacher, four students and a report under runs/quickstart (ARGS=--fast: one to two minutes)"
 	@echo "make test         all tests that take seconds; make test-full: the long ones too"
+	@echo "make test-slurm   requeues, lost nodes, arrays and studies on a SLURM that the tests start (Debian: slurm-wlm)"
 	@echo "make test-gpu     what a GPU must do right, in minutes (DEVICE=cpu: all of it that a CPU can do)"
 	@echo "make bench-gpu    all benchmarks of one GPU, into gpu_results; the same call goes on where it stopped"
 	@echo "make gpu-bundle   what an offline GPU machine lacks, into .bundle, and the commands for it"
@@ -36,6 +37,9 @@ test: install
 
 test-full: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-slurm: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm $(ARGS)
 
 test-gpu: install
 	$(BIN)/python -m pytest tests/gpu --device $(DEVICE) $(ARGS)

@@ -33,6 +33,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.ddp import require_lightning
 from callbacks.lookup import find_callback
+from callbacks.requeue import EXIT_SIGTERM, requeue, stop_listening
 from callbacks.stacking import StackingCallback
 from datamodules.errors import InputError
 from datamodules.files import clear_temporaries, replacing
@@ -40,7 +41,6 @@ from lightning_modules.checkpoint_files import global_step, serialised
 
 log = logging.getLogger(__name__)
 
-EXIT_SIGTERM = 128 + signal.SIGTERM  # 143, the shells' exit status of a program that SIGTERM has ended
 SHOULD_STOP, TERMINATE, REQUEUE = 1, 2, 3
 REASONS = {
     SHOULD_STOP: "by trainer.max_time (which counts the time of all attempts) or by a callback",
@@ -59,7 +59,6 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
-        self._requeue: Any = None
 
     def listen(self, trainer: L.Trainer) -> None:
         """Start to record signals. Outside the main thread, where Python allows no handlers, it does nothing."""
@@ -67,9 +66,9 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             return
         environment = trainer._accelerator_connector.cluster_environment
+        stop_listening()
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             assert environment.requeue_signal is not None
-            self._requeue = signal.getsignal(environment.requeue_signal)
             signal.signal(environment.requeue_signal, self._note_requeue)
         signal.signal(signal.SIGTERM, self._note_sigterm)
 
@@ -97,18 +96,6 @@ class StopSignals:
         own = torch.tensor(self.received, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(own, reduce_op="max"))
 
-    def requeue(self, trainer: L.Trainer, path: Path) -> None:
-        """Run Lightning's handler on all ranks, which saves ``hpc_ckpt_N.ckpt`` and calls ``scontrol requeue``.
-
-        Lightning keeps one such checkpoint per requeue. It is replaced by a link to ``path``, which has the same state.
-        """
-        if callable(self._requeue):
-            self._requeue(signal.SIGUSR1, None)
-        if trainer.is_global_zero:
-            found = list(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
-            if found:
-                _link(path, max(found, key=lambda path: int(path.stem.removeprefix("hpc_ckpt_"))))
-
 
 class RunCheckpoint(Checkpoint):
     """Saves every N optimizer steps, at every epoch's end (before a growth), once per stage, and at a stop.
@@ -127,12 +114,14 @@ class RunCheckpoint(Checkpoint):
     Lightning's launcher would treat another status as a crash and kill the first. The same command with
     ``--ckpt_path last`` continues the run.
 
-    SLURM: a run is requeued as Lightning does it. Lightning chooses ``SLURMEnvironment`` under ``srun`` (one task
-    per device, job not named bash or interactive); ``sbatch --requeue --signal=SIGUSR1@120`` sends the signal
-    two minutes before the end. Then the run writes a checkpoint as above and Lightning's own ``hpc_ckpt_N.ckpt`` with
-    the same state, calls ``scontrol requeue``, and exits as above. For another signal, or none, set ``trainer.plugins``
-    to a ``SLURMEnvironment`` with other ``requeue_signal`` or ``auto_requeue``. The command must have ``--ckpt_path
-    last`` from the start.
+    SLURM: Lightning chooses ``SLURMEnvironment`` under ``srun`` (one task per device, job not named bash or
+    interactive); ``sbatch --requeue --signal=SIGUSR1@120`` sends the signal two minutes before the end. Then the run
+    writes a checkpoint as above, calls ``scontrol requeue``, ends its loggers, and exits as above, but with 143 from
+    the first process alone: ``srun --kill-on-bad-exit`` would end it when another exits so. Lightning's handler would
+    end the loggers first, and one that waits for its server would use up the time for the requeue. Before training
+    starts, :func:`callbacks.requeue.listen` answers the signal. For another signal, or none, set ``trainer.plugins`` to
+    a ``SLURMEnvironment`` with other ``requeue_signal`` or ``auto_requeue``. The command must have ``--ckpt_path last``
+    from the start.
 
     Args:
         every_n_steps: optimizer steps between files; 0 saves at epochs' ends only.
@@ -205,18 +194,18 @@ class RunCheckpoint(Checkpoint):
         return [f"stage_{depth}.ckpt"] if ends else []
 
     def _stop(self, trainer: L.Trainer, reason: int, path: Path) -> None:
-        if reason == REQUEUE:
-            self.signals.requeue(trainer, path)
         if trainer.is_global_zero:
             log.warning(
                 "stopped %s after step %d; %s holds all of it: continue with the same command and --ckpt_path last",
                 *(REASONS[reason], trainer.global_step, path),
             )
-        raise SIGTERMException(EXIT_SIGTERM if trainer.local_rank == 0 else 0)
+            if reason == REQUEUE:
+                requeue()
+        raise SIGTERMException(EXIT_SIGTERM if _reports(trainer) else 0)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Set the exit status of Lightning's SIGTERM exception, else 0 before the first batch and in ``validate``."""
-        if isinstance(exception, SIGTERMException) and exception.code is None and trainer.local_rank == 0:
+        if isinstance(exception, SIGTERMException) and exception.code is None and _reports(trainer):
             exception.code = EXIT_SIGTERM
 
     def _save(self, trainer: L.Trainer, *more_names: str) -> Path:
@@ -247,6 +236,12 @@ class RunCheckpoint(Checkpoint):
         for path in self._written[: -self.keep]:
             path.unlink(missing_ok=True)
         self._written = self._written[-self.keep :]
+
+
+def _reports(trainer: L.Trainer) -> bool:
+    """Whether this process is the one that exits with a status other than 0: one per launcher that waits for it."""
+    environment = trainer._accelerator_connector.cluster_environment
+    return trainer.is_global_zero if isinstance(environment, SLURMEnvironment) else trainer.local_rank == 0
 
 
 def rescale_progress(fit_loop: dict[str, Any], accumulate: int) -> None:

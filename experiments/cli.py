@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 
+from callbacks.requeue import listen
 from datamodules.errors import InputError, is_foreseen
 from datamodules.files import what_to_do
-from experiments.command_line import Parser, nearest
 
 COMMANDS = {
     "quickstart": (
@@ -109,6 +109,8 @@ def run(args: list[str]) -> None:
     Raises:
         InputError: the command is unknown, or refuses its input.
     """
+    from experiments.command_line import Parser, nearest  # slow, see main
+
     words = 2 if " ".join(args[:2]) in COMMANDS else 1
     name, rest = " ".join(args[:words]), args[words:]
     known = [other for other in COMMANDS if other.startswith(f"{name} ")]
@@ -150,6 +152,7 @@ def main() -> int:
 
     SIGTERM during ``fit`` and ``validate`` passes through as a ``SystemExit`` of status 143.
     """
+    listen()  # first, and before any slow import: SLURM's signal would end the process and the job
     args = sys.argv[1:]
     # Batches of many lengths would fragment a GPU's memory. torch reads this when it first uses CUDA.
     if "PYTORCH_ALLOC_CONF" not in os.environ:

@@ -62,8 +62,8 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """All checkpoints that the run can continue from, including Lightning's own of a requeued job."""
-        return [*(self.path / "checkpoints").glob("*.ckpt"), *self.path.glob("hpc_ckpt_*.ckpt")]
+        """All checkpoints that the run can continue from."""
+        return list((self.path / "checkpoints").glob("*.ckpt"))
 
     @property
     def used(self) -> bool:

@@ -1,4 +1,4 @@
-"""Executors that run jobs on this machine, in processes or in this one, or through SLURM."""
+"""Executors that run jobs on this machine, in processes or in this one; SLURM's is in ``slurm.py``."""
 
 import os
 import queue
@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +33,9 @@ class Executor(Protocol):
 
     def submit(self, job: Job) -> Handle:
         """Start the job, or put it into a queue."""
+
+    def explain(self, handle: Any) -> str:
+        """Say why a job ended without a result, if its log cannot say it; else return an empty string."""
 
     def stop(self) -> None:
         """Ask all jobs to end, and wait for them."""
@@ -86,6 +88,9 @@ class LocalExecutor:
         finally:
             self._free.put(devices)
 
+    def explain(self, handle: Any) -> str:
+        return ""
+
     def stop(self) -> None:
         self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -107,6 +112,9 @@ class InProcessExecutor:
         ended: Future[bool] = Future()
         ended.set_result(execute(self._workspace, job, launch=run_here))
         return ended
+
+    def explain(self, handle: Any) -> str:
+        return ""
 
     def stop(self) -> None:
         """Do nothing: an interrupt has ended the running job already."""
@@ -157,79 +165,3 @@ def output_to(path: Path) -> Iterator[None]:
         for number, copy in kept.items():
             os.dup2(copy, number)
             os.close(copy)
-
-
-@dataclass(frozen=True)
-class SlurmSettings:
-    """Resources of a SLURM job.
-
-    Args:
-        partition: partition of the cluster.
-        account: account that is charged.
-        hours: time limit per job; the next call of the same command continues a job that reached it.
-        cpus: cores per job.
-        memory_gb: memory per job, in GB.
-        gpus: GPUs per distillation job; other jobs get one.
-        jobs: maximum number of jobs in the queue.
-        setup: shell lines before the job, such as the activation of an environment.
-        cluster: ``slurm``, or submitit's ``local`` for a trial on one machine.
-    """
-
-    partition: str | None = None
-    account: str | None = None
-    hours: float = 24.0
-    cpus: int = 8
-    memory_gb: float = 64.0
-    gpus: int = 1
-    jobs: int = 16
-    setup: tuple[str, ...] = ()
-    cluster: str = "slurm"
-
-
-class SlurmExecutor:
-    """Runs jobs in a SLURM queue through submitit; all machines must see the output folder.
-
-    Args:
-        workspace: workspace of the study.
-        settings: resources of a job.
-
-    Raises:
-        InputError: submitit is not installed.
-    """
-
-    def __init__(self, workspace: Workspace, settings: SlurmSettings) -> None:
-        try:
-            import submitit
-        except ImportError:
-            raise InputError("--executor slurm needs submitit: pip install 'interstack[slurm]'") from None
-        self.capacity = settings.jobs
-        self._workspace, self._settings = workspace, settings
-        self._executor = submitit.AutoExecutor(folder=workspace.output / "slurm", cluster=settings.cluster)
-        self._jobs: list[Any] = []
-
-    def parameters(self, job: Job) -> dict[str, Any]:
-        """Build submitit's parameters for the job; only distillation gets more than one GPU."""
-        settings = self._settings
-        gpus = settings.gpus if job.kind == "distil" else min(1, settings.gpus)
-        parameters: dict[str, Any] = {
-            "name": f"{job.kind}-{job.row or 'shared'}",
-            "timeout_min": round(settings.hours * 60),
-            "cpus_per_task": settings.cpus,
-            "mem_gb": settings.memory_gb,
-            "gpus_per_node": 0 if job.kind == "corpus" else gpus,
-            "tasks_per_node": 1,
-        }
-        slurm = {"partition": settings.partition, "account": settings.account, "setup": list(settings.setup) or None}
-        parameters |= {f"slurm_{key}": value for key, value in slurm.items() if value is not None}
-        return parameters
-
-    def submit(self, job: Job) -> Any:
-        self._executor.update_parameters(**self.parameters(job))
-        handle = self._executor.submit(execute, self._workspace, job)
-        self._jobs.append(handle)
-        return handle
-
-    def stop(self) -> None:
-        for handle in self._jobs:
-            if not handle.done():
-                handle.cancel()

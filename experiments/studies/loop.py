@@ -74,7 +74,7 @@ class Runner:
         for job_id, handle in list(self._handles.items()):
             if handle.done():
                 del self._handles[job_id]
-                self._finished(self.jobs[job_id])
+                self._finished(self.jobs[job_id], handle)
         for job in self.jobs.values():
             if self.states[job.id] == "waiting":
                 needed = {self._state_for(job, other) for other in job.needs}
@@ -82,27 +82,35 @@ class Runner:
                     self.states[job.id] = "blocked"
                 elif needed <= {"done"} and len(self._handles) < self.executor.capacity:
                     self.states[job.id] = "running"
+                    self._say(f"started: {job.label}")
                     self._handles[job.id] = self.executor.submit(job)
         return bool(self._handles)
 
-    def _finished(self, job: Job) -> None:
+    def _say(self, line: str) -> None:
+        """Print a line where the table is shown only at the end, that is, not on a terminal."""
+        if not self.console.is_terminal:
+            self.console.print(line, soft_wrap=True)
+
+    def _finished(self, job: Job, handle: Handle) -> None:
         if is_done(self.workspace.output, job.id):
             self.states[job.id] = "done"
-            if not self.console.is_terminal:  # which shows the table only at the end
-                seconds = read_record(self.workspace.output, job.id).get("seconds", 0)
-                self.console.print(f"done: {job.label} ({seconds:.0f} s)")
+            self._say(f"done: {job.label} ({read_record(self.workspace.output, job.id).get('seconds', 0):.0f} s)")
             return
-        self._failed(job, str(job.folder / "log.txt"))
+        how = self.executor.explain(handle)
+        self._failed(job, str(job.folder / "log.txt"), how)
         for member in job.settings["members"] if job.kind == "together" else ():
             if not self.workspace.is_trained(self.jobs[member]):
-                self._failed(self.jobs[member], str(job.folder / "log.txt"))
+                self._failed(self.jobs[member], str(job.folder / "log.txt"), how)
 
-    def _failed(self, job: Job, log: str) -> None:
+    def _failed(self, job: Job, log: str, how: str) -> None:
         self.states[job.id] = "failed"
         # A job that its scheduler ended, or that did not start, could not record that itself.
         record = job.described() | {"log": log} | read_record(self.workspace.output, job.id)
-        write_json(self.workspace.path(job) / "job.json", record | {"status": "failed"})
-        self.console.print(f"failed: {job.label}; see {self.workspace.output / log}", style="red")
+        write_json(self.workspace.path(job) / "job.json", record | {"status": "failed", "ended_by": how})
+        path = self.workspace.output / log
+        logs = [f"see {path}"] if path.is_file() else []
+        line = f"failed: {job.label}; {'; '.join([how] * bool(how) + logs)}"
+        self.console.print(line, style="red", soft_wrap=True)
 
     def _state_for(self, job: Job, needed: str) -> str:
         """State of a job that ``job`` needs; training side by side counts as done if only other students failed."""

@@ -26,11 +26,12 @@ from experiments.records.runs import git_commit
 from experiments.report.study_reading import read_study
 from experiments.studies.corpora import require_corpora
 from experiments.studies.estimate import estimate_table
-from experiments.studies.executors import Executor, LocalExecutor, SlurmExecutor, SlurmSettings
+from experiments.studies.executors import Executor, LocalExecutor
 from experiments.studies.job import Workspace, is_done
 from experiments.studies.loop import Runner, only_runner, planned_seeds, write_study
 from experiments.studies.plan import Inputs, Plan
 from experiments.studies.results import restore_results
+from experiments.studies.slurm import SlurmExecutor, SlurmSettings
 from experiments.studies.study import load_study, row_settings
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.checkpointing import EXIT_SIGTERM, TERMINATE, RunCheckpoint
+from callbacks.checkpointing import TERMINATE, RunCheckpoint
 from callbacks.lookup import find_callback
+from callbacks.requeue import EXIT_SIGTERM, requeue, under_srun
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError, is_foreseen
 from datamodules.files import flatten
@@ -84,7 +85,7 @@ def fit_together(args: list[str]) -> None:
         InputError: students cannot share batches and targets, ``interstack fit`` refuses the arguments, or some
             students failed; in the last case the others were finished before.
         RuntimeError: some students failed, and at least one of the errors was not foreseen.
-        SystemExit: status 143 after SIGTERM, with a checkpoint of every student.
+        SystemExit: status 143 after SIGTERM or SLURM's signal, with a checkpoint of every student.
     """
     configs, rest = _parse(args)
     students: list[StudentCLI] = []
@@ -170,7 +171,7 @@ class Together:
         self.students = students
         self.lockstep = Lockstep([student.name for student in students])
         self.shared = Shared()
-        self._terminated = False
+        self._signal: int | None = None
         for student in students:
             self._connect(student)
 
@@ -193,7 +194,7 @@ class Together:
         """Train all students to the end; :func:`fit_together` lists the errors."""
         started = time.perf_counter()
         threads = [threading.Thread(target=self._fit, args=[s], name=s.name, daemon=True) for s in self.students]
-        with self._noting_sigterm(), _lines_with_names():
+        with self._noting_signals(), _lines_with_names():
             for thread in threads:
                 thread.start()
             try:
@@ -224,7 +225,7 @@ class Together:
         for thread in threads:
             while thread.is_alive():
                 thread.join(timeout=0.2)
-                if self._terminated:
+                if self._signal is not None:
                     self._terminate()
 
     def _terminate(self) -> None:
@@ -235,15 +236,17 @@ class Together:
             checkpoint.signals.received = TERMINATE
 
     @contextmanager
-    def _noting_sigterm(self) -> Iterator[None]:
+    def _noting_signals(self) -> Iterator[None]:
         def note(signum: int, frame: FrameType | None) -> None:
-            self._terminated = True
+            self._signal = signum
 
-        before = signal.signal(signal.SIGTERM, note)
+        signals = [signal.SIGTERM, *([signal.SIGUSR1] if under_srun() else [])]
+        before = {number: signal.signal(number, note) for number in signals}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _report(self, seconds: float) -> None:
         errors = {student.name: student.error for student in self.students if student.error is not None}
@@ -255,6 +258,8 @@ class Together:
                 f"{len(failed)} of {len(self.students)} students failed, the others went on without them: {texts}"
             ) from next(iter(failed.values()))
         if errors:
+            if self._signal == signal.SIGUSR1:
+                requeue()
             raise SystemExit(EXIT_SIGTERM)
         teacher, data = self.shared.targets.total_seconds, self.shared.batches.total_seconds
         log.info(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from callbacks.checkpointing import EXIT_SIGTERM
+from callbacks.requeue import EXIT_SIGTERM
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
 

@@ -80,7 +80,7 @@ def test_a_branch_that_was_left_can_be_taken_up_again(tmp_path: Path) -> None:
     assert folder.resolve_checkpoint("last") == str(tmp_path / "checkpoints" / "step=000000003.ckpt")
 
 
-@pytest.mark.parametrize("left", ["hpc_ckpt_1.ckpt", "metrics.csv", "summary.json"])
+@pytest.mark.parametrize("left", ["checkpoints/step=000000004.ckpt", "metrics.csv", "summary.json"])
 def test_other_traces_of_a_run_count_as_well(left: str, tmp_path: Path) -> None:
     assert RunFolder(tmp_path).resolve_checkpoint(None) is None
     save(tmp_path / left, 4)

@@ -19,10 +19,11 @@ from rich.console import Console
 from datamodules.files import write_json
 from experiments.report.study import study_texts, study_values
 from experiments.report.study_reading import read_study, study_results
-from experiments.studies.executors import LocalExecutor, SlurmExecutor, SlurmSettings
+from experiments.studies.executors import LocalExecutor
 from experiments.studies.job import Workspace, is_done, read_record, read_result
 from experiments.studies.loop import Runner, only_runner, planned_seeds, write_study
 from experiments.studies.plan import Inputs, Job, Plan
+from experiments.studies.slurm import SlurmExecutor, SlurmSettings
 from experiments.studies.study import load_study
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from callbacks.checkpointing import EXIT_SIGTERM
+from callbacks.requeue import EXIT_SIGTERM
 from datamodules.errors import InputError
 from datamodules.loading import AudioDataset
 from experiments.training.fit import CONFIGS, DistillationCLI

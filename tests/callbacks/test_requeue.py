@@ -1,0 +1,103 @@
+"""Asking SLURM for a requeue, with a stand-in `scontrol`; the real one is asked in tests/slurm."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from callbacks import requeue
+from tests.ddp.launch import REPOSITORY, environment
+from tests.patience import PATIENCE
+
+VARIABLES = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose `scontrol` writes down what it is asked for, and fails as often as `failures` says."""
+    script = tmp_path / "scontrol"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$1" = show ]; then echo "KillWait                = 12 sec"; exit; fi\n'
+        f'echo "$@" >> {tmp_path}/requests\n'
+        f"if [ -s {tmp_path}/failures ]; then sed -i 1d {tmp_path}/failures; echo busy >&2; exit 1; fi\n"
+    )
+    script.chmod(0o755)
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(requeue, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(requeue, "_returned_at", [])
+    return tmp_path
+
+
+def requests(folder: Path) -> list[str]:
+    return (folder / "requests").read_text().splitlines()
+
+
+@pytest.mark.parametrize(("failures", "accepted"), [(0, True), (2, True), (3, False)])
+def test_a_busy_controller_is_asked_three_times(scontrol: Path, failures: int, accepted: bool) -> None:
+    (scontrol / "failures").write_text("once\n" * failures)
+    assert requeue.requeue() is accepted is requeue.returned()
+    assert requests(scontrol) == ["requeue 123"] * min(3, failures + 1)
+
+
+def test_of_an_array_only_this_task_is_requeued(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "120")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    requeue.requeue()
+    assert requests(scontrol) == ["requeue 120_3"]
+
+
+def test_without_scontrol_the_log_says_what_to_do(
+    scontrol: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(scontrol / "empty"))
+    assert not requeue.requeue()
+    assert "submit the same command again" in caplog.text
+
+
+def test_what_follows_a_requeue_may_take_two_thirds_of_slurms_time(scontrol: Path) -> None:
+    assert requeue.kill_wait_seconds() == 12
+    requeue.requeue()
+    assert 0 < requeue.seconds_left() <= 8
+    requeue._returned_at[0] -= 100
+    assert requeue.seconds_left() == 0
+
+
+STARTING = """
+import sys, time
+from experiments.cli import main
+import callbacks.requeue
+sys.argv = ["interstack", "--version"]
+main()
+print("listening", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "sent", "status", "asked"),
+    [
+        ("train", signal.SIGUSR1, requeue.EXIT_SIGTERM, ["requeue 123"]),
+        ("train", signal.SIGTERM, 1, None),
+        ("interactive", signal.SIGUSR1, -signal.SIGUSR1, None),
+        ("interactive", signal.SIGTERM, -signal.SIGTERM, None),
+    ],
+)
+def test_the_program_answers_signals_from_its_start_if_it_is_a_task_of_srun(
+    scontrol: Path, name: str, sent: signal.Signals, status: int, asked: list[str] | None
+) -> None:
+    """The interactive job, in which Lightning does not use SLURM either, is the control."""
+    variables = {**environment(), **VARIABLES, "SLURM_JOB_NAME": name, "PATH": os.environ["PATH"]}
+    process = subprocess.Popen([sys.executable, "-c", STARTING], env=variables, cwd=REPOSITORY, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    while b"listening" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(sent)
+    assert process.wait(timeout=PATIENCE) == status
+    process.stdout.close()
+    assert (requests(scontrol) if (scontrol / "requests").exists() else None) == asked
