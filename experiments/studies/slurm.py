@@ -172,8 +172,10 @@ class SlurmExecutor:
         return handle
 
     def explain(self, handle: SlurmHandle) -> str:
-        how = explain_end(handle.job.job_id) if self._queue else ""
-        return f"{how}; its own log: {handle.job.paths.stderr}" if how else ""
+        if self._queue is None or handle.job.paths.result_pickle.exists():
+            return ""  # the job came to its end, so that its log says what went wrong
+        how = explain_end(handle.job.job_id)
+        return f"{how}; SLURM's log: {handle.job.paths.stderr}" if how else ""
 
     def stop(self) -> None:
         for handle in self._handles:
