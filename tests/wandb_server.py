@@ -74,7 +74,7 @@ class WandbServer:
         if "createAgent" in query:
             return {"createAgent": {"agent": {"id": "agent"}}}
         if "agentHeartbeat" in query:
-            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(self._commands())}}
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(self._commands(json.loads(given["runState"])))}}
         if "sweep(" in query:
             return {"project": {"sweep": self._sweep()}}
         if "viewer" in query:
@@ -144,11 +144,12 @@ class WandbServer:
             "runs": {"edges": [], "pageInfo": {"hasNextPage": False, "endCursor": None}},
         }
 
-    def _commands(self) -> list[dict[str, Any]]:
-        with self.lock:
-            if not self.points:
-                return [{"type": "exit"}]
-            point, number = self.points.pop(0), len(self.points)
+    def _commands(self, running: dict[str, bool]) -> list[dict[str, Any]]:
+        if running:
+            return []
+        if not self.points:
+            return [{"type": "exit"}]
+        point, number = self.points.pop(0), len(self.points)
         arguments = {name: {"value": value} for name, value in point.items()}
         return [{"type": "run", "run_id": f"point{number}", "program": self.sweep["program"], "args": arguments}]
 
