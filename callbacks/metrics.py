@@ -1,4 +1,4 @@
-"""TrainingMetrics: the loss terms of whole optimizer steps, averaged over accumulation steps and ranks."""
+"""TrainingMetrics: logs the loss terms of training and validation against the optimizer steps done."""
 
 from typing import Any, cast
 
@@ -12,7 +12,9 @@ from lightning_modules.distillation import DistillationModule
 
 
 class TrainingMetrics(Callback):
-    """Logs ``train/...`` for the first step and then every ``log_every_n_steps`` steps.
+    """Logs ``train/...`` for the first step and then every ``log_every_n_steps`` steps, and ``val/...``.
+
+    Lightning would log a validation after step N at step N - 1, beside the training row of step N.
 
     The terms of one accumulation window are summed, since a micro-batch is only a share of a global batch. They are
     summed on the device and reduced over the ranks only at logged steps, so no other step waits.
@@ -62,8 +64,14 @@ class TrainingMetrics(Callback):
             "growth/depth": pl_module.student.depth,
             "epoch": trainer.current_epoch,
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=step)
+        _log(trainer, metrics)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if values:
+            _log(trainer, values | {"epoch": trainer.current_epoch})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._reduce(trainer)
@@ -82,3 +90,8 @@ class TrainingMetrics(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epoch_loss, self._epoch = state_dict["epoch_loss"], torch.tensor(state_dict["epoch_so_far"])
+
+
+def _log(trainer: L.Trainer, metrics: dict[str, Any]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.global_step)

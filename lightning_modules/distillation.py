@@ -198,7 +198,7 @@ class DistillationModule(L.LightningModule):
         terms = self._step_losses(batch, scale=self.trainer.world_size)
         frames = self._global_frames(batch, self.trainer.world_size)
         metrics = {f"val/{name}": value for name, value in terms.named().items()}
-        self.log_dict(metrics, batch_size=frames, sync_dist=True, prog_bar=False)
+        self.log_dict(metrics, batch_size=frames, sync_dist=True, prog_bar=False, logger=False)  # by TrainingMetrics
 
     def _global_frames(self, batch: AudioBatch, num_shares: int) -> int:
         """Number of valid frames of the global batch that this is a share of."""

@@ -9,10 +9,12 @@ import io
 import logging
 import netrc
 import os
+import shutil
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -140,6 +142,8 @@ class WandbSettings:
         id: run id; default: generated once and kept over every resume.
         init_timeout_seconds: seconds to wait for an unreachable server (some 10 s more in practice) before the run
             continues offline.
+        finish_timeout_seconds: seconds to wait at the end of a run for the upload of its data; what is left then stays
+            in the run's folder, and a warning tells how to upload it.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -149,16 +153,33 @@ class WandbSettings:
     tags: list[str] = field(default_factory=list)
     id: str | None = None
     init_timeout_seconds: float = 30.0
+    finish_timeout_seconds: float = 60.0
+
+
+GOES_ON = ("preempted", "requeued")
+"""Statuses of `ResilientWandbLogger.finalize` for a run that another process will continue."""
+SERVICE_SECONDS = 10.0  # for W&B's service to answer after its own time limit
 
 
 class ResilientWandbLogger(WandbLogger):
     """A ``WandbLogger`` that goes offline when the server does not answer, and ends its run with the fit.
+
+    All metrics are shown against ``trainer/global_step``, the optimizer steps done.
+
+    Args:
+        finish_timeout_seconds: as in `WandbSettings`.
+        kwargs: as for ``WandbLogger``, which hands most of them to ``wandb.init``.
 
     Attributes:
         unreachable: whether the server failed to answer any run of this process.
     """
 
     unreachable = False
+
+    def __init__(self, finish_timeout_seconds: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._finish_timeout_seconds = finish_timeout_seconds
+        del self._wandb_init["anonymous"]  # W&B warns of it at every start
 
     @property
     @rank_zero_experiment
@@ -171,6 +192,7 @@ class ResilientWandbLogger(WandbLogger):
         if ResilientWandbLogger.unreachable and self._wandb_init["mode"] == "online":
             # Another failure would end W&B's service, and with it the runs of this process that log offline.
             self._wandb_init["mode"] = "offline"
+        earlier = self._online_folders()
         try:
             return super().experiment
         except wandb.errors.Error as error:
@@ -180,16 +202,68 @@ class ResilientWandbLogger(WandbLogger):
             log.warning("W&B could not start online (%s): it logs offline, `wandb sync` uploads", reason)
         ResilientWandbLogger.unreachable = True
         wandb.teardown()  # its service still holds the run id
+        for folder in self._online_folders() - earlier:  # it holds no metrics, and looks like a run to upload
+            shutil.rmtree(folder, ignore_errors=True)
         self._wandb_init["mode"] = "offline"
         return super().experiment
 
+    def _online_folders(self) -> set[Path]:
+        return set((Path(self.save_dir or ".") / "wandb").glob("run-*"))
+
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run: the next one in this process must not be written into it."""
+        """End the run: the next one in this process must not be written into it.
+
+        Args:
+            status: ``success``, or one of `GOES_ON`; any other marks the run as failed.
+        """
         super().finalize(status)
-        if self._experiment is not None:
-            self._experiment.finish(exit_code=0 if status == "success" else 1)
-            self._experiment = None
+        if status in GOES_ON and self._experiment is not None:
+            self._experiment.mark_preempting()  # if this process is killed now, W&B shows the run as preempted
+        self.finish(0 if status in ("success", *GOES_ON) else 1, self._finish_timeout_seconds + SERVICE_SECONDS)
+
+    @rank_zero_only
+    def finish(self, exit_code: int, timeout_seconds: float) -> None:
+        """End the run in limited time, if there is one; what was not uploaded by then stays in the run's folder.
+
+        W&B keeps the limit ``finish_timeout_seconds`` itself, and then has every row on disk. With a shorter one here
+        it goes on in the background until this process ends, and its last rows (32 kB) may be lost.
+
+        Args:
+            exit_code: 0 unless the run failed.
+            timeout_seconds: the most seconds that this call may take.
+        """
+        run, self._experiment = self._experiment, None
+        if run is None:
+            return
+        problems: list[Exception] = []
+
+        def end() -> None:
+            try:
+                run.finish(exit_code=exit_code)
+            except Exception as error:  # whatever happens to W&B must not fail a finished run
+                problems.append(error)
+
+        thread = Thread(target=end, daemon=True)
+        thread.start()
+        thread.join(timeout_seconds)
+        if thread.is_alive():
+            _leave_service()
+            problems.append(TimeoutError(f"not finished after {timeout_seconds:g} s"))
+        if problems:
+            log.warning(
+                "W&B did not get all data (%s): `wandb sync --include-online %s` uploads the run",
+                *(problems[0], run.settings.sync_dir),
+            )
+
+
+def _leave_service() -> None:
+    """Let this process end without waiting for W&B's service, which ends soon after it."""
+    import wandb
+
+    connection = wandb.setup()._connection
+    if connection is not None and connection._cleanup is not None:
+        connection._cleanup()  # its hook at exit would wait
 
 
 def build_loggers(
@@ -217,6 +291,8 @@ def build_loggers(
 def _wandb_logger(
     run_dir: Path, name: str, settings: WandbSettings, run_id: str | None, config: dict[str, Any]
 ) -> WandbLogger:
+    # W&B would report its own errors by OpenTelemetry, which fills the log with retries while the server is away.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     mode: str = settings.mode
@@ -228,6 +304,7 @@ def _wandb_logger(
             )
     run_dir.mkdir(parents=True, exist_ok=True)
     return ResilientWandbLogger(
+        settings.finish_timeout_seconds,
         name=name,
         save_dir=run_dir,
         project=settings.project,
@@ -239,7 +316,11 @@ def _wandb_logger(
         config=config,
         allow_val_change=True,  # a resumed run may have another configuration
         reinit="create_new",  # else a run that is active in this process would be continued
-        settings=wandb.Settings(init_timeout=settings.init_timeout_seconds),
+        settings=wandb.Settings(
+            init_timeout=settings.init_timeout_seconds,
+            finish_timeout=settings.finish_timeout_seconds,
+            finish_timeout_raises=True,
+        ),
     )
 
 

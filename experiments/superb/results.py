@@ -109,6 +109,7 @@ def log_samples(trainer: L.Trainer, module: TaskModule, result: dict[str, Any]) 
     for logger in loggers:
         logger.experiment.log(
             {
+                "trainer/global_step": trainer.global_step,
                 f"{prefix}samples": wandb.Table(["utterance", "hypothesis", "reference"], [list(row) for row in rows]),
                 f"{prefix}layer_weights": wandb.plot.bar(layers, "layer", "weight", title="layer weights"),
                 **{

@@ -158,7 +158,8 @@ class TaskModule(L.LightningModule):
         loss = losses_B.sum() * self.trainer.world_size / sum(map(self.task.weight, batch.num_samples))
         if self.trainer.global_rank >= len(batch.num_samples):
             loss = 0 * loss  # an item of another rank, so that this rank takes part in the reduction
-        self.log("train/loss", loss.detach(), batch_size=len(batch.num_samples))
+        updates = self.trainer.global_step + 1.0
+        self.log_dict({"train/loss": loss.detach(), "step": updates}, batch_size=len(batch.num_samples))
         return loss
 
     def _step_seed(self, batch_idx: int) -> int:
@@ -176,7 +177,8 @@ class TaskModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.scores = self._scores(self._gathered(self._predictions), "dev")
-        self.log_dict({f"{self._dev}/{name}": value for name, value in self.scores.items()})
+        scores = {f"{self._dev}/{name}": value for name, value in self.scores.items()}
+        self.log_dict(scores | {"step": float(self.trainer.global_step)})
 
     def on_test_epoch_start(self) -> None:
         # A rank may have no batch of some set, but gathering needs all ranks for every set.

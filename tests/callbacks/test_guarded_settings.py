@@ -165,6 +165,7 @@ CANNOT: dict[str, dict[str, Any]] = {
         "log_samples": "true",
         **{f"wandb.{name}": None for name in ("mode", "project", "entity", "group", "tags", "id")},
         "wandb.init_timeout_seconds": 3,
+        "wandb.finish_timeout_seconds": 3,
     },
     "where things lie": {
         "name": "another",

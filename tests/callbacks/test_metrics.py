@@ -48,3 +48,13 @@ def test_the_learning_rate_of_a_row_is_that_of_its_step(accumulate: int, tmp_pat
     assert [int(row["step"]) for row in rows] == list(range(1, 13))
     assert [float(row["train/lr"]) for row in rows] == rates.rates
     assert len(set(rates.rates)) > 6  # they differ from step to step
+
+
+def test_a_validation_is_logged_at_the_steps_done_before_it(tmp_path: Path, inputs: Path) -> None:
+    parts = make_stacking(), TrainingMetrics()
+    trainer = make_trainer(tmp_path, *parts, logger=AppendingCSVLogger(tmp_path), log_every_n_steps=1)
+    trainer.fit(make_module(inputs / "teacher"), datamodule=make_data(inputs / "corpus", inputs / "cache"))
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    steps = {name: [int(row["step"]) for row in rows if row[name]] for name in ("train/loss", "val/loss")}
+    assert steps == {"train/loss": list(range(1, 13)), "val/loss": [3, 6, 9, 12]}
+    assert {row["epoch"] for row in rows if row["val/loss"]} == {"0", "1", "2", "3"}

@@ -2,6 +2,10 @@
 
 import itertools
 import json
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,9 @@ from experiments import dashboards
 from experiments.cli import run
 from experiments.dashboards import command
 from experiments.dashboards.specification import study_specification
+from tests.conftest import REPOSITORY
+from tests.tiny_run import TINY
+from tests.wandb_server import PROJECT, TEAM, WandbServer
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -55,22 +62,71 @@ def test_without_a_key_the_specification_is_written_and_that_is_said(
     assert "nothing was sent to W&B" in " ".join(capsys.readouterr().out.split())
 
 
-def sweep_arguments(sweep: dict[str, Any]) -> list[list[str]]:
-    """What W&B's agent puts in the place of ``${args}``, for every point of the grid."""
+# -- the sweep -----------------------------------------------------------------------------------------------
+
+
+def shipped_sweep() -> dict[str, Any]:
+    return yaml.safe_load((Path(dashboards.__file__).parent / "sweep.yaml").read_text())
+
+
+def points(sweep: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every point of the grid."""
     values = [setting.get("values", [setting.get("value")]) for setting in sweep["parameters"].values()]
-    return [
-        [f"--{name}={value}" for name, value in zip(sweep["parameters"], point, strict=True)]
-        for point in itertools.product(*values)
+    return [dict(zip(sweep["parameters"], point, strict=True)) for point in itertools.product(*values)]
+
+
+def program(folder: Path, text: str) -> dict[str, str]:
+    """Environment in which ``interstack`` is this shell script."""
+    folder.mkdir()
+    (folder / "interstack").write_text(f"#!/bin/sh\n{text}\n")
+    (folder / "interstack").chmod(0o755)
+    return os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_every_run_of_the_sweep_has_a_name_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = shipped_sweep()
+    assert len(points(sweep)) == 15
+    environment = program(tmp_path / "bin", 'printf "%s\\n" "$@"')
+    written = []
+    for number, point in enumerate(points(sweep)[3:5]):
+        arguments = [f"--{name}={value}" for name, value in point.items()]  # as the agent writes them
+        command = [*sweep["command"][:-1], *arguments]
+        assert sweep["command"][-1] == "${args}"
+        ran = subprocess.run(
+            command, env=environment | {"WANDB_RUN_ID": f"id{number}"}, check=True, capture_output=True, text=True
+        )
+        with pytest.raises(SystemExit) as stop:
+            run([*ran.stdout.splitlines(), "--print_config"])
+        printed = capsys.readouterr()
+        assert stop.value.code in (0, None), printed.err
+        written.append(yaml.safe_load(printed.out))
+    assert [each["name"] for each in written] == ["sweep-id0", "sweep-id1"]
+    assert [each["wandb"]["id"] for each in written] == ["id0", "id1"]
+    assert [each["model"]["objective"]["weight"] for each in written] == [0.25, 0.25]
+    assert [each["seed_everything"] for each in written] == [0, 1]
+    assert {each["ckpt_path"] for each in written} == {"last"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_agent_trains_every_point_of_the_sweep(tmp_path: Path, inputs: Path, server: WandbServer) -> None:
+    places = ["--model.teacher.init_args.model", inputs / "teacher", "--data.cache_dir", inputs / "cache"]
+    tiny = shlex.join(map(str, [*TINY, *places, "--wandb.mode", "online"]))
+    python = shlex.quote(sys.executable)
+    environment = program(tmp_path / "bin", f'exec {python} -m experiments.cli "$@" {tiny}')
+    server.sweep = shipped_sweep()
+    server.points = [
+        {"data.root": str(inputs / "corpus"), "model.objective.weight": weight, "seed_everything": 0}
+        for weight in (0.0, 0.5, 1.0)
     ]
-
-
-def test_the_sweeps_command_line_parses(capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = yaml.safe_load((Path(dashboards.__file__).parent / "sweep.yaml").read_text())
-    assert sweep["command"] == ["interstack", "fit", "${args}"]
-    points = sweep_arguments(sweep)
-    assert len(points) == 15
-    with pytest.raises(SystemExit) as stop:
-        run(["fit", *points[4], "--print_config"])
-    printed = capsys.readouterr()
-    assert stop.value.code in (0, None), printed.err
-    assert yaml.safe_load(printed.out)["model"]["objective"]["weight"] == 0.25
+    agent = [sys.executable, "-m", "wandb", "agent", f"{TEAM}/{PROJECT}/sweep"]
+    subprocess.run(agent, env=environment | {"PYTHONPATH": str(REPOSITORY)}, cwd=tmp_path, check=True)
+    assert sorted(server.runs) == ["point0", "point1", "point2"]
+    assert {each.exit_code for each in server.runs.values()} == {0}
+    assert {each.sweep for each in server.runs.values()} == {"sweep"}
+    weights = [server.runs[name].config["model"]["value"]["objective"]["weight"] for name in sorted(server.runs)]
+    assert weights == [1.0, 0.5, 0.0]
+    assert all("val/output" in each.summary for each in server.runs.values())
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert [folder.name for folder in folders] == [f"sweep-{name}" for name in sorted(server.runs)]
+    assert all((folder / "summary.json").is_file() for folder in folders)

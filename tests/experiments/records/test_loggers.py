@@ -23,16 +23,6 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """W&B as on a machine where nobody ever logged in."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-
-
 class Tiny(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -245,3 +235,4 @@ def test_an_unreachable_server_means_offline_after_a_bounded_wait(
         "WARNING"
     ]
     assert list((tmp_path / "wandb").glob("offline-run-*-abc123"))
+    assert not list((tmp_path / "wandb").glob("run-*"))  # of the attempt to start online

@@ -8,6 +8,7 @@ import torch
 
 from callbacks.guards import DivergedError
 from datamodules.superb.rows import SuperbCorpus
+from experiments.records.reading import read_metrics
 from experiments.superb import command, running
 from experiments.superb.options import RunSettings, TaskData
 from experiments.superb.preparation import Prepared, prepare
@@ -85,15 +86,19 @@ def test_a_probe_and_the_benchmark_share_an_output_and_no_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The probe's rate is the first of the grid."""
-    root, wandb = corpora.table(tmp_path / "corpus"), ["--updates", "2", "--wandb.mode", "offline"]
-    probe = superb("sid", "fbank", root, tmp_path / "out", "--preset", "probe", *wandb)
+    root = corpora.table(tmp_path / "corpus")
+    common = ["--updates", "2", "--wandb.mode", "offline", "--trainer.log_every_n_steps", "1"]
+    probe = superb("sid", "fbank", root, tmp_path / "out", "--preset", "probe", *common)
     assert "Probes (not comparable with SUPERB)" in capsys.readouterr().out
-    full = superb("sid", "fbank", root, tmp_path / "out", "--lr_sweep", "--lr_grid", "[0.1]", *wandb)
+    full = superb("sid", "fbank", root, tmp_path / "out", "--lr_sweep", "--lr_grid", "[0.1]", *common)
     assert "Probes" not in capsys.readouterr().out
     assert (probe["preset"], full["preset"], probe["lr"]) == ("probe", "superb", full["lr"])
     folders = {preset: tmp_path / "out" / name / "lr0.1_seed1337" for preset, name in PRESET_FOLDERS.items()}
     header = {preset: (folder / "metrics.csv").read_text().splitlines()[0] for preset, folder in folders.items()}
     assert ("probe_dev/accuracy" in header["probe"], "probe" in header["superb"]) == (True, False)
+    logged = read_metrics(folders["superb"] / "metrics.csv")
+    assert logged["dev/accuracy"].steps.tolist() == [2]  # updates done
+    assert logged["train/loss"].steps.tolist() == [1, 2]
     names = {preset: [path.name for path in folder.rglob("*.table.json")] for preset, folder in folders.items()}
     assert len(names["probe"]) == len(names["superb"]) == 2
     assert all(name.startswith("probe_") for name in names["probe"])
