@@ -74,7 +74,12 @@ class WandbServer:
         if "createAgent" in query:
             return {"createAgent": {"agent": {"id": "agent"}}}
         if "agentHeartbeat" in query:
-            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(self._commands(json.loads(given["runState"])))}}
+            return {
+                "agentHeartbeat": {
+                    "agent": {"id": "agent"},
+                    "commands": json.dumps(self._commands(json.loads(given["runState"]))),
+                }
+            }
         if "sweep(" in query:
             return {"project": {"sweep": self._sweep()}}
         if "viewer" in query:

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from callbacks.requeue import EXIT_SIGTERM, returned, seconds_left
 from datamodules.errors import InputError
 from datamodules.files import write_text
 
@@ -156,8 +157,6 @@ class WandbSettings:
     finish_timeout_seconds: float = 60.0
 
 
-GOES_ON = ("preempted", "requeued")
-"""Statuses of `ResilientWandbLogger.finalize` for a run that another process will continue."""
 SERVICE_SECONDS = 10.0  # for W&B's service to answer after its own time limit
 
 
@@ -214,13 +213,19 @@ class ResilientWandbLogger(WandbLogger):
     def finalize(self, status: str) -> None:
         """End the run: the next one in this process must not be written into it.
 
+        A run whose job is back in SLURM's queue is shown as preempted, not as failed, and gets the time that SLURM
+        leaves.
+
         Args:
-            status: ``success``, or one of `GOES_ON`; any other marks the run as failed.
+            status: ``success``; any other marks the run as failed.
         """
         super().finalize(status)
-        if status in GOES_ON and self._experiment is not None:
-            self._experiment.mark_preempting()  # if this process is killed now, W&B shows the run as preempted
-        self.finish(0 if status in ("success", *GOES_ON) else 1, self._finish_timeout_seconds + SERVICE_SECONDS)
+        exit_code, seconds = 0 if status == "success" else 1, self._finish_timeout_seconds + SERVICE_SECONDS
+        if returned():
+            if self._experiment is not None:
+                self._experiment.mark_preempting()
+            exit_code, seconds = EXIT_SIGTERM, min(seconds, seconds_left())
+        self.finish(exit_code, seconds)
 
     @rank_zero_only
     def finish(self, exit_code: int, timeout_seconds: float) -> None:

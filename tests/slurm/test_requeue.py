@@ -7,7 +7,8 @@ import pytest
 
 from tests.slurm.cluster import Cluster, processes_of
 from tests.test_configs import SHRUNK
-from tests.test_kill import BATCHES_PER_EPOCH, assert_same_end
+from tests.test_kill import BATCHES_PER_EPOCH, STEPS, assert_same_end
+from tests.wandb_server import KEY, PROJECT, wandb_server
 
 
 class Runs:
@@ -162,3 +163,28 @@ def test_a_launch_that_fails_is_tried_again_and_wrong_input_is_not(runs: Runs) -
     assert "another one follows" not in runs.log(wrong)
     hopeless = runs.submit("hopeless", options=options, INTERSTACK_SETUP=str(setup), INTERSTACK_TRIES="1")
     assert runs.cluster.finish(hopeless) == "FAILED"
+
+
+@pytest.mark.parametrize("fault", ["none", "drop"])
+def test_a_requeue_comes_first_and_then_wandb_has_limited_time(runs: Runs, fault: str) -> None:
+    """A server that closes every connection costs no more than two thirds of KillWait, and the run is preempted."""
+    cluster, name = runs.cluster, f"wandb_{fault}"
+    with wandb_server() as server:
+        variables = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        online = ["--wandb.mode", "online", "--wandb.project", PROJECT, "--wandb.id", name]
+        job = runs.submit(name, *online, *runs.hold(8), options=["--nodes", "1"], **variables)
+        cluster.wait(lambda: (runs.run(name) / "held_8_0").exists(), "step 8")
+        server.fault = fault
+        cluster.call("scancel", "--signal", "USR1", job)
+        cluster.wait(lambda: cluster.restarts(job) == 1, "the requeue")
+        cluster.wait(lambda: not starting("bin/interstack"), "the end of the first start")
+        log = runs.log(job)
+        assert log.index("is back in the queue") > log.index("stopped by SLURM's signal after step 8")
+        first = server.runs[name]
+        assert (first.preempting, first.exit_code) == ((True, 143) if fault == "none" else (False, None))
+        assert ("wandb sync --include-online" in log) is (fault == "drop")
+        server.fault = "none"
+        assert cluster.finish(job) == "COMPLETED", runs.log(job)
+        assert first.exit_code == 0
+        steps = {row["trainer/global_step"] for row in first.history if "train/loss" in row}
+    assert steps >= {1, STEPS}
