@@ -51,12 +51,14 @@ class WandbServer:
     Args:
         url: address.
         fault: how every request fails: answered after ``delay`` seconds, with status 500, or closed unanswered.
+        faulty: number of requests after which the fault is over; ``None``: it stays.
         sweep: configuration of the only sweep; each point of ``points`` is handed to the agent once.
     """
 
     url: str = ""
     fault: Literal["none", "slow", "error", "drop"] = "none"
     delay: float = 1.0
+    faulty: int | None = None
     sweep: dict[str, Any] = field(default_factory=dict)
     points: list[dict[str, Any]] = field(default_factory=list)
     runs: dict[str, ReceivedRun] = field(default_factory=dict)
@@ -74,12 +76,8 @@ class WandbServer:
         if "createAgent" in query:
             return {"createAgent": {"agent": {"id": "agent"}}}
         if "agentHeartbeat" in query:
-            return {
-                "agentHeartbeat": {
-                    "agent": {"id": "agent"},
-                    "commands": json.dumps(self._commands(json.loads(given["runState"]))),
-                }
-            }
+            commands = self._commands(json.loads(given["runState"]))
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
         if "sweep(" in query:
             return {"project": {"sweep": self._sweep()}}
         if "viewer" in query:
@@ -97,6 +95,15 @@ class WandbServer:
         run.preempting = sent.get("preempting", run.preempting)
         if sent.get("complete"):
             run.exit_code = sent["exitcode"]
+
+    def fault_now(self) -> str:
+        """The fault of the next request."""
+        with self.lock:
+            if self.fault != "none" and self.faulty is not None:
+                self.faulty -= 1
+                if self.faulty < 0:
+                    self.fault = "none"
+            return self.fault
 
     def run(self, name: str) -> ReceivedRun:
         """The run, made at its first mention."""
@@ -187,12 +194,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         body, state = self._body(), self.state
-        if state.fault == "drop":
+        fault = state.fault_now()
+        if fault == "drop":
             self.close_connection = True
             return
-        if state.fault == "slow":
+        if fault == "slow":
             time.sleep(state.delay)
-        if state.fault == "error":
+        if fault == "error":
             self._reply(500, {"error": "the test asked for it"})
         elif self.path == "/graphql":
             request = json.loads(body)

@@ -107,9 +107,9 @@ class Cluster:
         self.call("scancel", "--user", getpass.getuser())
 
     def kill_node(self, name: str) -> None:
-        """End the node as a power cut would: its daemon, and every process of its jobs."""
-        os.kill(int((self.folder / f"slurmd-{name}.pid").read_text()), signal.SIGKILL)
-        for process in processes_of(name):
+        """End the node as a power cut would: its daemon, those of its job steps, and every process of its jobs."""
+        daemons = holders(self.folder / f"slurmd-{name}.log")
+        for process in [*daemons, *processes_of(name)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
@@ -182,3 +182,13 @@ def processes_of(node: str) -> Iterator[int]:
         with contextlib.suppress(OSError):
             if f"SLURMD_NODENAME={node}".encode() in path.read_bytes().split(b"\0"):
                 yield int(path.parent.name)
+
+
+def holders(file: Path) -> list[int]:
+    """List the processes that have the file open."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if link.readlink() == file:
+                found.append(int(link.parts[2]))
+    return sorted(set(found))

@@ -1,0 +1,181 @@
+"""W&B runs against a stand-in server that answers, is slow, fails or drops connections, and what is uploaded later."""
+
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.records.loggers import ResilientWandbLogger, WandbSettings, build_loggers
+from experiments.records.reading import read_metrics
+from tests.experiments.records.test_loggers import Tiny, loader, make_trainer
+from tests.tiny_run import fit
+from tests.wandb_server import ReceivedRun, WandbServer
+
+pytestmark = pytest.mark.timeout(120)  # a wait without a limit is the fault that these tests are about
+NUM_STEPS = 20
+
+
+def logger_of(folder: Path, **changes: Any) -> ResilientWandbLogger:
+    settings = WandbSettings("online", init_timeout_seconds=20, finish_timeout_seconds=4)
+    logger = build_loggers(folder, "run", replace(settings, **changes), run_id="abc123", config={"a": 1})[1]
+    assert isinstance(logger, ResilientWandbLogger)
+    return logger
+
+
+def log_steps(logger: ResilientWandbLogger, first: int = 1, last: int = NUM_STEPS) -> None:
+    for step in range(first, last + 1):
+        logger.log_metrics({"train/loss": 1 / step}, step=step)
+
+
+def steps(run: ReceivedRun) -> list[int]:
+    return [row["trainer/global_step"] for row in run.history]
+
+
+def sync(folder: Path, *options: str) -> None:
+    """Upload all runs below ``folder/wandb`` as the warning says."""
+    runs = [str(path) for path in (folder / "wandb").glob("*run-*") if path.is_dir() and not path.is_symlink()]
+    assert runs
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *options, *runs], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("fault", ["none", "slow"])
+def test_a_server_that_answers_gets_every_row(fault: str, tmp_path: Path, server: WandbServer) -> None:
+    server.fault, server.delay = fault, 0.3  # type: ignore[assignment]
+    logger = logger_of(tmp_path)
+    make_trainer(tmp_path, 1, [logger]).fit(Tiny(), loader(), loader())
+    run = server.runs["abc123"]
+    assert [row["trainer/global_step"] for row in run.history if "train/loss" in row] == [0, 1]
+    assert (run.exit_code, run.display_name, run.preempting) == (0, "run", False)
+    assert run.config["a"]["value"] == 1
+
+
+@pytest.mark.parametrize(("status", "code"), [("success", 0), ("failed", 1), ("preempted", 0), ("requeued", 0)])
+def test_the_exit_code_follows_from_the_status(status: str, code: int, tmp_path: Path, server: WandbServer) -> None:
+    logger = logger_of(tmp_path)
+    log_steps(logger, last=1)
+    logger.finalize(status)
+    run = server.runs["abc123"]
+    assert (run.exit_code, run.preempting) == (code, status in ("preempted", "requeued"))
+
+
+@pytest.mark.parametrize("fault", [pytest.param("error", marks=pytest.mark.slow), "drop"])
+def test_a_server_lost_before_the_end_gets_the_rows_later(
+    fault: str, tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logger_of(tmp_path)
+    log_steps(logger, last=NUM_STEPS // 2)
+    server.fault = fault  # type: ignore[assignment]
+    log_steps(logger, first=NUM_STEPS // 2 + 1)
+    logger.finalize("success")
+    warnings = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    (folder,) = (tmp_path / "wandb").glob("run-*-abc123")
+    assert len(warnings) == 1
+    assert f"`wandb sync --include-online {folder}`" in warnings[0]
+    server.fault = "none"
+    run = server.runs["abc123"]
+    assert (steps(run), run.exit_code) == ([], None)
+    sync(tmp_path, "--include-online")
+    assert (steps(run), run.exit_code) == (list(range(1, NUM_STEPS + 1)), 0)
+
+
+def test_a_server_that_comes_back_gets_every_row(tmp_path: Path, server: WandbServer) -> None:
+    logger = logger_of(tmp_path, finish_timeout_seconds=60)
+    log_steps(logger, last=1)
+    server.fault, server.faulty = "drop", 3
+    log_steps(logger, first=2)
+    logger.finalize("success")
+    assert server.faulty < 0  # all three requests were dropped
+    assert steps(server.runs["abc123"]) == list(range(1, NUM_STEPS + 1))
+    assert server.runs["abc123"].exit_code == 0
+
+
+def run_apart(folder: Path, server: WandbServer, settings: str, end: str, fault: str) -> str:
+    """Log one row in a process of its own, which meets the fault before its end; return its stderr."""
+    script = (
+        "import logging, sys; from pathlib import Path; logging.basicConfig();"
+        "from experiments.records.loggers import WandbSettings, build_loggers;"
+        f"settings = WandbSettings('online', {settings});"
+        "logger = build_loggers(Path(sys.argv[1]), 'run', settings, run_id='abc123')[1];"
+        f"logger.log_metrics({{'train/loss': 0.5}}, step=1); print(flush=True); input(); {end}"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script, str(folder)], text=True, **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.readline()
+        server.fault = fault  # type: ignore[assignment]
+        _, errors = process.communicate("\n")
+    assert process.returncode == 0, errors
+    return str(errors)
+
+
+@pytest.mark.slow
+def test_a_shorter_limit_ends_the_wait_and_the_process(tmp_path: Path, server: WandbServer) -> None:
+    errors = run_apart(tmp_path, server, "finish_timeout_seconds=10000", "logger.finish(0, 2.0)", "drop")
+    assert "not finished after 2 s" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reporting", ["", "true"])
+def test_a_server_that_fails_from_the_start_means_offline(
+    reporting: str, tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without W&B's reports of its own errors, which cannot be sent either, unless the user wants them."""
+    if reporting:
+        monkeypatch.setenv("WANDB_ERROR_REPORTING", reporting)
+    server.fault = "error"
+    errors = run_apart(tmp_path, server, "init_timeout_seconds=2", "logger.finalize('success')", "error")
+    assert "W&B could not start online" in errors
+    assert ("opentelemetry" in errors) == bool(reporting)
+    assert not list((tmp_path / "wandb").glob("run-*"))
+    server.fault = "none"
+    sync(tmp_path)
+    assert steps(server.runs["abc123"]) == [1]
+
+
+def test_an_offline_run_is_synced_whole(tmp_path: Path, server: WandbServer) -> None:
+    logger = logger_of(tmp_path, mode="offline")
+    log_steps(logger)
+    logger.finalize("success")
+    assert not server.runs
+    sync(tmp_path)
+    run = server.runs["abc123"]
+    assert (steps(run), run.exit_code, run.display_name) == (list(range(1, NUM_STEPS + 1)), 0, "run")
+
+
+def test_a_resumed_run_goes_on_in_its_run_and_the_last_value_of_a_step_counts(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    for first in (1, 11):  # killed after step 20, and continued from a checkpoint of step 10
+        logger = logger_of(tmp_path)
+        log_steps(logger, first)
+        logger.finalize("success")
+    assert list(server.runs) == ["abc123"]
+    assert steps(server.runs["abc123"]) == [*range(1, 21), *range(11, 21)]
+
+
+def test_every_panel_shows_something_that_a_run_sent(inputs: Path, server: WandbServer) -> None:
+    from experiments.dashboards.specification import study_specification
+    from experiments.superb.results import OVERALL
+
+    fit(inputs, "--wandb.mode", "online", "--wandb.group", "table1_mini", "--trainer.log_every_n_steps", "1")
+    (run,) = server.runs.values()
+    assert run.group == "table1_mini"
+    shown = {
+        name
+        for section in study_specification("table1_mini")["sections"]
+        for each in section["panels"]
+        for name in [each.get("x"), *each.get("metrics", [each.get("y")])]
+        for name in (name if isinstance(name, list) else [name])
+        if name is not None
+    }
+    scores = {f"{prefix}test.{name}" for prefix in ("", "probe_") for names in OVERALL.values() for name in names}
+    assert shown - scores <= run.keys
+    assert "trainer/global_step" in shown
+    assert "val/output" in shown - scores  # or nothing was compared
+    table = read_metrics(inputs / "runs" / "run" / "metrics.csv")
+    for name in ("train/output", "val/output", "growth/depth"):  # both loggers have the same steps
+        sent = {row["trainer/global_step"]: row[name] for row in run.history if name in row}
+        assert sent == pytest.approx(dict(zip(table[name].steps, table[name].values, strict=True)))
