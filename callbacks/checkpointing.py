@@ -116,12 +116,11 @@ class RunCheckpoint(Checkpoint):
 
     SLURM: Lightning chooses ``SLURMEnvironment`` under ``srun`` (one task per device, job not named bash or
     interactive); ``sbatch --requeue --signal=SIGUSR1@120`` sends the signal two minutes before the end. Then the run
-    writes a checkpoint as above, calls ``scontrol requeue``, ends its loggers, and exits as above, but with 143 from
-    the first process alone: ``srun --kill-on-bad-exit`` would end it when another exits so. Lightning's handler would
-    end the loggers first, and one that waits for its server would use up the time for the requeue. Before training
-    starts, :func:`callbacks.requeue.listen` answers the signal. For another signal, or none, set ``trainer.plugins`` to
-    a ``SLURMEnvironment`` with other ``requeue_signal`` or ``auto_requeue``. The command must have ``--ckpt_path last``
-    from the start.
+    writes a checkpoint as above, calls ``scontrol requeue``, and exits as above, but with 143 from the first process
+    alone: ``srun --kill-on-bad-exit`` would end it when another exits so. Lightning's handler is not used: it ends the
+    loggers first, however long one waits for its server. Before training starts, :func:`callbacks.requeue.listen`
+    answers the signal. For another signal, or none, set ``trainer.plugins`` to a ``SLURMEnvironment`` with other
+    ``requeue_signal`` or ``auto_requeue``. The command must have ``--ckpt_path last`` from the start.
 
     Args:
         every_n_steps: optimizer steps between files; 0 saves at epochs' ends only.

@@ -9,15 +9,17 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from types import FrameType
 
 log = logging.getLogger(__name__)
 
 EXIT_SIGTERM = 128 + signal.SIGTERM  # 143, the shells' exit status of a program that SIGTERM has ended
 TRIES, SECONDS_BETWEEN = 3, 5.0
-DEFAULT_KILL_WAIT_SECONDS = 30.0  # SLURM's own default
+MOST_SECONDS_BEFORE = 15.0
 
-_returned_at: list[float] = []
+_announced: list[bool] = []
+_before: list[Callable[[float], None]] = []
 
 
 def under_srun() -> bool:
@@ -63,10 +65,15 @@ def job_id() -> str:
 def requeue() -> bool:
     """Return this job to the queue; SLURM then ends it. Returns whether SLURM has accepted.
 
-    It is asked up to three times, because the controller of a busy cluster may not answer at once.
+    It is asked up to three times, because the controller of a busy cluster may not answer at once. Before it is, the
+    actions of :func:`before_requeue` run: with the requeue SLURM ends every process of the job, also those that send
+    what a logger has not sent yet.
     """
-    job = job_id()
-    problem = ""
+    announce()
+    job, problem = job_id(), ""
+    seconds = min(MOST_SECONDS_BEFORE, seconds_left(job) / 4)
+    for action in list(_before):
+        action(seconds)
     for attempt in range(TRIES):
         if attempt:
             time.sleep(SECONDS_BETWEEN)
@@ -76,7 +83,6 @@ def requeue() -> bool:
             problem = str(error)  # such as in a container without SLURM's programs
             break
         if answer.returncode == 0:
-            _returned_at.append(time.monotonic())
             log.warning("SLURM job %s is back in the queue", job)
             return True
         problem = (answer.stderr or answer.stdout).strip()
@@ -84,21 +90,31 @@ def requeue() -> bool:
     return False
 
 
-def returned() -> bool:
-    """Whether this process has returned its job to the queue."""
-    return bool(_returned_at)
+def announce() -> None:
+    """Note that this process will return its job to the queue, so that what ends meanwhile is no failure."""
+    _announced.append(True)
 
 
-def seconds_left() -> float:
-    """Seconds that this process may still use after a requeue: two thirds of SLURM's ``KillWait``, less those used."""
-    return max(0.0, kill_wait_seconds() * 2 / 3 - (time.monotonic() - _returned_at[0]))
+def announced() -> bool:
+    """Whether this process returns its job to the queue."""
+    return bool(_announced)
 
 
-def kill_wait_seconds() -> float:
-    """Seconds between SLURM's SIGTERM, which a requeue sends at once, and its SIGKILL."""
+def before_requeue(action: Callable[[float], None]) -> Callable[[], None]:
+    """Register an action that runs before the requeue, within the seconds that it gets; return its removal."""
+    _before.append(action)
+    return lambda: _before.remove(action) if action in _before else None
+
+
+def seconds_left(job: str) -> float:
+    """Ask SLURM for the seconds that are left to the job until its time limit; 0 if there is no answer."""
     try:
-        config = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False).stdout
+        words = ["squeue", "--noheader", "--format=%L", "--job", job]
+        text = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
-        config = ""
-    found = re.search(r"^KillWait\s*=\s*(\d+)", config, re.MULTILINE)
-    return float(found[1]) if found else DEFAULT_KILL_WAIT_SECONDS
+        return 0.0
+    if text == "UNLIMITED":
+        return float("inf")
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks.requeue import EXIT_SIGTERM, returned, seconds_left
+from callbacks.requeue import EXIT_SIGTERM, MOST_SECONDS_BEFORE, announced, before_requeue
 from datamodules.errors import InputError
 from datamodules.files import write_text
 
@@ -184,16 +184,21 @@ class ResilientWandbLogger(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run, started at the first access, on rank zero."""
+        if self._experiment is None:
+            self._start()
+            self._stays = before_requeue(self.suspend)
+        return self._experiment
+
+    def _start(self) -> None:
         import wandb
 
-        if self._experiment is not None:
-            return self._experiment
         if ResilientWandbLogger.unreachable and self._wandb_init["mode"] == "online":
             # Another failure would end W&B's service, and with it the runs of this process that log offline.
             self._wandb_init["mode"] = "offline"
         earlier = self._online_folders()
         try:
-            return super().experiment
+            self._experiment = super().experiment
+            return
         except wandb.errors.Error as error:
             if self._wandb_init["mode"] != "online":
                 raise
@@ -204,7 +209,7 @@ class ResilientWandbLogger(WandbLogger):
         for folder in self._online_folders() - earlier:  # it holds no metrics, and looks like a run to upload
             shutil.rmtree(folder, ignore_errors=True)
         self._wandb_init["mode"] = "offline"
-        return super().experiment
+        self._experiment = super().experiment
 
     def _online_folders(self) -> set[Path]:
         return set((Path(self.save_dir or ".") / "wandb").glob("run-*"))
@@ -213,19 +218,25 @@ class ResilientWandbLogger(WandbLogger):
     def finalize(self, status: str) -> None:
         """End the run: the next one in this process must not be written into it.
 
-        A run whose job is back in SLURM's queue is shown as preempted, not as failed, and gets the time that SLURM
-        leaves.
-
         Args:
-            status: ``success``; any other marks the run as failed.
+            status: ``success``; any other marks the run as failed, unless its job returns to SLURM's queue.
         """
         super().finalize(status)
-        exit_code, seconds = 0 if status == "success" else 1, self._finish_timeout_seconds + SERVICE_SECONDS
-        if returned():
-            if self._experiment is not None:
-                self._experiment.mark_preempting()
-            exit_code, seconds = EXIT_SIGTERM, min(seconds, seconds_left())
-        self.finish(exit_code, seconds)
+        if announced():
+            self.suspend(MOST_SECONDS_BEFORE)
+        else:
+            self.finish(0 if status == "success" else 1, self._finish_timeout_seconds + SERVICE_SECONDS)
+
+    @rank_zero_only
+    def suspend(self, seconds: float) -> None:
+        """End the run in this process; W&B shows it as preempted until another process continues it.
+
+        Args:
+            seconds: the most seconds that this call may take.
+        """
+        if self._experiment is not None:
+            self._experiment.mark_preempting()
+        self.finish(EXIT_SIGTERM, seconds)
 
     @rank_zero_only
     def finish(self, exit_code: int, timeout_seconds: float) -> None:
@@ -241,6 +252,7 @@ class ResilientWandbLogger(WandbLogger):
         run, self._experiment = self._experiment, None
         if run is None:
             return
+        self._stays()
         problems: list[Exception] = []
 
         def end() -> None:

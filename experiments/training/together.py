@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import TERMINATE, RunCheckpoint
 from callbacks.lookup import find_callback
-from callbacks.requeue import EXIT_SIGTERM, requeue, under_srun
+from callbacks.requeue import EXIT_SIGTERM, announce, requeue, under_srun
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError, is_foreseen
 from datamodules.files import flatten
@@ -239,6 +239,8 @@ class Together:
     def _noting_signals(self) -> Iterator[None]:
         def note(signum: int, frame: FrameType | None) -> None:
             self._signal = signum
+            if signum == signal.SIGUSR1:
+                announce()
 
         signals = [signal.SIGTERM, *([signal.SIGUSR1] if under_srun() else [])]
         before = {number: signal.signal(number, note) for number in signals}

@@ -199,7 +199,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {record}\n')
     scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(requeue, "_returned_at", [])
+    monkeypatch.setattr(requeue, "_announced", [])
+    monkeypatch.setattr(requeue, "_before", [])
     return record
 
 

@@ -21,7 +21,6 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "scontrol"
     script.write_text(
         "#!/bin/sh\n"
-        f'if [ "$1" = show ]; then echo "KillWait                = 12 sec"; exit; fi\n'
         f'echo "$@" >> {tmp_path}/requests\n'
         f"if [ -s {tmp_path}/failures ]; then sed -i 1d {tmp_path}/failures; echo busy >&2; exit 1; fi\n"
     )
@@ -30,8 +29,16 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(requeue, "SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr(requeue, "_returned_at", [])
+    monkeypatch.setattr(requeue, "_announced", [])
+    monkeypatch.setattr(requeue, "_before", [])
+    left(tmp_path, "1:20")
     return tmp_path
+
+
+def left(folder: Path, answer: str | None) -> None:
+    """Make `squeue` print the time that is left, or fail."""
+    (folder / "squeue").write_text(f"#!/bin/sh\n{f'echo {answer}' if answer else 'exit 1'}\n")
+    (folder / "squeue").chmod(0o755)
 
 
 def requests(folder: Path) -> list[str]:
@@ -41,7 +48,7 @@ def requests(folder: Path) -> list[str]:
 @pytest.mark.parametrize(("failures", "accepted"), [(0, True), (2, True), (3, False)])
 def test_a_busy_controller_is_asked_three_times(scontrol: Path, failures: int, accepted: bool) -> None:
     (scontrol / "failures").write_text("once\n" * failures)
-    assert requeue.requeue() is accepted is requeue.returned()
+    assert requeue.requeue() is accepted
     assert requests(scontrol) == ["requeue 123"] * min(3, failures + 1)
 
 
@@ -60,12 +67,29 @@ def test_without_scontrol_the_log_says_what_to_do(
     assert "submit the same command again" in caplog.text
 
 
-def test_what_follows_a_requeue_may_take_two_thirds_of_slurms_time(scontrol: Path) -> None:
-    assert requeue.kill_wait_seconds() == 12
+@pytest.mark.parametrize(
+    ("answer", "seconds"),
+    [("1:20", 15), ("0:40", 10), ("2-01:00:00", 15), ("UNLIMITED", 15), ("INVALID", 0), (None, 0)],
+)
+def test_what_runs_before_a_requeue_gets_a_quarter_of_the_time_left(
+    scontrol: Path, answer: str | None, seconds: float
+) -> None:
+    left(scontrol, answer)
+    given: list[tuple[float, bool]] = []
+    requeue.before_requeue(lambda most: given.append((most, (scontrol / "requests").exists())))
+    requeue.before_requeue(lambda most: given.append((-1, False)))()  # taken back
+    assert not requeue.announced()
     requeue.requeue()
-    assert 0 < requeue.seconds_left() <= 8
-    requeue._returned_at[0] -= 100
-    assert requeue.seconds_left() == 0
+    assert given == [(seconds, False)]
+    assert requeue.announced()
+
+
+def test_the_time_left_is_read_as_slurm_writes_it(scontrol: Path) -> None:
+    found = []
+    for answer in ("0:09", "59:00", "3:02:01", "1-00:00:01"):
+        left(scontrol, answer)
+        found.append(requeue.seconds_left("123"))
+    assert found == [9, 3540, 10921, 86401]
 
 
 STARTING = """

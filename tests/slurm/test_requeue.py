@@ -166,12 +166,13 @@ def test_a_launch_that_fails_is_tried_again_and_wrong_input_is_not(runs: Runs) -
 
 
 @pytest.mark.parametrize("fault", ["none", "drop"])
-def test_a_requeue_comes_first_and_then_wandb_has_limited_time(runs: Runs, fault: str) -> None:
-    """A server that closes every connection costs no more than two thirds of KillWait, and the run is preempted."""
+def test_wandb_shows_the_run_as_preempted_and_cannot_delay_the_requeue(runs: Runs, fault: str) -> None:
+    """Control: a server that closes every connection, for which the requeue does not wait long."""
     cluster, name = runs.cluster, f"wandb_{fault}"
     with wandb_server() as server:
         variables = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         online = ["--wandb.mode", "online", "--wandb.project", PROJECT, "--wandb.id", name]
+        online += ["--trainer.log_every_n_steps", "1"]
         job = runs.submit(name, *online, *runs.hold(8), options=["--nodes", "1"], **variables)
         cluster.wait(lambda: (runs.run(name) / "held_8_0").exists(), "step 8")
         server.fault = fault
@@ -186,5 +187,6 @@ def test_a_requeue_comes_first_and_then_wandb_has_limited_time(runs: Runs, fault
         server.fault = "none"
         assert cluster.finish(job) == "COMPLETED", runs.log(job)
         assert first.exit_code == 0
-        steps = {row["trainer/global_step"] for row in first.history if "train/loss" in row}
-    assert steps >= {1, STEPS}
+        steps = {row["trainer/global_step"] for row in first.history if "train/output" in row}
+    # Of the first start, the server that failed lacks what it had not got by then; the folder has it.
+    assert steps >= set(range(1 if fault == "none" else 10, STEPS + 1))

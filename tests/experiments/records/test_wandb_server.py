@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from callbacks import requeue
 from experiments.records.loggers import ResilientWandbLogger, WandbSettings, build_loggers
 from experiments.records.reading import read_metrics
 from tests.experiments.records.test_loggers import Tiny, loader, make_trainer
@@ -53,13 +54,35 @@ def test_a_server_that_answers_gets_every_row(fault: str, tmp_path: Path, server
     assert run.config["a"]["value"] == 1
 
 
-@pytest.mark.parametrize(("status", "code"), [("success", 0), ("failed", 1), ("preempted", 0), ("requeued", 0)])
-def test_the_exit_code_follows_from_the_status(status: str, code: int, tmp_path: Path, server: WandbServer) -> None:
+@pytest.mark.parametrize(
+    ("status", "requeued", "code"), [("success", False, 0), ("failed", False, 1), ("failed", True, 143)]
+)
+def test_the_exit_code_follows_from_the_status_and_a_requeue_is_no_failure(
+    status: str, requeued: bool, code: int, tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requeue, "_announced", [True] * requeued)
     logger = logger_of(tmp_path)
     log_steps(logger, last=1)
     logger.finalize(status)
     run = server.runs["abc123"]
-    assert (run.exit_code, run.preempting) == (code, status in ("preempted", "requeued"))
+    assert (run.exit_code, run.preempting) == (code, requeued)  # which W&B shows as preempted
+
+
+def test_a_requeue_ends_the_run_before_slurm_ends_its_service(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requeue, "_announced", [])
+    monkeypatch.setattr(requeue, "seconds_left", lambda job: 60.0)
+    monkeypatch.setattr(requeue, "TRIES", 0)  # without SLURM
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    logger = logger_of(tmp_path)
+    log_steps(logger)
+    assert len(requeue._before) == 1
+    requeue.requeue()
+    run = server.runs["abc123"]
+    assert (run.exit_code, run.preempting) == (143, True)
+    assert steps(run) == list(range(1, NUM_STEPS + 1))
+    assert requeue._before == []
 
 
 @pytest.mark.parametrize("fault", [pytest.param("error", marks=pytest.mark.slow), "drop"])
