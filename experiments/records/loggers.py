@@ -156,8 +156,14 @@ class WandbSettings:
     init_timeout_seconds: float = 30.0
     finish_timeout_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        for name in ("init_timeout_seconds", "finish_timeout_seconds"):
+            if (value := getattr(self, name)) <= 0:  # W&B takes 0 for no limit
+                raise InputError(f"wandb.{name}={value:g} must be more than 0")
 
-SERVICE_SECONDS = 10.0  # for W&B's service to answer after its own time limit
+
+SERVICE_SECONDS = 10.0
+"""For W&B's service to answer after its own time limit, and for a run to end after another one has waited in vain."""
 
 
 class ResilientWandbLogger(WandbLogger):
@@ -243,7 +249,7 @@ class ResilientWandbLogger(WandbLogger):
         """End the run in limited time, if there is one; what was not uploaded by then stays in the run's folder.
 
         W&B keeps the limit ``finish_timeout_seconds`` itself, and then has every row on disk. With a shorter one here
-        it goes on in the background until this process ends, and its last rows (32 kB) may be lost.
+        the upload goes on until this process ends, which does not wait for it: W&B's last rows (32 kB) may be lost.
 
         Args:
             exit_code: 0 unless the run failed.
@@ -263,13 +269,17 @@ class ResilientWandbLogger(WandbLogger):
 
         thread = Thread(target=end, daemon=True)
         thread.start()
-        thread.join(timeout_seconds)
+        # Several students end one after another: only the first waits long for a server that is away.
+        thread.join(min(timeout_seconds, SERVICE_SECONDS) if ResilientWandbLogger.unreachable else timeout_seconds)
         if thread.is_alive():
-            _leave_service()
-            problems.append(TimeoutError(f"not finished after {timeout_seconds:g} s"))
+            problems.append(TimeoutError("it is still uploading"))
+            if timeout_seconds < self._finish_timeout_seconds:
+                _leave_service()
         if problems:
+            ResilientWandbLogger.unreachable = True
             log.warning(
-                "W&B did not get all data (%s): `wandb sync --include-online %s` uploads the run",
+                "W&B did not get all data (%s): `wandb sync --include-online %s` uploads the run; later runs of this "
+                "process log offline",
                 *(problems[0], run.settings.sync_dir),
             )
 

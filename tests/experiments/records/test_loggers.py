@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
+from datamodules.errors import InputError
 from experiments.records.loggers import AppendingCSVLogger, ResilientWandbLogger, WandbSettings, build_loggers
 
 
@@ -110,7 +111,8 @@ def test_a_killed_writer_loses_no_row_and_the_next_goes_on(tmp_path: Path) -> No
         """
         import sys
         from pathlib import Path
-        from experiments.records.loggers import AppendingCSVLogger
+        from datamodules.errors import InputError
+from experiments.records.loggers import AppendingCSVLogger
         logger = AppendingCSVLogger(Path(sys.argv[1]))
         for step in range(10**9):
             logger.log_metrics({"train/loss": step / 8, f"new/{step % 50}": 1}, step=step)
@@ -193,6 +195,12 @@ def test_settings_reach_wandb(tmp_path: Path) -> None:
     assert init["config"] == {"a": 1}
     assert init["dir"] == str(tmp_path)
     assert wandb_logger(tmp_path, WandbSettings("offline", id="mine"))._wandb_init["id"] == "mine"
+
+
+@pytest.mark.parametrize("name", ["init_timeout_seconds", "finish_timeout_seconds"])
+def test_no_limit_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"wandb\.{name}=0 must be more than 0"):
+        WandbSettings(**{name: 0})
 
 
 @pytest.mark.usefixtures("no_key")
