@@ -73,7 +73,10 @@ def requeue() -> bool:
     job, problem = job_id(), ""
     seconds = min(MOST_SECONDS_BEFORE, seconds_left(job) / 4)
     for action in list(_before):
-        action(seconds)
+        try:
+            action(seconds)
+        except Exception:  # whatever it is must not cost the requeue
+            log.exception("before the requeue of SLURM job %s", job)
     for attempt in range(TRIES):
         if attempt:
             time.sleep(SECONDS_BETWEEN)

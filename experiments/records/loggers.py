@@ -192,7 +192,7 @@ class ResilientWandbLogger(WandbLogger):
         """The W&B run, started at the first access, on rank zero."""
         if self._experiment is None:
             self._start()
-            self._stays = before_requeue(self.suspend)
+            self._forget = before_requeue(self.suspend)
         return self._experiment
 
     def _start(self) -> None:
@@ -258,7 +258,7 @@ class ResilientWandbLogger(WandbLogger):
         run, self._experiment = self._experiment, None
         if run is None:
             return
-        self._stays()
+        self._forget()
         problems: list[Exception] = []
 
         def end() -> None:

@@ -84,6 +84,13 @@ def test_what_runs_before_a_requeue_gets_a_quarter_of_the_time_left(
     assert requeue.announced()
 
 
+def test_what_fails_before_a_requeue_does_not_cost_it(scontrol: Path, caplog: pytest.LogCaptureFixture) -> None:
+    requeue.before_requeue(lambda most: print(1 / 0))
+    assert requeue.requeue()
+    assert requests(scontrol) == ["requeue 123"]
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_the_time_left_is_read_as_slurm_writes_it(scontrol: Path) -> None:
     found = []
     for answer in ("0:09", "59:00", "3:02:01", "1-00:00:01"):
