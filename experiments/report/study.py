@@ -130,7 +130,9 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
     if "speed_up" not in columns and described.get("baseline"):
         columns.append("speed_up")
     comparisons = described.get("comparisons") or []
-    shown = dict.fromkeys([*columns, *(each["measure"] for each in comparisons)])
+    # The pictures of speed and quality need the ratios, whether or not the table shows them.
+    ratios = ("speed_up", "flops_ratio") if described.get("baseline") else ()
+    shown = dict.fromkeys([*columns, *(each["measure"] for each in comparisons), *ratios])
     values = cell_values(study, [row["name"] for row in rows], list(shown))
     report: dict[str, Any] = {
         "format": FORMAT,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.report.grids import Cell, Grid
-from experiments.report.numbers import DASH, fixed, show_count, show_loss, show_seconds
+from experiments.report.numbers import DASH, fixed, show_count, show_loss, show_seconds, show_si
 
 PLUS_MINUS = "\u00b1"
 FEWEST_SEEDS = 3
@@ -40,7 +40,7 @@ COLUMNS = {
     "student_seconds": StudyColumn("Student, s", show_seconds, "low"),
     "speed_up": StudyColumn("Speed-up", fixed(2), "high"),
     "student_speed_up": StudyColumn("Student speed-up", fixed(2), "high"),
-    "flops": StudyColumn("FLOPs", lambda number: f"{number:.3g}", "low"),
+    "flops": StudyColumn("FLOPs", show_si, "low"),
     "flops_ratio": StudyColumn("FLOPs ratio", fixed(2), "low"),
     "peak_memory_bytes": StudyColumn("Memory, GB", lambda number: f"{number / 1e9:.2f}", "low", unit=1e9),
     "final_loss": StudyColumn("Train loss", show_loss),

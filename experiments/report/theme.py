@@ -2,8 +2,9 @@
 
 Figures are drawn once, in the light colours. Inside the HTML page each light colour is replaced by a CSS
 variable of the same name, so that one figure follows the reader's theme; light values must therefore be
-unique. The series have the hues of Okabe and Ito's palette, which people with the usual forms of colour blindness
-can tell apart, darkened or lightened until text in them is legible on the background.
+unique. `experiments.report.looks` gives them to systems. They have the hues of Okabe and Ito's palette, which people
+with the usual forms of colour blindness can tell apart, darkened or lightened until text in them is legible on the
+background.
 """
 
 import re
@@ -13,30 +14,31 @@ LIGHT = {
     "ink": "#1f2328",
     "muted": "#59636e",
     "grid": "#dde2e7",
-    "series-0": "#0067a8",
-    "series-1": "#c24e00",
-    "series-2": "#007d5a",
-    "series-3": "#9b3f8f",
-    "series-4": "#8a6a00",
-    "series-5": "#2f8fb3",
-    "series-6": "#767676",
-    "series-7": "#b3123f",
+    "blue": "#0067a8",
+    "vermilion": "#c24e00",
+    "green": "#007d5a",
+    "purple": "#9b3f8f",
+    "olive": "#8a6a00",
+    "sky": "#2f8fb3",
+    "grey": "#767676",
+    "crimson": "#b3123f",
+    "brown": "#7a4b2a",
 }
 DARK = {
     "paper": "#0f1318",
     "ink": "#e6e9ed",
     "muted": "#9aa4af",
     "grid": "#2b323a",
-    "series-0": "#5cb3ee",
-    "series-1": "#ff9257",
-    "series-2": "#35c99f",
-    "series-3": "#e597d8",
-    "series-4": "#e3bd45",
-    "series-5": "#8fdcf7",
-    "series-6": "#b0b0b0",
-    "series-7": "#ff7d9c",
+    "blue": "#5cb3ee",
+    "vermilion": "#ff9257",
+    "green": "#35c99f",
+    "purple": "#e597d8",
+    "olive": "#e3bd45",
+    "sky": "#8fdcf7",
+    "grey": "#b0b0b0",
+    "crimson": "#ff7d9c",
+    "brown": "#cf9c78",
 }
-SERIES = [value for name, value in LIGHT.items() if name.startswith("series")]
 INK, MUTED, GRID, PAPER = LIGHT["ink"], LIGHT["muted"], LIGHT["grid"], LIGHT["paper"]
 
 # Fills of the first-stage ancestors in ancestry pictures; white text is legible on the first three in both
