@@ -4,6 +4,7 @@ matplotlib is an optional package and is imported only when a figure is made. py
 """
 
 import io
+import logging
 import re
 import textwrap
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 WIDTH = 4.8  # inches: about as wide as a phone's screen, so that text of 9 points keeps its size
 FONT = 9
 SMALL = 8
+PAPER_WIDTHS = {1: 80 / 25.4, 2: 170 / 25.4}
+"""Inches of one column and of both columns of an Interspeech paper."""
 NARROW_TICKS = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, *(step / 2 for step in range(4, 20)))  # within a decade
 
 
@@ -56,6 +59,21 @@ class Picture:
         self.figure.savefig(buffer, format="png", dpi=200, facecolor=PAPER)
         return buffer.getvalue()
 
+    def paper(self, form: str) -> bytes:
+        """Draw the figure as a ``pdf`` or ``svg`` file for a paper, on white, the same bytes every time.
+
+        A PDF embeds its fonts as TrueType (type 42), since many publishers refuse matplotlib's default, type 3. An SVG
+        file cannot embed a font, so its text is drawn as outlines and looks the same everywhere.
+        """
+        import matplotlib
+
+        logging.getLogger("fontTools").setLevel(logging.WARNING)  # it lists every glyph that it embeds
+        buffer = io.BytesIO()
+        dates = {"CreationDate": None, "ModDate": None} if form == "pdf" else {"Date": None}
+        with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": self.name}):
+            self.figure.savefig(buffer, format=form, facecolor=PAPER, metadata=dates)
+        return buffer.getvalue()
+
     def svg(self) -> str:
         """Draw an element for an HTML page: colours are CSS variables, text stays text, ids have the picture's name."""
         import matplotlib
@@ -85,8 +103,8 @@ def require_matplotlib() -> None:
 
 
 def single_axes(height: float, width: float = WIDTH) -> tuple["Figure", "Axes"]:
-    """Make a figure of ``width`` and ``height`` inches with one plot on a light grid."""
-    figure, grid = axes_grid(1, 1, size=(width, height))
+    """Make a figure with one plot on a light grid; ``height`` in inches is that at ``WIDTH``, narrower ones shrink."""
+    figure, grid = axes_grid(1, 1, size=(width, height * min(1.0, width / WIDTH)))
     light_grid(grid[0][0])
     return figure, grid[0][0]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.report.figures import FONT, SMALL, WIDTH, Picture, axes_grid, single_axes
+from experiments.report.figures import FONT, SMALL, WIDTH, Picture, axes_grid
 from experiments.report.runs import Pair
 from experiments.report.theme import ANCESTORS, GRID, INK, MUTED, PAPER
 
@@ -56,7 +56,7 @@ def similarity(pairs: Sequence[Pair], key: str, width: float = WIDTH) -> Picture
 
 def wrapped(label: str, width: float) -> str:
     """Break a title of a map into lines that fit above half of a figure of ``width`` inches."""
-    return textwrap.fill(label, int(72 * (width - 0.9) / 2 / (0.56 * SMALL)))
+    return textwrap.fill(label, int(72 * (width - 1.4) / 2 / (0.56 * SMALL)))
 
 
 def map_grid(shapes: Sequence[tuple[int, ...]], width: float, titles: Sequence[str]) -> tuple["Figure", list["Axes"]]:
@@ -94,8 +94,9 @@ def layer_weights(pairs: Sequence[Pair], width: float = WIDTH) -> Picture | None
     for row, (_, weights) in enumerate(shown):
         matrix[row, : len(weights)] = weights
     labels = [textwrap.fill(label, int(72 * width / 3 / (0.56 * SMALL))) for label, _ in shown]
-    figure, axes = single_axes(0.9 + sum(0.14 + 0.18 * (label.count("\n") + 1) for label in labels), width)
-    axes.grid(False)
+    height = 0.9 + sum(0.14 + 0.16 * (label.count("\n") + 1) for label in labels)
+    figure, ((axes,),) = axes_grid(1, 1, size=(width, height))
+    axes.spines[:].set_visible(False)
     image = axes.imshow(matrix, cmap="cividis", vmin=0, aspect="auto", interpolation="none")
     axes.set_yticks(range(len(shown)), labels)
     axes.set_xticks(range(0, longest, 2 if longest > 8 else 1))

@@ -16,8 +16,8 @@ Looks = Mapping[str, Look]
 LEAST_TRAINING = 0.02  # of the baseline's FLOPs; a row with less, such as an untrained student, is left out
 IDEAL = (
     "A bar ( | ) is the ideal speed-up of a row: the baseline's training FLOPs over its own, teacher and student, by "
-    "formula. A thin line joins it to the measured point; without a measured speed-up it stands alone. Dotted: the "
-    "ideal front, which is the best quality of any row at that ideal speed-up or more."
+    "formula. A thin line joins it to the measured point; without a measured speed-up a small marker stands on it. "
+    "Dotted: the ideal front, which is the best quality of any row at that ideal speed-up or more."
 )
 PUBLISHED = "A ring marks a value published by the paper (960 h of LibriSpeech, HuBERT Base), not measured here."
 RING = "published by the paper"
@@ -46,8 +46,9 @@ def summary(report: Mapping[str, Any], looks: Looks, width: float = WIDTH) -> Pi
     keys = own if set(own) & set(published) else own + published[:1]
     if not own or len(keys) < 2:
         return None
-    lines = -(-len(keys) // 2)
-    figure, grid = axes_grid(lines, 2, size=(width, 2.5 * lines))
+    columns = 2 if width >= WIDTH else 1
+    lines = -(-len(keys) // columns)
+    figure, grid = axes_grid(lines, columns, size=(width, (0.5 + columns) * lines))
     shown: dict[str, Look] = {}
     for place, axes in enumerate(axes for line in grid for axes in line):
         if place < len(keys):
@@ -115,6 +116,7 @@ def _panel(
                 axes.plot([statistics.fmean(speeds), x], [y, y], color=look.colour, linewidth=0.6)
             else:
                 axes.errorbar(x, y, **whisker)
+                axes.plot([x], [y], linestyle="none", **look.marks(4))
         if speeds:
             axes.errorbar(statistics.fmean(speeds), y, xerr=_spread(speeds), **whisker)
             axes.plot([statistics.fmean(speeds)], [y], linestyle="none", zorder=3, **look.marks(7))

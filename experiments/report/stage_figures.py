@@ -91,9 +91,13 @@ def depth_use_picture(runs: Sequence[Run], width: float = WIDTH) -> Picture | No
         axes.spines[:].set_visible(False)
         axes.set_xticks(range(1, len(use["skipped"]) + 1))
         axes.ticklabel_format(axis="y", useOffset=False)
-        title = textwrap.fill(f"{run['name']}: output loss, change in %", int(72 * width / (0.6 * FONT)))
+        title = textwrap.fill(run["name"], int(72 * width / (0.6 * FONT)))
         axes.set_title(title, loc="left", fontsize=FONT, color=MUTED)
-    grid[-1][0].set_xlabel("layer (a swapped pair stands between its two)")
+    figure.supylabel("change of the output loss (%)", fontsize=FONT, color=MUTED)
+    grid[-1][0].set_xlabel("layer")
     grid[0][0].legend(fontsize=SMALL, frameon=False, labelcolor=MUTED, ncols=2, loc="upper left")
-    caption = "Change of the output loss without a layer, and with two neighbours swapped; near 0: it does not matter."
+    caption = (
+        "Change of the output loss without a layer, and with two neighbours swapped, whose bar stands between theirs; "
+        "near 0: it does not matter."
+    )
     return Picture("depth_use", "What each layer contributes", caption, figure)

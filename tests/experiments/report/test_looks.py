@@ -8,6 +8,7 @@ import pytest
 from experiments.records.settings_yaml import load_settings
 from experiments.report.looks import RECIPES, SYSTEMS, Look, look_of, looks_of
 from experiments.report.theme import LIGHT
+from experiments.shipped import shipped_names
 from experiments.studies.study import load_study, shipped_studies
 from experiments.training.fit import CONFIGS
 from lightning_modules.growth.policies import POLICIES
@@ -30,14 +31,10 @@ def test_rows_of_a_shipped_study_are_told_apart_by_what_they_are(name: str) -> N
     assert looks_of(rows[::-1]) == looks_of(rows)
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(path for path in CONFIGS.glob("*.yaml") if path.stem.startswith(tuple(RECIPES))),
-    ids=lambda path: path.stem,
-)
-def test_the_name_of_a_shipped_config_tells_its_policy_and_loss(path: Any) -> None:
-    settings: Mapping[str, Any] = load_settings(path.read_text())
-    policy, loss = RECIPES[max((begin for begin in RECIPES if path.stem.startswith(begin)), key=len)]
+@pytest.mark.parametrize("name", [name for name in shipped_names(CONFIGS) if name.startswith(tuple(RECIPES))])
+def test_the_name_of_a_shipped_config_tells_its_policy_and_loss(name: str) -> None:
+    settings: Mapping[str, Any] = load_settings((CONFIGS / f"{name}.yaml").read_text())
+    policy, loss = RECIPES[max((begin for begin in RECIPES if name.startswith(begin)), key=len)]
     assert settings.get("growth", {"policy": "none"})["policy"] == policy
     assert settings.get("model", {}).get("objective", {}).get("intermediate", "l2l") == loss
 
