@@ -108,11 +108,7 @@ def build_report(
     papers = {f"{each.name}.{form}": each for each in printed}
     texts = study_texts(report)
     names = ["report.md", "report.tex", "report.csv", "report.json", "report.html", RESULTS, *drawings, *papers]
-    if files is not None and not files:
-        raise InputError(f"--files names none: choose from {', '.join(names)}")
-    if unknown := [name for name in files or () if name not in names]:
-        raise InputError(f"the report has no file {', '.join(unknown)}; it has {', '.join(names)}")
-    chosen = [name for name in names if files is None or name in files]
+    chosen = chosen_files(names, files)
     shown = [(name, each.heading, each.caption) for name, each in drawings.items() if name in chosen]
 
     def content(name: str) -> bytes:
@@ -133,6 +129,19 @@ def build_report(
     return BuiltReport(
         written, rich_grid(result_grid(report), report["title"], "\n".join(report["caveats"] + report["failures"]))
     )
+
+
+def chosen_files(names: Sequence[str], files: Collection[str] | None) -> list[str]:
+    """List the names to write, all without ``files``.
+
+    Raises:
+        InputError: ``files`` is empty or has another name.
+    """
+    if files is not None and not files:
+        raise InputError(f"--files names none: choose from {', '.join(names)}")
+    if unknown := [name for name in files or () if name not in names]:
+        raise InputError(f"the report has no file {', '.join(unknown)}; it has {', '.join(names)}")
+    return [name for name in names if files is None or name in files]
 
 
 def study_values(study: StudyFolder) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def result_grid(report: dict[str, Any]) -> Grid:
     columns = report["columns"]
     best = {key: _best(report, key) for key in columns}
     rows = [
-        (Cell(row["label"]), *(_cell(report["values"][row["name"]][key], key, row["name"] in best[key])
+        (Cell(row["label"]), *(value_cell(report["values"][row["name"]][key], key, row["name"] in best[key])
                                for key in columns))
         for row in report["rows"]
     ]  # fmt: skip
@@ -132,7 +132,8 @@ def _plain(value: float | None, key: str) -> Cell:
     return Cell(DASH, missing=True) if value is None else Cell(column(key).show(value))
 
 
-def _cell(values: dict[str, Any], key: str, bold: bool) -> Cell:
+def value_cell(values: dict[str, Any], key: str, bold: bool = False) -> Cell:
+    """Show mean and standard deviation of a row over seeds, with their number if some are missing."""
     found = list(numbers(values).values())
     if not found:
         return Cell("failed") if "failed" in values.values() else Cell(DASH, missing=True)
@@ -207,14 +208,16 @@ def difference_grid(report: dict[str, Any]) -> Grid | None:
         return None
     keys = difference_columns(report)
     rows = [
-        (Cell(row["label"]), *(_difference_cell(report["values"], row["name"], baseline, key) for key in keys))
+        (Cell(row["label"]), *(difference_cell(report, row["name"], key) for key in keys))
         for row in report["rows"]
         if row["name"] != baseline
     ]
     return Grid(("System", *(column(key).title for key in keys)), tuple(rows)) if rows and keys else None
 
 
-def _difference_cell(values: dict[str, Any], row: str, baseline: str, key: str) -> Cell:
+def difference_cell(report: dict[str, Any], row: str, key: str) -> Cell:
+    """Show the mean difference of a row to the baseline with its interval, bold if that excludes zero."""
+    values, baseline = report["values"], report["baseline"]
     found = paired_difference(values[row][key], values[baseline][key])
     if found.mean is None:
         return Cell(DASH, missing=True)

@@ -324,7 +324,7 @@ def test_the_command_makes_a_studys_report_again(study: Path, tmp_path: Path) ->
     before = (study / "report.json").read_bytes()
     report_command([str(study)])
     assert (study / "report.json").read_bytes() == before
-    with pytest.raises(ValueError, match="alone"):
+    with pytest.raises(ValueError, match="no study, but others are"):
         report_command([str(study), str(write_run(tmp_path / "run"))])
 
 
