@@ -10,6 +10,7 @@ from rich.text import Text
 
 LATEX = {"\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "\u00b1": r"$\pm$"}
 LATEX |= {"{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+MANY_COLUMNS = 8  # more get smaller text on a page
 NO_BREAK_SPACE, NO_BREAK_HYPHEN = "\u00a0", "\u2011"
 
 
@@ -54,9 +55,10 @@ def html_grid(grid: Grid, caption: str) -> str:
         + "</tr>\n"
         for place, row in enumerate(grid.rows)
     )
+    names = "table wide" if len(grid.titles) > MANY_COLUMNS else "table"
     return (
-        f"<table><caption>{html.escape(caption)}</caption>\n"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
+        f"<div class='{names}'><table><caption>{html.escape(caption)}</caption>\n"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
     )
 
 
@@ -64,7 +66,7 @@ def _html_cell(title: str, cell: Cell) -> str:
     text = _unbroken(cell.text)
     text = f"<strong>{text}</strong>" if cell.bold else text
     names = "number missing" if cell.missing else "number"
-    return f"<td data-label='{html.escape(title)}' class='{names}'>{text}</td>"
+    return f"<td data-label='{_unbroken(title)}' class='{names}'>{text}</td>"
 
 
 def _unbroken(text: str) -> str:

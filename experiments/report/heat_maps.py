@@ -21,8 +21,8 @@ COMPARISONS = {
     "cka_teacher": "student and teacher (linear CKA)",
 }
 SCALE_NOTE = (
-    "Layer 1 is at the lower left. All maps have the scale of the colour bar, which goes from the lowest value seen to "
-    "the highest."
+    "Layer 1 is at the lower left. All maps have the scale of the colour bar, which goes from the lowest value of the "
+    "trained students to the highest."
 )
 
 
@@ -40,7 +40,8 @@ def similarity(pairs: Sequence[Pair], key: str, width: float = WIDTH) -> Picture
         return None
     titles = [wrapped(run.label, width) for run, _, _ in shown]
     figure, cells = map_grid([matrix.shape for _, _, matrix in shown], width, titles)
-    scale = colour_scale([matrix for _, _, matrix in shown])
+    trained = [matrix for _, log, matrix in shown if (log.steps or 0) > 1]
+    scale = colour_scale(trained or [matrix for _, _, matrix in shown])
     for (_, log, matrix), title, axes in zip(shown, titles, cells, strict=True):
         image = heat_map(axes, matrix, scale, log.growth[-1].ancestry if log.growth else ())
         axes.set_title(title, fontsize=SMALL, color=INK, pad=4)

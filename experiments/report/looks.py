@@ -32,12 +32,12 @@ RECIPES = {
 # The method that the paper proposes has the warmest colour, a star and the thickest line.
 SYSTEMS = {
     "interleaved": ("vermilion", "*"),
-    "none": ("sky", "s"),
+    "none": ("petrol", "s"),
     "none l2l": ("blue", "o"),
     "gradual": ("green", "^"),
     "gradual l2l": ("olive", "v"),
     "midas": ("purple", "D"),
-    "lidas": ("crimson", ">"),
+    "lidas": ("wine", ">"),
     "stackbert": ("green", "P"),
     "one_shot_stack": ("olive", "X"),
     "one_shot_interleave": ("brown", "D"),

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 Looks = Mapping[str, Look]
 LEAST_TRAINING = 0.02  # of the baseline's FLOPs; a row with less, such as an untrained student, is left out
 IDEAL = (
-    "A bar ( | ) is the ideal speed-up of a row: the baseline's training FLOPs over its own, teacher and student, by "
-    "formula. A thin line joins it to the measured point; without a measured speed-up a small marker stands on it. "
-    "Dotted: the ideal front, which is the best quality of any row at that ideal speed-up or more."
+    "An upright bar is the ideal speed-up of a row: the training FLOPs of its baseline over its own, by formula "
+    "(teacher and student). A thin line joins it to the measured point; without a measured speed-up a small marker "
+    "stands on it. Dotted: the ideal front, which is the best quality of any row at that ideal speed-up or more."
 )
 PUBLISHED = "A ring marks a value published by the paper (960 h of LibriSpeech, HuBERT Base), not measured here."
 RING = "published by the paper"
@@ -55,6 +55,8 @@ def summary(report: Mapping[str, Any], looks: Looks, width: float = WIDTH) -> Pi
             light_grid(axes)
             axes.set_xlabel("speed-up")
             shown |= _panel(axes, report, keys[place], looks, shown)
+            if keys[place] not in own:
+                axes.set_title(f"{axes.get_title(loc='left')} (published)", loc="left", fontsize=FONT, color=MUTED)
         else:
             axes.set_axis_off()
     legend_below(figure, _ring_last(shown), lines=False)

@@ -3,17 +3,18 @@
 import re
 import sys
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from experiments.records.reading import Series, read_run
 from experiments.report.figures import WIDTH, Picture, log_scale, require_matplotlib, single_axes
 from experiments.report.heat_maps import COMPARISONS, layer_weights, similarity
-from experiments.report.looks import look_of, looks_of
+from experiments.report.looks import SYSTEMS, look_of, looks_of
 from experiments.report.plots import depth_vs_step, loss_curves, loss_stages, running_mean
 from experiments.report.runs import Pair, ReportRun
 from experiments.report.theme import DARK, LIGHT, MUTED
@@ -213,6 +214,34 @@ def test_text_colours_have_enough_contrast(theme: dict[str, str]) -> None:
     assert contrast(theme["grid"], theme["paper"]) < 3.5
 
 
+# Linear RGB as people without one kind of cones see it (Machado et al., 2009): deuteranopia, protanopia, tritanopia.
+SEEN = {
+    "d": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "p": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "t": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "all": np.eye(3).tolist(),
+}
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+@pytest.mark.parametrize("seen", SEEN.values(), ids=list(SEEN))
+def test_systems_differ_in_colour_for_the_colour_blind(seen: list[list[float]], theme: dict[str, str]) -> None:
+    names = {colour for colour, _ in SYSTEMS.values()}
+    colours = {name: lab(np.array(seen) @ linear(theme[name])) for name in names}
+    distances = [float(np.linalg.norm(colours[a] - colours[b])) for a, b in combinations(names, 2)]
+    assert min(distances) > 15
+    old = [lab(np.array(SEEN["p"]) @ linear(colour)) for colour in ("#c24e00", "#8a6a00")]
+    assert np.linalg.norm(old[0] - old[1]) < 5  # what the measure says of two that look alike without red cones
+
+
+def lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
+    """CIE L*a*b* of linear RGB; a distance of 2 is just visible."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(rgb, 0, 1) / np.array([0.9505, 1.0, 1.089])
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
 def contrast(first: str, second: str) -> float:
     """Contrast ratio of the Web Content Accessibility Guidelines 2."""
     low, high = sorted(luminance(colour) for colour in (first, second))
@@ -220,9 +249,13 @@ def contrast(first: str, second: str) -> float:
 
 
 def luminance(colour: str) -> float:
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return float(linear(colour) @ np.array([0.2126, 0.7152, 0.0722]))
+
+
+def linear(colour: str) -> NDArray[np.float64]:
+    """Linear RGB from 0 to 1."""
+    parts = np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    return np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.8, 1.8), (1.8, 1.81), (1.0, 2.4), (0.3, 1.7), (0.3, 5.0), (0.2, 900.0)])

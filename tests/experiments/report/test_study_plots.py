@@ -95,7 +95,7 @@ def test_the_summary_gives_published_values_of_another_measure_their_own_panel(s
     other = [{"label": "InterleaveStack", "schedule": "equal", "values": {"asr/wer": 10.22, "speed_up": 1.24}}]
     picture = summary(values | {"references": other}, looks)
     assert picture is not None
-    assert [axes.get_title(loc="left") for axes in picture.figure.axes] == ["PR PER, %", "ASR WER, %"]
+    assert [axes.get_title(loc="left") for axes in picture.figure.axes] == ["PR PER, %", "ASR WER, % (published)"]
     assert "The last panel, ASR WER, %, is another measure" in picture.caption
 
 
