@@ -48,7 +48,8 @@ SYSTEMS = {
 }
 OWN_LOSS = {"none l2l": "l2l", "none": "none", "gradual l2l": "l2l", "gradual": "prediction"}  # all others: l2l
 SCHEDULES = {"prop-1": ("none", "--"), "prop-2": ("left", "-."), "prop-3": ("bottom", ":")}  # fill and line
-MARKS = "sD^v<>PXdHp"  # those that resemble a circle come last
+MARKS = "sD^v<>PXdH"
+SPARE_MARK = "p"  # of a variant whose mark is its system's own
 LINES: tuple[Any, ...] = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 # Settings -> place in MARKS and LINES; the first whose parts a row has counts. Rows of a shipped study that have one
 # colour and fill differ in it. All other settings get a place from their text.
@@ -130,11 +131,10 @@ def look_of(row: Row) -> Look:
     fill, line = SCHEDULES.get(schedule, ("full", "-"))
     look = Look(LIGHT[colour], marker, fill, line, ours=system == "interleaved")
     place = None if system == "untrained" else _variant(row, overrides, own_loss)
-    return (
-        look
-        if place is None
-        else replace(look, marker=MARKS.replace(marker, "")[place % 10], line=LINES[place % len(LINES)])
-    )
+    if place is None:
+        return look
+    mark = MARKS[place % len(MARKS)]
+    return replace(look, marker=SPARE_MARK if mark == marker else mark, line=LINES[place % len(LINES)])
 
 
 def _system(name: str, overrides: Mapping[str, Any]) -> tuple[str, str]:
@@ -174,7 +174,10 @@ def looks_of(rows: Sequence[Row]) -> dict[str, Look]:
     found: dict[str, Look] = {}
     for row in rows:
         look = look_of(row)
-        others = (replace(look, marker=mark, fill=fill) for fill, mark in product((look.fill, "full", "none"), MARKS))
+        others = (
+            replace(look, marker=mark, fill=fill)
+            for fill, mark in product((look.fill, "full", "none"), MARKS + SPARE_MARK)
+        )
         taken = {(each.colour, each.marker, each.fill) for each in found.values()}
         free = (each for each in (look, *others) if (each.colour, each.marker, each.fill) not in taken)
         found[row.get("label") or row["name"]] = next(free, look)

@@ -50,10 +50,9 @@ def test_a_system_has_one_colour_whatever_else_a_row_changes() -> None:
     plain, changed = row("interleave_equal"), row("interleave_equal", model__student__front_end="frozen")
     assert look_of(plain).colour == look_of(changed).colour == look_of(row("interleave_prop1")).colour
     assert look_of(row("midas_equal")).colour != look_of(plain).colour
-    frozen = {
-        look_of(row(name, model__student__front_end="frozen")).marker for name in ("full_l2l", "interleave_equal")
-    }
-    assert len(frozen) == 1
+    for setting in ({"model__student__front_end": "frozen"}, {"model__objective__weight": 0.0}):
+        configs = ("full_l2l", "gradstack_equal", "midas_equal", "interleave_equal")
+        assert len({look_of(row(config, **setting)).marker for config in configs}) == 1
     assert look_of(plain).ours
     assert not look_of(row("full_l2l")).ours
 
