@@ -138,10 +138,12 @@ def what_differs(named: Mapping[str, StudyFolder], values: Values, rows: Sequenc
                 for name, each in plain.items()
             )
             more = f" and {len(apart) - 4} more" if len(apart) > 4 else ""
-            lines.append(
-                f"The studies differ in their {words} ({shown}{more}): their values do not compare, and their "
-                "differences to the baseline only as answers from two set-ups."
-            )
+            lines.append(f"The studies differ in their {words} ({shown}{more}).")
+    if lines:
+        lines.append(
+            "Therefore their values do not compare, and their differences to the baseline only as answers from "
+            "different set-ups."
+        )
     machines = {name: str(study.study.get("hardware") or "unknown") for name, study in named.items()}
     if len(set(machines.values())) > 1:
         shown = "; ".join(f"{name}: {machine}" for name, machine in machines.items())
@@ -200,9 +202,11 @@ def _picture(
     values: Values, rows: Sequence[str], keys: Sequence[str], looks: Mapping[str, Look], width: float
 ) -> Picture:
     """Draw the differences with their intervals: a line per row, a marker per study, a panel per measure."""
+    from matplotlib.ticker import MaxNLocator
+
     shown, labels = list(keys[:MOST_PANELS]), _labels(values)
     rows = _not_only_baselines(values, rows)
-    names = [textwrap.fill(labels[row], int(72 * width / 3 / (0.56 * SMALL))) for row in rows]
+    names = [textwrap.fill(labels[row], int(72 * width / 3 / (0.56 * SMALL)), break_long_words=False) for row in rows]
     marks = {name: Look(MUTED, MARKS[place % len(MARKS)]) for place, name in enumerate(values)}
     height = 0.55 + (0.12 + 0.1 * len(values)) * len(rows)
     figure, grid = axes_grid(len(shown), 1, size=(width, height * len(shown)))
@@ -224,7 +228,8 @@ def _picture(
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(labelsize=SMALL)
         axes.ticklabel_format(axis="x", useOffset=False)
-        axes.set_title(f"{column(key).title}: difference to the baseline", loc="left", fontsize=FONT, color=MUTED)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_title(column(key).title, loc="left", fontsize=FONT, color=MUTED)
         axes.spines["bottom"].set_color(GRID)
     legend_below(figure, marks, lines=False)
     caption = (

@@ -176,7 +176,7 @@ def legend_below(figure: "Figure", looks: Mapping[str, Look], lines: bool = True
     letters = 72 * width / (0.56 * FONT)  # about this many fit in a line
     handle = 8 if lines else 4
     columns = 2 if max(map(len, looks), default=0) <= letters / 2 - handle else 1
-    names = [textwrap.fill(label, max(10, int(letters / columns) - handle)) for label in looks]
+    names = [textwrap.fill(label, max(10, int(letters / columns) - handle), break_long_words=False) for label in looks]
     height_in_lines = sum(name.count("\n") + 1.25 for name in names) / columns + 1
     figure.set_size_inches(width, height + 1.2 * FONT / 72 * height_in_lines)
     figure.legend(

@@ -57,7 +57,7 @@ def similarity(pairs: Sequence[Pair], key: str, width: float = WIDTH) -> Picture
 
 def wrapped(label: str, width: float) -> str:
     """Break a title of a map into lines that fit above half of a figure of ``width`` inches."""
-    return textwrap.fill(label, int(72 * (width - 1.4) / 2 / (0.56 * SMALL)))
+    return textwrap.fill(label, int(72 * (width - 1.4) / 2 / (0.56 * SMALL)), break_long_words=False)
 
 
 def map_grid(shapes: Sequence[tuple[int, ...]], width: float, titles: Sequence[str]) -> tuple["Figure", list["Axes"]]:
@@ -94,7 +94,7 @@ def layer_weights(pairs: Sequence[Pair], width: float = WIDTH) -> Picture | None
     matrix = np.full((len(shown), longest), np.nan)
     for row, (_, weights) in enumerate(shown):
         matrix[row, : len(weights)] = weights
-    labels = [textwrap.fill(label, int(72 * width / 3 / (0.56 * SMALL))) for label, _ in shown]
+    labels = [textwrap.fill(label, int(72 * width / 3 / (0.56 * SMALL)), break_long_words=False) for label, _ in shown]
     height = 0.9 + sum(0.14 + 0.16 * (label.count("\n") + 1) for label in labels)
     figure, ((axes,),) = axes_grid(1, 1, size=(width, height))
     axes.spines[:].set_visible(False)

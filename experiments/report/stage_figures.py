@@ -91,7 +91,7 @@ def depth_use_picture(runs: Sequence[Run], width: float = WIDTH) -> Picture | No
         axes.spines[:].set_visible(False)
         axes.set_xticks(range(1, len(use["skipped"]) + 1))
         axes.ticklabel_format(axis="y", useOffset=False)
-        title = textwrap.fill(run["name"], int(72 * width / (0.6 * FONT)))
+        title = textwrap.fill(run["name"], int(72 * width / (0.6 * FONT)), break_long_words=False)
         axes.set_title(title, loc="left", fontsize=FONT, color=MUTED)
     figure.supylabel("change of the output loss (%)", fontsize=FONT, color=MUTED)
     grid[-1][0].set_xlabel("layer")
