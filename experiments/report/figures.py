@@ -4,16 +4,18 @@ matplotlib is an optional package and is imported only when a figure is made. py
 """
 
 import io
+import logging
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.report.labels import Box, place_beside, spread
-from experiments.report.theme import GRID, INK, MUTED, PAPER, SERIES, follow_theme
+from experiments.report.looks import Look
+from experiments.report.theme import GRID, INK, MUTED, PAPER, follow_theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
 
 WIDTH = 4.8  # inches: about as wide as a phone's screen, so that text of 9 points keeps its size
 FONT = 9
-MARKERS = "osD^vPX<"
-DASHES = ("-", "--", ":")
+SMALL = 8
+PAPER_WIDTHS = {1: 80 / 25.4, 2: 170 / 25.4}
+"""Inches of one column and of both columns of an Interspeech paper."""
 NARROW_TICKS = (1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, *(step / 2 for step in range(4, 20)))  # within a decade
-MOST_MARGIN_LABELS = 6  # more names do not fit beside the curves
 
 
 class Drawing(Protocol):
@@ -57,6 +59,21 @@ class Picture:
         self.figure.savefig(buffer, format="png", dpi=200, facecolor=PAPER)
         return buffer.getvalue()
 
+    def paper(self, form: str) -> bytes:
+        """Draw the figure as a ``pdf`` or ``svg`` file for a paper, on white, the same bytes every time.
+
+        A PDF embeds its fonts as TrueType (type 42), since many publishers refuse matplotlib's default, type 3. An SVG
+        file cannot embed a font, so its text is drawn as outlines and looks the same everywhere.
+        """
+        import matplotlib
+
+        logging.getLogger("fontTools").setLevel(logging.WARNING)  # it lists every glyph that it embeds
+        buffer = io.BytesIO()
+        dates = {"CreationDate": None, "ModDate": None} if form == "pdf" else {"Date": None}
+        with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": self.name}):
+            self.figure.savefig(buffer, format=form, facecolor=PAPER, metadata=dates)
+        return buffer.getvalue()
+
     def svg(self) -> str:
         """Draw an element for an HTML page: colours are CSS variables, text stays text, ids have the picture's name."""
         import matplotlib
@@ -85,15 +102,19 @@ def require_matplotlib() -> None:
         ) from None
 
 
-def single_axes(height: float) -> tuple["Figure", "Axes"]:
-    """Make a figure of the report's width and ``height`` inches with one plot on a light grid."""
-    figure, grid = axes_grid(1, 1, size=(WIDTH, height))
-    axes = grid[0][0]
+def single_axes(height: float, width: float = WIDTH) -> tuple["Figure", "Axes"]:
+    """Make a figure with one plot on a light grid; ``height`` in inches is that at ``WIDTH``, narrower ones shrink."""
+    figure, grid = axes_grid(1, 1, size=(width, height * min(1.0, width / WIDTH)))
+    light_grid(grid[0][0])
+    return figure, grid[0][0]
+
+
+def light_grid(axes: "Axes") -> None:
+    """Give the plot a light grid and no frame."""
     axes.grid(True, color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
-    return figure, axes
 
 
 def axes_grid(
@@ -135,76 +156,30 @@ def log_scale(axes: "Axes", values: NDArray[np.float64]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def label_ends(figure: "Figure", axes: "Axes", ends: dict[int, tuple[float, float]], labels: Sequence[str]) -> None:
-    """Draw a marker at each curve's end and its name: in the right margin, or below the plot if there are many."""
-    axes.set_xmargin(0.02)
-    axes.autoscale_view()
-    for index, (x, y) in ends.items():
-        mark = MARKERS[index % len(MARKERS)]
-        axes.plot([x], [y], mark, color=series_colour(index), markersize=5.5, clip_on=False, zorder=4)
-    if len(ends) > MOST_MARGIN_LABELS:
-        _legend_below(figure, list(ends), labels)
-    else:
-        _margin_labels(figure, axes, ends, labels)
+def legend_below(figure: "Figure", looks: Mapping[str, Look], lines: bool = True) -> None:
+    """Name rows below the plot, in two columns if they fit; the figure grows by their height.
 
+    Names stand there and not beside the curves, because a long one would leave little of the figure to the plot.
 
-def _margin_labels(figure: "Figure", axes: "Axes", ends: dict[int, tuple[float, float]], labels: Sequence[str]) -> None:
-    """Write names in the right margin, joined with the ends by thin lines."""
-    height = figure.get_size_inches()[1] * 72 * 0.78  # points from bottom to top of the axes, roughly
-    to_axes = axes.transData + axes.transAxes.inverted()
-    wanted = [float(to_axes.transform(end)[1]) for end in ends.values()]
-    for (index, end), place in zip(ends.items(), spread(wanted, gap=1.45 * FONT / height), strict=True):
-        colour = series_colour(index)
-        axes.annotate(
-            labels[index], end, (1.04, place), xycoords="data", textcoords="axes fraction", color=colour,
-            fontsize=FONT, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkB": 3},
-        )  # fmt: skip
-
-
-def _legend_below(figure: "Figure", shown: Sequence[int], labels: Sequence[str], lines: bool = True) -> None:
-    """Write names in two columns below the plot; the figure grows by their height, so the plot keeps its size."""
+    Args:
+        figure: the figure, complete but for this.
+        looks: label -> look of the rows in the picture.
+        lines: show lines with markers, or else markers alone.
+    """
     from matplotlib.lines import Line2D
 
     handles = []
-    for index in shown:
-        dash: Any = series_dash(index) if lines else "none"
-        handles.append(Line2D([], [], color=series_colour(index), linestyle=dash, marker=MARKERS[index % len(MARKERS)]))
+    for look in looks.values():
+        style = look.lines() if lines else {"linestyle": "none"}
+        handles.append(Line2D([], [], **style | look.marks()))
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + 1.6 * FONT / 72 * -(-len(shown) // 2))
+    letters = 72 * width / (0.56 * FONT)  # about this many fit in a line
+    handle = 8 if lines else 4
+    columns = 2 if max(map(len, looks), default=0) <= letters / 2 - handle else 1
+    names = [textwrap.fill(label, max(10, int(letters / columns) - handle), break_long_words=False) for label in looks]
+    height_in_lines = sum(name.count("\n") + 1.25 for name in names) / columns + 1
+    figure.set_size_inches(width, height + 1.2 * FONT / 72 * height_in_lines)
     figure.legend(
-        handles, [labels[index] for index in shown], loc="outside lower center", ncols=2, fontsize=FONT,
-        frameon=False, labelcolor=INK, handlelength=3 if lines else 1, markerscale=0.8,
+        handles, names, loc="outside lower center", ncols=columns, fontsize=FONT, frameon=False, labelcolor=INK,
+        handlelength=3.2 if lines else 1.2, markerscale=0.9, columnspacing=1.5,
     )  # fmt: skip
-
-
-def label_points(figure: "Figure", axes: "Axes", points: dict[int, tuple[float, float]], labels: Sequence[str]) -> None:
-    """Write each point's name beside it without covering others, or all names below the plot if there are many."""
-    if len(points) > MOST_MARGIN_LABELS:
-        _legend_below(figure, list(points), labels, lines=False)
-        return
-    figure.draw_without_rendering()
-    scale = figure.dpi / 72
-    pixels = [tuple(axes.transData.transform(point) / scale) for point in points.values()]
-    texts = [figure.text(0, 0, labels[index], fontsize=FONT) for index in points]
-    extents = [text.get_window_extent() for text in texts]
-    window = axes.get_window_extent()
-    area = Box(window.x0 / scale, window.y0 / scale, window.x1 / scale, window.y1 / scale)
-    sizes = [(extent.width / scale, extent.height / scale) for extent in extents]
-    for text in texts:
-        text.remove()
-    for index, (x, y), box in zip(points, pixels, place_beside(pixels, sizes, area), strict=True):
-        axes.annotate(
-            labels[index], points[index], (box.left - x, box.bottom - y), textcoords="offset points",
-            color=series_colour(index), fontsize=FONT, va="bottom", ha="left",
-        )  # fmt: skip
-
-
-def series_colour(index: int) -> str:
-    """Colour of the run at place ``index`` of the report."""
-    return SERIES[index % len(SERIES)]
-
-
-def series_dash(index: int) -> str:
-    """Line style of the run at place ``index``; it changes each time the colours are used up."""
-    return DASHES[index // len(SERIES) % len(DASHES)]

@@ -1,6 +1,7 @@
 """Render tables of finished cell texts as Markdown, HTML, LaTeX or a terminal table."""
 
 import html
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from rich.text import Text
 
 LATEX = {"\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$", "\u00b1": r"$\pm$"}
 LATEX |= {"{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+MANY_COLUMNS = 8  # more get smaller text on a page
+NO_BREAK_SPACE, NO_BREAK_HYPHEN = "\u00a0", "\u2011"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def _pipe(cell: Cell) -> str:
 def html_grid(grid: Grid, caption: str) -> str:
     """Render an HTML table; every cell has its heading in ``data-label``, which narrow screens show beside it."""
     head = "".join(
-        f"<th scope='col'{' class=number' * (place > 0)}>{html.escape(title)}</th>"
+        f"<th scope='col'{' class=number' * (place > 0)}>{_unbroken(title.replace('-', NO_BREAK_HYPHEN))}</th>"
         for place, title in enumerate(grid.titles)
     )
     body = "".join(
@@ -52,17 +55,24 @@ def html_grid(grid: Grid, caption: str) -> str:
         + "</tr>\n"
         for place, row in enumerate(grid.rows)
     )
+    names = "table wide" if len(grid.titles) > MANY_COLUMNS else "table"
     return (
-        f"<table><caption>{html.escape(caption)}</caption>\n"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
+        f"<div class='{names}'><table><caption>{html.escape(caption)}</caption>\n"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
     )
 
 
 def _html_cell(title: str, cell: Cell) -> str:
-    text = html.escape(cell.text)
+    text = _unbroken(cell.text)
     text = f"<strong>{text}</strong>" if cell.bold else text
     names = "number missing" if cell.missing else "number"
-    return f"<td data-label='{html.escape(title)}' class='{names}'>{text}</td>"
+    return f"<td data-label='{_unbroken(title)}' class='{names}'>{text}</td>"
+
+
+def _unbroken(text: str) -> str:
+    """Escape a text of which numbers, intervals, and names with their units stay on one line each."""
+    inside = r"(?<=,) | (?=\u00b1)|(?<=\u00b1) |(?<=\(\d) (?=of)|(?<=\d of) "
+    return re.sub(inside, NO_BREAK_SPACE, html.escape(text))
 
 
 def latex_grid(grid: Grid) -> str:

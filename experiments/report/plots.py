@@ -1,88 +1,129 @@
-"""Pictures of a report: curves and points of runs.
+"""Pictures of a report: curves of runs.
 
 Every function takes runs and returns a `Picture`, or None if there is nothing to draw.
-Colour and marker follow a run's place in the report, so a system looks the same in every picture.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.records.reading import RunLog
-from experiments.report.figures import (
-    FONT,
-    Picture,
-    label_ends,
-    log_scale,
-    series_colour,
-    series_dash,
-    single_axes,
-)
+from experiments.report.figures import FONT, WIDTH, Picture, legend_below, log_scale, single_axes
+from experiments.report.numbers import PREFIXES, unit_for
 from experiments.report.runs import Pair
 from experiments.report.theme import MUTED
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Cost = Callable[[Sequence[int] | NDArray[np.int64]], NDArray[np.float64]]
 Stages = list[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
-
+GRID_POINTS = 400  # of a mean curve
+# Axis -> its units, words of the caption, and the end of the heading.
 AXES = {
-    "time": ("training time (s)", "training time without validation and checkpoints"),
-    "steps": ("optimizer step", "optimizer steps"),
-    "flops": ("training FLOPs", "training FLOPs (teacher and student), by formula"),
+    "time": (
+        tuple((size, f"training time ({unit})") for size, unit in ((1.0, "s"), (60.0, "min"), (3600.0, "h"))),
+        "training time without validation and checkpoints",
+        "training time",
+    ),
+    "steps": (
+        ((1.0, "optimizer steps"), (1000.0, "optimizer steps (thousands)")),
+        "optimizer steps",
+        "optimizer steps",
+    ),
+    "flops": (
+        tuple((size, f"training compute ({prefix}FLOP)") for size, prefix in PREFIXES),
+        "floating-point operations (FLOP) of training, teacher and student, by formula",
+        "FLOPs",
+    ),
 }
 
 
-def loss_curves(pairs: Sequence[Pair], axis: str, seeds: Sequence[Sequence[Pair]] = ()) -> Picture | None:
-    """Draw the smoothed output loss of training batches against a cost on a log scale, with a line at each growth.
+def loss_curves(rows: Sequence[Sequence[Pair]], axis: str, width: float = WIDTH) -> Picture | None:
+    """Draw the smoothed output loss of training batches against a cost on a log scale, with marks at growths.
 
     Args:
-        pairs: the runs.
+        rows: for each row the runs of its seeds.
         axis: a key of ``AXES``.
-        seeds: for each of ``pairs``, runs of other seeds, which are drawn thin.
+        width: of the figure, in inches.
     """
-    curves = {index: stages for index, pair in enumerate(pairs) if (stages := loss_stages(pair[1], _cost(pair, axis)))}
+    curves = [(runs, found) for runs in rows if (found := _mean_curve(runs, axis))]
     if not curves:
         return None
-    figure, axes = single_axes(3.5)
-    for index, stages in curves.items():
-        for pair in seeds[index] if seeds else ():
-            _draw_stages(axes, index, loss_stages(pair[1], _cost(pair, axis)), linewidth=0.7, alpha=0.5)
-        _draw_stages(axes, index, stages, linewidth=1.5)
-    log_scale(axes, np.concatenate([loss for stages in curves.values() for _, loss in stages]))
-    label, words = AXES[axis]
+    figure, axes = single_axes(3.3, width)
+    units, words, heading = AXES[axis]
+    size, label = unit_for(max(float(costs[-1]) for _, (costs, _, _) in curves), units)
+    for place, (runs, (costs, losses, _)) in enumerate(curves):
+        run, mean = runs[0][0], losses.mean(axis=0)
+        every = (0.02 + 0.14 * place / len(curves), 0.16)  # so that markers of curves near each other do not meet
+        axes.plot(costs / size, mean, markevery=every, label=run.label, **run.look.lines() | run.look.marks(4.5))
+        if len(losses) > 1:
+            band: Any = {"color": run.look.colour, "alpha": 0.16, "linewidth": 0}
+            axes.fill_between(costs / size, losses.min(axis=0), losses.max(axis=0), **band)
+    later = np.concatenate([losses[:, GRID_POINTS // 50 :].ravel() for _, (_, losses, _) in curves])
+    log_scale(axes, later)
+    axes.set_ylim(0.97 * later.min(), 1.03 * later.max())
+    axes.set_xlim(left=0)
     axes.set_xlabel(label)
     axes.set_title("output loss", loc="left", fontsize=FONT, color=MUTED)
-    ends = {index: (stages[-1][0][-1], stages[-1][1][-1]) for index, stages in curves.items()}
-    label_ends(figure, axes, ends, [run.label for run, _ in pairs])
+    grown = [(runs[0][0].look.colour, growths / size) for runs, (_, _, growths) in curves if len(growths)]
+    for colour, places in _growth_marks(grown, axes.get_xlim()[1]):
+        axes.plot(places, [0.0] * len(places), "^", color=colour, ms=6, clip_on=False, zorder=4, gid="growth",
+                  transform=axes.get_xaxis_transform())  # fmt: skip
+    legend_below(figure, {runs[0][0].label: runs[0][0].look for runs, _ in curves})
     caption = (
-        f"Output loss on the training batches (running mean, log scale) against {words}. "
-        "A vertical line marks a growth of the student."
+        f"Output loss on the training batches (running mean, log scale) against {words}. The axis leaves out the steep "
+        "start, the first 2 % of each run."
     )
-    if any(seeds):
-        caption += " Thick: the lowest seed of a row; thin: its other seeds."
-    heading = {"time": "training time", "steps": "optimizer steps", "flops": "FLOPs"}[axis]
+    if grown:
+        caption += " Triangles on the axis mark growths; grey ones are those of several rows."
+    if any(len(losses) > 1 for _, (_, losses, _) in curves):
+        caption += " A line is the mean over seeds, and its band goes from the lowest seed to the highest."
     return Picture(f"loss_vs_{axis}", f"Loss against {heading}", caption, figure)
 
 
-def _draw_stages(axes: "Axes", index: int, stages: Stages, **style: Any) -> None:
-    """Draw a run, with a vertical line at each growth."""
-    for cost, loss in stages:
-        axes.plot(cost, loss, color=series_colour(index), linestyle=series_dash(index), **style)
-    for (_, before), (start, after) in pairwise(stages):
-        axes.plot([start[0], start[0]], [before[-1], after[0]], "|-", color=series_colour(index), ms=5, **style)
+def _mean_curve(
+    runs: Sequence[Pair], axis: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
+    """Compute costs (P,), losses (seeds, P) and costs of the growths, means over seeds at equal shares of the run.
+
+    None if no run has a loss and a cost at more than one step.
+    """
+    costs, losses, growths = [], [], []
+    for pair in runs:
+        cost = _cost(pair, axis)
+        stages = loss_stages(pair[1], _steps) if np.isfinite(cost([0])).all() else []
+        if stages and stages[-1][0][-1] > stages[0][0][0]:
+            steps, loss = (np.concatenate(parts) for parts in zip(*stages, strict=True))
+            shares = np.rint(np.linspace(steps[0], steps[-1], GRID_POINTS)).astype(np.int64)
+            costs.append(cost(shares))
+            losses.append(np.interp(shares, steps, loss))
+            growths.append(cost([mark.step for mark in pair[1].growth]))
+    if not costs:
+        return None
+    marks = np.mean([each for each in growths if len(each) == len(growths[0])], axis=0)
+    return np.mean(costs, axis=0), np.array(losses), marks
 
 
-def _cost(pair: Pair, axis: str) -> Cost | None:
+def _growth_marks(
+    grown: Sequence[tuple[str, NDArray[np.float64]]], right: float
+) -> list[tuple[str, NDArray[np.float64]]]:
+    """Merge the marks of rows that grow at the same places into grey ones; places a hundredth apart are the same."""
+    merged: dict[tuple[float, ...], list[tuple[str, NDArray[np.float64]]]] = {}
+    for colour, places in grown:
+        merged.setdefault(tuple(np.round(100 * places / right)), []).append((colour, places))
+    return [(same[0][0] if len(same) == 1 else MUTED, same[0][1]) for same in merged.values()]
+
+
+def _cost(pair: Pair, axis: str) -> Cost:
     run, log = pair
     if axis == "steps":
-        return lambda steps: np.asarray(steps, np.float64)
-    return (lambda steps: log.flops_at(steps, run.flops_by_stage)) if axis == "flops" else None
+        return _steps
+    return (lambda steps: log.flops_at(steps, run.flops_by_stage)) if axis == "flops" else log.seconds_at
+
+
+def _steps(steps: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(steps, np.float64)
 
 
 def loss_stages(log: RunLog, cost: Cost | None = None, points: int = 40) -> Stages:
@@ -119,26 +160,26 @@ def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]
     return (sums[last] - sums[first]) / (last - first)
 
 
-def depth_vs_step(pairs: Sequence[Pair]) -> Picture | None:
+def depth_vs_step(pairs: Sequence[Pair], width: float = WIDTH) -> Picture | None:
     """Draw depth against steps; lines of the same depth are shifted so that each can be seen."""
-    known = [index for index, (_, log) in enumerate(pairs) if log.depth_profile() and log.steps]
+    known = [(run, log) for run, log in pairs if log.depth_profile() and (log.steps or 0) > 1]
     if not known:
         return None
-    figure, axes = single_axes(2.9)
-    ends = {}
-    for place, index in enumerate(known):
-        log = pairs[index][1]
+    figure, axes = single_axes(2.9, width)
+    size, label = unit_for(max(log.steps or 0 for _, log in known), AXES["steps"][0])
+    for place, (run, log) in enumerate(known):
         shift = min(0.2, 1.2 / len(known)) * (place - (len(known) - 1) / 2)
         profile = log.depth_profile()
-        steps = [start for start, _ in profile] + [log.steps or 0]
+        steps = np.array([start for start, _ in profile] + [log.steps or 0]) / size
         depths = np.array([depth for _, depth in profile] + [profile[-1][1]]) + shift
-        axes.step(steps, depths, where="post", lw=1.8, color=series_colour(index), linestyle=series_dash(index))
-        ends[index] = (float(steps[-1]), float(depths[-1]))
-    depths_seen = {depth for index in known for _, depth in pairs[index][1].depth_profile()}
+        axes.step(steps, depths, where="post", **run.look.lines())
+        axes.plot(steps[-1:], depths[-1:], clip_on=False, **run.look.marks())
+    depths_seen = {depth for _, log in known for _, depth in log.depth_profile()}
     axes.set_yticks(sorted(depths_seen))
     axes.set_ylim(0, max(depths_seen) + 1)
-    axes.set_xlabel("optimizer step")
+    axes.set_xlim(left=0)
+    axes.set_xlabel(label)
     axes.set_title("student depth (layers)", loc="left", fontsize=FONT, color=MUTED)
-    label_ends(figure, axes, ends, [run.label for run, _ in pairs])
+    legend_below(figure, {run.label: run.look for run, _ in known})
     caption = "Layers of the student against optimizer steps. Lines of the same depth are drawn side by side."
     return Picture("depth_vs_step", "Depth against step", caption, figure)

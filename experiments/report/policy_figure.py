@@ -41,7 +41,7 @@ LEGEND = (
 FONTS = "system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif"
 COLUMNS = 5
 BOX_WIDTH, BOX_HEIGHT, GAP = 26, 15, 3
-PANEL_WIDTH, PANEL_HEIGHT = 160, 290
+PANEL_WIDTH, ABOVE, BELOW = 160, 38, 36
 MARGIN = 20
 
 
@@ -83,16 +83,18 @@ def draw_policies() -> str:
     return draw_panels([Panel(policy, note, policy_stages(policy)) for policy, note in PANELS.items()])
 
 
-def draw_panels(given: Sequence[Panel], columns: int = COLUMNS) -> str:
-    """Draw the panels as SVG text; the opaque background suits light and dark pages."""
+def draw_panels(given: Sequence[Panel], columns: int = COLUMNS, explanation: Sequence[str] = LEGEND) -> str:
+    """Draw the panels as SVG text, with ``explanation`` below the legend; the opaque background suits any page."""
     rows = -(-(len(given) + 1) // columns)  # one place for the legend
-    width, height = columns * PANEL_WIDTH + MARGIN, rows * PANEL_HEIGHT + MARGIN
+    deepest = max(len(stage.ancestry) for panel in given for stage in panel.stages)
+    step = max(ABOVE + deepest * (BOX_HEIGHT + GAP) + BELOW, 128 + 16 * len(explanation))
+    width, height = columns * PANEL_WIDTH + MARGIN, rows * step + MARGIN
     panels = "".join(
-        _panel(panel, MARGIN + place % columns * PANEL_WIDTH, MARGIN + place // columns * PANEL_HEIGHT)
+        _panel(panel, MARGIN + place % columns * PANEL_WIDTH, MARGIN + place // columns * step, step - BELOW)
         for place, panel in enumerate(given)
     )
     spare = rows * columns - len(given)
-    legend = _legend(width - spare * PANEL_WIDTH, MARGIN + (rows - 1) * PANEL_HEIGHT)
+    legend = _legend(width - spare * PANEL_WIDTH, MARGIN + (rows - 1) * step, explanation)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" role="img" font-family="{FONTS}">\n'
@@ -101,9 +103,9 @@ def draw_panels(given: Sequence[Panel], columns: int = COLUMNS) -> str:
     )
 
 
-def _panel(panel: Panel, x: float, y: float) -> str:
+def _panel(panel: Panel, x: float, y: float, height: float) -> str:
     stages = panel.stages
-    base = y + PANEL_HEIGHT - 36
+    base = y + height
     parts = [_text(x, y + 14, panel.name, INK, 13, "600"), _text(x, y + 29, panel.note, MUTED, 11)]
     for column, stage in enumerate(stages):
         left = x + column * (BOX_WIDTH + 8)
@@ -126,7 +128,7 @@ def _layer(x: float, y: float, ancestor: int | None, new: bool) -> str:
     return box + number + (f'{dot}fill="{PAPER}"/>\n' if new else "")
 
 
-def _legend(x: float, y: float) -> str:
+def _legend(x: float, y: float, explanation: Sequence[str]) -> str:
     lines = [
         (_layer(x, y + 50, 0, False), "kept layer"),
         (_layer(x, y + 76, 0, True), "new copy"),
@@ -135,7 +137,7 @@ def _legend(x: float, y: float) -> str:
     parts = [
         box + _text(x + BOX_WIDTH + 8, y + 62 + 26 * place, text, INK, 11) for place, (box, text) in enumerate(lines)
     ]
-    parts += [_text(x, y + 146 + 16 * place, line, MUTED, 11) for place, line in enumerate(LEGEND)]
+    parts += [_text(x, y + 146 + 16 * place, line, MUTED, 11) for place, line in enumerate(explanation)]
     return "".join(parts)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from datamodules.errors import InputError
 from experiments.records.reading import RunLog, read_run, run_record
 from experiments.records.runs import RunFolder
+from experiments.report.looks import Look
 from experiments.report.study_reading import StudyFolder, study_folder
 
 Matrix = list[list[float]]
@@ -20,6 +21,7 @@ class ReportRun:
 
     Attributes:
         label: name of the system in tables and plots, unique in the report.
+        look: how it is drawn.
         layer_weights: softmax weights of a probe over the hidden states, index 0 = input of layer 1.
         similarity: name of a comparison -> matrix; row i = student layer i + 1, column j = layer j + 1 of the model
             that it is compared with. The same names over all runs make the rows of heat maps comparable.
@@ -27,6 +29,7 @@ class ReportRun:
     """
 
     label: str
+    look: Look
     layer_weights: list[float] | None = None
     similarity: dict[str, Matrix] = field(default_factory=dict)
     flops_by_stage: tuple[float, ...] = ()
@@ -54,7 +57,7 @@ def study_of_runs(folders: Sequence[Path], command: str) -> StudyFolder:
     study = {
         "name": "runs",
         "title": "Comparison of runs",
-        "rows": [{"name": name, "label": _label(name, log)} for name, log in logs.items()],
+        "rows": [{"name": name, "label": _label(name, log), "overrides": _settings(log)} for name, log in logs.items()],
         "seeds": [0],  # the runs may have different ones
         "run_seeds": sorted({log.seed for log in logs.values() if log.seed is not None}),
         "columns": COLUMNS,
@@ -75,6 +78,11 @@ def study_of_runs(folders: Sequence[Path], command: str) -> StudyFolder:
 def _label(name: str, log: RunLog) -> str:
     details = [log.policy, log.schedule if log.policy != "none" else None]
     return f"{name} ({', '.join(filter(None, details))})" if any(details) else name
+
+
+def _settings(log: RunLog) -> dict[str, Any]:
+    """Settings that decide how a row looks."""
+    return {f"growth.{key}": value for key in ("policy", "schedule") if (value := getattr(log, key)) is not None}
 
 
 def _measured(log: RunLog) -> dict[str, Any]:

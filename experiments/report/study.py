@@ -10,14 +10,14 @@ import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
 from datamodules.errors import InputError
 from datamodules.files import json_text, write_bytes
 from experiments.report.comparisons import compare, comparison_grid, comparison_notes
-from experiments.report.figures import Picture
+from experiments.report.figures import PAPER_WIDTHS, Picture
 from experiments.report.grids import html_grid, latex_grid, markdown_grid, rich_grid
 from experiments.report.page import bullets, document, figures, made
 from experiments.report.study_plots import SvgDrawing, ancestry_drawing, study_pairs, study_pictures
@@ -39,6 +39,8 @@ from experiments.report.study_tables import (
     result_grid,
 )
 
+PaperForm = Literal["pdf", "svg"]
+PaperColumns = Literal[1, 2]
 FORMAT = 2
 RESULTS = "results.json"
 """File with all inputs of the report, so that it can be made again."""
@@ -78,13 +80,21 @@ class BuiltReport:
         return self.files.get("report.html") or next(iter(self.files.values()))
 
 
-def build_report(study: StudyFolder, output: Path | None = None, files: Collection[str] | None = None) -> BuiltReport:
+def build_report(
+    study: StudyFolder,
+    output: Path | None = None,
+    files: Collection[str] | None = None,
+    form: PaperForm | None = None,
+    columns: PaperColumns = 1,
+) -> BuiltReport:
     """Write the report of a study; each file is replaced atomically.
 
     Args:
         study: the study, from a folder, its ``results.json``, or run folders.
         output: folder of the report; default: the study's folder.
         files: names of the files to write; default: all. ``report.md`` shows the pictures among them.
+        form: also draw the pictures for a paper, in this format.
+        columns: of a paper that these are as wide as.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
@@ -94,16 +104,16 @@ def build_report(study: StudyFolder, output: Path | None = None, files: Collecti
     ancestry = ancestry_drawing(study_pairs(study))
     drawings: dict[str, Picture | SvgDrawing] = {f"{each.name}.png": each for each in study_pictures(study, report)}
     drawings |= {f"{ancestry.name}.svg": ancestry} if ancestry else {}
+    printed = study_pictures(study, report, PAPER_WIDTHS[columns]) if form else []
+    papers = {f"{each.name}.{form}": each for each in printed}
     texts = study_texts(report)
-    names = ["report.md", "report.tex", "report.csv", "report.json", "report.html", RESULTS, *drawings]
-    if files is not None and not files:
-        raise InputError(f"--files names none: choose from {', '.join(names)}")
-    if unknown := [name for name in files or () if name not in names]:
-        raise InputError(f"the report has no file {', '.join(unknown)}; it has {', '.join(names)}")
-    chosen = [name for name in names if files is None or name in files]
+    names = ["report.md", "report.tex", "report.csv", "report.json", "report.html", RESULTS, *drawings, *papers]
+    chosen = chosen_files(names, files)
     shown = [(name, each.heading, each.caption) for name, each in drawings.items() if name in chosen]
 
     def content(name: str) -> bytes:
+        if form and (paper := papers.get(name)):
+            return paper.paper(form)
         if drawing := drawings.get(name):
             return drawing.png() if isinstance(drawing, Picture) else drawing.text.encode()
         if name == RESULTS:
@@ -121,6 +131,19 @@ def build_report(study: StudyFolder, output: Path | None = None, files: Collecti
     )
 
 
+def chosen_files(names: Sequence[str], files: Collection[str] | None) -> list[str]:
+    """List the names to write, all without ``files``.
+
+    Raises:
+        InputError: ``files`` is empty or has another name.
+    """
+    if files is not None and not files:
+        raise InputError(f"--files names none: choose from {', '.join(names)}")
+    if unknown := [name for name in files or () if name not in names]:
+        raise InputError(f"the report has no file {', '.join(unknown)}; it has {', '.join(names)}")
+    return [name for name in names if files is None or name in files]
+
+
 def study_values(study: StudyFolder) -> dict[str, Any]:
     """Collect the content of the tables and texts in plain values."""
     described = study.study
@@ -130,7 +153,9 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
     if "speed_up" not in columns and described.get("baseline"):
         columns.append("speed_up")
     comparisons = described.get("comparisons") or []
-    shown = dict.fromkeys([*columns, *(each["measure"] for each in comparisons)])
+    # The pictures of speed and quality need the ratios, whether or not the table shows them.
+    ratios = ("speed_up", "flops_ratio") if described.get("baseline") else ()
+    shown = dict.fromkeys([*columns, *(each["measure"] for each in comparisons), *ratios])
     values = cell_values(study, [row["name"] for row in rows], list(shown))
     report: dict[str, Any] = {
         "format": FORMAT,

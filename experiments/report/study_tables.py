@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.report.grids import Cell, Grid
-from experiments.report.numbers import DASH, fixed, show_count, show_loss, show_seconds
+from experiments.report.numbers import DASH, fixed, show_count, show_loss, show_seconds, show_si
 
 PLUS_MINUS = "\u00b1"
 FEWEST_SEEDS = 3
@@ -40,7 +40,7 @@ COLUMNS = {
     "student_seconds": StudyColumn("Student, s", show_seconds, "low"),
     "speed_up": StudyColumn("Speed-up", fixed(2), "high"),
     "student_speed_up": StudyColumn("Student speed-up", fixed(2), "high"),
-    "flops": StudyColumn("FLOPs", lambda number: f"{number:.3g}", "low"),
+    "flops": StudyColumn("FLOPs", show_si, "low"),
     "flops_ratio": StudyColumn("FLOPs ratio", fixed(2), "low"),
     "peak_memory_bytes": StudyColumn("Memory, GB", lambda number: f"{number / 1e9:.2f}", "low", unit=1e9),
     "final_loss": StudyColumn("Train loss", show_loss),
@@ -93,7 +93,7 @@ def result_grid(report: dict[str, Any]) -> Grid:
     columns = report["columns"]
     best = {key: _best(report, key) for key in columns}
     rows = [
-        (Cell(row["label"]), *(_cell(report["values"][row["name"]][key], key, row["name"] in best[key])
+        (Cell(row["label"]), *(value_cell(report["values"][row["name"]][key], key, row["name"] in best[key])
                                for key in columns))
         for row in report["rows"]
     ]  # fmt: skip
@@ -132,7 +132,8 @@ def _plain(value: float | None, key: str) -> Cell:
     return Cell(DASH, missing=True) if value is None else Cell(column(key).show(value))
 
 
-def _cell(values: dict[str, Any], key: str, bold: bool) -> Cell:
+def value_cell(values: dict[str, Any], key: str, bold: bool = False) -> Cell:
+    """Show mean and standard deviation of a row over seeds, with their number if some are missing."""
     found = list(numbers(values).values())
     if not found:
         return Cell("failed") if "failed" in values.values() else Cell(DASH, missing=True)
@@ -207,14 +208,16 @@ def difference_grid(report: dict[str, Any]) -> Grid | None:
         return None
     keys = difference_columns(report)
     rows = [
-        (Cell(row["label"]), *(_difference_cell(report["values"], row["name"], baseline, key) for key in keys))
+        (Cell(row["label"]), *(difference_cell(report, row["name"], key) for key in keys))
         for row in report["rows"]
         if row["name"] != baseline
     ]
     return Grid(("System", *(column(key).title for key in keys)), tuple(rows)) if rows and keys else None
 
 
-def _difference_cell(values: dict[str, Any], row: str, baseline: str, key: str) -> Cell:
+def difference_cell(report: dict[str, Any], row: str, key: str) -> Cell:
+    """Show the mean difference of a row to the baseline with its interval, bold if that excludes zero."""
+    values, baseline = report["values"], report["baseline"]
     found = paired_difference(values[row][key], values[baseline][key])
     if found.mean is None:
         return Cell(DASH, missing=True)

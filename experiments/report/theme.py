@@ -2,8 +2,9 @@
 
 Figures are drawn once, in the light colours. Inside the HTML page each light colour is replaced by a CSS
 variable of the same name, so that one figure follows the reader's theme; light values must therefore be
-unique. The series have the hues of Okabe and Ito's palette, which people with the usual forms of colour blindness
-can tell apart, darkened or lightened until text in them is legible on the background.
+unique. `experiments.report.looks` gives the named ones to systems. They were chosen by a search among the hues of Okabe
+and Ito's palette for colours that people with the usual forms of colour blindness can tell apart, in lightness where
+not in hue, at a contrast to the background of at least 3.5.
 """
 
 import re
@@ -13,35 +14,48 @@ LIGHT = {
     "ink": "#1f2328",
     "muted": "#59636e",
     "grid": "#dde2e7",
-    "series-0": "#0067a8",
-    "series-1": "#c24e00",
-    "series-2": "#007d5a",
-    "series-3": "#9b3f8f",
-    "series-4": "#8a6a00",
-    "series-5": "#2f8fb3",
-    "series-6": "#767676",
-    "series-7": "#b3123f",
+    "blue": "#1a4fd6",
+    "vermilion": "#d45500",
+    "green": "#0b9468",
+    "purple": "#b044b0",
+    "olive": "#453306",
+    "petrol": "#0a3a55",
+    "grey": "#616161",
+    "wine": "#5a0a2c",
+    "brown": "#88592e",
+    "ancestor-0": "#0067a8",
+    "ancestor-1": "#c24e00",
+    "ancestor-2": "#007d5a",
+    "ancestor-3": "#9b3f8f",
+    "ancestor-4": "#8a6a00",
+    "ancestor-5": "#5b6570",
 }
 DARK = {
     "paper": "#0f1318",
     "ink": "#e6e9ed",
     "muted": "#9aa4af",
     "grid": "#2b323a",
-    "series-0": "#5cb3ee",
-    "series-1": "#ff9257",
-    "series-2": "#35c99f",
-    "series-3": "#e597d8",
-    "series-4": "#e3bd45",
-    "series-5": "#8fdcf7",
-    "series-6": "#b0b0b0",
-    "series-7": "#ff7d9c",
+    "blue": "#56a0d0",
+    "vermilion": "#ff8a45",
+    "green": "#38f5aa",
+    "purple": "#e83cff",
+    "olive": "#ffe711",
+    "petrol": "#ccf8ff",
+    "grey": "#b0b0b0",
+    "wine": "#fc3a85",
+    "brown": "#bb784c",
+    "ancestor-0": "#5cb3ee",
+    "ancestor-1": "#ff9257",
+    "ancestor-2": "#35c99f",
+    "ancestor-3": "#e597d8",
+    "ancestor-4": "#e3bd45",
+    "ancestor-5": "#aab4bf",
 }
-SERIES = [value for name, value in LIGHT.items() if name.startswith("series")]
 INK, MUTED, GRID, PAPER = LIGHT["ink"], LIGHT["muted"], LIGHT["grid"], LIGHT["paper"]
 
 # Fills of the first-stage ancestors in ancestry pictures; white text is legible on the first three in both
 # themes.
-ANCESTORS = ("#0067a8", "#c24e00", "#007d5a", "#9b3f8f", "#8a6a00", "#5b6570")
+ANCESTORS = tuple(value for name, value in LIGHT.items() if name.startswith("ancestor"))
 
 
 def css_variables(colours: dict[str, str]) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records.reading import read_run
+from experiments.report.heat_maps import COMPARISONS
+from experiments.report.looks import look_of
 from experiments.report.runs import Pair, ReportRun
 
 SUMMARY: dict[str, Any] = {
@@ -68,5 +70,6 @@ def two_runs(folder: Path) -> list[Path]:
 def two_pairs(folder: Path) -> list[Pair]:
     """`two_runs` with everything that a picture can show."""
     matrix = [[1.0 if row == column else 0.4 for column in range(12)] for row in range(12)]
-    shown: dict[str, Any] = {"layer_weights": [1 / 13] * 13, "similarity": {"student CKA": matrix}}
-    return [(ReportRun(path.name.capitalize(), **shown), read_run(path)) for path in two_runs(folder)]
+    shown: dict[str, Any] = {"layer_weights": [1 / 13] * 13, "similarity": {COMPARISONS["cka"]: matrix}}
+    runs = two_runs(folder)
+    return [(ReportRun(path.name.capitalize(), look_of({"name": path.name}), **shown), read_run(path)) for path in runs]

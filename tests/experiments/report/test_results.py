@@ -62,7 +62,7 @@ def test_only_the_files_that_were_asked_for_are_written(study: Path, tmp_path: P
 def test_what_is_no_study_is_refused(study: Path, tmp_path: Path) -> None:
     run = next((study / "runs").iterdir())
     for arguments, message in (
-        ({"folders": [str(study), str(run)]}, "give it alone"),
+        ({"folders": [str(study), str(run)]}, "no study, but others are"),
         ({"folders": [str(run)]}, "run folders need --output"),
         ({"folders": [str(study / "report.json")]}, r"report\.json is no results\.json"),
     ):

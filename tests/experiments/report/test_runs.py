@@ -28,7 +28,7 @@ def test_rows(tmp_path: Path) -> None:
     built = build_report(study_of_runs(two_runs(tmp_path), "interstack report a b"), tmp_path / "out")
     assert cells(tmp_path / "out", "full (none)") == ["873k", "0.148", "0.159", "100", "12.0", "1.00"]
     grown = cells(tmp_path / "out", "interleave (interleaved, equal)")
-    assert grown == ["873k", "0.0513", "0.200", "80", "7.5", "1.25"]
+    assert grown == ["873k", "0.0513", "0.200", "80.0", "7.5", "1.25"]
     pictures = {name for name in built.files if name.endswith(("png", "svg"))}
     assert {"loss_vs_time.png", "loss_vs_steps.png", "depth_vs_step.png", "ancestry.svg"} <= pictures
     assert "interstack report a b" in built.main.read_text()
