@@ -30,11 +30,13 @@ def under_srun() -> bool:
 def listen() -> None:
     """Answer SIGUSR1 by a requeue, and SIGTERM by status 1: right until training starts, when nothing is to be saved.
 
-    Every task does so, not only the first, because some may be in training already. These wait for the others.
+    Every task does so, not only the first, because some may be in training already. These wait for the others. A signal
+    that the job's script has blocked, so that it does not end Python while it starts, arrives now.
     """
     if under_srun():
         signal.signal(signal.SIGUSR1, _leave)
         signal.signal(signal.SIGTERM, _end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 
 
 def stop_listening() -> None:

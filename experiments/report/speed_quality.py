@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Looks = Mapping[str, Look]
+Point = tuple[list[float], list[float], list[float]]
+"""Qualities, measured and ideal speed-ups of a row, over seeds."""
 LEAST_TRAINING = 0.02  # of the baseline's FLOPs; a row with less, such as an untrained student, is left out
 IDEAL = (
     "An upright bar is the ideal speed-up of a row: the training FLOPs of its baseline over its own, by formula "
-    "(teacher and student). A thin line joins it to the measured point; without a measured speed-up a small marker "
-    "stands on it. Dotted: the ideal front, which is the best quality of any row at that ideal speed-up or more."
+    "(teacher and student). A thin line joins it to the measured point. If some row has no measured speed-up that "
+    "compares, none is shown, small markers stand on the bars, and those of one speed-up stand side by side. Dotted: "
+    "the ideal front, which is the best quality of any row at that ideal speed-up or more."
 )
 PUBLISHED = "A ring marks a value published by the paper (960 h of LibriSpeech, HuBERT Base), not measured here."
 RING = "published by the paper"
@@ -78,9 +81,9 @@ def _caption(report: Mapping[str, Any], keys: Sequence[str], shown: Looks) -> st
     return f"{start}Whiskers are one standard deviation over seeds. {IDEAL}{ring}"
 
 
-def _points(report: Mapping[str, Any], key: str) -> dict[str, tuple[list[float], list[float], list[float]]]:
+def _points(report: Mapping[str, Any], key: str) -> dict[str, Point]:
     """Collect qualities, measured speed-ups and ideal speed-ups over seeds, by the label of a row that has both."""
-    found = {}
+    found: dict[str, Point] = {}
     for row in report["rows"]:
         values = report["values"][row["name"]]
         quality, speed, ratio = (
@@ -88,7 +91,20 @@ def _points(report: Mapping[str, Any], key: str) -> dict[str, tuple[list[float],
         )
         if quality and (speed or ratio) and min(ratio, default=1.0) >= LEAST_TRAINING:
             found[row["label"]] = quality, speed, [1 / each for each in ratio]
+    if all(ideal for _, _, ideal in found.values()) and not all(speed for _, speed, _ in found.values()):
+        return {label: (quality, [], ideal) for label, (quality, _, ideal) in found.items()}
     return found
+
+
+def _shifts(points: Mapping[str, Point]) -> dict[str, float]:
+    """Shift rows of one ideal speed-up, which have no other, apart by a small part of the picture's width."""
+    places = {label: round(statistics.fmean(ideal), 3) for label, (_, speed, ideal) in points.items() if not speed}
+    step = 0.03 * (max(places.values(), default=0.0) - min(places.values(), default=0.0))
+    shifts = dict.fromkeys(points, 0.0)
+    for label, place in places.items():
+        same = [other for other in places if places[other] == place]
+        shifts[label] = step * (same.index(label) - (len(same) - 1) / 2)
+    return shifts
 
 
 def _published(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -106,13 +122,16 @@ def _panel(
 
     shown = dict(known or {})
     ideals = []
-    for label, (quality, speeds, ideal) in _points(report, key).items():
+    points = _points(report, key)
+    shifts = _shifts(points)
+    for label, (quality, speeds, ideal) in points.items():
         look, y = looks[label], statistics.fmean(quality)
         shown[label] = look
         whisker: dict[str, Any] = {"color": look.colour, "elinewidth": 1, "yerr": _spread(quality), "zorder": 2.5}
         if ideal:
             x = statistics.fmean(ideal)
             ideals.append((x, y))
+            x += shifts[label]
             axes.plot([x], [y], "|", color=look.colour, markersize=9, markeredgewidth=1.6)
             if speeds:
                 axes.plot([statistics.fmean(speeds), x], [y, y], color=look.colour, linewidth=0.6)

@@ -110,6 +110,16 @@ time.sleep(1000)
 """
 
 
+def test_a_signal_that_came_while_python_started_is_answered_by_the_first_line(scontrol: Path) -> None:
+    """As under slurm.sbatch, where `env --block-signal` holds it back; here it is there before Python is."""
+    variables = {**environment(), **VARIABLES, "PATH": os.environ["PATH"]}
+    program = f"kill -USR1 $$; exec {sys.executable} -c 'from experiments.cli import main; main()'"
+    command = ["env", "--block-signal=USR1", "sh", "-c", program]
+    done = subprocess.run(command, env=variables, cwd=REPOSITORY, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == requeue.EXIT_SIGTERM, done.stderr
+    assert requests(scontrol) == ["requeue 123"]
+
+
 @pytest.mark.parametrize(
     ("name", "sent", "status", "asked"),
     [

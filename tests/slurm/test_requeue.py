@@ -64,7 +64,7 @@ def whole(runs: Runs) -> Path:
 
 def test_a_growing_run_over_two_nodes_goes_through_limit_signal_and_requeue(runs: Runs, whole: Path) -> None:
     cluster = runs.cluster
-    job = runs.submit("limited", *runs.hold(3, 8, 13), options=["--time", "1"])
+    job = runs.submit("limited", *runs.hold(3, 8, 13), options=["--time", "2"])
     cluster.wait(lambda: cluster.restarts(job) == 1, "the requeue at the time limit")
     cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     cluster.hurry(job)
@@ -90,7 +90,6 @@ def test_a_signal_before_training_requeues_too(runs: Runs, whole: Path) -> None:
     cluster = runs.cluster
     job = runs.submit("early")
     cluster.wait(lambda: len(starting("bin/interstack")) == 2, "both tasks")
-    time.sleep(0.5)  # the program imports torch now
     cluster.call("scancel", "--signal", "USR1", job)
     cluster.wait(lambda: cluster.restarts(job) == 1, "the requeue")
     assert "came before training" in runs.log(job)

@@ -31,8 +31,8 @@ def started(folder: Path) -> list[str]:
 def test_the_run_gets_the_jobs_size_and_resumes(tmp_path: Path) -> None:
     assert run(tmp_path, "--config", "full", "--name", "a b") == (0, "")
     assert started(tmp_path) == [
-        "--kill-on-bad-exit=1 interstack fit --config full --name a b --trainer.num_nodes 2 --trainer.devices 4 "
-        "--ckpt_path last"
+        "--kill-on-bad-exit=1 env --block-signal=USR1 interstack fit --config full --name a b --trainer.num_nodes 2 "
+        "--trainer.devices 4 --ckpt_path last"
     ]
 
 
@@ -67,6 +67,14 @@ def test_only_failures_that_may_pass_are_tried_again(
     status, text = run(tmp_path, statuses=statuses, INTERSTACK_TRIES=tries)
     assert (status, len(started(tmp_path))) == (ended, starts)
     assert text.count("another one follows") == starts - 1
+
+
+def test_an_env_that_cannot_block_signals_is_left_out(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "bin" / "env").write_text("#!/bin/bash\nexit 1\n")  # as of older systems
+    (tmp_path / "bin" / "env").chmod(0o755)
+    run(tmp_path)
+    assert ["env" in line for line in started(tmp_path)] == [True, False]
 
 
 def test_the_environment_is_the_users_file_or_the_clones(tmp_path: Path) -> None:

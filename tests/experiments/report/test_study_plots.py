@@ -132,3 +132,17 @@ def test_pictures_for_a_paper_have_its_width_and_carry_their_fonts(
 def test_without_a_format_there_are_no_pictures_for_a_paper(small: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no file depth_vs_step.pdf"):
         report_command([str(small)], str(tmp_path), ["depth_vs_step.pdf"])
+
+
+def test_measured_speed_ups_are_shown_only_if_all_rows_have_one(study: Path) -> None:
+    found = read_study(study)
+    values, looks = study_values(found), study_looks(found)
+
+    def horizontal_whiskers() -> int:
+        picture = speed_quality(values, "pr/per", looks)
+        assert picture is not None
+        return sum(bool(bars.has_xerr) for bars in picture.figure.axes[0].containers)
+
+    assert horizontal_whiskers() > 1
+    del values["values"]["full"]["speed_up"]
+    assert horizontal_whiskers() == 0
