@@ -180,6 +180,7 @@ class ResilientWandbLogger(WandbLogger):
     """
 
     unreachable = False
+    _running = 0  # runs of this process that have started and not ended
 
     def __init__(self, finish_timeout_seconds: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -192,6 +193,7 @@ class ResilientWandbLogger(WandbLogger):
         """The W&B run, started at the first access, on rank zero."""
         if self._experiment is None:
             self._start()
+            ResilientWandbLogger._running += 1
             self._forget = before_requeue(self.suspend)
         return self._experiment
 
@@ -211,7 +213,11 @@ class ResilientWandbLogger(WandbLogger):
             reason = str(error).splitlines()[0]
             log.warning("W&B could not start online (%s): it logs offline, `wandb sync` uploads", reason)
         ResilientWandbLogger.unreachable = True
-        wandb.teardown()  # its service still holds the run id
+        # W&B's service still holds the run's id. It can only be ended where it serves no other run.
+        if ResilientWandbLogger._running:
+            self._wandb_init["id"] += "-offline"
+        else:
+            wandb.teardown()
         for folder in self._online_folders() - earlier:  # it holds no metrics, and looks like a run to upload
             shutil.rmtree(folder, ignore_errors=True)
         self._wandb_init["mode"] = "offline"
@@ -259,6 +265,7 @@ class ResilientWandbLogger(WandbLogger):
         if run is None:
             return
         self._forget()
+        ResilientWandbLogger._running -= 1
         problems: list[Exception] = []
 
         def end() -> None:

@@ -42,7 +42,8 @@ def sync(folder: Path, *options: str) -> None:
     """Upload all runs below ``folder/wandb`` as the warning says."""
     runs = [str(path) for path in (folder / "wandb").glob("*run-*") if path.is_dir() and not path.is_symlink()]
     assert runs
-    subprocess.run([sys.executable, "-m", "wandb", "sync", *options, *runs], check=True, capture_output=True)
+    command = [sys.executable, "-m", "wandb", "sync", *options, *runs]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("fault", ["none", "slow"])
@@ -137,6 +138,24 @@ def test_only_the_first_of_several_runs_waits_for_a_lost_server(
     wandb.teardown()  # as at the end of a process
     sync(tmp_path / "second", "--include-online")
     assert steps(server.runs["second"]) == list(range(1, NUM_STEPS + 1))
+
+
+@pytest.mark.slow  # 15 s, in which W&B gives up
+def test_a_run_that_cannot_start_leaves_one_that_has_started_alone(tmp_path: Path, server: WandbServer) -> None:
+    first = logger_of(tmp_path / "first", finish_timeout_seconds=60)
+    log_steps(first, last=1)
+    server.fault = "drop"
+    settings = WandbSettings("online", init_timeout_seconds=2, finish_timeout_seconds=60)
+    second = build_loggers(tmp_path / "second", "second", settings, run_id="def456")[1]
+    second.log_metrics({"train/loss": 0.5}, step=1)
+    server.fault = "none"
+    log_steps(first, first=2)
+    for logger in (first, second):
+        logger.finalize("success")
+    assert steps(server.runs["abc123"]) == list(range(1, NUM_STEPS + 1))
+    assert not list((tmp_path / "second" / "wandb").glob("run-*"))
+    sync(tmp_path / "second")
+    assert steps(server.runs["def456-offline"]) == [1]
 
 
 def run_apart(folder: Path, server: WandbServer, settings: str, end: str, fault: str) -> str:
