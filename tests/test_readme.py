@@ -223,10 +223,12 @@ def test_quickstart_makes_its_report_and_keeps_finished_parts(tmp_path: Path) ->
     assert "choose another --output" in other.stderr
 
 
-def test_the_job_script_passes_its_arguments_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_job_script_passes_its_arguments_on(place: int, tmp_path: Path) -> None:
     """``sbatch`` as the page has it, with an ``srun`` that only runs what it is given, and that only parses."""
-    (line,) = (line for line in commands(PAGES[1]) if line.startswith("sbatch"))
-    _, script, *arguments = shlex.split(line)
+    line = [line for line in commands(PAGES[1]) if line.startswith("sbatch")][place]
+    _, *words = shlex.split(line)
+    array, (script, *arguments) = words[:1] == ["--array"], words[2:] if words[0] == "--array" else words
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "srun").write_text('#!/bin/bash\nshift\nexec "$@" --print_config\n')
     (tmp_path / "bin" / "interstack").write_text(f'#!/bin/bash\nexec {sys.executable} -m experiments.cli "$@"\n')
@@ -236,12 +238,14 @@ def test_the_job_script_passes_its_arguments_on(tmp_path: Path) -> None:
     (tmp_path / ".venv" / "bin" / "activate").write_text("")
     variables = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
     variables |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
+    variables |= {"SLURM_ARRAY_TASK_ID": "1"} if array else {}
     result = subprocess.run(
         ["bash", str(REPOSITORY / script), *arguments],
         cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert all(text in result.stdout for text in ("num_nodes: 2", "devices: '4'", "policy: interleaved"))
+    name = ("name: seed1", "seed_everything: 1") if array else ("name: first",)
+    assert all(text in result.stdout for text in ("num_nodes: 2", "devices: '4'", "policy: interleaved", *name))
 
 
 def test_every_config_is_in_the_readme() -> None:

@@ -81,7 +81,7 @@ def test_a_study_is_finished_and_its_report_is_made_again(old: Path, capsys: pyt
     assert len(list((old / "study" / "jobs").iterdir())) == 6  # the ids are the same
     text = (old / "study" / "report.md").read_text()
     assert "Grown" in text
-    assert "loss_vs_steps.png" in text
+    assert "depth_vs_step.png" in text
     run(["report", "study/results.json", "--output", "again"])
     assert (old / "again" / "report.csv").read_bytes() == (old / "study" / "report.csv").read_bytes()
 

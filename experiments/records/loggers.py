@@ -154,7 +154,7 @@ class WandbSettings:
     tags: list[str] = field(default_factory=list)
     id: str | None = None
     init_timeout_seconds: float = 30.0
-    finish_timeout_seconds: float = 60.0
+    finish_timeout_seconds: float = 45.0
 
     def __post_init__(self) -> None:
         for name in ("init_timeout_seconds", "finish_timeout_seconds"):

@@ -13,7 +13,8 @@ from tests.wandb_server import KEY, WandbServer, wandb_server
 @pytest.fixture
 def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """W&B as on a machine where nobody ever logged in."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+    # What names W&B's running service stays: a test that ends the service would get its name back afterwards.
+    for name in [name for name in os.environ if name.startswith("WANDB_") and name != "WANDB_SERVICE"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -111,8 +111,7 @@ def test_a_killed_writer_loses_no_row_and_the_next_goes_on(tmp_path: Path) -> No
         """
         import sys
         from pathlib import Path
-        from datamodules.errors import InputError
-from experiments.records.loggers import AppendingCSVLogger
+        from experiments.records.loggers import AppendingCSVLogger
         logger = AppendingCSVLogger(Path(sys.argv[1]))
         for step in range(10**9):
             logger.log_metrics({"train/loss": step / 8, f"new/{step % 50}": 1}, step=step)

@@ -193,6 +193,9 @@ class Recorder:
         write_json(self.workspace.path(job) / "job.json", job.described() | {"status": "failed" if failed else "done"})
         return self
 
+    def explain(self, handle: Any) -> str:
+        return "SLURM job 1: TIMEOUT" if self.failing else ""
+
     def done(self) -> bool:
         return True
 
@@ -224,6 +227,7 @@ def test_what_needs_a_failed_job_waits_for_another_call_and_the_rest_goes_on(set
     workspace, plan = setup.workspace(tmp_path), setup.plan()
     ran, runner = run(plan, workspace, "distil broken seed 0")
     assert [job.label for job in runner.failed] == ["distil broken seed 0", "export broken seed 0"]
+    assert read_record(tmp_path, runner.failed[0].id)["ended_by"] == "SLURM job 1: TIMEOUT"
     assert len(ran) == 5
     ran, runner = run(plan, workspace)
     assert ran == ["distil broken seed 0", "export broken seed 0"]
