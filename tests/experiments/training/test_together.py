@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 
+from callbacks import requeue
 from callbacks.requeue import EXIT_SIGTERM
 from datamodules.errors import InputError
 from datamodules.loading import AudioDataset
@@ -154,10 +156,25 @@ def test_without_fresh_randomness_for_each_student_they_are_not(
     assert max(float((one[key] - other[key]).abs().max()) for key in one if torch.is_tensor(one[key])) > 1e-4
 
 
-def test_sigterm_saves_all_and_they_go_on_from_different_places(
-    arguments: list[str], apart: Path, tmp_path: Path
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The environment of a task of srun, and a scontrol that writes down what it is asked for."""
+    variables = {"JOB_ID": 123, "JOB_NAME": "train", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requests\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(requeue, "_announced", [])
+    return tmp_path / "requests"
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
+def test_a_signal_saves_all_and_they_go_on_from_different_places(
+    signal_name: str, slurm: Path, arguments: list[str], apart: Path, tmp_path: Path
 ) -> None:
-    signals = {"class_path": "tests.callbacks.faults.SendSignal", "init_args": {"epoch": 1, "batch": 1}}
+    signals: dict[str, Any] = {"class_path": "tests.callbacks.faults.SendSignal"}
+    signals["init_args"] = {"epoch": 1, "batch": 1, "signal_name": signal_name}
     config = yaml.safe_load((CONFIGS / "interleave_equal.yaml").read_text()) | {"trainer": {"callbacks": [signals]}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     command = ["--configs", f"full,interleave_equal={tmp_path / 'config.yaml'}", *arguments, "--ckpt_path", "last"]
@@ -165,6 +182,7 @@ def test_sigterm_saves_all_and_they_go_on_from_different_places(
     with pytest.raises(SystemExit) as stop:
         fit_together(command)
     assert stop.value.code == EXIT_SIGTERM
+    assert requeue.announced() is slurm.exists() is (signal_name == "SIGUSR1")
     steps = {name: sorted((tmp_path / name / "checkpoints").glob("step=*.ckpt")) for name in STUDENTS[:2]}
     assert {name: len(files) for name, files in steps.items()} == {"full": 2, "interleave_equal": 2}
     assert not (tmp_path / "full" / "summary.json").exists()
