@@ -47,7 +47,7 @@ def stop_listening() -> None:
 
 def _leave(signum: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    log.warning("SLURM's signal came before training: there is nothing to save")
+    log.warning("SLURM's signal came outside training: there is nothing to save")
     requeue()
     raise SystemExit(EXIT_SIGTERM)
 

@@ -4,7 +4,6 @@ import os
 import resource
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -20,13 +19,13 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks import requeue
 from callbacks.checkpointing import RunCheckpoint, StopSignals
 from callbacks.requeue import EXIT_SIGTERM
 from experiments.cli import run
 from tests.callbacks.faults import AskToStop, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
 from tests.patience import PATIENCE
+from tests.slurm_task import pretend_task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -190,18 +189,7 @@ def test_control_lightnings_own_handlers_lose_the_step(
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The environment of one task under srun, and a scontrol that writes down what it is asked for."""
-    variables = {"JOB_ID": 123, "JOB_NAME": "train", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
-    for name, value in variables.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
-    scontrol, record = tmp_path / "bin" / "scontrol", tmp_path / "requests"
-    scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {record}\n')
-    scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(requeue, "_announced", [])
-    monkeypatch.setattr(requeue, "_before", [])
-    return record
+    return pretend_task(tmp_path, monkeypatch)
 
 
 def test_slurms_signal_requeues_between_optimizer_steps(

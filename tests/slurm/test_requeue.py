@@ -92,7 +92,7 @@ def test_a_signal_before_training_requeues_too(runs: Runs, whole: Path) -> None:
     cluster.wait(lambda: len(starting("bin/interstack")) == 2, "both tasks")
     cluster.call("scancel", "--signal", "USR1", job)
     cluster.wait(lambda: cluster.restarts(job) == 1, "the requeue")
-    assert "came before training" in runs.log(job)
+    assert "came outside training" in runs.log(job)
     assert not (runs.run("early") / "checkpoints").exists()
     assert cluster.finish(job) == "COMPLETED", runs.log(job)
     assert_same_end(whole, runs.last("early"))

@@ -4,7 +4,6 @@ import csv
 import json
 import logging
 import multiprocessing
-import os
 import shutil
 import signal
 import subprocess
@@ -32,6 +31,7 @@ from tests.ddp.launch import environment
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
 from tests.resuming import differences, file_differences
+from tests.slurm_task import pretend_task
 from tests.test_configs import SHRUNK
 from tests.test_kill import processes_of, wait_for
 
@@ -158,15 +158,7 @@ def test_without_fresh_randomness_for_each_student_they_are_not(
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The environment of a task of srun, and a scontrol that writes down what it is asked for."""
-    variables = {"JOB_ID": 123, "JOB_NAME": "train", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
-    for name, value in variables.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
-    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requests\n')
-    (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(requeue, "_announced", [])
-    return tmp_path / "requests"
+    return pretend_task(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("signal_name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
