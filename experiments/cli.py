@@ -33,7 +33,7 @@ COMMANDS = {
         "experiments.studies.reproduce",
         "run a study: distil, export, evaluate, report; finished jobs are kept",
     ),
-    "export": ("lightning_modules.export", "write a checkpoint's student as a Hugging Face folder"),
+    "export": ("experiments.deployment.export", "write a student as a Hugging Face folder, or an encoder as ONNX"),
     "superb": ("experiments.superb.command", "score an encoder on SUPERB's tasks, or probe it in minutes"),
     "bench": ("experiments.bench.command", "time a training step by part and by depth"),
     "bench compare": ("experiments.bench.compare", "time short runs with different switches, in turns"),

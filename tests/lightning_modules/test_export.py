@@ -18,7 +18,8 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from lightning_modules.export import CHECKPOINT_FORMAT, export, export_student, load_student, model_card
+from lightning_modules.export import CHECKPOINT_FORMAT, export_student, load_student
+from lightning_modules.model_card import model_card
 
 FILES = {"README.md", "config.json", "interstack.json", "model.safetensors", "preprocessor_config.json"}
 GROWTH = {

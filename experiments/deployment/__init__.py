@@ -1,0 +1,1 @@
+"""Commands that take a student to a device: export, latency, streaming."""
