@@ -23,6 +23,7 @@ from lightning_modules.deployment.onnx_file import (
     difference,
     example,
     quantise,
+    quietly,
     require_onnx,
     require_opset,
     run,
@@ -146,7 +147,8 @@ def check(graph: nn.Module, path: Path) -> dict[str, float]:
     opened = session(path)
     worst = {"difference": 0.0, "relative_error": 0.0}
     for batch in (example(), (noise(), torch.tensor([SAMPLE_RATE]))):
-        found, wanted = run(opened, *batch)[0], graph(*batch)[0]
+        with quietly():
+            found, wanted = run(opened, *batch)[0], graph(*batch)[0]
         worst["difference"] = max(worst["difference"], difference(found, wanted))
         worst["relative_error"] = max(worst["relative_error"], relative_error(found, wanted))
     return worst

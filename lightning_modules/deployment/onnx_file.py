@@ -74,7 +74,7 @@ def write_onnx(graph: nn.Module, path: Path, outputs: Sequence[str], opset: int 
     """
     require_opset(opset)
     free = torch.export.Dim.DYNAMIC
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad():
         program = torch.onnx.export(
             graph,
             example(),
@@ -91,8 +91,8 @@ def write_onnx(graph: nn.Module, path: Path, outputs: Sequence[str], opset: int 
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the exporter's advice about missing packages and its own progress from the user."""
+def quietly() -> Iterator[None]:
+    """Keep warnings of encoders and exporters, which a user can do nothing about, and their progress to themselves."""
     levels = {name: logging.getLogger(name).level for name in CHATTY_LOGGERS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -115,7 +115,7 @@ def quantise(path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quietly():
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, quietly():
         prepared = Path(folder) / MODEL_FILE
         # Symbolic shapes are not needed, and their inference does not know all operators of the exporter.
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
