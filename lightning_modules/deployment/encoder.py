@@ -39,6 +39,7 @@ class DeployedEncoder(nn.Module):
         num_states: number of hidden states S of ``all``.
         num_parameters: number of parameters of the encoder.
         shortest, longest: samples of one frame, and the most that the encoder takes (``None``: no limit).
+        hop: samples from one frame to the next.
         outputs: names of what a call returns.
     """
 
@@ -49,7 +50,9 @@ class DeployedEncoder(nn.Module):
         self.outputs = ("hidden_states" if states == "all" else "last_hidden_state", "num_frames")
         self.teacher, self.states = copy.deepcopy(teacher), states
         self.width, self.num_layers, self.num_states = teacher.hidden_size, teacher.num_layers, teacher.num_layers + 1
-        self.shortest = int(teacher.num_frames(torch.arange(teacher.sample_rate)).clamp(max=1).argmax())
+        frames_T = teacher.num_frames(torch.arange(teacher.sample_rate))
+        self.shortest, second = (int((frames_T == count).nonzero()[0]) for count in (1, 2))
+        self.hop = second - self.shortest
         self.num_parameters = sum(parameter.numel() for parameter in teacher.parameters())
         _make_plain(self.teacher)
         self.requires_grad_(False).eval()

@@ -128,6 +128,7 @@ def description(graph: DeployedEncoder, quantize: Quantize, opset: int) -> dict[
         "inputs": {"waveforms": ["batch", "samples"], "num_samples": ["batch"]},
         "outputs": {name: shapes.get(name, ["batch"]) for name in graph.outputs},
         "shortest_samples": graph.shortest,
+        "samples_per_frame": graph.hop,
         "longest_samples": graph.longest,
         "normalizes_waveforms": graph.teacher.normalize,
         "layers": graph.num_layers,

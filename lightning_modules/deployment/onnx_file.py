@@ -133,7 +133,12 @@ def session(path: Path, threads: int | None = None) -> Any:
     options.log_severity_level = 3  # errors; its warnings are about unused initialisers
     if threads is not None:
         options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of many classes, which derive from nothing more
+        if type(error).__module__.startswith("onnxruntime"):
+            raise InputError(f"{path} is damaged, or no ONNX file: {str(error).splitlines()[0][:200]}") from error
+        raise
 
 
 def run(opened: Any, waveforms_BT: Tensor, num_samples_B: Tensor) -> list[Tensor]:

@@ -17,7 +17,7 @@ from lightning_modules.deployment.onnx_export import card, check, export_onnx, l
 from lightning_modules.deployment.onnx_file import MODEL_FILE, TOLERANCE, difference, run, session, write_onnx
 from lightning_modules.export import load_student
 from lightning_modules.precision import relative_error
-from lightning_modules.superb.upstream import LoadedEncoder
+from lightning_modules.superb.upstream import LoadedEncoder, load_upstream
 from tests.helpers import POLICY_STAGES, save_whisper
 from tests.lightning_modules.deployment.test_encoder import states_of
 from tests.lightning_modules.teachers import FAMILIES
@@ -158,6 +158,33 @@ def test_the_lines_of_the_readme_need_only_onnxruntime_and_numpy(folder: Path, s
         command = [sys.executable, "-c", WITHOUT + lines]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=place.parent)
         assert ran.stdout.strip() == shape, ran.stderr
+
+
+def test_a_folder_is_an_upstream_of_superb(folder: Path, checkpoint: Path, small: Path) -> None:
+    """It gives the states of the student that it was made of, alone and in padded batches."""
+    spoken = [waveforms_T[:length] for length, waveforms_T in zip((9000, 5000), batch([9000, 9000])[0], strict=True)]
+    own, original = load_upstream(str(folder)), load_upstream(str(checkpoint))
+    assert (own.rate, own.num_states, own.width) == (original.rate, original.num_states, original.width)
+    for one, other in zip(own(spoken), original(spoken), strict=True):
+        assert difference(one, other) < TOLERANCE
+        assert difference(one, other.flip(-1)) > 100 * TOLERANCE
+    for length in (0, 399, 400, 719, 720, 16_000):
+        assert own.num_frames(length) == original.num_frames(length)
+    assert load_upstream(str(small / "student")).num_states == 1
+    assert own.digest() == load_upstream(str(folder)).digest() != load_upstream(str(small / "student")).digest()
+    with pytest.raises(ValueError, match="normalises waveforms itself where it must: leave out --normalize"):
+        load_upstream(str(folder), normalize=True)
+
+
+def test_only_what_export_wrote_is_an_upstream(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / MODEL_FILE).write_bytes((folder / MODEL_FILE).read_bytes())
+    with pytest.raises(ValueError, match=r"holds model\.onnx, but no interstack\.json that describes it"):
+        load_upstream(str(tmp_path))
+    described = json.loads((folder / "interstack.json").read_text())
+    (tmp_path / "interstack.json").write_text(json.dumps(described))
+    (tmp_path / MODEL_FILE).write_bytes((folder / MODEL_FILE).read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.onnx is damaged"):
+        load_upstream(str(tmp_path))
 
 
 def test_card_and_description(folder: Path, checkpoint: Path) -> None:
