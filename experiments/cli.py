@@ -34,6 +34,7 @@ COMMANDS = {
         "run a study: distil, export, evaluate, report; finished jobs are kept",
     ),
     "export": ("lightning_modules.export", "write a checkpoint's student as a Hugging Face folder"),
+    "latency": ("experiments.deployment.latency", "time encoders beside each other: latency, memory, size and MACs"),
     "superb": ("experiments.superb.command", "score an encoder on SUPERB's tasks, or probe it in minutes"),
     "bench": ("experiments.bench.command", "time a training step by part and by depth"),
     "bench compare": ("experiments.bench.compare", "time short runs with different switches, in turns"),
