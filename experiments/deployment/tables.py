@@ -159,6 +159,9 @@ def picture(result: Result) -> Picture:
             axes.set_ylabel(result["score"])
         else:
             axes.set_yticks(range(count), [row["label"] for row in result["rows"]][::-1])
+    lefts, rights = zip(*(axes.get_xlim() for (axes,) in grid), strict=True)
+    for (axes,) in grid:
+        axes.set_xlim(min(lefts), max(rights))
     if scored:
         legend_below(
             figure,
