@@ -7,6 +7,7 @@ The output folder gets ``latency.json``, ``latency.md`` and ``latency.png``.
 
 import logging
 import os
+import platform
 import shlex
 import sys
 import tempfile
@@ -77,9 +78,10 @@ def latency(
         result = measured(rows, seconds, batch_size, counts, rounds, found)
     place = Path(output)
     write_json(place / "latency.json", result)
-    write_text(place / "latency.md", markdown(result))
-    write_bytes(place / "latency.png", picture(result).png())
-    print(markdown(result))
+    tables, drawn = markdown(result), picture(result)
+    write_text(place / "latency.md", f"{tables}\n![{drawn.heading}](latency.png)\n\n{drawn.caption}\n")
+    write_bytes(place / "latency.png", drawn.png())
+    print(tables)
 
 
 def available_threads() -> list[int]:
@@ -128,6 +130,7 @@ def measured(
     return {
         "command": f"interstack {shlex.join(sys.argv[1:])}",
         **made(torch.device("cpu")),
+        "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores",  # the rows have their own threads
         "threads": list(threads),
         "versions": {name: version(name) for name in ("torch", "transformers", "onnxruntime") if _installed(name)},
         "load_before": load,

@@ -1,6 +1,7 @@
 """The tables and the picture of ``latency.json``."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from experiments.report.figures import FONT, SMALL, WIDTH, Picture, axes_grid, legend_below, light_grid
@@ -16,7 +17,7 @@ Result = Mapping[str, Any]
 COLOURS = tuple(
     LIGHT[name] for name in ("petrol", "vermilion", "blue", "green", "purple", "brown", "wine", "grey", "olive")
 )
-FORMATS = ("PyTorch float32", "PyTorch bfloat16", "PyTorch int8")  # their marks; each ONNX precision has a further one
+KINDS = ("PyTorch float32", "PyTorch bfloat16", "PyTorch int8")  # their marks; each ONNX precision has a further one
 
 
 def markdown(result: Result) -> str:
@@ -163,14 +164,12 @@ def picture(result: Result) -> Picture:
     for (axes,) in grid:
         axes.set_xlim(min(lefts), max(rights))
     if scored:
-        legend_below(
-            figure,
-            {row["label"]: looks[row["label"]] for row in result["rows"] if row["score"] is not None},
-            lines=False,
-        )
+        legend_below(figure, _legend([row for row in result["rows"] if row["score"] is not None], looks), lines=False)
     caption = "Median latency of one utterance; bars are quartiles, mostly within the marker."
     if scored:
-        caption += " Scores were measured in float32."
+        caption += (
+            f" {'Lower' if result['better'] == 'low' else 'Higher'} scores are better; all were measured in float32."
+        )
     return Picture("latency", "Quality against latency" if scored else "Latency", caption, figure)
 
 
@@ -194,15 +193,26 @@ def _finish(axes: "Axes", result: Result, scored: bool) -> None:
     axes.margins(x=0.12, y=0.15)
 
 
+def _kind(row: Mapping[str, Any]) -> str:
+    return f"{row['format']} {row['precision']}"
+
+
 def _looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Look]:
     """Choose looks by label: the colour is the encoder's, the mark that of the format and precision."""
     names = list(dict.fromkeys(row["name"] for row in rows))
-    kinds = list(dict.fromkeys((*FORMATS, *(f"{row['format']} {row['precision']}" for row in rows))))
+    kinds = list(dict.fromkeys((*KINDS, *map(_kind, rows))))
     return {
         row["label"]: Look(
             COLOURS[names.index(row["name"]) % len(COLOURS)],
-            MARKS[kinds.index(f"{row['format']} {row['precision']}") % len(MARKS)],
+            MARKS[kinds.index(_kind(row)) % len(MARKS)],
             "full" if row["precision"] == "float32" else "none",
         )
         for row in rows
     }
+
+
+def _legend(rows: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]) -> dict[str, Look]:
+    """Name the colours, and the marks if there are several."""
+    colours = {row["name"]: Look(looks[row["label"]].colour, "o") for row in rows}
+    marks = {_kind(row): replace(looks[row["label"]], colour=MUTED) for row in rows}
+    return colours | (marks if len(marks) > 1 else {})

@@ -54,7 +54,8 @@ def test_files_and_their_content(models: dict[str, str], tmp_path: Path, capsys:
     assert 0 < known["score"] < 100
     assert bare["score"] is None
     text = (place / "latency.md").read_text()
-    assert text in capsys.readouterr().out
+    assert text.partition("\n![")[0] in capsys.readouterr().out
+    assert "Lower scores are better" in text
     assert "| bare | ONNX | unknown | - |" in text
     assert "(all hidden states: bare, ONNX unknown)" in text
     assert "## 2 threads" in text
@@ -205,7 +206,7 @@ def test_tables_and_picture() -> None:
     assert drawn.heading == "Quality against latency"
     assert drawn.figure.axes[0].get_ylabel() == "PER, %"
     (names,) = [[label.get_text() for label in legend.get_texts()] for legend in drawn.figure.legends]
-    assert names == ["a, float32", "a, int8"]  # b has no score
+    assert names == ["a", "PyTorch float32", "PyTorch int8"]  # b has no score
     plain = picture(made_up(None))
     assert [label.get_text() for label in plain.figure.axes[0].get_yticklabels()] == [
         "b, float32", "a, int8", "a, float32",
