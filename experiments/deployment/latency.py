@@ -74,7 +74,7 @@ def latency(
         rows = find_rows(models, precisions, Path(folder))
         found = None if scores is None else find_scores(Path(scores), {row.name for row in rows}, score_names, metric)
         if "bfloat16" in precisions and any(row.format == "PyTorch" for row in rows):
-            warn_if_bf16_is_slow(torch.device("cpu"), "precisions: bfloat16", "float32")
+            warn_if_bf16_is_slow(torch.device("cpu"), "precisions=[bfloat16]", "[float32]")
         result = measured(rows, seconds, batch_size, counts, rounds, found)
     place = Path(output)
     write_json(place / "latency.json", result)
