@@ -1,0 +1,1 @@
+"""Commands that measure a student as it will be used."""

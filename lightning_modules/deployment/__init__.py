@@ -1,0 +1,1 @@
+"""Use of a student after its training."""
