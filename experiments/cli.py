@@ -35,6 +35,7 @@ COMMANDS = {
     ),
     "export": ("lightning_modules.export", "write a checkpoint's student as a Hugging Face folder"),
     "superb": ("experiments.superb.command", "score an encoder on SUPERB's tasks, or probe it in minutes"),
+    "streaming": ("experiments.deployment.streaming", "measure hidden states and scores of an encoder that streams"),
     "bench": ("experiments.bench.command", "time a training step by part and by depth"),
     "bench compare": ("experiments.bench.compare", "time short runs with different switches, in turns"),
     "bench together": ("experiments.bench.together", "time students trained side by side and one after another"),
