@@ -33,4 +33,160 @@ COMMANDS = {
         "experiments.studies.reproduce",
         "run a study: distil, export, evaluate, report; finished jobs are kept",
     ),
-    "latency": ("experiments.deployment.latency", "time encoders beside each other: latency, memory, size and MACs"),
+    "superb": ("experiments.superb.command", "score an encoder on SUPERB's tasks, or probe it in minutes"),
+    "streaming": ("experiments.deployment.streaming", "measure hidden states and scores of an encoder that streams"),
+    "bench": ("experiments.bench.command", "time a training step by part and by depth"),
+    "bench compare": ("experiments.bench.compare", "time short runs with different switches, in turns"),
+    "bench together": ("experiments.bench.together", "time students trained side by side and one after another"),
+    "bench scaling": ("experiments.bench.scaling", "step time against processes, length, depth and batch size"),
+    "bench growth": ("experiments.bench.growth", "seconds and memory that a growth takes"),
+    "bench profile": ("experiments.bench.profile", "profile one step: kernels by kind, and the host's time"),
+    "bench kernels": ("experiments.bench.kernels", "time ways to compute the front end and the positional convolution"),
+    "bench suite": ("experiments.bench.suite", "all benchmarks of one GPU into one folder, most valuable first"),
+    "bench data": ("experiments.bench.data", "throughput of reading, decoding and batching"),
+    "pack": ("experiments.corpora.pack", "pack a corpus into a few large 16-bit files, for slow or networked storage"),
+    "align": ("experiments.corpora.align", "write phone labels for transcribed speech, by forced alignment"),
+    "synthesize": ("experiments.corpora.synthesize", "make a small speech corpus in LibriSpeech layout"),
+    "similarity": ("experiments.analysis.similarity", "compare the layers of a student, over the stages of its run"),
+    "report": ("experiments.report.command", "tables, plots and one page from a study, a quick start or run folders"),
+    "dashboard": ("experiments.dashboards.command", "make the W&B workspace view and report of a study"),
+    "pretrain-teacher": ("experiments.corpora.pretrain_teacher", "train a small teacher on a corpus with alignments"),
+}
+
+# Parameters that are given without a name: one word, or several where the parameter is a list.
+POSITIONAL = {"reproduce": "study", "similarity": "checkpoints", "report": "folders", "dashboard": "study"}
+
+# Warnings that users can do nothing about: from within dependencies, and Lightning's advice about small machines.
+DEPENDENCY_WARNINGS = (
+    ".*LeafSpec.*",
+    r"(?s).*jsonargparse.*",
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+)
+
+CHATTY_LOGGERS = (
+    "httpx",
+    "lightning.fabric.utilities.seed",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+)
+
+HELP = """usage: interstack COMMAND [options]
+
+Distil speech foundation models fast: grow the student's depth while it trains.
+
+commands:
+{commands}
+
+`interstack COMMAND --help` lists the options of a command.
+A foreseen error is printed as one line; INTERSTACK_TRACEBACK=1 adds its
+traceback, which any other error has anyway.
+Exit status: 0; 2 after a foreseen error, 1 after another; 130 after an
+interrupt (1 within `fit`); 143 if SIGTERM, max_time or a callback stopped
+`fit` before its end, with a checkpoint for `--ckpt_path last`.
+"""
+
+
+def help_text() -> str:
+    """The text of ``interstack --help``."""
+    return HELP.format(commands="\n".join(f"  {name:<18}{text}" for name, (_, text) in COMMANDS.items()))
+
+
+def complete_switches(args: list[str], switches: set[str]) -> list[str]:
+    """Replace a bare ``--fast`` by ``--fast true`` and ``--dry-run`` by ``--dry_run``, the forms jsonargparse reads."""
+    completed: list[str] = []
+    for argument, following in pairwise([*args, "--"]):
+        name = argument[2:].replace("-", "_")
+        switch = argument.startswith("--") and name in switches
+        bare = switch and following.startswith("-")
+        completed += [f"--{name}" if switch else argument, *(["true"] if bare else [])]
+    return completed
+
+
+def run(args: list[str]) -> None:
+    """Run one command in this process; errors are exceptions.
+
+    Raises:
+        InputError: the command is unknown, or refuses its input.
+    """
+    from experiments.command_line import Parser, nearest  # slow, see main
+
+    words = 2 if " ".join(args[:2]) in COMMANDS else 1
+    name, rest = " ".join(args[:words]), args[words:]
+    known = [other for other in COMMANDS if other.startswith(f"{name} ")]
+    if known and rest and not rest[0].startswith("-"):  # an unknown second word, such as `bench foo`
+        name = f"{name} {rest[0]}"
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r}{nearest(name, COMMANDS)} (`interstack --help` lists all)")
+    module = importlib.import_module(COMMANDS[name][0])
+    if transformers := sys.modules.get("transformers"):
+        transformers.utils.logging.disable_progress_bar()  # of reading and writing model files, which is quick
+    if name in ("fit", "validate"):
+        module.DistillationCLI([name, *rest])
+        return
+    if name == "fit-together":
+        module.fit_together(rest)
+        return
+    if name == "cache-targets":
+        module.TargetsCLI(["cache_targets", *rest])
+        return
+    from jsonargparse import auto_cli
+
+    command: Callable[..., None] = getattr(module, name.replace("-", "_").replace(" ", "_"))
+    parameters = inspect.signature(command).parameters
+    switches = {key for key, parameter in parameters.items() if parameter.annotation is bool}
+    rest = complete_switches(rest, switches)
+    if name not in POSITIONAL:
+        auto_cli(command, args=rest, prog=f"interstack {name}", as_positional=False, parser_class=Parser)
+        return
+    word = POSITIONAL[name]
+    several = parameters[word].annotation is not str
+    parser = Parser(prog=f"interstack {name}", description=(inspect.getdoc(command) or "").split("\n\n")[0])
+    parser.add_argument(word, type=str, nargs="+" if several else None)
+    parser.add_function_arguments(command, skip={word}, as_group=False)
+    command(**parser.instantiate(parser.parse_args(rest)))
+
+
+def main() -> int:
+    """Run the program; return exit status 0, or 2 after a foreseen error, which is one line. Others are raised.
+
+    SIGTERM during ``fit`` and ``validate`` passes through as a ``SystemExit`` of status 143.
+    """
+    listen()  # first, and before any slow import: SLURM's signal would end the process and the job
+    args = sys.argv[1:]
+    # Batches of many lengths would fragment a GPU's memory. torch reads this when it first uses CUDA.
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    sys.path.append(os.getcwd())  # users name their own policies and teachers by module path
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Lightning repeats advertisements, "GPU available" and seeds for every trainer; the run's folder records the rest.
+    for chatty in CHATTY_LOGGERS:
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
+    for message in DEPENDENCY_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("interstack"))
+        return 0
+    try:
+        run(args)
+    except Exception as error:
+        if os.environ.get("INTERSTACK_TRACEBACK") or not is_foreseen(error):
+            raise
+        advice = what_to_do(error) if isinstance(error, OSError) else ""
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        print(f"interstack: {kind}{error}{advice}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interstack: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

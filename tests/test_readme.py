@@ -20,7 +20,11 @@ from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
 
 DOCS = ("launching.md", "teachers.md", "extending.md", "installing.md", "studies.md", "reproducing.md", "superb.md")
+<<<<<<< HEAD
 DOCS += ("performance.md", "caching.md", "deployment_latency_draft.md")
+=======
+DOCS += ("performance.md", "caching.md", "deployment_streaming_draft.md")
+>>>>>>> d6986ffee4f3c78884645dfe6b1b6729da1ab5a7
 PAGES = [
     REPOSITORY / "README.md",
     *(REPOSITORY / "docs" / name for name in DOCS),

@@ -1,28 +1,58 @@
-"""Contribution of each layer of a student: its output loss without the layer, and with two layers swapped.
+"""Contribution of each layer of a student: its output loss without it, with two swapped, and after the first N layers.
 
 Nothing is trained. If the loss stays the same without a layer, the layer is not used. If it stays the same with two
 neighbours swapped, their order does not matter, as may happen with copies of one layer. Veit et al. 2016 did both
-with residual networks.
+with residual networks. If the first N layers alone give the same loss, the student can be cut there.
 
 Tensor names carry shape suffixes: F frames, D features.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import HubertModel
 
+TOLERANCE = 0.01
+"""Relative change of the output loss that does not matter."""
+
 
 @dataclass(frozen=True)
 class DepthUse:
-    """Output losses of the whole student, without each layer, and with each layer and the next one swapped."""
+    """Output losses of the whole student, without each layer, with each layer and the next swapped, and at each exit.
+
+    ``exits[N - 1]`` is the loss after the first N layers, through the projection that was trained on the last one's
+    output; that of all layers is ``loss``.
+    """
 
     loss: float
     skipped: list[float]
     swapped: list[float]
+    exits: list[float]
+
+
+def idle_layers(use: Mapping[str, Any], tolerance: float = TOLERANCE) -> list[int]:
+    """Layers, counted from 1, without any one of which the output loss rises by no more than ``tolerance``.
+
+    Each is left out alone. Several of them together may still matter.
+
+    Args:
+        use: fields of :class:`DepthUse`.
+        tolerance: share of the output loss.
+    """
+    return [number for number, loss in enumerate(use["skipped"], start=1) if loss <= (1 + tolerance) * use["loss"]]
+
+
+def layers_needed(use: Mapping[str, Any], tolerance: float = TOLERANCE) -> int | None:
+    """Smallest number of first layers whose output loss is within ``tolerance`` of the whole student's.
+
+    It is ``None`` for a result of an earlier version, which has no exits. Arguments as for :func:`idle_layers`.
+    """
+    enough = (number for number, loss in enumerate(use.get("exits", []), 1) if loss <= (1 + tolerance) * use["loss"])
+    return next(enough, None)
 
 
 @contextmanager
@@ -53,6 +83,7 @@ def depth_use(model: HubertModel, waveforms: Sequence[Tensor], loss: Callable[[T
         swapped=[
             _mean_loss(model, waveforms, loss, [*whole[:at], at + 1, at, *whole[at + 2 :]]) for at in range(depth - 1)
         ],
+        exits=[_mean_loss(model, waveforms, loss, whole[:layers]) for layers in range(1, depth + 1)],
     )
 
 

@@ -3,8 +3,9 @@
     interstack similarity runs/first --root /data/LibriSpeech/dev-clean --output analyses/first
 
 Measured for every checkpoint: linear CKA and cosine between the student's layers, CKA with the teacher's layers, and
-the mean similarity of copies of one first-stage layer and of other pairs. Training checkpoints also give the change of
-the output loss when a layer is skipped or two are swapped; an exported folder has no projection to the teacher's width.
+the mean similarity of copies of one first-stage layer and of other pairs. Training checkpoints also give the output
+loss without a layer, with two swapped, and after the first N layers; an exported folder has no projection to the
+teacher's width.
 
 Tensor names carry shape suffixes: T samples, L layers, F frames, D features.
 """
@@ -27,8 +28,8 @@ from datamodules.errors import InputError
 from datamodules.files import write_bytes, write_json
 from datamodules.packed import unpacked_path
 from experiments.analysis.cka import layer_similarity
-from experiments.analysis.depth_use import depth_use
-from experiments.report.stage_figures import copies_picture, depth_use_picture, stages_picture
+from experiments.analysis.depth_use import TOLERANCE, depth_use, idle_layers, layers_needed
+from experiments.report.stage_figures import copies_picture, depth_use_picture, exits_picture, stages_picture
 from lightning_modules.export import load_student
 from lightning_modules.hidden_states import encoder_states
 from lightning_modules.objective import ObjectiveConfig, get_distance
@@ -281,7 +282,7 @@ def _output_loss(path: Path, objective: ObjectiveConfig, outputs: Sequence[Tenso
 def _draw(runs: list[dict[str, Any]], output: Path) -> None:
     """Write the pictures if matplotlib is installed; the numbers do not need it."""
     try:
-        pictures = [stages_picture(runs), copies_picture(runs), depth_use_picture(runs)]
+        pictures = [stages_picture(runs), copies_picture(runs), depth_use_picture(runs), exits_picture(runs)]
     except ModuleNotFoundError as error:
         log.warning("no pictures: %s", error)
         return
@@ -298,4 +299,7 @@ def _line(name: str, stage: dict[str, Any]) -> str:
     if (use := stage["depth_use"]) is not None:
         parts.append(f"output loss {use['loss']:.4f}")
         parts.append(f"least used layer {min(range(stage['depth']), key=lambda at: use['skipped'][at]) + 1}")
+        idle = ", ".join(map(str, idle_layers(use))) or "none"
+        parts.append(f"within {TOLERANCE:.0%} of it: without any one of the layers {idle}")
+        parts.append(f"after the first {layers_needed(use)}")
     return "; ".join(parts)

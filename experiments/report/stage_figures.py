@@ -1,4 +1,4 @@
-"""Pictures of ``interstack similarity``: layer similarity by stage, copies against other pairs, depth use."""
+"""Pictures of ``interstack similarity``: layer similarity by stage, copies against other pairs, depth use, exits."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -101,3 +101,28 @@ def depth_use_picture(runs: Sequence[Run], width: float = WIDTH) -> Picture | No
         "near 0: it does not matter."
     )
     return Picture("depth_use", "What each layer contributes", caption, figure)
+
+
+def exits_picture(runs: Sequence[Run], looks: Mapping[str, Look] | None = None, width: float = WIDTH) -> Picture | None:
+    """Draw the relative change of the output loss at the last stage after the first N layers, against N.
+
+    Results of earlier versions have no such losses. ``looks`` by name, default: those that names give.
+    """
+    shown = [run for run in runs if (run["stages"][-1]["depth_use"] or {}).get("exits")]
+    if not shown:
+        return None
+    looks = looks or looks_of(runs)
+    figure, axes = single_axes(3.0, width)
+    for run in shown:
+        use, look = run["stages"][-1]["depth_use"], looks[run["name"]]
+        change = 100 * (np.array(use["exits"], dtype=float) / use["loss"] - 1)
+        axes.plot(range(1, len(change) + 1), change, **look.lines() | look.marks())
+    axes.set_xticks(range(1, max(len(run["stages"][-1]["depth_use"]["exits"]) for run in shown) + 1))
+    axes.set_xlabel("layers kept")
+    axes.set_title("change of the output loss (%)", loc="left", fontsize=FONT, color=MUTED)
+    legend_below(figure, {run["name"]: looks[run["name"]] for run in shown})
+    caption = (
+        "Change of the output loss when the student ends after its first N layers, through the projection that was "
+        "trained on the last one's output."
+    )
+    return Picture("exits", "Which layers does the output need?", caption, figure)

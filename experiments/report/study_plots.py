@@ -14,7 +14,7 @@ from experiments.report.plots import depth_vs_step, loss_curves
 from experiments.report.policy_figure import PANELS, Panel, Stage, draw_panels
 from experiments.report.runs import Pair, ReportRun
 from experiments.report.speed_quality import speed_quality, summary
-from experiments.report.stage_figures import copies_picture, depth_use_picture
+from experiments.report.stage_figures import copies_picture, depth_use_picture, exits_picture
 from experiments.report.study_reading import StudyFolder, StudyJob
 from experiments.report.study_tables import task_title
 from experiments.report.theme import follow_theme
@@ -85,12 +85,13 @@ def study_pictures(folder: StudyFolder, report: dict[str, Any], width: float = W
         *(similarity(pairs, key, width) for key in COMPARISONS),
         copies_picture(stages, looks, width),
         depth_use_picture(stages, width),
+        exits_picture(stages, looks, width),
         *(_layer_weights(folder, pairs, task, width) for task in _tasks(folder)),
     ]
     one_seed = " One run of each row is shown, that of its lowest seed."
     several = len(report["seeds"]) > 1
     pictures = [picture for picture in drawn if picture is not None]
-    single = ("depth_vs_step", "copies", "depth_use")
+    single = ("depth_vs_step", "copies", "depth_use", "exits")
     return [
         replace(each, caption=each.caption + one_seed) if several and each.name in single else each for each in pictures
     ]

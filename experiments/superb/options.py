@@ -1,7 +1,7 @@
 """Options of ``interstack superb``, and its two presets."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +90,13 @@ class RunSettings:
                 f"--eval_every {self.eval_every} is more than --updates {self.updates}: dev would never be scored, and "
                 f"no head chosen; give at most {self.updates}"
             )
+
+    @classmethod
+    def from_plain(cls, config: Mapping[str, Any]) -> "RunSettings":
+        """Build the settings that a run wrote to its ``config.json``, which has other keys too."""
+        own = {one.name: config[one.name] for one in fields(cls) if one.name in config}
+        parts = {"data": TaskData(**own["data"]), "devices": Devices(**own["devices"])}
+        return cls(**own | parts | {"wandb": WandbSettings(**own["wandb"])})
 
     @property
     def is_probe(self) -> bool:

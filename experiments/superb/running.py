@@ -81,15 +81,7 @@ def _run(
     prepared = prepared or prepare(settings, upstream.rate)
     _write_json(folder / CONFIG, config)
     module = build_module(settings, upstream, prepared)
-    data = SuperbDataModule(
-        settings.task,
-        settings.data,
-        prepared.target_length if settings.recipe.sampling == "window" else None,
-        settings.recipe,
-        settings.seed,
-        prepared.corpus,
-        PROBE_AUDIO_BYTES if settings.is_probe else 0,
-    )
+    data = build_data(settings, prepared)
     checkpoint = TaskCheckpoint(folder, settings.save_every)
     guard = NonFiniteGuard(MOST_SKIPPED_UPDATES)
     trainer = build_trainer(settings, config, [checkpoint, guard] if settings.updates else [])
@@ -117,6 +109,19 @@ def _train(module: TaskModule, data: SuperbDataModule, trainer: L.Trainer, folde
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # the upstream always is
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     load_best(folder, module)
+
+
+def build_data(settings: RunSettings, prepared: Prepared) -> SuperbDataModule:
+    """Build the data module of the prepared corpus; a probe keeps its training audio in memory."""
+    return SuperbDataModule(
+        settings.task,
+        settings.data,
+        prepared.target_length if settings.recipe.sampling == "window" else None,
+        settings.recipe,
+        settings.seed,
+        prepared.corpus,
+        PROBE_AUDIO_BYTES if settings.is_probe else 0,
+    )
 
 
 def build_module(settings: RunSettings, upstream: Upstream, prepared: Prepared) -> TaskModule:

@@ -16,7 +16,7 @@ from datamodules.corpus import CorpusSettings
 from datamodules.packing import pack_split
 from datamodules.speech_data import AudioBatch
 from experiments.analysis.cka import layer_similarity
-from experiments.analysis.depth_use import depth_use, layers_in_order
+from experiments.analysis.depth_use import depth_use, idle_layers, layers_in_order, layers_needed
 from experiments.analysis.similarity import (
     as_learnt,
     mean_over_pairs,
@@ -25,10 +25,14 @@ from experiments.analysis.similarity import (
     stage_checkpoints,
     weight_distances,
 )
+from experiments.report.stage_figures import depth_use_picture, exits_picture
 from lightning_modules.export import export_student, load_student
 from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
+
+DEPTH_USE = {"skipped": 4, "swapped": 3, "exits": 4}
+"""Number of losses of a student with four layers."""
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +81,14 @@ def test_a_run_is_analysed_stage_by_stage(run: Path, tmp_path: Path) -> None:
     assert [len(row) for row in last["cka_teacher"]] == [4] * 4
     assert 0 < last["weight_distance_copies"] < 0.5  # a few steps after the growth
     assert last["others"] is None  # one first-stage layer: all are its copies
-    assert (len(last["depth_use"]["skipped"]), len(last["depth_use"]["swapped"])) == (4, 3)
-    assert {path.name for path in tmp_path.iterdir()} == {"result.json", "stages.png", "copies.png", "depth_use.png"}
+    assert {key: len(last["depth_use"][key]) for key in ("skipped", "swapped", "exits")} == DEPTH_USE
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "result.json",
+        "stages.png",
+        "copies.png",
+        "depth_use.png",
+        "exits.png",
+    }
 
 
 def test_the_loss_is_that_of_training(run: Path, tmp_path: Path) -> None:
@@ -124,7 +134,38 @@ def test_skipping_and_swapping(run: Path) -> None:
     assert use.swapped[0] == pytest.approx(use.loss, rel=1e-6)
     assert use.skipped[2] != pytest.approx(use.loss, rel=1e-3)
     assert use.swapped[1] != pytest.approx(use.loss, rel=1e-3)
+    assert use.exits[3] == use.loss
+    assert use.exits[2] == pytest.approx(use.loss, rel=1e-6)  # the last layer returns its input
+    assert use.exits[1] != pytest.approx(use.loss, rel=1e-3)
+    whole = [model(waveform_T[None], output_hidden_states=True).hidden_states[1][0] for waveform_T in waveforms]
+    first = torch.cat(whole)
+    assert use.exits[0] == pytest.approx(float((first.square().mean(1) + first[:, 0]).mean().detach()), rel=1e-5)
     assert list(model.encoder.layers) == list(layers)
+
+
+def test_idle_layers_and_the_layers_needed() -> None:
+    use = {"loss": 2.0, "skipped": [9.0, 2.019, 2.1, 1.9], "exits": [4.0, 3.0, 2.01, 2.0]}
+    assert idle_layers(use) == [2, 4]
+    assert idle_layers(use, tolerance=0.1) == [2, 3, 4]
+    assert layers_needed(use) == 3
+    assert layers_needed(use, tolerance=0.5) == 2
+    assert layers_needed({"loss": 2.0, "skipped": [], "swapped": []}) is None
+
+
+def test_results_without_exits_are_still_drawn() -> None:
+    """Those of earlier versions, beside new ones."""
+    pytest.importorskip("matplotlib")
+    old = {"loss": 2.0, "skipped": [9.0, 2.0], "swapped": [3.0]}
+    runs = [
+        {"name": name, "stages": [{"depth": 2, "copies": None, "depth_use": use}]}
+        for name, use in (("midas", old), ("interleave", old | {"exits": [3.0, 2.0]}), ("export", None))
+    ]
+    assert depth_use_picture(runs[:2]) is not None
+    assert exits_picture(runs[:1]) is None
+    drawn = exits_picture(runs)
+    assert drawn is not None
+    (axes,) = drawn.figure.axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[50.0, 0.0]]
 
 
 def test_layers_come_back_after_an_error(run: Path) -> None:
