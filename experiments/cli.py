@@ -33,6 +33,8 @@ COMMANDS = {
         "experiments.studies.reproduce",
         "run a study: distil, export, evaluate, report; finished jobs are kept",
     ),
+    "export": ("experiments.deployment.export", "write a student as a Hugging Face folder, or an encoder as ONNX"),
+    "latency": ("experiments.deployment.latency", "time encoders beside each other: latency, memory, size and MACs"),
     "superb": ("experiments.superb.command", "score an encoder on SUPERB's tasks, or probe it in minutes"),
     "streaming": ("experiments.deployment.streaming", "measure hidden states and scores of an encoder that streams"),
     "bench": ("experiments.bench.command", "time a training step by part and by depth"),
