@@ -37,6 +37,7 @@ COMMANDS = {
     "export": ("experiments.deployment.export", "write a student as a Hugging Face folder, or an encoder as ONNX"),
     "latency": ("experiments.deployment.latency", "time encoders beside each other: latency, memory, size and MACs"),
     "streaming": ("experiments.deployment.streaming", "measure hidden states and scores of an encoder that streams"),
+    "rescore": ("experiments.deployment.rescore", "score a trained head with another encoder, such as an ONNX file"),
     "bench": ("experiments.bench.command", "time a training step by part and by depth"),
     "bench compare": ("experiments.bench.compare", "time short runs with different switches, in turns"),
     "bench together": ("experiments.bench.together", "time students trained side by side and one after another"),

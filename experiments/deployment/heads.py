@@ -65,8 +65,14 @@ class Head:
         return run_task(replace(self.settings, output=str(folder)), upstream, self.prepared)["tests"]
 
 
-def load_head(folder: Path, upstream: Upstream, accelerator: str) -> Head:
+def load_head(folder: Path, upstream: Upstream, accelerator: str, own: bool = True) -> Head:
     """Read the run in ``folder`` and its corpus.
+
+    Args:
+        folder: result folder of ``interstack superb``.
+        upstream: the encoder that the head will be scored with.
+        accelerator: device to compute on.
+        own: whether it must be the encoder that the head was trained on, or only one of its sizes.
 
     Raises:
         InputError: the folder holds no finished run with a trained head, or that of another encoder.
@@ -83,7 +89,7 @@ def load_head(folder: Path, upstream: Upstream, accelerator: str) -> Head:
             f"--head {folder} sees {found[0]} hidden states of width {found[1]}, but {upstream.name} has {wanted[0]} "
             f"of width {wanted[1]}: give its own encoder, --upstream {config['upstream']}"
         )
-    if config["upstream_digest"] != upstream.digest():
+    if own and config["upstream_digest"] != upstream.digest():
         raise InputError(
             f"--head {folder} was trained on an encoder of other weights or another --normalize than {upstream.name}: "
             f"give its own encoder, --upstream {config['upstream']}"
