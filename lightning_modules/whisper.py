@@ -66,8 +66,11 @@ class LogMel(nn.Module):
             spectrum_BSM = torch.stft(
                 waveforms_BT, WINDOW, MEL_HOP, window=self.window_W, center=False, return_complex=True
             )
-            power_BSM = spectrum_BSM.real.square() + spectrum_BSM.imag.square()
-            decades_BCM = (self.filters_SC.T @ power_BSM).clamp(min=1e-10).log10()
+            return self.of_power(spectrum_BSM.real.square() + spectrum_BSM.imag.square(), valid_BM)
+
+    def of_power(self, power_BSM: Tensor, valid_BM: Tensor | None) -> Tensor:
+        """Log-mel features (B, C, M) of power spectra (B, 201, M); 0 where ``valid_BM`` is false."""
+        decades_BCM = (self.filters_SC.T @ power_BSM).clamp(min=1e-10).log10()
         heard_BCM = decades_BCM if valid_BM is None else decades_BCM.masked_fill(~valid_BM.unsqueeze(1), -torch.inf)
         floor_B11 = heard_BCM.amax((1, 2), keepdim=True) - DYNAMIC_RANGE
         features_BCM = (decades_BCM.maximum(floor_B11) + 4.0) / 4.0
@@ -186,22 +189,33 @@ class WhisperTeacher(EncoderTeacher):
             device = waveforms_BT.device
             waveforms_BT = waveforms_BT.masked_fill(~before_the_end(num_samples_B, width, device), 0.0)
             if not self._pads:
-                # An utterance too short for a frame gets one, because attention needs at least one key.
-                frames_B = self.num_frames(num_samples_B).clamp(min=1)
-                valid_BM = before_the_end(2 * frames_B, 2 * frames, device)
-                past_BF = ~before_the_end(frames_B, frames, device)
-                mask_B11F = torch.zeros(past_BF.shape, device=device).masked_fill(past_BF, -torch.inf)[:, None, None]
-        hidden_BDF = F.gelu(self.model.conv1(self.log_mel(waveforms_BT, 2 * heard, valid_BM)))
+                mask_B11F, valid_BM = self.masks(num_samples_B, frames, device)
+        states = self.states_of(self.log_mel(waveforms_BT, 2 * heard, valid_BM), heard, mask_B11F, wanted)
+        return {number: state_BFD[:, :frames] for number, state_BFD in states.items()}
+
+    def masks(self, num_samples_B: Tensor, frames: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The additive mask (B, 1, 1, F) of attention, and the mask (B, 2 F) of valid mel frames."""
+        # An utterance too short for a frame gets one, because attention needs at least one key.
+        frames_B = self.num_frames(num_samples_B).clamp(min=1)
+        past_BF = ~before_the_end(frames_B, frames, device)
+        mask_B11F = torch.zeros(past_BF.shape, device=device).masked_fill(past_BF, -torch.inf)[:, None, None]
+        return mask_B11F, before_the_end(2 * frames_B, 2 * frames, device)
+
+    def states_of(
+        self, features_BCM: Tensor, frames: int, mask_B11F: Tensor | None, wanted: Collection[int]
+    ) -> dict[int, Tensor]:
+        """Raw outputs (B, F, D) of the ``wanted`` layers from log-mel features of 2 F mel frames."""
+        hidden_BDF = F.gelu(self.model.conv1(features_BCM))
         # The last frame of an utterance does not depend on conv1 past its end: the kernel of conv2 ends at 2 F - 1.
         hidden_BDF = F.gelu(self.model.conv2(hidden_BDF))
-        hidden_BFD = hidden_BDF.transpose(1, 2) + self.model.embed_positions.weight[:heard]
+        hidden_BFD = hidden_BDF.transpose(1, 2) + self.model.embed_positions.weight[:frames]
         states = {0: hidden_BFD} if 0 in wanted else {}
         for number, layer in enumerate(self.model.layers, start=1):
             result = layer(hidden_BFD, attention_mask=mask_B11F)
             hidden_BFD = result[0] if isinstance(result, tuple) else result  # a tuple in transformers 5.0
             if number in wanted:
                 states[number] = hidden_BFD
-        return {number: state_BFD[:, :frames] for number, state_BFD in states.items()}
+        return states
 
 
 class WhisperEncoderAlone(WhisperEncoder):

@@ -20,7 +20,7 @@ from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
 
 DOCS = ("launching.md", "teachers.md", "extending.md", "installing.md", "studies.md", "reproducing.md", "superb.md")
-DOCS += ("performance.md", "caching.md", "deployment_streaming_draft.md")
+DOCS += ("performance.md", "caching.md", "deployment.md")
 PAGES = [
     REPOSITORY / "README.md",
     *(REPOSITORY / "docs" / name for name in DOCS),
@@ -79,7 +79,7 @@ def test_make_targets_exist(line: str) -> None:
     [
         line
         for line in interstack_commands()
-        if command_of(line) in ("fit", "fit-together", "validate", "cache-targets", "superb")
+        if command_of(line) in ("fit", "fit-together", "validate", "cache-targets", "superb", "latency")
         or command_of(line).startswith("bench ")
     ],
 )

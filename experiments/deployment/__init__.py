@@ -1,1 +1,1 @@
-"""Commands that measure a student as it will be used."""
+"""Commands that take a student to a device: export, latency, streaming."""

@@ -1,1 +1,1 @@
-"""Use of a student after its training."""
+"""What a student needs to leave this package: one graph from waveforms to states, ONNX files, heads, streaming."""

@@ -1,8 +1,9 @@
 """Upstreams: frozen encoders that turn a list of waveforms into hidden states, as in s3prl.
 
-An upstream is named by a string: ``fbank``, a training checkpoint (``.ckpt``), an exported student or any other folder
-with a Hugging Face encoder (including Whisper's), a name on the Hugging Face hub, or the path of a subclass of
-:class:`lightning_modules.teacher.Teacher` that needs no arguments (``my_package.MyTeacher``). All but ``fbank`` are
+An upstream is named by a string: ``fbank``, a training checkpoint (``.ckpt``), a run folder, an exported student (for
+transformers or ONNX) or any other folder with a Hugging Face encoder (including Whisper's), a name on the Hugging Face
+hub, or the path of a subclass of :class:`lightning_modules.teacher.Teacher` that needs no arguments
+(``my_package.MyTeacher``). All but ``fbank`` are
 teachers, and :class:`TeacherUpstream` is the one way from a teacher to an upstream.
 
 Shapes: B batch, T samples (16 kHz), F frames, D width.
@@ -24,7 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.frames import count_windows
-from lightning_modules.export import load_student
+from lightning_modules.deployment.onnx_encoder import OnnxEncoder, is_onnx_folder
+from lightning_modules.export import checkpoint_in, load_student
 from lightning_modules.front_end import conv_frames, noise
 from lightning_modules.hidden_states import encoder_states
 from lightning_modules.teacher import (
@@ -253,8 +255,13 @@ def load_upstream(name: str, normalize: bool | None = None) -> Upstream:
 
 
 def _teacher(name: str, normalize: bool | None) -> Teacher:
-    if Path(name).is_file() or name.endswith(".ckpt"):
-        student = load_student(name)
+    path = checkpoint_in(Path(name))
+    if is_onnx_folder(path):
+        if normalize is not None:
+            raise InputError("an ONNX file normalises waveforms itself where it must: leave out --normalize")
+        return OnnxEncoder(path)
+    if path.is_file() or name.endswith(".ckpt"):
+        student = load_student(path)
         own: Any = student.meta["normalize"]
         return LoadedEncoder(student.model, own if normalize is None else normalize, student.meta["sample_rate"])
     if is_class_path(name):

@@ -1,7 +1,6 @@
 """Export: the folder reloads to identical hidden states, says what it is, and is never half-written."""
 
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from lightning_modules.export import CHECKPOINT_FORMAT, export, export_student, load_student, model_card
+from lightning_modules.export import CHECKPOINT_FORMAT, Dtype, export_student, load_student
+from lightning_modules.model_card import model_card
 
 FILES = {"README.md", "config.json", "interstack.json", "model.safetensors", "preprocessor_config.json"}
 GROWTH = {
@@ -98,7 +98,7 @@ def waveforms() -> list[Any]:
 def test_round_trip(depth: int, normalize: bool, tmp_path: Path) -> None:
     hubert = tiny_hubert(depth)
     path = save(tmp_path, checkpoint_of(hubert, normalize=normalize))
-    assert export(str(path), str(tmp_path / "out" / "student")) is None
+    export_student(path, tmp_path / "out" / "student")
     folder = tmp_path / "out" / "student"
     assert {file.name for file in folder.iterdir()} == FILES
     assert [file.name for file in folder.parent.iterdir()] == ["student"], "nothing temporary is left"
@@ -144,17 +144,57 @@ def test_bfloat16_checkpoint_loads_in_float32(tmp_path: Path) -> None:
     assert {value.dtype for value in load_student(path).model.state_dict().values()} == {torch.float32}
 
 
-def test_command_says_what_it_wrote(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = save(tmp_path, checkpoint_of(tiny_hubert(3)))
-    with caplog.at_level(logging.INFO, logger="lightning_modules.export"):
-        export(str(path), str(tmp_path / "student"))
-    count = tiny_hubert(3).num_parameters()
-    assert f"exported 3 layers, {count} parameters to {tmp_path / 'student'}" in caplog.text
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_smaller_weights(dtype: Dtype, tmp_path: Path) -> None:
+    """The lines of the card work with them, and a reader of this package gets float32."""
+    hubert = tiny_hubert(3)
+    export_student(save(tmp_path, checkpoint_of(hubert)), tmp_path / "half", dtype=dtype)
+    export_student(save(tmp_path, checkpoint_of(hubert)), tmp_path / "single")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "single")]
+    assert sizes[0] < 0.75 * sizes[1]  # of a tiny model the header is a large part
+    card = (tmp_path / "half" / "README.md").read_text()
+    assert f"| Type of the weights | {dtype} |" in card
+    code = card.split("```python\n")[1].split("```")[0].replace('"half"', repr(str(tmp_path / "half")))
+    found: dict[str, Any] = {"waveform": waveforms()[0]}
+    exec(code, found)
+    wanted = hidden_states(hubert, {"input_values": torch.from_numpy(waveforms()[0])[None]})
+    assert found["hidden_states"][-1].dtype == getattr(torch, dtype)
+    torch.testing.assert_close(found["hidden_states"][-1].float(), wanted[-1], atol=0.1, rtol=0.1)
+    weights = load_student(tmp_path / "half").model.state_dict()
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    for key, value in hubert.state_dict().items():
+        assert torch.equal(weights[key], value.to(getattr(torch, dtype)).float())
+
+
+def test_cut_to_its_first_layers(tmp_path: Path) -> None:
+    hubert = tiny_hubert(4)
+    path = save(tmp_path, checkpoint_of(hubert))
+    cut = export_student(path, tmp_path / "cut", layers=2)
+    inputs = {"input_values": torch.from_numpy(waveforms()[0])[None]}
+    whole, found = hidden_states(hubert, inputs), hidden_states(HubertModel.from_pretrained(tmp_path / "cut"), inputs)
+    assert len(found) == 3
+    assert all(torch.equal(one, other) for one, other in zip(found, whole, strict=False))
+    assert not torch.allclose(whole[2], whole[3], atol=1e-2)
+    assert (cut.meta["ancestry"], cut.meta["cut_from"], "originals" in cut.meta) == ([0, 1], 4, False)
+    assert "these are the first 2 layers of a student of 4." in (tmp_path / "cut" / "README.md").read_text()
+    again = export_student(tmp_path / "cut", tmp_path / "again", layers=1)
+    assert (again.model.config.num_hidden_layers, again.meta["cut_from"]) == (1, 4)
+    for layers in (0, 5):
+        with pytest.raises(ValueError, match=f"layers={layers}, but the encoder has 4: choose from 1 to 4"):
+            export_student(path, tmp_path / "refused", layers=layers)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_run_folder_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    save(tmp_path / "run" / "checkpoints", checkpoint_of(tiny_hubert(3)))
+    export_student(tmp_path / "run", tmp_path / "student")
+    assert load_student(tmp_path / "student").meta == load_student(tmp_path / "run").meta
 
 
 class TestModelCard:
     def card(self, tmp_path: Path, **meta: Any) -> str:
-        return model_card(load_student(save(tmp_path, checkpoint_of(tiny_hubert(3), **meta))), "my-student")
+        return model_card(*load_student(save(tmp_path, checkpoint_of(tiny_hubert(3), **meta))), "my-student")
 
     def test_front_matter(self, tmp_path: Path) -> None:
         _, front_matter, body = self.card(tmp_path).split("---\n", 2)
