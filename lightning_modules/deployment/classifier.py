@@ -101,9 +101,9 @@ An utterance has one label from each of several lists, whose logits follow one a
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 extractor = AutoFeatureExtractor.from_pretrained("{name}")
-model = AutoModelForAudioClassification.from_pretrained("{name}").eval()
-logits = model(**extractor(waveform, sampling_rate=16000, return_tensors="pt")).logits[0]
-names = [model.config.id2label[number] for number in range(len(logits))]
+classifier = AutoModelForAudioClassification.from_pretrained("{name}").eval()
+logits = classifier(**extractor(waveform, sampling_rate=16000, return_tensors="pt")).logits[0]
+names = [classifier.config.id2label[number] for number in range(len(logits))]
 for part in logits.split({sizes}):
     print(names[int(part.argmax())])
     names = names[len(part) :]
