@@ -55,6 +55,21 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
+def head_section(head: dict[str, Any]) -> str:
+    """A section about the head behind the encoder.
+
+    Args:
+        head: description of :meth:`TrainedHead.described`.
+    """
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in head["test"].items())
+    text = f"A head of task {head['task']}, trained on this encoder with the {head['preset']} preset. Test: {scores}."
+    if "symbols" in head:
+        text += " Its text is the best path of CTC, without repeats and blanks."
+    if head["preset"] == "probe":
+        text += " The probe is a linear head that was trained on few utterances for a quick comparison of encoders."
+    return f"## Head\n\n{text}"
+
+
 def _teacher_name(spec: dict[str, Any]) -> str:
     return str(spec.get("init_args", {}).get("model") or spec.get("class_path"))
 

@@ -4,6 +4,7 @@ import logging
 from typing import Literal
 
 from datamodules.errors import InputError
+from experiments.deployment.trained_head import read_head
 from lightning_modules.deployment.encoder import States
 from lightning_modules.deployment.onnx_export import Quantize, export_onnx
 from lightning_modules.deployment.onnx_file import OPSET
@@ -22,6 +23,7 @@ def export(
     states: States = "last",
     quantize: Quantize = "none",
     opset: int = OPSET,
+    head: str | None = None,
 ) -> None:
     """Write a student, or for ONNX any encoder, as a folder with a model card.
 
@@ -36,10 +38,15 @@ def export(
         states: hidden states that an ONNX file returns, the last one or all.
         quantize: int8 writes the linear layers of an ONNX file in 8 bits.
         opset: version of ONNX's operators.
+        head: folder of one finished run of interstack superb on this encoder, whose head then gives labels or text in
+            place of hidden states; default: no head.
     """
     _refuse_mixed(format, dtype, states, quantize, opset)
+    if head is not None and states != "last":
+        raise InputError("--states and --head exclude each other: a head returns its results in place of hidden states")
+    trained = None if head is None else read_head(head)
     if format == "onnx":
-        described = export_onnx(checkpoint, output, overwrite, states, quantize, layers, opset)
+        described = export_onnx(checkpoint, output, overwrite, states, quantize, layers, opset, trained)
         message = "exported %d layers, %d parameters to %s: %.1f MB in %s; on noise a relative error of %.1e"
         sizes = described["layers"], described["parameters"], output, described["bytes"] / 1e6
         logger.info(message, *sizes, described["precision"], described["checked"]["relative_error"])

@@ -35,7 +35,7 @@ from lightning_modules.superb.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
-RESULT, CONFIG, WANDB_ID = "result.json", "config.json", "wandb_id"
+RESULT, CONFIG, LABELS, WANDB_ID = "result.json", "config.json", "labels.json", "wandb_id"
 # s3prl skips every update whose gradient is NaN and goes on; this many in a row mean that training has diverged.
 MOST_SKIPPED_UPDATES = 1000
 
@@ -62,9 +62,27 @@ def run_task(settings: RunSettings, upstream: Upstream, prepared: Prepared | Non
     _require_same(folder, config)
     if is_finished(settings):
         log.info("kept the finished run in %s", folder)
-        return read_json(folder / RESULT)
+        result = read_json(folder / RESULT)
+        _add_labels(settings, upstream, result)
+        return result
     with FolderLock(folder, "run.lock", "wait for it, or choose another --output") if is_rank_zero() else nullcontext():
         return _run(settings, config, upstream, prepared)
+
+
+def _add_labels(settings: RunSettings, upstream: Upstream, result: dict[str, Any]) -> None:
+    """Add the label lists to a run that was finished before they were kept, if its corpus is there and has as many."""
+    path = Path(settings.output) / LABELS
+    if path.is_file():
+        return
+    try:
+        labels = prepare(settings, upstream.rate).corpus.labels
+    except InputError as error:
+        log.warning("%s is not added, since the corpus cannot be read: %s", path, error)
+        return
+    if [len(names) for names in labels] == result.get("labels"):
+        _write_json(path, {"labels": labels})
+    else:
+        log.warning("%s is not added, since the corpus no longer has the labels of the run", path)
 
 
 def _run(
@@ -80,6 +98,7 @@ def _run(
         )
     prepared = prepared or prepare(settings, upstream.rate)
     _write_json(folder / CONFIG, config)
+    _write_json(folder / LABELS, {"labels": prepared.corpus.labels})
     module = build_module(settings, upstream, prepared)
     data = build_data(settings, prepared)
     checkpoint = TaskCheckpoint(folder, settings.save_every)

@@ -1,9 +1,11 @@
 """Export of an encoder to a folder with an ONNX file, which needs only onnxruntime and NumPy to run.
 
 The folder holds ``model.onnx``, ``README.md`` (a model card with lines of code that run as they are) and
-``interstack.json`` (inputs, outputs, precision and the check of the file; of a student, its run too).
+``interstack.json`` (inputs, outputs, precision and the check of the file; of a student, its run too); with a head also
+``labels.json`` (the names of its classes).
 """
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +17,15 @@ from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import write_json, write_text
 from datamodules.folders import making
-from lightning_modules.deployment.encoder import DeployedEncoder, States, deployed
+from lightning_modules.deployment.encoder import DeployedEncoder, States, cut, deployed
+from lightning_modules.deployment.head import DeployedHead, TrainedHead
 from lightning_modules.deployment.onnx_file import (
     MODEL_FILE,
     OPSET,
     TOLERANCE,
     difference,
     example,
+    name_results,
     quantise,
     quietly,
     require_onnx,
@@ -40,11 +44,12 @@ from lightning_modules.export import (
     refuse_used,
 )
 from lightning_modules.front_end import noise
-from lightning_modules.model_card import model_card
+from lightning_modules.model_card import head_section, model_card
 from lightning_modules.precision import relative_error
 from lightning_modules.superb.upstream import FBANK, LoadedEncoder, load_upstream
 from lightning_modules.teacher import Teacher
 
+CLASSES_FILE = "labels.json"
 Quantize = Literal["none", "int8"]
 
 
@@ -56,6 +61,7 @@ def export_onnx(
     quantize: Quantize = "none",
     layers: int | None = None,
     opset: int = OPSET,
+    head: TrainedHead | None = None,
 ) -> dict[str, Any]:
     """Write the whole folder or nothing, and return the description of the ONNX file.
 
@@ -67,16 +73,21 @@ def export_onnx(
         quantize: ``int8`` for the linear layers in 8 bits.
         layers: keep only the first layers; ``None``: all.
         opset: version of ONNX's operators.
+        head: head behind the encoder, which the file then returns the results of; ``None``: hidden states.
 
     Raises:
-        InputError: the encoder cannot be read or exported, or ``output`` must not be replaced.
+        InputError: the encoder cannot be read or exported, was not the head's, or ``output`` must not be replaced.
     """
     output = Path(output)
     refuse_used(output, overwrite)
     require_onnx("onnxruntime")
     require_opset(opset)
     student, teacher = load_encoder(encoder, layers)
-    graph = deployed(teacher, states, None if student else layers)
+    kept = None if student else layers
+    bare = deployed(teacher, "all" if head else states, kept)
+    if head is not None:
+        head.require_fit(cut(teacher, kept))
+    graph = DeployedHead(bare, head) if head else bare
     with making(output) as folder:
         write_onnx(graph, folder / MODEL_FILE, graph.outputs, opset)
         exact = check(graph, folder / MODEL_FILE)
@@ -87,10 +98,15 @@ def export_onnx(
             )
         if quantize == "int8":
             quantise(folder / MODEL_FILE)
-        described = description(graph, quantize, opset) | {
-            "checked": exact if quantize == "none" else check(graph, folder / MODEL_FILE),
-            "bytes": sum(file.stat().st_size for file in folder.iterdir()),
-        }
+        checked, outputs = exact if quantize == "none" else check(graph, folder / MODEL_FILE), graph.outputs
+        if isinstance(graph, DeployedHead):
+            name_results(folder / MODEL_FILE, graph.result, graph.texts)
+            outputs = (*outputs[:-1], graph.result)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        described = description(bare, outputs, quantize, opset) | {"checked": checked, "bytes": size}
+        if head is not None:
+            described["head"] = head.described()
+            write_json(folder / CLASSES_FILE, head.classes(), indent=2)
         write_text(folder / "README.md", card(student, encoder, output.name, described))
         meta = student.meta if student else {"format": CHECKPOINT_FORMAT, "encoder": encoder}
         write_json(folder / META_FILE, meta | {"onnx": described}, indent=2)
@@ -115,25 +131,29 @@ def load_encoder(name: str, layers: int | None = None) -> tuple[StudentCheckpoin
     return None, upstream.teacher
 
 
-def description(graph: DeployedEncoder, quantize: Quantize, opset: int) -> dict[str, Any]:
+def description(encoder: DeployedEncoder, outputs: Sequence[str], quantize: Quantize, opset: int) -> dict[str, Any]:
     """Plain values that describe an ONNX file, for programs that read ``interstack.json``."""
     shapes = {
         "hidden_states": ["states", "batch", "frames", "width"],
         "last_hidden_state": ["batch", "frames", "width"],
+        "logits": ["batch", "classes"] if "labels" in outputs else ["batch", "frames", "classes"],
+        "labels": ["batch", "label lists"],
+        "symbols": ["batch", "frames"],
+        "phones": ["batch", "frames"],
     }
     return {
         "precision": "float32" if quantize == "none" else quantize,
         "opset": opset,
         "sample_rate": SAMPLE_RATE,
         "inputs": {"waveforms": ["batch", "samples"], "num_samples": ["batch"]},
-        "outputs": {name: shapes.get(name, ["batch"]) for name in graph.outputs},
-        "shortest_samples": graph.shortest,
-        "samples_per_frame": graph.hop,
-        "longest_samples": graph.longest,
-        "normalizes_waveforms": graph.teacher.normalize,
-        "layers": graph.num_layers,
-        "width": graph.width,
-        "parameters": graph.num_parameters,
+        "outputs": {name: shapes.get(name, ["batch"]) for name in outputs},
+        "shortest_samples": encoder.shortest,
+        "samples_per_frame": encoder.hop,
+        "longest_samples": encoder.longest,
+        "normalizes_waveforms": encoder.teacher.normalize,
+        "layers": encoder.num_layers,
+        "width": encoder.width,
+        "parameters": encoder.num_parameters,
         "versions": {name: version(name) for name in ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")},
     }
 
@@ -157,12 +177,19 @@ def check(graph: nn.Module, path: Path) -> dict[str, float]:
 
 def card(student: StudentCheckpoint | None, encoder: str, name: str, described: dict[str, Any]) -> str:
     """Model card of the folder: the student's own, or a short one of another encoder."""
-    output = next(iter(described["outputs"]))
-    usage = _USAGE.format(name=name, output=output, facts=_facts(described))
+    outputs, head = list(described["outputs"]), described.get("head")
+    shown = READABLE.get(outputs[-1], f"{outputs[0]}.shape, num_frames")
+    usage = _USAGE.format(name=name, outputs=", ".join(outputs), shown=shown, facts=_facts(described))
+    if head is not None:
+        usage = f"{usage}\n\n{head_section(head)}"
     if student is not None:
         return model_card(student.model, student.meta, name, usage, library="onnx")
     sizes = f"{described['layers']} layers of width {described['width']}, {described['parameters']:,} parameters"
     return f"# {name}\n\nThe speech encoder `{encoder}` as an ONNX file: {sizes}.\n\n{usage}\n"
+
+
+READABLE = {"labels": "*labels[0]", "symbols": '" ".join("".join(symbols[0]).split())', "phones": "*phones[0]"}
+"""What prints the readable result of an utterance, by the name of the output."""
 
 
 def _facts(described: dict[str, Any]) -> str:
@@ -189,8 +216,8 @@ import onnxruntime
 waveforms = 0.1 * np.random.default_rng(0).standard_normal((1, 16000), np.float32)
 num_samples = np.array([16000])
 session = onnxruntime.InferenceSession("{name}/model.onnx")
-{output}, num_frames = session.run(None, {{"waveforms": waveforms, "num_samples": num_samples}})
-print({output}.shape, num_frames)
+{outputs} = session.run(None, {{"waveforms": waveforms, "num_samples": num_samples}})
+print({shown})
 ```
 
 {facts}"""

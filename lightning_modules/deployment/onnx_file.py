@@ -124,6 +124,28 @@ def quantise(path: Path) -> None:
         )
 
 
+def name_results(path: Path, name: str, texts: Sequence[str]) -> None:
+    """Replace an ONNX file's last output, numbers of texts, by the texts themselves (in place).
+
+    Args:
+        path: file of :func:`write_onnx`.
+        name: name of the new output.
+        texts: the texts, which are stored in the file.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(path, load_external_data=False)
+    numbers = model.graph.output.pop()
+    encoded: Any = [text.encode() for text in texts]
+    model.graph.initializer.append(helper.make_tensor("texts", TensorProto.STRING, [len(texts)], encoded))
+    model.graph.node.append(helper.make_node("Gather", ["texts", numbers.name], [name]))
+    shape = [size.dim_param or size.dim_value for size in numbers.type.tensor_type.shape.dim]
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.STRING, shape))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
 def session(path: Path, threads: int | None = None) -> Any:
     """Open an ONNX file on the CPU with onnxruntime; ``threads=None`` leaves their number to it."""
     require_onnx("onnxruntime")

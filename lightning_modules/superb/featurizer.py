@@ -34,9 +34,9 @@ def frame_counts(num_samples: Iterable[int], rate: int, available: int) -> list[
     return [min(frames, available) for frames in wanted]
 
 
-def without_padding(features_BFD: Tensor, num_frames: Sequence[int]) -> Tensor:
+def without_padding(features_BFD: Tensor, num_frames: Sequence[int] | Tensor) -> Tensor:
     """Features with zeros beyond each item's frames, as s3prl pads them after the upstream."""
-    valid_BF = before_the_end(torch.tensor(num_frames), features_BFD.shape[1], features_BFD.device)
+    valid_BF = before_the_end(torch.as_tensor(num_frames), features_BFD.shape[1], features_BFD.device)
     return features_BFD.masked_fill(~valid_BF[..., None], 0)
 
 

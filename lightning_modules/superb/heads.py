@@ -170,8 +170,8 @@ class ProbeLinear(nn.Module):
         return mean_over_frames(logits, num_frames) if self.pool else logits
 
 
-def mean_over_frames(values_BFC: Tensor, num_frames: Sequence[int]) -> Tensor:
+def mean_over_frames(values_BFC: Tensor, num_frames: Sequence[int] | Tensor) -> Tensor:
     """Mean (B, C) of the first ``num_frames`` frames of each item."""
-    counts_B = torch.tensor(num_frames, device=values_BFC.device)
+    counts_B = torch.as_tensor(num_frames, device=values_BFC.device)
     valid_BF = before_the_end(counts_B, values_BFC.shape[1], values_BFC.device)
     return (values_BFC * valid_BF[..., None]).sum(1) / counts_B[:, None]

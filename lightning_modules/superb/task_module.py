@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_modules.superb.feature_cache import FeatureCache
@@ -51,6 +51,14 @@ class TaskOptimisation:
 
     lr: float
     decay_updates: int | None = None
+
+
+def build_parts(
+    task: Task, num_states: int, width: int, probe: ProbeStart | None = None
+) -> tuple[Featurizer, nn.Module]:
+    """The featurizer and the head of a task, for ``num_states`` hidden states of width ``width``."""
+    kind: Combination = "standardised sum" if probe else "sum" if task.recipe.updates else "one"
+    return Featurizer(num_states, width, kind), task.build_head(width, probe)
 
 
 @contextmanager
@@ -100,11 +108,9 @@ class TaskModule(L.LightningModule):
         super().__init__()
         self.upstream, self.task, self.optimisation = upstream, task, optimisation
         self.seed, self.cache, self.tests = seed, cache, tests
-        kind: Combination = "standardised sum" if probe else "sum" if task.recipe.updates else "one"
-        self.featurizer = Featurizer(upstream.num_states, upstream.width, kind)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = task.build_head(upstream.width, probe)
+            self.featurizer, self.head = build_parts(task, upstream.num_states, upstream.width, probe)
         self._dev = "dev" if probe is None else "probe_dev"  # prefix of its logged metrics
         self.strict_loading = False  # the upstream is not in a checkpoint
         self.scores: dict[str, float] = {}

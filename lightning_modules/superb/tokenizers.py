@@ -3,8 +3,7 @@
 ``<eos>`` ends a CTC target and is part of it; ``decode`` drops it. Symbols outside the inventory become ``<unk>``.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,10 +25,17 @@ NO_SLOT = "O"
 
 
 class Tokenizer(Protocol):
-    """Converts the text of a row to classes and back."""
+    """Converts the text of a row to classes and back.
+
+    Attributes:
+        blank: class of CTC's blank.
+        symbols: name of each class.
+        pieces: what each class adds to the text, from which :func:`joined` makes it; nothing for blank and ``<eos>``.
+    """
 
     blank: int
     symbols: list[str]
+    pieces: list[str]
 
     def target(self, text: str) -> list[str]:
         """Symbols of the target, including ``<eos>`` and symbols outside the inventory."""
@@ -42,6 +48,11 @@ class Tokenizer(Protocol):
 
     def reference(self, text: str) -> str:
         """The text in the form that hypotheses are compared with."""
+
+
+def joined(pieces: Iterable[str]) -> str:
+    """The text of the pieces of its classes."""
+    return " ".join("".join(pieces).split())
 
 
 class UnknownWordError(InputError):
@@ -60,6 +71,7 @@ class PhoneTokenizer:
 
     def __init__(self, phones: Sequence[str] = ARPABET, lexicon: Mapping[str, Sequence[str]] | None = None) -> None:
         self.symbols = ["<pad>", "<eos>", "<unk>", *phones]
+        self.pieces = ["", "", *(f"{symbol} " for symbol in self.symbols[self.unknown :])]
         self.lexicon = lexicon
         self._index = {symbol: index for index, symbol in enumerate(self.symbols)}
 
@@ -86,7 +98,7 @@ class PhoneTokenizer:
         return [self._index.get(symbol, self.unknown) for symbol in self.target(text)]
 
     def decode(self, labels: Sequence[int]) -> str:
-        return " ".join(self.symbols[label] for label in labels if label not in (self.blank, self.eos))
+        return joined(self.pieces[label] for label in labels)
 
     def reference(self, text: str) -> str:
         return " ".join(self.phones(text))
@@ -102,6 +114,8 @@ class CharacterTokenizer:
 
     def __init__(self) -> None:
         self.symbols = list(ASR_SYMBOLS)
+        self.pieces = [symbol.replace("|", " ") for symbol in self.symbols]
+        self.pieces[self.blank] = self.pieces[self.eos] = ""
         self._index = {symbol: index for index, symbol in enumerate(self.symbols)}
 
     def target(self, text: str) -> list[str]:
@@ -111,8 +125,7 @@ class CharacterTokenizer:
         return [self._index.get(symbol, self.unknown) for symbol in self.target(text)]
 
     def decode(self, labels: Sequence[int]) -> str:
-        letters = "".join(self.symbols[label] for label in labels if label not in (self.blank, self.eos))
-        return " ".join(letters.replace("|", " ").split())
+        return joined(self.pieces[label] for label in labels)
 
     def reference(self, text: str) -> str:
         return " ".join(text.upper().split())
@@ -130,6 +143,8 @@ class SlotTokenizer:
     def __init__(self, slots: Sequence[str]) -> None:
         marks = [f"{side}-{slot}" for slot in slots for side in "BE"]
         self.symbols = ["<pad>", "<eos>", "<unk>", *SNIPS_CHARACTERS, *marks]
+        spaced = [f"{mark} " if mark.startswith("B-") else f" {mark}" for mark in marks]
+        self.pieces = ["", "", "<unk>", *SNIPS_CHARACTERS, *spaced]
         self._index = {symbol: index for index, symbol in enumerate(self.symbols)}
 
     def encode(self, text: str) -> list[int]:
@@ -152,17 +167,7 @@ class SlotTokenizer:
         return symbols
 
     def decode(self, labels: Sequence[int]) -> str:
-        text = ""
-        for label in labels:
-            symbol = self.symbols[label]
-            if label in (self.blank, self.eos):
-                continue
-            if symbol.startswith("B-"):
-                symbol = f"{symbol} "
-            elif symbol.startswith("E-"):
-                symbol = f" {symbol}"
-            text += symbol
-        return re.sub(" +", " ", text).strip()
+        return joined(self.pieces[label] for label in labels)
 
     def reference(self, text: str) -> str:
         return self.decode(self.encode(text))

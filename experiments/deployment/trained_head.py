@@ -1,0 +1,83 @@
+"""Heads that ``interstack superb`` trained, read from its result folders."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.errors import InputError
+from datamodules.files import read_json
+from experiments.superb.checkpoint import BEST
+from experiments.superb.running import CONFIG, LABELS, RESULT
+from lightning_modules.checkpoint_files import require_sound
+from lightning_modules.deployment.head import DEPLOYABLE, TrainedHead
+from lightning_modules.superb.recipes import TASK_RECIPES, build_task
+from lightning_modules.superb.task_module import build_parts
+from lightning_modules.superb.tasks import ProbeStart, Task, TaskInputs
+
+RERUN = "run the same `interstack superb` again"
+
+
+def read_head(folder: str) -> TrainedHead:
+    """Load the best featurizer and head of a finished run.
+
+    Args:
+        folder: output folder of one run: one task, one rate, one seed, one fold.
+
+    Raises:
+        InputError: it is no such folder, the run is not finished, or its task has no export.
+    """
+    path = Path(folder)
+    config = _config(path)
+    name, is_probe = config["task"], config["preset"] == "probe"
+    _require_deployable(name)
+    if not (path / RESULT).is_file():
+        raise InputError(f"the run in {folder!r} is not finished: {RERUN}, which continues it")
+    if not (path / LABELS).is_file():
+        raise InputError(f"{folder!r} is of an earlier version and has no {LABELS}: {RERUN}, which adds it")
+    if not (path / BEST).is_file():
+        raise InputError(f"{folder!r} has lost its {BEST}: delete the folder and {RERUN}")
+    require_sound(path / BEST, f"delete the folder and {RERUN}")
+    result, labels = read_json(path / RESULT), read_json(path / LABELS)["labels"]
+    # Phones come with the lexicon, but its words are not needed to read what a head says.
+    lexicon = None if config["data"]["lexicon"] is None else ()
+    task = build_task(name, TaskInputs(labels, lexicon, config["decode"], fold=config.get("fold", "")))
+    start = ProbeStart(2, 1) if is_probe else None  # any: the bias is loaded
+    featurizer, head = build_parts(task, result["hidden_states"], result["width"], start)
+    state = torch.load(path / BEST, map_location="cpu", weights_only=True)["state_dict"]
+    for prefix, part in (("featurizer.", featurizer), ("head.", head)):
+        part.load_state_dict(
+            {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        )
+        part.eval()
+    return TrainedHead(
+        folder,
+        name,
+        config["preset"],
+        task,
+        featurizer,
+        head,
+        result["width"],
+        config["upstream_digest"],
+        result["test"],
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Settings of the run in a folder."""
+    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    if "upstream_digest" not in config:
+        raise InputError(
+            f"{str(path)!r} is no run of `interstack superb`: give the folder with {CONFIG} and {BEST} of one task, "
+            "rate, seed and fold, such as runs/superb/NAME/ks/lr0.0001_seed1337"
+        )
+    return config
+
+
+def _require_deployable(name: str) -> None:
+    def fits(kind: type[Task]) -> bool:
+        return issubclass(kind, DEPLOYABLE) and kind.features is Task.features
+
+    if name not in TASK_RECIPES or not fits(TASK_RECIPES[name].task):
+        able = ", ".join(task for task, recipe in TASK_RECIPES.items() if fits(recipe.task))
+        raise InputError(f"a head of task {name} has no export: give one of {able}")
