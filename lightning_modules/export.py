@@ -6,11 +6,12 @@ The folder of :func:`export_student` holds ``config.json`` and ``model.safetenso
 """
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import HubertConfig, HubertModel, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from datamodules.errors import InputError
 from datamodules.files import read_json, write_json, write_text
@@ -96,6 +97,7 @@ def _load_folder(folder: Path) -> StudentCheckpoint:
         if "onnx" in meta:
             raise InputError(f"{str(folder)!r} holds an ONNX file: give the checkpoint that it was made of")
         meta = _checked(meta, folder / META_FILE)
+        meta.pop("head", None)  # it stays in the folder
         return StudentCheckpoint(HubertModel.from_pretrained(folder, dtype=torch.float32).eval(), meta)
 
 
@@ -114,12 +116,27 @@ def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
     return meta
 
 
+class Attached(NamedTuple):
+    """A student, alone or with a head behind it.
+
+    Attributes:
+        model: both, as a class of transformers.
+        usage: section of the model card that shows how to use it; ``None``: that of a student alone.
+        head: plain values that describe the head.
+    """
+
+    model: PreTrainedModel
+    usage: str | None = None
+    head: dict[str, Any] | None = None
+
+
 def export_student(
     checkpoint: str | Path,
     output: str | Path,
     overwrite: bool = False,
     layers: int | None = None,
     dtype: Dtype = "float32",
+    attach: Callable[[StudentCheckpoint, str], Attached] | None = None,
 ) -> StudentCheckpoint:
     """Write the whole folder or nothing, and return the student that was written.
 
@@ -129,6 +146,7 @@ def export_student(
         overwrite: replace an earlier export in ``output``.
         layers: keep only the first layers; ``None``: all.
         dtype: type of the weights in the folder.
+        attach: puts a head behind the student, for a folder of the given name; ``None``: no head.
 
     Raises:
         InputError: the checkpoint cannot be read, has fewer layers, or ``output`` must not be replaced.
@@ -138,16 +156,19 @@ def export_student(
     student = load_student(checkpoint)
     if layers is not None:
         student = cut_student(student, layers)
-    student.model.to(getattr(torch, dtype))
+    whole = attach(student, output.name) if attach else Attached(student.model)
+    for model in (student.model, whole.model):
+        model.to(getattr(torch, dtype))
     with making(output) as folder:
-        student.model.save_pretrained(folder)
+        whole.model.save_pretrained(folder)
         Wav2Vec2FeatureExtractor(
             do_normalize=student.meta["normalize"],
             return_attention_mask=True,  # as in training, where padded items have a mask
             sampling_rate=student.meta["sample_rate"],
         ).save_pretrained(folder)
-        write_text(folder / "README.md", model_card(student.model, student.meta, output.name))
-        write_json(folder / META_FILE, student.meta, indent=2)
+        card = model_card(student.model, student.meta, output.name, whole.usage, head=whole.head)
+        write_text(folder / "README.md", card)
+        write_json(folder / META_FILE, student.meta | ({"head": whole.head} if whole.head else {}), indent=2)
     return student
 
 

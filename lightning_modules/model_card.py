@@ -11,7 +11,12 @@ from lightning_modules.growth.event import GrowthEvent
 
 
 def model_card(
-    model: HubertModel, meta: dict[str, Any], name: str, usage: str | None = None, library: str = "transformers"
+    model: HubertModel,
+    meta: dict[str, Any],
+    name: str,
+    usage: str | None = None,
+    library: str = "transformers",
+    head: dict[str, Any] | None = None,
 ) -> str:
     """Model card of a student, made from the checkpoint's description of the run.
 
@@ -23,6 +28,7 @@ def model_card(
         name: name of the folder.
         usage: section that shows how to use the files; default: with transformers.
         library: library that the files are for.
+        head: description of the head behind the student, of :meth:`TrainedHead.described`.
     """
     config, dtype = model.config, str(model.dtype).removeprefix("torch.")
     teacher, settings = _teacher_name(meta["teacher"]), _growth_settings(meta)
@@ -39,12 +45,13 @@ def model_card(
         **{key.replace("_", " ").capitalize(): value for key, value in settings.items()},
     }
     sections = [
-        _FRONT_MATTER.format(library=library),
+        _FRONT_MATTER.format(library=library, tag=_tag(head)),
         f"# {name}",
         f"A HuBERT-layout speech encoder of {config.num_hidden_layers} layers, distilled from `{teacher}`.",
         *([_CUT.format(layers=config.num_hidden_layers, whole=meta["cut_from"])] if "cut_from" in meta else []),
         _table(["Setting", "Value"], rows.items()),
         usage or _USAGE.format(name=name, rate=meta["sample_rate"], cast="" if dtype == "float32" else CAST),
+        *([head_section(head)] if head else []),
         "## Growth",
         _growth_table([GrowthEvent.from_plain(event) for event in meta.get("growth") or []]),
         "## Metrics",
@@ -56,11 +63,7 @@ def model_card(
 
 
 def head_section(head: dict[str, Any]) -> str:
-    """A section about the head behind the encoder.
-
-    Args:
-        head: description of :meth:`TrainedHead.described`.
-    """
+    """A section about the head behind an encoder, from the description of :meth:`TrainedHead.described`."""
     scores = ", ".join(f"{name} {value:.2f}" for name, value in head["test"].items())
     text = f"A head of task {head['task']}, trained on this encoder with the {head['preset']} preset. Test: {scores}."
     if "symbols" in head:
@@ -68,6 +71,13 @@ def head_section(head: dict[str, Any]) -> str:
     if head["preset"] == "probe":
         text += " The probe is a linear head that was trained on few utterances for a quick comparison of encoders."
     return f"## Head\n\n{text}"
+
+
+def _tag(head: dict[str, Any] | None) -> str:
+    """The hub's name of what the files do."""
+    if head is None:
+        return "feature-extraction"
+    return "automatic-speech-recognition" if "symbols" in head else "audio-classification"
 
 
 def _teacher_name(spec: dict[str, Any]) -> str:
@@ -122,7 +132,7 @@ _BLOCKS = {"Recipe": "recipe", "Data": "data", "Versions": "versions"}
 
 _FRONT_MATTER = """---
 library_name: {library}
-pipeline_tag: feature-extraction
+pipeline_tag: {tag}
 tags:
 - speech
 - hubert

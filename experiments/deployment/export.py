@@ -1,10 +1,12 @@
 """``interstack export``: write a student as a Hugging Face folder, or any encoder as an ONNX file."""
 
 import logging
+from functools import partial
 from typing import Literal
 
 from datamodules.errors import InputError
 from experiments.deployment.trained_head import read_head
+from lightning_modules.deployment.classifier import attached
 from lightning_modules.deployment.encoder import States
 from lightning_modules.deployment.onnx_export import Quantize, export_onnx
 from lightning_modules.deployment.onnx_file import OPSET
@@ -51,7 +53,8 @@ def export(
         sizes = described["layers"], described["parameters"], output, described["bytes"] / 1e6
         logger.info(message, *sizes, described["precision"], described["checked"]["relative_error"])
         return
-    student = export_student(checkpoint, output, overwrite, layers, dtype)
+    attach = None if trained is None else partial(attached, trained=trained)
+    student = export_student(checkpoint, output, overwrite, layers, dtype, attach)
     message = "exported %d layers, %d parameters to %s"
     logger.info(message, student.model.config.num_hidden_layers, student.model.num_parameters(), output)
 

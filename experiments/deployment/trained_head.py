@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from datamodules.errors import InputError
 from datamodules.files import read_json
@@ -27,8 +28,7 @@ def read_head(folder: str) -> TrainedHead:
     Raises:
         InputError: it is no such folder, the run is not finished, or its task has no export.
     """
-    path = Path(folder)
-    config = _config(path)
+    path, config = Path(folder), _config(Path(folder))
     name, is_probe = config["task"], config["preset"] == "probe"
     _require_deployable(name)
     if not (path / RESULT).is_file():
@@ -45,11 +45,11 @@ def read_head(folder: str) -> TrainedHead:
     start = ProbeStart(2, 1) if is_probe else None  # any: the bias is loaded
     featurizer, head = build_parts(task, result["hidden_states"], result["width"], start)
     state = torch.load(path / BEST, map_location="cpu", weights_only=True)["state_dict"]
-    for prefix, part in (("featurizer.", featurizer), ("head.", head)):
-        part.load_state_dict(
-            {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        )
-        part.eval()
+    parts = nn.ModuleDict({"featurizer": featurizer, "head": head}).eval()
+    try:
+        parts.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{BEST} in {folder!r} does not fit its {LABELS} and {RESULT}: {RERUN}") from error
     return TrainedHead(
         folder,
         name,

@@ -180,12 +180,11 @@ def card(student: StudentCheckpoint | None, encoder: str, name: str, described: 
     outputs, head = list(described["outputs"]), described.get("head")
     shown = READABLE.get(outputs[-1], f"{outputs[0]}.shape, num_frames")
     usage = _USAGE.format(name=name, outputs=", ".join(outputs), shown=shown, facts=_facts(described))
-    if head is not None:
-        usage = f"{usage}\n\n{head_section(head)}"
     if student is not None:
-        return model_card(student.model, student.meta, name, usage, library="onnx")
+        return model_card(student.model, student.meta, name, usage, "onnx", head)
     sizes = f"{described['layers']} layers of width {described['width']}, {described['parameters']:,} parameters"
-    return f"# {name}\n\nThe speech encoder `{encoder}` as an ONNX file: {sizes}.\n\n{usage}\n"
+    sections = [f"# {name}", f"The speech encoder `{encoder}` as an ONNX file: {sizes}.", usage]
+    return "\n\n".join([*sections, *([head_section(head)] if head else [])]) + "\n"
 
 
 READABLE = {"labels": "*labels[0]", "symbols": '" ".join("".join(symbols[0]).split())', "phones": "*phones[0]"}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from callbacks.guards import DivergedError
+from datamodules.files import read_json
 from datamodules.superb.rows import SuperbCorpus
 from experiments.records.reading import read_metrics
 from experiments.superb import command, running
@@ -128,6 +129,29 @@ def test_a_missing_corpus_ends_a_call_of_several_tasks_before_the_first_is_train
     assert {path.parent.parent.name for path in (tmp_path / "out").glob("*/*/result.json")} == {"sid", "ic"}
     root.rename(tmp_path / "gone")  # what is finished needs no corpus
     superb("sid,ic", "fbank", root, tmp_path / "out", "--updates", "1")
+
+
+def test_a_run_keeps_its_labels_and_an_earlier_one_gets_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = corpora.table(tmp_path / "corpus")
+
+    def again() -> None:
+        superb("sid", "fbank", table, tmp_path / "out", "--updates", "1")
+
+    again()
+    (file,) = (tmp_path / "out").glob("sid/*/labels.json")
+    kept = read_json(file)
+    assert kept == {"labels": [["tone0", "tone1", "tone2"]]}
+    file.unlink()
+    again()
+    assert read_json(file) == kept
+    file.unlink()
+    table.write_text(table.read_text().replace("tone2", "tone1"))
+    again()
+    assert "the corpus no longer has the labels of the run" in caplog.text
+    table.unlink()
+    again()
+    assert "the corpus cannot be read: " in caplog.text
+    assert not file.exists()
 
 
 def test_a_sweep_reads_its_corpus_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
