@@ -14,6 +14,8 @@ ELSEWHERE = {
     "experiments/bench/memory.py": "/proc",
     "experiments/bench/suite.py": "the log of a process",
     "experiments/dashboards/specification.py": "part of the package",
+    "experiments/deployment/measuring.py": "the log of a process",
+    "experiments/deployment/worker.py": "a pipe to the parent process",
     "experiments/launch/gpu_bundle.py": "part of the repository",
     "experiments/records/loggers.py": "a table that rows are appended to",
     "experiments/report/page.py": "part of the package",

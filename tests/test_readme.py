@@ -20,12 +20,13 @@ from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
 
 DOCS = ("launching.md", "teachers.md", "extending.md", "installing.md", "studies.md", "reproducing.md", "superb.md")
-DOCS += ("performance.md", "caching.md", "deployment.md")
+DOCS += ("performance.md", "caching.md", "deployment.md", "streaming.md")
 PAGES = [
     REPOSITORY / "README.md",
     *(REPOSITORY / "docs" / name for name in DOCS),
     REPOSITORY / "benchmarks" / "README.md",
 ]
+DEPLOYMENT = ("export", "latency", "rescore", "streaming")
 # What makes a command small enough for a test; the later of two values wins.
 SMALL = {
     "synthesize": ["--minutes", "0.5", "--voices", "3"],
@@ -79,7 +80,7 @@ def test_make_targets_exist(line: str) -> None:
     [
         line
         for line in interstack_commands()
-        if command_of(line) in ("fit", "fit-together", "validate", "cache-targets", "superb", "latency")
+        if command_of(line) in ("fit", "fit-together", "validate", "cache-targets", "superb", *DEPLOYMENT)
         or command_of(line).startswith("bench ")
     ],
 )
@@ -89,7 +90,10 @@ def test_training_commands_parse_and_resolve(
     monkeypatch.chdir(tmp_path)
     keep_configs(line, capsys)
     printed = resolved(line, capsys)
-    assert any(setting in printed for setting in ("growth", "lexicon", "rounds", "steps_per_stage", "budget"))
+    assert any(
+        setting in printed
+        for setting in ("growth", "lexicon", "rounds", "steps_per_stage", "budget", "opset", "accelerator")
+    )
 
 
 def resolved(line: str, capsys: pytest.CaptureFixture[str]) -> str:

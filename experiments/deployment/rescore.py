@@ -1,6 +1,6 @@
 """``interstack rescore``: score a trained head with the hidden states of other encoders.
 
-    interstack rescore --head runs/superb/first/pr_probe/lr0.1_seed1337 --upstreams '[students/first, students/first-int8]'
+    interstack rescore --head runs/superb/first/pr_probe/lr0.1_seed1337 --upstreams '[students/first-int8]' --output x
 
 The head does not train again. So the difference is what another format or precision costs where the head is in use.
 """

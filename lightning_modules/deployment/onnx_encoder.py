@@ -61,6 +61,11 @@ class OnnxEncoder(Teacher):
         self._session = session(path / MODEL_FILE, threads or torch.get_num_threads())
 
     @property
+    def is_streamable(self) -> bool:
+        """Whether a chunk of an utterance can be given as if it were one: no normalisation, no limited positions."""
+        return not self.described["normalizes_waveforms"] and self.described["longest_samples"] is None
+
+    @property
     def settings(self) -> dict[str, Any]:
         return super().settings | {"onnx": self._sha256}
 

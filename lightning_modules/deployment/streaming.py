@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.frames import HOP, WINDOW, count_windows
+from lightning_modules.deployment.onnx_encoder import OnnxEncoder
 from lightning_modules.superb.upstream import TeacherUpstream, Upstream
 from lightning_modules.whisper import WhisperTeacher
 
@@ -157,6 +158,11 @@ def _streamable(upstream: Upstream) -> TeacherUpstream:
         raise InputError(
             f"{upstream.name!r} is a Whisper encoder, whose positions are absolute and begin with its window of 30 s: "
             "it cannot be streamed; give an encoder with convolutions over waveforms, such as a student"
+        )
+    if isinstance(upstream.teacher, OnnxEncoder) and not upstream.teacher.is_streamable:
+        raise InputError(
+            f"the ONNX file in {upstream.name!r} normalises each waveform itself, or has positions that end: it cannot "
+            "be streamed; give the checkpoint that it was made of"
         )
     return upstream
 

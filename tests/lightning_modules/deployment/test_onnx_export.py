@@ -15,6 +15,7 @@ from datamodules.audio import read_audio
 from lightning_modules.deployment.encoder import deployed
 from lightning_modules.deployment.onnx_export import card, check, export_onnx, load_encoder
 from lightning_modules.deployment.onnx_file import MODEL_FILE, TOLERANCE, difference, run, session, write_onnx
+from lightning_modules.deployment.streaming import StreamedUpstream, StreamSettings
 from lightning_modules.export import load_student
 from lightning_modules.precision import relative_error
 from lightning_modules.superb.upstream import LoadedEncoder, load_upstream
@@ -172,6 +173,11 @@ def test_a_folder_is_an_upstream_of_superb(folder: Path, checkpoint: Path, small
         assert own.num_frames(length) == original.num_frames(length)
     assert load_upstream(str(small / "student")).num_states == 1
     assert own.digest() == load_upstream(str(folder)).digest() != load_upstream(str(small / "student")).digest()
+    settings = StreamSettings(hop=10, left_context=1000, look_ahead=1000)
+    with pytest.raises(ValueError, match="normalises each waveform itself, or has positions that end"):
+        StreamedUpstream(own, settings)
+    whole = load_upstream(str(small / "student"))
+    assert difference(StreamedUpstream(whole, settings)(spoken[:1])[0], whole(spoken[:1])[0]) < TOLERANCE
     with pytest.raises(ValueError, match="normalises waveforms itself where it must: leave out --normalize"):
         load_upstream(str(folder), normalize=True)
 
