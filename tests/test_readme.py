@@ -198,7 +198,7 @@ def test_the_corpus_of_ones_own_example_runs(tmp_path: Path, monkeypatch: pytest
         ]
         run([name, *arguments, *shrunk])
     checkpoint = tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt"
-    (export,) = (line for line in interstack_commands() if " export " in line)
+    (export,) = (line for line in interstack_commands([REPOSITORY / "README.md"]) if " export " in line)
     arguments = [str(checkpoint) if "last.ckpt" in word else word for word in shlex.split(export)[1:]]
     run(arguments)
     python = re.search(r"```python\n(from transformers.*?)```", PAGES[0].read_text(), re.DOTALL)

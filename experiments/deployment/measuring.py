@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from datamodules.errors import InputError
 from datamodules.files import read_text
-from experiments.deployment.rows import Row, count_parameters
+from experiments.deployment.rows import Row
 
 log = logging.getLogger(__name__)
 
@@ -111,9 +111,7 @@ def describe(rows: Sequence[Row], threads: int, seconds: float) -> list[dict[str
     found, outputs = [], []
     for row in rows:
         with working(row, threads, seconds) as worker:
-            parameters = worker.first["parameters"]
-            if parameters is None and row.config is not None:
-                parameters = count_parameters(row.config)
+            parameters = worker.first["parameters"] or row.parameters
             size = worker.ask()["weights_bytes"] / 1e6
             found.append({"parameters": parameters, "weights_mb": size, "computes": worker.first["computes"]})
             outputs.append(worker.output_BFD)

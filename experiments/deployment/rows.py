@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModel, HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import AutoConfig, AutoModel, HubertConfig, Wav2Vec2FeatureExtractor
 
 from datamodules.errors import InputError
 from datamodules.files import read_json
@@ -37,6 +37,7 @@ class Row:
         format: ``PyTorch`` or ``ONNX``.
         precision: one of ``PRECISIONS``; of an ONNX file what its export wrote.
         config: Hugging Face configuration; ``None`` if there is none.
+        parameters: number of parameters that an ONNX file's export wrote; ``None`` if it is not known before loading.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Row:
     format: Literal["PyTorch", "ONNX"]
     precision: str
     config: Any
+    parameters: int | None = None
 
     @property
     def label(self) -> str:
@@ -118,8 +120,10 @@ def _onnx_row(name: str, source: str) -> Row:
         )
     file = Path(source) / META_FILE
     meta = read_json(file) if file.is_file() else {}
-    config = HubertConfig.from_dict(meta["student_config"]) if "student_config" in meta else None
-    return Row(name, source, source, "ONNX", (meta.get("onnx") or {}).get("precision", "unknown"), config)
+    described, values = meta.get("onnx") or {}, meta.get("student_config") or meta.get("config")
+    config = None if values is None else AutoConfig.for_model(**values)
+    precision, parameters = described.get("precision", "unknown"), described.get("parameters")
+    return Row(name, source, source, "ONNX", precision, config, parameters)
 
 
 def _exported(checkpoint: Path, folder: Path) -> Path:
@@ -148,9 +152,3 @@ def _draw(source: str, folder: Path) -> Path:
     if config.model_type != WHISPER:
         Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
     return folder
-
-
-def count_parameters(config: Any) -> int:
-    """Count the parameters of a HuBERT of this configuration, without memory for them."""
-    with torch.device("meta"):
-        return HubertModel(config).num_parameters()

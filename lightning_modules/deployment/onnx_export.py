@@ -5,6 +5,7 @@ The folder holds ``model.onnx``, ``README.md`` (a model card with lines of code 
 ``labels.json`` (the names of its classes).
 """
 
+import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -108,7 +109,11 @@ def export_onnx(
             described["head"] = head.described()
             write_json(folder / CLASSES_FILE, head.classes(), indent=2)
         write_text(folder / "README.md", card(student, encoder, output.name, described))
-        meta = student.meta if student else {"format": CHECKPOINT_FORMAT, "encoder": encoder}
+        meta = (
+            student.meta
+            if student
+            else {"format": CHECKPOINT_FORMAT, "encoder": encoder, "config": _plain_config(teacher)}
+        )
         write_json(folder / META_FILE, meta | {"onnx": described}, indent=2)
     return described
 
@@ -129,6 +134,10 @@ def load_encoder(name: str, layers: int | None = None) -> tuple[StudentCheckpoin
         raise InputError(f"{FBANK} has no weights to export: give a checkpoint, a folder, or a Hugging Face name")
     upstream: Any = load_upstream(name)
     return None, upstream.teacher
+
+
+def _plain_config(teacher: Any) -> dict[str, Any]:
+    return json.loads(teacher.model.config.to_json_string(use_diff=False))
 
 
 def description(encoder: DeployedEncoder, outputs: Sequence[str], quantize: Quantize, opset: int) -> dict[str, Any]:
