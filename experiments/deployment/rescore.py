@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.errors import InputError
 from datamodules.files import write_json, write_text
 from experiments.bench.made import made, training_device
 from experiments.deployment.heads import load_head
@@ -34,6 +35,8 @@ def rescore(
         normalize: give waveforms zero mean and unit variance; default: each encoder's own setting.
         accelerator: device to compute on.
     """
+    if not upstreams:
+        raise InputError("upstreams is empty: give at least one encoder")
     encoders = [load_upstream(name, normalize) for name in upstreams]
     heads = [load_head(Path(head), encoder, accelerator, own=False) for encoder in encoders]
     rows: list[dict[str, Any]] = []
