@@ -180,8 +180,7 @@ def cut_student(student: StudentCheckpoint, layers: int) -> StudentCheckpoint:
     """
     model, meta = student
     available = model.config.num_hidden_layers
-    require_layers(layers, available)
-    model.encoder.layers, model.config.num_hidden_layers = model.encoder.layers[:layers], layers
+    cut_layers(model.encoder, model, layers)
     config = meta["student_config"] | {"num_hidden_layers": layers}
     own = {"student_config": config, "cut_from": meta.get("cut_from", available)}
     if "ancestry" in meta:
@@ -190,10 +189,16 @@ def cut_student(student: StudentCheckpoint, layers: int) -> StudentCheckpoint:
     return StudentCheckpoint(model, rest | own)
 
 
-def require_layers(layers: int, available: int) -> None:
-    """Refuse a number of layers that an encoder of ``available`` layers cannot be cut to."""
+def cut_layers(encoder: Any, model: Any, layers: int) -> None:
+    """Keep the first ``layers`` layers of ``encoder``, a part of the Hugging Face ``model``, in place.
+
+    Raises:
+        InputError: it does not have so many layers.
+    """
+    available = len(encoder.layers)
     if not 1 <= layers <= available:
         raise InputError(f"layers={layers}, but the encoder has {available}: choose from 1 to {available}")
+    encoder.layers, model.config.num_hidden_layers = encoder.layers[:layers], layers
 
 
 def refuse_used(output: Path, overwrite: bool) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import lightning as L
 
 from datamodules.errors import InputError
-from datamodules.files import read_json
+from experiments.deployment.trained_head import finished_run
 from experiments.records.loggers import WandbSettings
-from experiments.superb.checkpoint import BEST, load_best
+from experiments.superb.checkpoint import load_best
 from experiments.superb.options import Devices, RunSettings
 from experiments.superb.preparation import Prepared, prepare
-from experiments.superb.running import CONFIG, RESULT, build_data, build_module, run_task
+from experiments.superb.running import build_data, build_module, run_task
 from lightning_modules.superb.recipes import TASK_RECIPES
 from lightning_modules.superb.task_module import deterministic_cudnn
 from lightning_modules.superb.upstream import Upstream
@@ -77,12 +77,7 @@ def load_head(folder: Path, upstream: Upstream, accelerator: str, own: bool = Tr
     Raises:
         InputError: the folder holds no finished run with a trained head, or that of another encoder.
     """
-    if missing := [name for name in (CONFIG, RESULT, BEST) if not (folder / name).is_file()]:
-        raise InputError(
-            f"--head {folder} has no {missing[0]}: give a folder of one finished run of `interstack superb`, such as "
-            "runs/superb/first/pr_probe/lr0.1_seed1337"
-        )
-    config, result = read_json(folder / CONFIG), read_json(folder / RESULT)
+    config, result = finished_run(folder)
     found, wanted = (result["hidden_states"], result["width"]), (upstream.num_states, upstream.width)
     if found != wanted:
         raise InputError(

@@ -3,7 +3,6 @@
 A training checkpoint or a run folder is exported first, so that its optimizer state counts in no size and no memory.
 """
 
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from transformers import AutoConfig, AutoModel, HubertConfig, Wav2Vec2FeatureExt
 from datamodules.errors import InputError
 from datamodules.files import read_json
 from experiments.command_line import nearest
-from lightning_modules.export import META_FILE, export_student
+from lightning_modules.deployment.onnx_encoder import is_onnx_folder
+from lightning_modules.deployment.onnx_file import MODEL_FILE, require
+from lightning_modules.export import META_FILE, checkpoint_in, export_student
 from lightning_modules.superb.upstream import is_class_path
 from lightning_modules.teacher_loading import WHISPER, read_config
 
 PRECISIONS = ("float32", "bfloat16", "int8")
-ONNX_FILE = "model.onnx"
 RANDOM = "random:"
 SIZES = re.compile(r"(\d+)x(\d+)x(\d+)")
 
@@ -94,18 +94,16 @@ def _named(models: Sequence[str]) -> dict[str, str]:
 
 def _rows_of(name: str, source: str, precisions: Sequence[str], folder: Path) -> list[Row]:
     path = Path(source)
-    if (path / ONNX_FILE).is_file():
+    if is_onnx_folder(path):
         return [_onnx_row(name, source)]
     if source.startswith(RANDOM):
         path = _draw(source, folder / name)
-    elif path.is_file() or source.endswith(".ckpt"):
+    elif checkpoint_in(path).is_file() or source.endswith(".ckpt"):
         path = _exported(path, folder / name)
-    elif (path / "checkpoints" / "last.ckpt").is_file():
-        path = _exported(path / "checkpoints" / "last.ckpt", folder / name)
     elif path.is_dir() and not (path / "config.json").is_file():
         raise InputError(
-            f"model {name!r}: {source} holds no config.json, {ONNX_FILE} or checkpoints/last.ckpt: give a Hugging Face "
-            "folder, an exported student or a run folder"
+            f"model {name!r}: {source} holds no config.json, {MODEL_FILE} or checkpoints/last.ckpt: give a Hugging "
+            "Face folder, an exported student or a run folder"
         )
     elif is_class_path(source):
         return [Row(name, source, source, "PyTorch", precision, None) for precision in precisions]
@@ -114,10 +112,7 @@ def _rows_of(name: str, source: str, precisions: Sequence[str], folder: Path) ->
 
 
 def _onnx_row(name: str, source: str) -> Row:
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise InputError(
-            f"model {name!r} is an ONNX file, and onnxruntime is missing: install it: pip install 'interstack[onnx]'"
-        )
+    require("onnxruntime")
     file = Path(source) / META_FILE
     meta = read_json(file) if file.is_file() else {}
     described, values = meta.get("onnx") or {}, meta.get("student_config") or meta.get("config")

@@ -28,17 +28,14 @@ def read_head(folder: str) -> TrainedHead:
     Raises:
         InputError: it is no such folder, the run is not finished, or its task has no export.
     """
-    path, config = Path(folder), _config(Path(folder))
-    name, is_probe = config["task"], config["preset"] == "probe"
+    path = Path(folder)
+    name, is_probe = _config(path)["task"], _config(path)["preset"] == "probe"
     _require_deployable(name)
-    if not (path / RESULT).is_file():
-        raise InputError(f"the run in {folder!r} is not finished: {RERUN}, which continues it")
+    config, result = finished_run(path)
     if not (path / LABELS).is_file():
         raise InputError(f"{folder!r} is of an earlier version and has no {LABELS}: {RERUN}, which adds it")
-    if not (path / BEST).is_file():
-        raise InputError(f"{folder!r} has lost its {BEST}: delete the folder and {RERUN}")
     require_sound(path / BEST, f"delete the folder and {RERUN}")
-    result, labels = read_json(path / RESULT), read_json(path / LABELS)["labels"]
+    labels = read_json(path / LABELS)["labels"]
     # Phones come with the lexicon, but its words are not needed to read what a head says.
     lexicon = None if config["data"]["lexicon"] is None else ()
     task = build_task(name, TaskInputs(labels, lexicon, config["decode"], fold=config.get("fold", "")))
@@ -61,6 +58,20 @@ def read_head(folder: str) -> TrainedHead:
         config["upstream_digest"],
         result["test"],
     )
+
+
+def finished_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and result of the finished run in a folder that holds a trained head.
+
+    Raises:
+        InputError: it is no such folder, the run is not finished, or its head is lost.
+    """
+    config = _config(path)
+    if not (path / RESULT).is_file():
+        raise InputError(f"the run in {str(path)!r} is not finished: {RERUN}, which continues it")
+    if not (path / BEST).is_file():
+        raise InputError(f"{str(path)!r} has lost its {BEST}: delete the folder and {RERUN}")
+    return config, read_json(path / RESULT)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from torch.nn.utils import parametrize
 
 from datamodules.errors import InputError
 from datamodules.frames import count_windows
-from lightning_modules.export import require_layers
-from lightning_modules.lengths import before_the_end
+from lightning_modules.export import cut_layers
+from lightning_modules.lengths import before_the_end, window_and_hop
 from lightning_modules.superb.upstream import LoadedEncoder
 from lightning_modules.teacher import HuggingFaceTeacher, Teacher, normalize_waveforms
 from lightning_modules.whisper import HOP, MEL_HOP, WINDOW, LogMel, WhisperTeacher
@@ -50,9 +50,7 @@ class DeployedEncoder(nn.Module):
         self.outputs = ("hidden_states" if states == "all" else "last_hidden_state", "num_frames")
         self.teacher, self.states = copy.deepcopy(teacher), states
         self.width, self.num_layers, self.num_states = teacher.hidden_size, teacher.num_layers, teacher.num_layers + 1
-        frames_T = teacher.num_frames(torch.arange(teacher.sample_rate))
-        self.shortest, second = (int((frames_T == count).nonzero()[0]) for count in (1, 2))
-        self.hop = second - self.shortest
+        self.shortest, self.hop = window_and_hop(teacher.num_frames)
         self.num_parameters = sum(parameter.numel() for parameter in teacher.parameters())
         _make_plain(self.teacher)
         self.requires_grad_(False).eval()
@@ -152,42 +150,35 @@ class MatrixLogMel(nn.Module):
         return self.log_mel.of_power(real_BSM.square() + imaginary_BSM.square(), valid_BM)
 
 
-def deployed(teacher: Teacher, states: States = "last", layers: int | None = None) -> DeployedEncoder:
+def deployed(teacher: Teacher, states: States = "last") -> DeployedEncoder:
     """Make one graph of a teacher.
 
     Args:
         teacher: the encoder; it is copied.
         states: hidden states that the graph returns.
-        layers: keep only the first layers; ``None``: all.
 
     Raises:
-        InputError: the encoder is of a class that has no such graph, or does not have so many layers.
+        InputError: the encoder is of a class that has no such graph.
     """
     if type(teacher) in (LoadedEncoder, HuggingFaceTeacher):
-        graph: DeployedEncoder = DeployedHuggingFace(cut(teacher, layers), states)
-    elif isinstance(teacher, WhisperTeacher):
+        return DeployedHuggingFace(teacher, states)
+    if isinstance(teacher, WhisperTeacher):
         if teacher.init_args["pad_to_30_seconds"]:
             raise InputError("a Whisper encoder with pad_to_30_seconds=true has no graph: set it to false")
-        graph = DeployedWhisper(cut(teacher, layers), states)
-    else:
-        raise InputError(
-            f"{type(teacher).__name__} has no graph for ONNX: give a student, a Hugging Face encoder with convolutions "
-            "over waveforms, or a Whisper"
-        )
-    return graph
+        return DeployedWhisper(teacher, states)
+    raise InputError(
+        f"{type(teacher).__name__} has no graph for ONNX: give a student, a Hugging Face encoder with convolutions "
+        "over waveforms, or a Whisper"
+    )
 
 
-def cut(teacher: Any, layers: int | None) -> Any:
-    """A copy of a teacher with its first ``layers`` layers; ``None``: the teacher itself.
+def cut(teacher: Any, layers: int) -> None:
+    """Cut an encoder to its first ``layers`` layers, in place.
 
     Raises:
-        InputError: it does not have so many layers.
+        InputError: it is of a class that cannot be cut, or does not have so many layers.
     """
-    if layers is None:
-        return teacher
-    require_layers(layers, teacher.num_layers)
-    teacher = copy.deepcopy(teacher)
-    encoder = teacher.model if isinstance(teacher, WhisperTeacher) else teacher.model.encoder
-    encoder.layers, teacher.num_layers = encoder.layers[:layers], layers
-    teacher.model.config.num_hidden_layers = layers
-    return teacher
+    if type(teacher) not in (LoadedEncoder, HuggingFaceTeacher, WhisperTeacher):
+        raise InputError(f"{type(teacher).__name__} cannot be cut: leave out --layers")
+    cut_layers(teacher.model if isinstance(teacher, WhisperTeacher) else teacher.model.encoder, teacher.model, layers)
+    teacher.num_layers = layers

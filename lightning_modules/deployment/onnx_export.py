@@ -29,7 +29,7 @@ from lightning_modules.deployment.onnx_file import (
     name_results,
     quantise,
     quietly,
-    require_onnx,
+    require,
     require_opset,
     run,
     session,
@@ -81,13 +81,12 @@ def export_onnx(
     """
     output = Path(output)
     refuse_used(output, overwrite)
-    require_onnx("onnxruntime")
+    require("onnxruntime")
     require_opset(opset)
     student, teacher = load_encoder(encoder, layers)
-    kept = None if student else layers
-    bare = deployed(teacher, "all" if head else states, kept)
+    bare = deployed(teacher, "all" if head else states)
     if head is not None:
-        head.require_fit(cut(teacher, kept))
+        head.require_fit(teacher)
     graph = DeployedHead(bare, head) if head else bare
     with making(output) as folder:
         write_onnx(graph, folder / MODEL_FILE, graph.outputs, opset)
@@ -109,17 +108,13 @@ def export_onnx(
             described["head"] = head.described()
             write_json(folder / CLASSES_FILE, head.classes(), indent=2)
         write_text(folder / "README.md", card(student, encoder, output.name, described))
-        meta = (
-            student.meta
-            if student
-            else {"format": CHECKPOINT_FORMAT, "encoder": encoder, "config": _plain_config(teacher)}
-        )
+        meta = student.meta if student else _origin(encoder, teacher)
         write_json(folder / META_FILE, meta | {"onnx": described}, indent=2)
     return described
 
 
 def load_encoder(name: str, layers: int | None = None) -> tuple[StudentCheckpoint | None, Teacher]:
-    """Load an encoder, and the description of its run if it is a student, which is then cut to ``layers``.
+    """Load an encoder, cut to ``layers``, and the description of its run if it is a student.
 
     Raises:
         InputError: there is no such encoder, or it cannot be read.
@@ -133,11 +128,15 @@ def load_encoder(name: str, layers: int | None = None) -> tuple[StudentCheckpoin
     if name == FBANK:
         raise InputError(f"{FBANK} has no weights to export: give a checkpoint, a folder, or a Hugging Face name")
     upstream: Any = load_upstream(name)
+    if layers is not None:
+        cut(upstream.teacher, layers)
     return None, upstream.teacher
 
 
-def _plain_config(teacher: Any) -> dict[str, Any]:
-    return json.loads(teacher.model.config.to_json_string(use_diff=False))
+def _origin(encoder: str, teacher: Any) -> dict[str, Any]:
+    """What is known of an encoder that is no student: its name and its Hugging Face configuration."""
+    config = json.loads(teacher.model.config.to_json_string(use_diff=False))
+    return {"format": CHECKPOINT_FORMAT, "encoder": encoder, "config": config}
 
 
 def description(encoder: DeployedEncoder, outputs: Sequence[str], quantize: Quantize, opset: int) -> dict[str, Any]:

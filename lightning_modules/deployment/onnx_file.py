@@ -33,9 +33,9 @@ TOLERANCE = 1e-4
 CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnx_ir.passes", "root")
 
 
-def require_onnx(*more: str) -> None:
-    """Refuse with one line if onnx, onnxscript or one of ``more`` is not installed."""
-    for name in ("onnx", "onnxscript", *more):
+def require(*packages: str) -> None:
+    """Refuse with one line if one of these packages of the extra ``onnx`` is not installed."""
+    for name in packages:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -44,7 +44,7 @@ def require_onnx(*more: str) -> None:
 
 def require_opset(opset: int) -> None:
     """Refuse a version of ONNX's operators that cannot be written, or that the installed onnx does not know."""
-    require_onnx()
+    require("onnx", "onnxscript")
     import onnx
 
     newest = onnx.defs.onnx_opset_version()
@@ -111,7 +111,7 @@ def quantise(path: Path) -> None:
     Convolutions stay in float32: as int8 they took a quarter less time, and a student's states were wrong by 64 %
     instead of 2 %. Weights are unsigned, since signed ones overflow 16-bit sums on a CPU with AVX2 only.
     """
-    require_onnx("onnxruntime")
+    require("onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -148,7 +148,7 @@ def name_results(path: Path, name: str, texts: Sequence[str]) -> None:
 
 def session(path: Path, threads: int | None = None) -> Any:
     """Open an ONNX file on the CPU with onnxruntime; ``threads=None`` leaves their number to it."""
-    require_onnx("onnxruntime")
+    require("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

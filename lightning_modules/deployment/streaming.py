@@ -118,7 +118,8 @@ class StreamedUpstream(Upstream):
         self.upstream, self.settings = _streamable(upstream), settings
         self.name, self.rate = upstream.name, upstream.rate
         self.num_states, self.width = upstream.num_states, upstream.width
-        self.window = _window(self.upstream)
+        self.window = self.upstream.window
+        _require_windows(self.upstream)
 
     @property
     def latency_seconds(self) -> float:
@@ -167,17 +168,15 @@ def _streamable(upstream: Upstream) -> TeacherUpstream:
     return upstream
 
 
-def _window(upstream: TeacherUpstream) -> int:
-    """Samples in a frame's window."""
-    lengths = torch.arange(2 * SAMPLE_RATE)
-    found = upstream.teacher.num_frames(lengths)
-    window = int((found == 0).sum())
-    if window < upstream.rate or not torch.equal(found, count_windows(lengths, window, upstream.rate)):
+def _require_windows(upstream: TeacherUpstream) -> None:
+    """Refuse an encoder whose frames are not windows of samples."""
+    lengths, window = torch.arange(2 * SAMPLE_RATE), upstream.window
+    counted = upstream.teacher.num_frames(lengths)
+    if window < upstream.rate or not torch.equal(counted, count_windows(lengths, window, upstream.rate)):
         raise InputError(
             f"the frames of {upstream.name!r} are not whole windows of samples, one every {upstream.rate}, so that it "
             "is not known which samples a frame needs: it cannot be streamed"
         )
-    return window
 
 
 class Stream:

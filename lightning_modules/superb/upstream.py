@@ -3,8 +3,8 @@
 An upstream is named by a string: ``fbank``, a training checkpoint (``.ckpt``), a run folder, an exported student (for
 transformers or ONNX) or any other folder with a Hugging Face encoder (including Whisper's), a name on the Hugging Face
 hub, or the path of a subclass of :class:`lightning_modules.teacher.Teacher` that needs no arguments
-(``my_package.MyTeacher``). All but ``fbank`` are
-teachers, and :class:`TeacherUpstream` is the one way from a teacher to an upstream.
+(``my_package.MyTeacher``). All but ``fbank`` are teachers, and :class:`TeacherUpstream` is the one way from a teacher
+to an upstream.
 
 Shapes: B batch, T samples (16 kHz), F frames, D width.
 """
@@ -29,6 +29,7 @@ from lightning_modules.deployment.onnx_encoder import OnnxEncoder, is_onnx_folde
 from lightning_modules.export import checkpoint_in, load_student
 from lightning_modules.front_end import conv_frames, noise
 from lightning_modules.hidden_states import encoder_states
+from lightning_modules.lengths import window_and_hop
 from lightning_modules.teacher import (
     HuggingFaceTeacher,
     Teacher,
@@ -126,6 +127,9 @@ class TeacherUpstream(Upstream):
         teacher: the encoder, with all its layers. It computes in the precision of the caller.
         name: name for messages.
 
+    Attributes:
+        window: samples in a frame's window.
+
     Raises:
         InputError: the encoder takes another sample rate, or its hidden states do not have the shape that it announces.
     """
@@ -135,8 +139,7 @@ class TeacherUpstream(Upstream):
         if teacher.sample_rate != SAMPLE_RATE:
             raise InputError(f"upstream {name!r} takes audio of {teacher.sample_rate} Hz; SUPERB's is {SAMPLE_RATE} Hz")
         self.teacher, self.name, self.width = teacher, name, teacher.hidden_size
-        starts = teacher.num_frames(torch.arange(2 * SAMPLE_RATE)).diff().nonzero().flatten()  # of another frame
-        self.rate = int(starts[-1] - starts[-2]) if len(starts) > 1 else 0
+        self.window, self.rate = window_and_hop(teacher.num_frames)
         self.num_states = self._checked_states()
 
     @torch.no_grad()

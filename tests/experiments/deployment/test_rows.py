@@ -1,5 +1,6 @@
 """What a user names becomes folders from which a worker loads."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,6 @@ def test_refused(models: list[str] | dict[str, str], precisions: list[str], says
 
 def test_onnx_without_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_onnx(tmp_path / "quick")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"install it: pip install 'interstack\[onnx\]'"):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"needs the package onnxruntime: pip install 'interstack\[onnx\]'"):
         find_rows([str(folder)], ["float32"], tmp_path)

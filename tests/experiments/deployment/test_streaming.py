@@ -118,7 +118,7 @@ def test_encoders_and_heads_that_do_not_fit_are_refused(place: Path, tmp_path: P
             streaming(place, tmp_path, *head, encoder=encoder)
     with pytest.raises(InputError, match="was trained on an encoder of other weights or another --normalize"):
         streaming(place, tmp_path, *head, "--normalize", "true")
-    with pytest.raises(InputError, match=r"--head \S+ has no config.json: give a folder of one finished run"):
+    with pytest.raises(InputError, match=r"is no run of `interstack superb`: give the folder with config.json"):
         streaming(place, tmp_path, "--head", str(place))
     save_corpus(place / "short" / "test", {"dev": 1}, seconds=(0.01, 0.02))
     with pytest.raises(InputError, match=r"the utterances below .* are shorter than a frame"):

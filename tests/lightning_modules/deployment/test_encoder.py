@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.deployment.encoder import States, deployed
+from lightning_modules.deployment.encoder import States, cut, deployed
 from lightning_modules.superb.upstream import LoadedEncoder
 from lightning_modules.teacher import HuggingFaceTeacher, Teacher, TeacherTargets, normalize_waveforms
 from lightning_modules.whisper import WhisperTeacher
@@ -68,8 +68,10 @@ def test_samples_after_the_end_are_not_used(tmp_path: Path) -> None:
 def test_the_encoder_itself_does_not_change(states: States) -> None:
     teacher = LoadedEncoder(tiny_hubert(3), normalize=False)
     before, names = states_of(teacher, waveforms(), PADDED), list(teacher.state_dict())
-    graph = deployed(teacher, states, layers=2)
-    assert (graph.num_layers, graph.num_states, teacher.num_layers) == (2, 3, 3)
+    graph = deployed(teacher, states)
+    assert (graph.num_layers, graph.num_states) == (3, 4)
+    cut(graph.teacher, 2)
+    assert teacher.num_layers == len(teacher.model.encoder.layers) == 3
     assert list(teacher.state_dict()) == names
     after = states_of(teacher, waveforms(), PADDED)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
@@ -82,17 +84,20 @@ def test_cut_to_its_first_layers(folders: dict[str, Path], tmp_path: Path) -> No
         WhisperTeacher(str(save_whisper(tmp_path, layers=LAYERS))),
     ):
         whole, _ = deployed(teacher, "all")(waveforms(), PADDED)
-        cut, _ = deployed(teacher, "all", layers=2)(waveforms(), PADDED)
-        assert len(cut) == 3
-        assert torch.equal(cut[:2], whole[:2])
-        assert torch.allclose(cut[2], whole[2], atol=1e-5) == isinstance(teacher, HuggingFaceTeacher)
+        cut(teacher, 2)
+        short, _ = deployed(teacher, "all")(waveforms(), PADDED)
+        assert len(short) == 3
+        assert torch.equal(short[:2], whole[:2])
+        assert torch.allclose(short[2], whole[2], atol=1e-5) == isinstance(teacher, HuggingFaceTeacher)
 
 
 def test_refusals(tmp_path: Path) -> None:
     teacher = LoadedEncoder(tiny_hubert(2), normalize=False)
     for layers in (0, -1, 3):
         with pytest.raises(ValueError, match=f"layers={layers}, but the encoder has 2: choose from 1 to 2"):
-            deployed(teacher, layers=layers)
+            cut(teacher, layers)
+    with pytest.raises(ValueError, match="Own cannot be cut: leave out --layers"):
+        cut(Own(), 1)
     with pytest.raises(ValueError, match="Own has no graph for ONNX: give a student"):
         deployed(Own())
     padding = WhisperTeacher(str(save_whisper(tmp_path)), pad_to_30_seconds=True)
