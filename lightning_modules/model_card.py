@@ -50,7 +50,7 @@ def model_card(
         f"A HuBERT-layout speech encoder of {config.num_hidden_layers} layers, distilled from `{teacher}`.",
         *([_CUT.format(layers=config.num_hidden_layers, whole=meta["cut_from"])] if "cut_from" in meta else []),
         _table(["Setting", "Value"], rows.items()),
-        usage or _USAGE.format(name=name, rate=meta["sample_rate"], cast="" if dtype == "float32" else CAST),
+        usage or _usage(model, name, meta["sample_rate"], "" if dtype == "float32" else CAST),
         *([head_section(head)] if head else []),
         "## Growth",
         _growth_table([GrowthEvent.from_plain(event) for event in meta.get("growth") or []]),
@@ -60,6 +60,15 @@ def model_card(
         _CITATION,
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _usage(model: HubertModel, name: str, rate: int, cast: str) -> str:
+    """The lines that load a student with transformers; other kinds than ``HubertModel`` come with their own code."""
+    kind = type(model)
+    loaded = ("HubertModel", "") if kind is HubertModel else ("AutoModel", ", trust_remote_code=True")
+    if kind is not HubertModel and getattr(kind, "_auto_class", None) is None:
+        return f"## Use\n\nThe model is a `{kind.__module__}.{kind.__qualname__}`, whose module must be installed."
+    return _USAGE.format(name=name, rate=rate, cast=cast, kind=loaded[0], own=loaded[1])
 
 
 def head_section(head: dict[str, Any]) -> str:
@@ -148,10 +157,10 @@ student's."""
 _USAGE = """## Use
 
 ```python
-from transformers import AutoFeatureExtractor, HubertModel
+from transformers import AutoFeatureExtractor, {kind}
 
 extractor = AutoFeatureExtractor.from_pretrained("{name}")
-model = HubertModel.from_pretrained("{name}").eval()
+model = {kind}.from_pretrained("{name}"{own}).eval()
 inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt"){cast}
 hidden_states = model(**inputs, output_hidden_states=True).hidden_states
 ```"""
