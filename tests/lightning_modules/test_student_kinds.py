@@ -79,6 +79,32 @@ def test_an_item_of_a_padded_batch_is_that_item_alone(kind: str, home: Path) -> 
     assert (unmasked[-1][1, :3] - together[-1][1, :3]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_known_features_take_the_place_of_waveforms(kind: str, home: Path) -> None:
+    student, waveforms_BT = shaken(student_of(home, kind)), torch.randn(2, 5123)
+    features_BFC = student.features(waveforms_BT)
+    assert torch.equal(student(None, None, features_BFC)[-1], student(waveforms_BT)[-1])
+    assert not torch.equal(student(None, None, 1.1 * features_BFC)[-1], student(waveforms_BT)[-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_student_is_the_eager_one_through_a_growth(kind: str, home: Path) -> None:
+    eager = student_of(home, kind, 2)
+    compiled = student_of(home, kind, 2, compile=True, compile_backend="aot_eager")
+    for plan in ([0, 1], [0, 1, 0, 1]):
+        for student in (eager, compiled):
+            student.grow(plan)
+        shaken(eager)
+        compiled.load_state_dict(eager.state_dict())
+        for samples in (4000, 5123):
+            waveforms_BT, num_samples_B = torch.randn(2, samples), torch.tensor([samples, 3000])
+            pairs = zip(compiled(waveforms_BT, num_samples_B), eager(waveforms_BT, num_samples_B), strict=True)
+            for own_BFD, expected_BFD in pairs:
+                torch.testing.assert_close(own_BFD, expected_BFD, atol=1e-5, rtol=1e-5)
+    layers: Any = compiled.hubert.encoder.layers
+    assert all(layer._compiled_call_impl is not None for layer in layers)
+
+
 def test_a_layer_that_reuses_a_map_multiplies_its_values_with_it(home: Path) -> None:
     student = shaken(student_of(home, "reused maps"))
     layers: Any = student.hubert.encoder.layers
@@ -196,7 +222,7 @@ def kinds_and_policies() -> Iterator[Any]:
         yield pytest.param(kind, policy, marks=() if fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("kind", "policy"), kinds_and_policies())
+@pytest.mark.parametrize(("kind", "policy"), list(kinds_and_policies()))
 def test_every_kind_grows_by_every_policy(kind: str, policy: str, home: Path, tmp_path: Path) -> None:
     stages = stages_of(kind, policy)
     objective = {"intermediate": "l2l", "layers": [4]} if kind == "reused maps" else {}
