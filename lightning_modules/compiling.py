@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 RECOMPILE_LIMIT = 32
 """Largest number of graphs of one kind of module. Teacher and student share a kind, and have graphs for training and
@@ -31,19 +31,3 @@ def compile_in_place(modules: Iterable[nn.Module], backend: str) -> None:
     for module in modules:
         if module._compiled_call_impl is None:
             module.compile(backend=backend, dynamic=True)
-
-
-class Tap(nn.Module):
-    """Calls ``module`` and keeps the tensor that it returns. A hook would become part of the compiled graph."""
-
-    output: Tensor
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        result = self.module(*args, **kwargs)
-        # WavLM's layers also return their position bias.
-        self.output = result[0] if isinstance(result, tuple) else result
-        return result

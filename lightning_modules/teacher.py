@@ -1,6 +1,7 @@
 """Teachers: frozen speech encoders whose hidden states a student learns to predict.
 
-Shapes: B batch, T samples, F frames, D width. Layers count from 1: layer k is the k-th Transformer layer.
+Shapes: B batch, T samples, F frames, D width. Layers count from 1: layer k is the k-th Transformer layer. Layer 0 as a
+target is the input of the first one.
 
 A teacher is chosen by ``class_path``. :class:`HuggingFaceTeacher` loads encoders of the wav2vec 2.0 kind
 from the Hugging Face hub or a local folder, :class:`lightning_modules.whisper.WhisperTeacher` those of Whisper. For
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from lightning_modules.compiling import Tap, compile_in_place, compiled_parts
+from lightning_modules.compiling import compile_in_place, compiled_parts
 from lightning_modules.front_end import FrontEnd, conv_frames, copyable_front_end, noise
 from lightning_modules.hidden_states import encoder_states, valid_samples
 from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end
 from lightning_modules.precision import BF16_TOLERANCE, Precision, chosen_precision, computing_in, relative_error
+from lightning_modules.taps import run_tapped
 from lightning_modules.teacher_loading import ADVICE, load_config, load_extractor, load_model, resolve_normalize
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Teacher(nn.Module, ABC):
         normalize: whether the waveforms must pass :func:`normalize_waveforms` first; the caller does it.
         front_end: convolutions that a student can copy, ``None`` if there are none.
         init_args: plain values that rebuild the teacher.
+        gives_layer_0: whether layer 0, the input of the first layer, can be a target.
         layer_prefix: start of the names of the layers' weights. Layer k's, and no others, begin with it, k - 1 and a
             dot; ``None`` if not known.
         hidden_layers: chosen layers, ascending.
@@ -78,6 +81,7 @@ class Teacher(nn.Module, ABC):
     init_args: dict[str, Any]
     normalize: bool = False
     front_end: FrontEnd | None = None
+    gives_layer_0: bool = False
     layer_prefix: str | None = None
     hidden_layers: tuple[int, ...] = ()
     precision_used: Precision = "32"
@@ -106,7 +110,12 @@ class Teacher(nn.Module, ABC):
         Raises:
             InputError: the teacher does not have one of these layers.
         """
-        for layer in [*hidden, *([] if output is None else [output])]:
+        if 0 in hidden and not self.gives_layer_0:
+            raise InputError(
+                f"{type(self).__name__} does not give layer 0, the input of its first layer, as a target: choose "
+                f"model.objective.layers from 1 to {self.num_layers}"
+            )
+        for layer in [*(layer for layer in hidden if layer), *([] if output is None else [output])]:
             if not 1 <= layer <= self.num_layers:
                 raise InputError(f"teacher layer {layer} is out of range: choose layers from 1 to {self.num_layers}")
         self.hidden_layers, self._output_layer = tuple(sorted(set(hidden))), output
@@ -159,13 +168,15 @@ class Teacher(nn.Module, ABC):
 class EncoderTeacher(Teacher):
     """Base class of teachers with a Hugging Face encoder: precision, compilation, and dropping of unused layers.
 
-    A subclass writes ``encoder`` and ``_targets``, and compiles in ``forward``.
+    A subclass writes ``encoder`` and ``_targets``, which returns layer 0 too, and compiles in ``forward``.
 
     Args: the same as those of :class:`HuggingFaceTeacher`.
 
     Raises:
         InputError: the precision is unknown.
     """
+
+    gives_layer_0 = True
 
     def __init__(self, precision: Literal["auto", "32", "bf16"], compile: bool, compile_backend: str) -> None:
         super().__init__()
@@ -307,35 +318,14 @@ class HuggingFaceTeacher(EncoderTeacher):
     def _targets(self, waveforms_BT: Tensor, num_samples_B: Tensor | None, precision: Precision) -> TeacherTargets:
         mask_BT = valid_samples(waveforms_BT, num_samples_B)
         with computing_in(precision, waveforms_BT.device):
-            outputs, features_BCF, _ = self._run(waveforms_BT, mask_BT, {*self.hidden_layers, self.output_layer})
-            output_BFD = outputs[self.output_layer]
+            wanted = {*self.hidden_layers, self.output_layer}
+            found = run_tapped(self.model, waveforms_BT, mask_BT, wanted)
+            output_BFD = found.outputs[self.output_layer]
             if self.final_norm:
                 output_BFD = self.model.encoder.layer_norm(output_BFD)
-        hidden = {layer: outputs[layer].float() for layer in self.hidden_layers}
-        features_BFC = features_BCF.float().transpose(1, 2) if self._shares_front_end else None
+        hidden = {layer: found.outputs[layer].float() for layer in self.hidden_layers}
+        features_BFC = found.features_BCF.float().transpose(1, 2) if self._shares_front_end else None
         return TeacherTargets(output_BFD.float(), hidden, features_BFC)
-
-    def _run(
-        self, waveforms_BT: Tensor, mask_BT: Tensor | None, wanted: set[int]
-    ) -> tuple[dict[int, Tensor], Tensor, Tensor]:
-        """Outputs of the wanted layers, features (B, C, F), and the model's own ``last_hidden_state``.
-
-        It installs taps for the time of one call. ``output_hidden_states`` would keep every layer.
-        """
-        encoder, layers, extractor = self.model.encoder, self.model.encoder.layers, self.model.feature_extractor
-        features = Tap(extractor)
-        taps = {number: Tap(layers[number - 1]) for number in wanted}
-        encoder.layers = nn.ModuleList(taps.get(number, layer) for number, layer in enumerate(layers, start=1))
-        self.model.feature_extractor = features
-        try:
-            # Encoders of transformers 5.17 draw a number for LayerDrop at every layer, in eval mode too. A student's
-            # random numbers must not depend on whether targets are computed, cached, or shared by several students.
-            with torch.random.fork_rng(devices=[]):
-                result = self.model(waveforms_BT, attention_mask=mask_BT, return_dict=True)
-        finally:
-            encoder.layers, self.model.feature_extractor = layers, extractor
-        outputs = {number: tap.output for number, tap in taps.items()}
-        return outputs, features.output, result.last_hidden_state
 
     @torch.no_grad()
     def _ends_in_layer_norm(self) -> bool:
@@ -344,8 +334,8 @@ class HuggingFaceTeacher(EncoderTeacher):
         The encoders that do so differ in class names and config fields, and a wrong guess would raise no error.
         """
         probe_BT = noise()
-        outputs, _, last_BFD = self._run(probe_BT, None, {self.num_layers})
-        output_BFD = outputs[self.num_layers]
+        found = run_tapped(self.model, probe_BT, None, {self.num_layers})
+        output_BFD, last_BFD = found.outputs[self.num_layers], found.last_BFD
         frames = int(self.num_frames(torch.tensor([probe_BT.shape[1]])))
         if output_BFD.shape == last_BFD.shape == (1, frames, self.hidden_size):
             if torch.equal(output_BFD, last_BFD):

@@ -33,6 +33,11 @@ from tests.helpers import make_data, make_module, make_stacking, make_trainer
 # at the same step, which Lightning leaves out when it resumes).
 IGNORED = re.compile(r"/(train_)?seconds$|^/interstack/metrics/|/epoch_loop\.val_loop\b")
 
+# Of the teacher's 4 layers depth 1 learns 0, depth 2 also 2, depth 3 only 0 again, and depth 4 all.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "skip": {"intermediate": "l2l", "layers": [0, 1, 2, 3], "unmatched": "skip", "head": "mlp", "output_weight": 0.5},
+}
+
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -47,6 +52,7 @@ class Scenario:
     precision: str = "32-true"
     odd_tail: bool = False  # the epoch's last accumulation window has fewer micro-batches
     dropout: float = 0.1
+    objective: str | None = None  # name in OBJECTIVES
     accelerator: str = "cpu"
 
     def trainer_settings(self) -> dict[str, Any]:
@@ -100,9 +106,9 @@ def fit(folder: Path, inputs: Path, scenario: Scenario, resume: Path | None = No
         num_workers=scenario.num_workers,
         batches_per_epoch=scenario.batches_per_epoch,
     )
-    optimizer = {"lr": 3e-3, "warmup_fraction": 0.2}
+    optimizer, objective = {"lr": 3e-3, "warmup_fraction": 0.2}, OBJECTIVES.get(scenario.objective or "")
     trainer.fit(
-        make_module(inputs / "teacher", dropout=scenario.dropout, optimizer=optimizer),
+        make_module(inputs / "teacher", dropout=scenario.dropout, optimizer=optimizer, objective=objective),
         datamodule=data,
         ckpt_path=str(resume) if resume else None,
     )
