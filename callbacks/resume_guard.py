@@ -34,6 +34,7 @@ OBJECTIVE_BEFORE = {
     "output_weight": 1.0,
     "unmatched": "refuse",
     "head": "linear",
+    "targets": "hidden",
 }
 """Settings of the objective that are not in older checkpoints, and the values that these have."""
 TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")

@@ -15,10 +15,15 @@ RECOMPILE_LIMIT = 32
 evaluation, with and without a mask, for one and several utterances. Beyond torch's limit of 8 all would run eagerly."""
 
 
-def compiled_parts(model: Any) -> list[nn.Module]:
-    """The modules of an encoder of the wav2vec 2.0 kind to compile: convolutions, feature projection and each layer."""
+def compiled_parts(model: Any, whole_layers: bool = True) -> list[nn.Module]:
+    """The modules of an encoder of the wav2vec 2.0 kind to compile: convolutions, feature projection and each layer.
+
+    Without ``whole_layers`` the blocks of each layer are separate modules, so that a tap between them is in no graph.
+    """
     encoder = model.encoder
-    return [model.feature_extractor, model.feature_projection, encoder.pos_conv_embed, *encoder.layers]
+    blocks = (block for layer in encoder.layers for block in (layer.attention, layer.feed_forward))
+    layers = encoder.layers if whole_layers else blocks
+    return [model.feature_extractor, model.feature_projection, encoder.pos_conv_embed, *layers]
 
 
 def compile_in_place(modules: Iterable[nn.Module], backend: str) -> None:

@@ -37,7 +37,8 @@ from lightning_modules.precision import CudaSettings
 from lightning_modules.stopwatch import StepStopwatch
 from lightning_modules.student import Student, StudentConfig
 from lightning_modules.target_normalization import TargetStatistics, measure
-from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
+from lightning_modules.teacher import Teacher, TeacherTargets, normalize_waveforms
+from lightning_modules.teacher_building import build_teacher
 from lightning_modules.teacher_identity import teacher_settings
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,8 @@ class DistillationModule(L.LightningModule):
             backend = student.compile_backend if student.compile else None
             sizes = student.hidden_size, teacher.hidden_size, teacher.num_layers
             self.objective = get_objective(objective.loss)(objective, *sizes, backend)
+        if objective.targets == "feed_forward":
+            teacher.use_feed_forward()
         self.objective.require_matched(student.num_layers)
         self.register_load_state_dict_post_hook(_train_matched)  # a checkpoint brings its depth
         teacher.select_layers(self.objective.layers, self.objective.output_layer)

@@ -120,6 +120,8 @@ class ObjectiveConfig:
             until the student is deep enough. At full depth every layer must have a student layer.
         projection: ``per_target`` has one linear layer from student to teacher width for each target, which moves with
             it; ``shared`` uses the projection of the output loss for all targets but layer 0, which has its own.
+        targets: ``hidden`` learns the hidden states of the teacher; ``feed_forward`` the outputs of the feed-forward
+            blocks of the same layers, before they are added to the residual stream, as USAD and data2vec do.
         head: ``linear`` projects with one linear layer; ``mlp`` with two and a GELU between them, the first of the
             student's width, as DistilHuBERT and USAD do.
         normalize_targets: ``none`` (as in the paper) keeps the teacher's values; ``layer`` gives every frame
@@ -142,6 +144,7 @@ class ObjectiveConfig:
     unmatched: Unmatched = "refuse"
     projection: Literal["per_target", "shared"] = "per_target"
     head: Head = "linear"
+    targets: Literal["hidden", "feed_forward"] = "hidden"
     normalize_targets: Normalization = "none"
     statistics_seconds: float = 600.0
     loss: str | None = None
@@ -163,6 +166,11 @@ class ObjectiveConfig:
             raise InputError(f"model.objective.output_weight={self.output_weight} must be positive")
         if self.output_layer is not None and self.output_layer < 1:
             raise InputError(f"model.objective.output_layer={self.output_layer} must be a layer from 1 on")
+        if self.targets == "feed_forward" and 0 in (self.layers or []):
+            raise InputError(
+                f"model.objective.layers={self.layers} and model.objective.targets=feed_forward: layer 0 is the input "
+                "of the first layer and has no feed-forward block; choose layers from 1 on"
+            )
         if (self.unmatched, self.attach) == ("skip", "original"):
             raise InputError(
                 "model.objective.unmatched=skip needs model.objective.attach=block_end: a layer that was left out in "

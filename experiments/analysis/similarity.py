@@ -34,7 +34,8 @@ from lightning_modules.export import load_student
 from lightning_modules.hidden_states import encoder_states
 from lightning_modules.objective import ObjectiveConfig, ProjectedDistance, get_distance
 from lightning_modules.target_normalization import TargetNormalizer, TargetStatistics
-from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
+from lightning_modules.teacher import Teacher, TeacherTargets, normalize_waveforms
+from lightning_modules.teacher_building import build_teacher
 
 log = logging.getLogger(__name__)
 

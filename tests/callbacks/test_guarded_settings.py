@@ -39,6 +39,7 @@ GUARDED: dict[str, dict[str, tuple[Any, str]]] = {
         "model.objective.weight": (0.25, "model.objective.weight"),
         "model.objective.output_weight": (0.5, "model.objective.output_weight"),
         "model.objective.head": ("mlp", "model.objective.head"),
+        "model.objective.targets": ("feed_forward", "model.objective.targets"),
         "model.objective.layers": ("[3]", "model.objective.layers"),
         "model.objective.output_layer": (3, "model.objective.output_layer"),
         "model.objective.attach": ("original", "model.objective.attach"),

@@ -22,9 +22,9 @@ from lightning_modules.teacher import (
     HuggingFaceTeacher,
     Teacher,
     TeacherTargets,
-    build_teacher,
     normalize_waveforms,
 )
+from lightning_modules.teacher_building import build_teacher
 from tests.lightning_modules.teachers import (
     FAMILIES,
     LAYERS,
@@ -282,7 +282,9 @@ class TestBuildTeacher:
         assert ConvNetTeacher().stem.weight.requires_grad, "it is build_teacher that freezes"
         with pytest.raises(ValueError, match="from 1 to 3"):
             teacher.select_layers([4])
-        with pytest.raises(ValueError, match=r"ConvNetTeacher does not give layer 0.* objective\.layers from 1 to 3"):
+        with pytest.raises(
+            ValueError, match=r"ConvNetTeacher does not give layer 0.*model\.objective\.layers from 1 to 3"
+        ):
             teacher.select_layers([0, 1])
 
     def test_spec_round_trip(self, folders: dict[str, Path]) -> None:
