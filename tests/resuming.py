@@ -34,6 +34,11 @@ from tests.students import KINDS, PAIR_STAGES
 # at the same step, which Lightning leaves out when it resumes).
 IGNORED = re.compile(r"/(train_)?seconds$|^/interstack/metrics/|/epoch_loop\.val_loop\b")
 
+# Of the teacher's 4 layers depth 1 learns 0, depth 2 also 2, depth 3 only 0 again, and depth 4 all.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "skip": {"intermediate": "l2l", "layers": [0, 1, 2, 3], "unmatched": "skip", "head": "mlp", "output_weight": 0.5},
+}
+
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -48,6 +53,7 @@ class Scenario:
     precision: str = "32-true"
     odd_tail: bool = False  # the epoch's last accumulation window has fewer micro-batches
     dropout: float = 0.1
+    objective: str | None = None  # name in OBJECTIVES
     accelerator: str = "cpu"
     student: str = "hubert"  # see tests.students
 
@@ -103,13 +109,14 @@ def fit(folder: Path, inputs: Path, scenario: Scenario, resume: Path | None = No
         num_workers=scenario.num_workers,
         batches_per_epoch=scenario.batches_per_epoch,
     )
-    optimizer = {"lr": 3e-3, "warmup_fraction": 0.2}
+    optimizer, objective = {"lr": 3e-3, "warmup_fraction": 0.2}, OBJECTIVES.get(scenario.objective or "")
     trainer.fit(
         make_module(
             inputs / "teacher",
             stages[-1],
             dropout=scenario.dropout,
             optimizer=optimizer,
+            objective=objective,
             **KINDS[scenario.student],
         ),
         datamodule=data,

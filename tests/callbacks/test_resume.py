@@ -36,7 +36,9 @@ PAIRS = [
     Scenario(0, 2, "mid", None, "bf16-mixed", odd_tail=True),
     Scenario(2, 1, "mid", 2, "32-true"),
 ]
+OBJECTIVES_OF_DEPTHS = [Scenario(objective="skip")]
 PAIRS_OF_TWO_PROCESSES = [
+    Scenario(0, 1, "mid", objective="skip"),
     Scenario(2, 2, "mid", None, "32-true", odd_tail=True),
     Scenario(0, 1, "epoch", 2, "bf16-mixed"),
 ]
@@ -62,7 +64,9 @@ def named(scenario: Scenario) -> str:
 
 
 @pytest.mark.parametrize(
-    "scenario", [*PAIRS[:2], *(pytest.param(s, marks=pytest.mark.slow) for s in PAIRS[2:])], ids=named
+    "scenario",
+    [*OBJECTIVES_OF_DEPTHS, *PAIRS[:2], *(pytest.param(s, marks=pytest.mark.slow) for s in PAIRS[2:])],
+    ids=named,
 )
 def test_every_checkpoint_resumes_bit_for_bit(scenario: Scenario, tmp_path: Path, inputs: Path) -> None:
     assert hop_problems(tmp_path, inputs, scenario, second_hops=3) == []

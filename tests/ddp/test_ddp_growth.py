@@ -119,6 +119,15 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "shared": {"objective": {"intermediate": "l2l", "projection": "shared"}, "stages": [2, 4]},
     "prediction": {"objective": {"intermediate": "prediction"}, "policy": "lidas"},
     "none": {"objective": {"intermediate": "none"}, "policy": "identity"},
+    "heads": {"objective": {"head": "mlp", "distance": "l1_cosine_raw", "output_weight": 0.5, "layers": [0, 2]}},
+    "heads, skipped layers": {
+        "objective": {"intermediate": "l2l", "layers": [0, 1, 2, 3], "unmatched": "skip", "head": "mlp"},
+        "length": "pad",
+    },
+    "shared, layer 0": {
+        "objective": {"intermediate": "l2l", "layers": [0, 2], "projection": "shared"},
+        "stages": [2, 4],
+    },
     "own loss": {"objective": {"loss": "tests.own_losses.WithDeltas"}, "length": "pad"},
     "layer": {"objective": {"normalize_targets": "layer"}, "length": "pad"},
     "standardize": {"objective": {"normalize_targets": "standardize", "statistics_seconds": 2.0}, "accumulate": 2},
