@@ -8,6 +8,7 @@ import torch
 
 from experiments.training.fit import CONFIGS, DistillationCLI
 from tests.helpers import save_corpus, save_teacher, save_whisper
+from tests.students import POSITIONS, THIN
 
 # Sizes only; everything that makes a recipe what it is comes from its file.
 SHRUNK = [
@@ -18,9 +19,13 @@ SHRUNK = [
     *("--trainer.enable_model_summary", "false", "--log_samples", "false", "--checkpoint.every_n_steps", "1"),
     *("--wandb.mode", "disabled"),
 ]
+DRAWN = ("fithubert", "maskhubert", "armhubert", "armhubert_s")
 GROWS = {
     **{key: [12] for key in ("full", "full_l2l", "quickstart", "whisper_base", "whisper_tiny")},
     "interleave_equal whisper_tiny": [4, 8, 12],
+    **{key: [12] for key in ("half_12layer", "dphubert_objective", "usad_objective", "equal_budget", *DRAWN)},
+    "distilhubert": [2],
+    "one_3layer": [3],
 }
 
 
@@ -30,7 +35,8 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("teachers")
     base = save_whisper(folder / "base", layers=6)
     tiny = save_whisper(folder / "tiny", layers=4)
-    return {"hubert": save_teacher(folder / "hubert", layers=12), "whisper": base, "base": base, "tiny": tiny}
+    hubert = save_teacher(folder / "hubert", layers=12, **POSITIONS)
+    return {"hubert": hubert, "whisper": base, "base": base, "tiny": tiny}
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +65,20 @@ def test_config_trains_grows_and_resumes_exactly(
     kind = config.rpartition("_")[2] if "whisper" in config else "hubert"
     arguments += ["--model.teacher.init_args.model", str(teachers[kind])]
     arguments += [] if kind == "hubert" else ["--model.student.conv_channels", "8"]
+    arguments += ["--model.student.conv_layers", json.dumps(THIN)] if config in DRAWN else []
     DistillationCLI(arguments)
     run = tmp_path / "runs" / config.split()[-1]
     stages = GROWS.get(config, [3, 6, 9, 12])
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["steps"], summary["depth"]) == (8, 12)
+    assert (summary["steps"], summary["depth"]) == (8, stages[-1])
     if len(stages) > 1:
         events = json.loads((run / "growth.json").read_text())
         assert [event["depth"] for event in events] == stages[1:]
-        assert stages[0] < summary["mean_depth"] < 12
+        assert stages[0] < summary["mean_depth"] < stages[-1]
         assert [len(plan.split()) for plan in summary["plans"].split(" | ")] == stages[1:]
         assert [None if i == "*" else int(i) for i in summary["ancestry"].split()] == events[-1]["ancestry"]
     else:
-        assert summary["mean_depth"] == 12
+        assert summary["mean_depth"] == stages[-1]
     for depth in stages:
         assert (run / "checkpoints" / f"stage_{depth}.ckpt").is_file()
     first = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,15 +26,17 @@ from experiments.records.accounting import (
     teacher_flops,
 )
 from experiments.training.fit import DistillationCLI
+from lightning_modules.compact_hubert import CompactHubertConfig, CompactHubertModel
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.positions import FourierPositions
 from lightning_modules.student import StudentConfig
 from lightning_modules.whisper import WhisperTeacher
 from tests.helpers import make_module, save_corpus, save_teacher, save_whisper
+from tests.students import KINDS, POSITIONS
 from tests.test_configs import SHRUNK
 
 UNTIL_GROWTH = ("until growth", "grown", "grown, features")
-KINDS = {"features": "frozen", **dict.fromkeys(UNTIL_GROWTH, "trained_until_growth")}
+FRONT_ENDS = {"features": "frozen", **dict.fromkeys(UNTIL_GROWTH, "trained_until_growth")}
 
 NUM_SAMPLES = 16_123
 
@@ -68,6 +71,22 @@ def test_forward_flops_are_those_that_torch_counts(sizes: dict[str, object]) -> 
     assert formula == torch_counts
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"time_reduction": 2},
+        {"attention_reuse": "map", "state_width": 24},
+        {"layer_heads": [2, 0, 3, 1], "layer_head_width": 8, "layer_intermediate_sizes": [10, 0, 48, 3]},
+    ],
+)
+def test_a_compact_model_costs_what_torch_counts(sizes: dict[str, Any]) -> None:
+    common = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
+    config = CompactHubertConfig(**common, conv_dim=[8] * 7, num_conv_pos_embedding_groups=4, **sizes)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        CompactHubertModel(config).eval()(torch.zeros(1, NUM_SAMPLES))
+    assert teacher_flops(config, NUM_SAMPLES, 4) == counter.get_total_flops()
+
+
 def test_a_layer_too_many_would_be_noticed() -> None:
     config = HubertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, conv_dim=[8] * 7)
     formula, torch_counts = counted(HubertModel(config).eval(), 3)
@@ -95,7 +114,7 @@ def test_a_training_step_costs_what_torch_counts(
     teacher = save(tmp_path / "teacher", layers=3)
     objective = {"intermediate": intermediate, "layers": [1, 2]}
     narrow = {"front_end_init": "random", "conv_channels": 5}
-    settings = narrow if front_end in ("narrow", "whisper") else {"front_end": KINDS.get(front_end, front_end)}
+    settings = narrow if front_end in ("narrow", "whisper") else {"front_end": FRONT_ENDS.get(front_end, front_end)}
     module = make_module(teacher, num_layers=3, objective=objective, **settings)
     lengths_B = torch.full((2,), NUM_SAMPLES)
     batch = AudioBatch(torch.randn(2, NUM_SAMPLES), lengths_B, lengths_B, torch.arange(2))
@@ -119,6 +138,28 @@ def test_a_training_step_costs_what_torch_counts(
     surplus = 2 * (hubert.num_conv_pos_embedding_groups - 1) * positional
     first_stage = cost.first_stage if front_end == UNTIL_GROWTH[0] else 0
     assert 2 * (cost.at(3) + first_stage) == counter.get_total_flops() - surplus
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_of_every_kind_of_student_costs_what_torch_counts(kind: str, head: str, tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", layers=4, **POSITIONS)
+    objective = {"intermediate": "l2l", "layers": [1, 2, 3], "head": head}
+    module = make_module(teacher, num_layers=4, objective=objective, **KINDS[kind])
+    lengths_B = torch.full((2,), NUM_SAMPLES)
+    batch = AudioBatch(torch.randn(2, NUM_SAMPLES), lengths_B, lengths_B, torch.arange(2))
+    student, losses = (module.hparams[name] for name in ("student", "objective"))
+    config = AutoConfig.from_pretrained(teacher)
+    cost = step_cost(config, StudentConfig(**student), ObjectiveConfig(**losses), NUM_SAMPLES, cached=True)
+    targets = module.targets(batch)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        module.losses(batch, targets=targets).total.backward()
+    hubert = module.student.hubert.config
+    frames = conv_frames(hubert, NUM_SAMPLES)[-1]
+    projected = hubert.conv_dim[-1] * hubert.hidden_size if getattr(hubert, "feature_projection", True) else 0
+    positional = embedding_flops(hubert, frames) - 2 * frames * projected
+    surplus = 2 * (hubert.num_conv_pos_embedding_groups - 1) * positional
+    assert 2 * cost.at(4) == counter.get_total_flops() - surplus
 
 
 def test_the_papers_step_costs_35_gflop_per_second_of_audio() -> None:
