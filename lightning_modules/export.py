@@ -17,6 +17,7 @@ from datamodules.errors import InputError
 from datamodules.files import read_json, write_json, write_text
 from datamodules.folders import making
 from lightning_modules.checkpoint_files import require_sound
+from lightning_modules.compact_hubert import CompactHubertConfig, CompactHubertModel
 from lightning_modules.damage import naming_damage
 from lightning_modules.model_card import model_card
 
@@ -98,7 +99,9 @@ def _load_folder(folder: Path) -> StudentCheckpoint:
             raise InputError(f"{str(folder)!r} holds an ONNX file: give the checkpoint that it was made of")
         meta = _checked(meta, folder / META_FILE)
         meta.pop("head", None)  # it stays in the folder
-        return StudentCheckpoint(HubertModel.from_pretrained(folder, dtype=torch.float32).eval(), meta)
+        kind = read_json(folder / "config.json").get("model_type")
+        model_class = CompactHubertModel if kind == CompactHubertConfig.model_type else HubertModel
+        return StudentCheckpoint(model_class.from_pretrained(folder, dtype=torch.float32).eval(), meta)
 
 
 def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
