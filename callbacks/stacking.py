@@ -52,8 +52,8 @@ class StackingCallback(Callback):
     Refuses: a run that is not measured in epochs (``max_steps``), layers of the L2L loss that fall between the
     student's at some depth, another depth than the schedule has; for a growing run also strategies other than single
     device and DDP, more than one optimizer, weight averaging other than ``StudentEMA``, fewer epochs than stages,
-    stages that do not end at the student's ``num_layers``, and a checkpoint with an average in a run without
-    ``StudentEMA``.
+    stages that do not end at the student's ``num_layers`` or that part layers which stay together, and a checkpoint
+    with an average in a run without ``StudentEMA``.
 
     Resumes: without state of its own; the depth follows from the state dict and the epoch.
 
@@ -126,7 +126,8 @@ class StackingCallback(Callback):
         else:
             self.lengths = stage_lengths(self.schedule, len(self.stages), epochs)
         for depth, target in zip(self.stages, self.stages[1:], strict=False):
-            make_plan(self.policy, depth, target, self.offset)  # every plan must exist before the first step
+            # Every plan must exist before the first step.
+            make_plan(self.policy, depth, target, self.offset, module.student.layer_group)
         module.student.start_at(self.stages[0])
         module.plan_growth(growth_epochs(self.lengths), self.settings["rewarm_steps"])
 
@@ -176,7 +177,7 @@ class StackingCallback(Callback):
     def _grow(self, trainer: L.Trainer, module: DistillationModule, target: int) -> None:
         student, (optimizer,) = module.student, trainer.optimizers
         depth, policy = student.depth, get_policy(self.policy)
-        plan = make_plan(self.policy, depth, target, self.offset)
+        plan = make_plan(self.policy, depth, target, self.offset, student.layer_group)
         loss_before, train_seconds = self._loss(trainer, module), _train_seconds(trainer)
         started = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)  # frees gradients that are views of the old reducer's buckets

@@ -270,6 +270,11 @@ class CompactHubertModel(HubertModel):
         self.encoder: Any = CompactEncoder(config)
         self.post_init()
 
+    @property
+    def layer_group(self) -> int:
+        """Number of layers that stay together when the model grows."""
+        return 1 if self.config.attention_reuse == "none" else PAIR
+
     def forward(
         self,
         input_values: Tensor,

@@ -22,6 +22,8 @@ from datamodules.files import plain_values
 from datamodules.speech_data import AudioBatch, SpeechDataModule, speech_data
 from lightning_modules.checks import check_cached_features, check_frame_rates, check_shared_convolutions
 from lightning_modules.export import CHECKPOINT_FORMAT, STUDENT_PREFIX, read_checkpoint
+from lightning_modules.growth.layers import state_dict_depth
+from lightning_modules.initial_layers import copy_first_layers
 from lightning_modules.lengths import before_the_end, global_lengths, is_padded
 from lightning_modules.objective import LossTerms, ObjectiveConfig, get_objective
 from lightning_modules.optimisation import (
@@ -34,7 +36,7 @@ from lightning_modules.optimisation import (
 )
 from lightning_modules.precision import CudaSettings
 from lightning_modules.stopwatch import StepStopwatch
-from lightning_modules.student import FROZEN, Student, StudentConfig, state_dict_depth
+from lightning_modules.student import FROZEN, Student, StudentConfig
 from lightning_modules.target_normalization import TargetStatistics, measure
 from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
 from lightning_modules.teacher_identity import teacher_settings
@@ -97,6 +99,7 @@ class DistillationModule(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.student = Student(student, teacher.front_end)
+            copy_first_layers(teacher, self.student)
             backend = student.compile_backend if student.compile else None
             sizes = student.hidden_size, teacher.hidden_size, teacher.num_layers
             self.objective = get_objective(objective.loss)(objective, *sizes, backend)
@@ -379,6 +382,7 @@ class DistillationModule(L.LightningModule):
         meta |= {
             "format": CHECKPOINT_FORMAT,
             "student_config": plain_values(self.student.hubert.config.to_dict()),
+            "architecture": self.student.config.architecture,
             "normalize": self.teacher.normalize,
             "sample_rate": self.teacher.sample_rate,
             "teacher": self.teacher.spec(),

@@ -2,7 +2,8 @@
 
 The folder of :func:`export_student` holds ``config.json`` and ``model.safetensors`` (``HubertModel.from_pretrained``),
 ``preprocessor_config.json`` (``AutoFeatureExtractor``), ``README.md`` (a model card made from the run) and
-``interstack.json`` (the checkpoint's whole description of the run).
+``interstack.json`` (the checkpoint's whole description of the run). A student that is no ``HubertModel`` comes with
+the file that defines it, for ``AutoModel.from_pretrained(folder, trust_remote_code=True)``.
 """
 
 import pickle
@@ -11,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import HubertConfig, HubertModel, PreTrainedModel, Wav2Vec2FeatureExtractor
+from transformers import HubertModel, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from datamodules.errors import InputError
 from datamodules.files import read_json, write_json, write_text
 from datamodules.folders import making
+from lightning_modules.architectures import HUBERT, build_model, find_architecture
 from lightning_modules.checkpoint_files import require_sound
-from lightning_modules.compact_hubert import CompactHubertConfig, CompactHubertModel
 from lightning_modules.damage import naming_damage
 from lightning_modules.model_card import model_card
 
@@ -32,7 +33,7 @@ class StudentCheckpoint(NamedTuple):
     """A saved student and the description of its run.
 
     Attributes:
-        model: the student in float32 on the CPU, in eval mode.
+        model: the student in float32 on the CPU, in eval mode; see :mod:`lightning_modules.architectures`.
         meta: plain values that describe the run: config, recipe, teacher, ancestry, growth, data, metrics.
     """
 
@@ -51,7 +52,7 @@ def load_student(path: str | Path) -> StudentCheckpoint:
         return _load_folder(path)
     checkpoint = read_checkpoint(path)
     meta = _checked(checkpoint["interstack"], path)
-    model = HubertModel(HubertConfig.from_dict(meta["student_config"]))
+    model = build_model(meta["student_config"], meta.get("architecture"))
     weights = {
         key.removeprefix(STUDENT_PREFIX): value
         for key, value in checkpoint.get("state_dict", {}).items()
@@ -99,9 +100,17 @@ def _load_folder(folder: Path) -> StudentCheckpoint:
             raise InputError(f"{str(folder)!r} holds an ONNX file: give the checkpoint that it was made of")
         meta = _checked(meta, folder / META_FILE)
         meta.pop("head", None)  # it stays in the folder
-        kind = read_json(folder / "config.json").get("model_type")
-        model_class = CompactHubertModel if kind == CompactHubertConfig.model_type else HubertModel
-        return StudentCheckpoint(model_class.from_pretrained(folder, dtype=torch.float32).eval(), meta)
+        return StudentCheckpoint(_architecture(meta).from_pretrained(folder, dtype=torch.float32).eval(), meta)
+
+
+def _architecture(meta: dict[str, Any]) -> type[HubertModel]:
+    return find_architecture(meta.get("architecture") or meta["student_config"].get("model_type", HUBERT))
+
+
+def is_of_own_kind(folder: Path) -> bool:
+    """Whether a folder holds an exported student that transformers has no class for."""
+    meta = read_json(folder / META_FILE) if (folder / META_FILE).is_file() else {}
+    return "student_config" in meta and _architecture(meta) is not HubertModel
 
 
 def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -162,6 +171,18 @@ def export_student(
     whole = attach(student, output.name) if attach else Attached(student.model)
     for model in (student.model, whole.model):
         model.to(getattr(torch, dtype))
+    write_student(student, output, whole)
+    return student
+
+
+def write_student(student: StudentCheckpoint, output: Path, whole: Attached) -> None:
+    """Write the whole folder or nothing.
+
+    Args:
+        student: the student and its description.
+        output: folder to write.
+        whole: the student, alone or with a head behind it.
+    """
     with making(output) as folder:
         whole.model.save_pretrained(folder)
         Wav2Vec2FeatureExtractor(
@@ -172,7 +193,6 @@ def export_student(
         card = model_card(student.model, student.meta, output.name, whole.usage, head=whole.head)
         write_text(folder / "README.md", card)
         write_json(folder / META_FILE, student.meta | ({"head": whole.head} if whole.head else {}), indent=2)
-    return student
 
 
 def cut_student(student: StudentCheckpoint, layers: int) -> StudentCheckpoint:

@@ -7,7 +7,6 @@ from typing import Any
 from transformers import HubertModel
 
 from datamodules.files import finite
-from lightning_modules.compact_hubert import CompactHubertConfig
 from lightning_modules.growth.event import GrowthEvent
 
 
@@ -34,7 +33,7 @@ def model_card(
     config, dtype = model.config, str(model.dtype).removeprefix("torch.")
     teacher, settings = _teacher_name(meta["teacher"]), _growth_settings(meta)
     sizes = (config.hidden_size, config.intermediate_size, config.num_attention_heads)
-    is_compact, converted = isinstance(config, CompactHubertConfig), meta.get("converted")
+    converted = meta.get("converted")
     rows = {
         "Teacher": f"`{teacher}`",
         "Layers": config.num_hidden_layers,
@@ -47,13 +46,6 @@ def model_card(
     if converted is None:
         rows["Growth policy"] = settings.pop("policy", "none")
         rows |= {key.replace("_", " ").capitalize(): value for key, value in settings.items()}
-    usage_values = {
-        "name": name,
-        "rate": meta["sample_rate"],
-        "cast": "" if dtype == "float32" else CAST,
-        "model_class": "AutoModel" if is_compact else "HubertModel",
-        "trust": ", trust_remote_code=True" if is_compact else "",
-    }
     sections = [
         _FRONT_MATTER.format(library=library, tag=_tag(head)),
         f"# {name}",
@@ -62,7 +54,7 @@ def model_card(
         else _CONVERTED.format(layers=config.num_hidden_layers, **converted),
         *([_CUT.format(layers=config.num_hidden_layers, whole=meta["cut_from"])] if "cut_from" in meta else []),
         _table(["Setting", "Value"], rows.items()),
-        usage or _USAGE.format(**usage_values),
+        usage or _usage(model, name, meta["sample_rate"], "" if dtype == "float32" else CAST),
         *([head_section(head)] if head else []),
         *(_trained_sections(meta) if converted is None else _converted_sections(converted)),
     ]
@@ -87,6 +79,15 @@ def _converted_sections(converted: dict[str, Any]) -> list[str]:
     rows |= {"Left out": left_out, "Assumed, since the file does not say": assumed}
     remarks = "\n".join(f"* {' '.join(remark.split())}" for remark in converted["remarks"])
     return ["## Conversion", _table(["Setting", "Value"], rows.items()), remarks]
+
+
+def _usage(model: HubertModel, name: str, rate: int, cast: str) -> str:
+    """The lines that load a student with transformers; other kinds than ``HubertModel`` come with their own code."""
+    kind = type(model)
+    loaded = ("HubertModel", "") if kind is HubertModel else ("AutoModel", ", trust_remote_code=True")
+    if kind is not HubertModel and getattr(kind, "_auto_class", None) is None:
+        return f"## Use\n\nThe model is a `{kind.__module__}.{kind.__qualname__}`, whose module must be installed."
+    return _USAGE.format(name=name, rate=rate, cast=cast, kind=loaded[0], own=loaded[1])
 
 
 def head_section(head: dict[str, Any]) -> str:
@@ -172,16 +173,16 @@ CAST = ".to(model.dtype)"
 _CUT = """It is cut: these are the first {layers} layers of a student of {whole}. Growth and metrics below are the whole
 student's."""
 
-_CONVERTED = """A {layout} of {layers} layers ({paper}). Its weights are those of `{file}`, converted with interstack; cite
-that paper if you use them."""
+_CONVERTED = """A {layout} of {layers} layers ({paper}). Its weights are those of `{file}`, converted with interstack;
+cite that paper if you use them."""
 
 _USAGE = """## Use
 
 ```python
-from transformers import AutoFeatureExtractor, {model_class}
+from transformers import AutoFeatureExtractor, {kind}
 
 extractor = AutoFeatureExtractor.from_pretrained("{name}")
-model = {model_class}.from_pretrained("{name}"{trust}).eval()
+model = {kind}.from_pretrained("{name}"{own}).eval()
 inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt"){cast}
 hidden_states = model(**inputs, output_hidden_states=True).hidden_states
 ```"""

@@ -1,4 +1,4 @@
-"""The student: a HuBERT-layout encoder whose depth can change while it trains.
+"""The student: an encoder in HuBERT's layout whose depth can change while it trains.
 
 Shapes: B batch, T samples (16 kHz), F frames, D width, L layers.
 
@@ -14,21 +14,23 @@ Facts that shape this file were measured on transformers 5.23:
   gradient, and it is a third of the first convolution's cost, so it is off for a trained front end too.
 """
 
-import copy
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import HubertConfig, HubertModel
+from transformers import HubertConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from datamodules.errors import InputError
 from lightning_modules import dropout, positions
+from lightning_modules.architectures import COMPACT, HUBERT, build_model, config_class
+from lightning_modules.compact_hubert import PAIR, CompactHubertConfig
 from lightning_modules.compiling import compile_in_place, compiled_parts
 from lightning_modules.front_end import FrontEnd, conv_frames
+from lightning_modules.gradients import scale_gradient
+from lightning_modules.growth.layers import Sources, grow_layers, layer_group, match_depth, set_layers
 from lightning_modules.growth.policies import Initialise, compose_ancestry, kept_positions
 from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end
@@ -64,6 +66,25 @@ class StudentConfig:
             HuBERT Base's layout.
         conv_channels: channels of the convolutions that ``front_end_init=random`` draws; default: HuBERT Base's 512,
             which take half of a small student's step on a CPU.
+        conv_layers: [channels, kernel, stride] of each convolution that ``front_end_init=random`` draws; default:
+            HuBERT Base's. The strides must multiply to the teacher's, which is 320.
+        front_end_gradient: factor of the gradient that flows into the convolutions; DistilHuBERT has 0.1.
+        feature_norm: normalise the convolutions' output over its channels; DistilHuBERT does not.
+        feature_projection: a linear layer from the convolutions' channels to ``hidden_size``. Without it, as in
+            ARMHuBERT, both must be equal.
+        input_dropout: dropout after that linear layer.
+        init_layers: number of layers, from the first on, that start as copies of the teacher's, with its positional
+            convolution and feature projection. The sizes of both models must be equal.
+        time_reduction: frames that are joined to one inside the layers; FitHuBERT joins 2. Each layer's hidden state is
+            brought back to the teacher's frame rate.
+        reuse_attention: let every second layer use the attention map of the layer before it, as in ARMHuBERT; such
+            layers have no queries and keys, and the student grows by pairs.
+        scale_layer_gradients: multiply the gradient that layer i of N (from 0) gets from the layers above by
+            m = (N - i) / (N - i + 1), and the one that it gets from its own losses by m (1 - m), as ARMHuBERT's code
+            does.
+        architecture: ``hubert``, ``compact_hubert`` or the dotted path of a subclass of transformers' ``HubertModel``
+            of your own, such as ``my_students.MyModel``; default: the one that the settings above need.
+        options: further fields of the configuration of an architecture of your own.
         compile: compile convolutions, feature projection, each layer and each loss with ``torch.compile``; one graph
             serves all layers, before and after a growth.
         compile_backend: backend of ``torch.compile``.
@@ -85,6 +106,17 @@ class StudentConfig:
     front_end: Literal["trained", "frozen", "shared", "trained_until_growth"] = "trained"
     front_end_init: Literal["teacher", "random"] = "teacher"
     conv_channels: int | None = None
+    conv_layers: list[list[int]] | None = None
+    front_end_gradient: float = 1.0
+    feature_norm: bool = True
+    feature_projection: bool = True
+    input_dropout: float = 0.0
+    init_layers: int = 0
+    time_reduction: int = 1
+    reuse_attention: bool = False
+    scale_layer_gradients: bool = False
+    architecture: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     compile: bool = False
     compile_backend: str = "inductor"
     kernels: Kernels = "auto"
@@ -105,94 +137,100 @@ def dropout_rates(config: StudentConfig) -> dict[str, Any]:
 
 
 def hubert_config(config: StudentConfig, front_end: FrontEnd | None) -> HubertConfig:
-    """The Hugging Face configuration of a student, with the layout of ``front_end`` for its convolutions."""
-    if config.hidden_size % config.num_heads:
-        raise InputError(
-            f"model.student.hidden_size={config.hidden_size} is not a multiple of model.student.num_heads="
-            f"{config.num_heads}: choose heads that divide the width"
-        )
-    layout: dict[str, Any] = front_end.config if front_end is not None else {}
-    if config.conv_channels is not None:
-        layout = {"conv_dim": _narrow_convolutions(config)}
-    return HubertConfig(
+    """The Hugging Face configuration of a student, with the layout of ``front_end`` for its convolutions.
+
+    Raises:
+        InputError: settings do not fit each other; the message names them.
+    """
+    _require_fitting(config)
+    compact = config.architecture == COMPACT or (config.architecture is None and _needs_compact(config))
+    own: dict[str, Any] = dict(config.options)
+    if compact:
+        own["feature_projection"], own["time_reduction"] = config.feature_projection, config.time_reduction
+        own["attention_reuse"] = "map" if config.reuse_attention else "none"
+    made: type[HubertConfig] = CompactHubertConfig if compact else config_class(config.architecture or HUBERT)
+    built = made(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_attention_heads=config.num_heads,
         num_hidden_layers=config.num_layers,
         **dropout_rates(config),
-        feat_proj_dropout=0.0,
+        feat_proj_dropout=config.input_dropout,
+        feat_proj_layer_norm=config.feature_norm,
         final_dropout=0.0,
         layerdrop=0.0,
         mask_time_prob=config.mask_time_prob,
         mask_time_length=config.mask_time_length,
         mask_feature_prob=0.0,
         apply_spec_augment=config.mask_time_prob > 0,
-        **layout,
+        **(front_end.config if front_end is not None else _drawn_convolutions(config)),
+        **own,
     )
-
-
-def _narrow_convolutions(config: StudentConfig) -> tuple[int, ...]:
-    """HuBERT Base's seven convolutions with the configured channels."""
-    assert config.conv_channels is not None
-    if config.front_end_init == "teacher":
+    if not config.feature_projection and built.conv_dim[-1] != config.hidden_size:
         raise InputError(
-            f"model.student.conv_channels={config.conv_channels}, but model.student.front_end_init=teacher copies the "
-            "teacher's convolutions, channels included: set model.student.front_end_init=random"
+            f"model.student.feature_projection=false, but the convolutions have {built.conv_dim[-1]} channels and "
+            f"model.student.hidden_size={config.hidden_size}: make them equal"
         )
-    if config.conv_channels < 1:
-        raise InputError(f"model.student.conv_channels={config.conv_channels} must be at least 1")
-    return (config.conv_channels,) * len(HubertConfig().conv_dim)
+    return built
 
 
-def state_dict_depth(state_dict: dict[str, Any], prefix: str = "") -> int:
-    """Number of Transformer layers in a state dict of a ``HubertModel`` under ``prefix``; 0 if there are none."""
-    pattern = re.compile(re.escape(prefix) + r"encoder\.layers\.(\d+)\.")
-    return max((int(match[1]) + 1 for key in state_dict if (match := pattern.match(key))), default=0)
+def _needs_compact(config: StudentConfig) -> bool:
+    return config.time_reduction != 1 or config.reuse_attention or not config.feature_projection
 
 
-def _match_depth(hubert: HubertModel, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rebuild the stack to the depth of the state dict that is about to be loaded, deeper or shallower.
+def _require_fitting(config: StudentConfig) -> None:
+    """Refuse settings that contradict each other or are out of range."""
+    where = "model.student."
+    if config.hidden_size % config.num_heads:
+        raise InputError(
+            f"{where}hidden_size={config.hidden_size} is not a multiple of {where}num_heads="
+            f"{config.num_heads}: choose heads that divide the width"
+        )
+    for name in ("conv_channels", "conv_layers"):
+        if (value := getattr(config, name)) is not None and config.front_end_init == "teacher":
+            raise InputError(
+                f"{where}{name}={value}, but {where}front_end_init=teacher copies the teacher's convolutions, "
+                f"channels included: set {where}front_end_init=random"
+            )
+    if config.conv_channels is not None and config.conv_layers is not None:
+        raise InputError(f"{where}conv_channels and {where}conv_layers both give the channels: remove one of them")
+    if config.conv_channels is not None and config.conv_channels < 1:
+        raise InputError(f"{where}conv_channels={config.conv_channels} must be at least 1")
+    for layer in config.conv_layers or []:
+        if len(layer) != 3 or min(layer) < 1:
+            raise InputError(f"{where}conv_layers holds {layer}: every entry is [channels, kernel, stride], from 1 up")
+    for name in ("front_end_gradient", "input_dropout"):
+        if not 0 <= (value := getattr(config, name)) <= 1:
+            raise InputError(f"{where}{name}={value} must be from 0 to 1")
+    if config.time_reduction < 1:
+        raise InputError(f"{where}time_reduction={config.time_reduction} must be at least 1, which joins no frames")
+    if not 0 <= config.init_layers <= config.num_layers:
+        raise InputError(f"{where}init_layers={config.init_layers} must be from 0 to {where}num_layers")
+    if config.reuse_attention and config.num_layers % PAIR:
+        raise InputError(
+            f"{where}reuse_attention=true makes pairs of layers, but {where}num_layers={config.num_layers} is odd"
+        )
+    if config.architecture not in (None, COMPACT) and _needs_compact(config):
+        raise InputError(
+            f"{where}time_reduction, {where}reuse_attention and {where}feature_projection are settings of "
+            f"{where}architecture={COMPACT}, not of {config.architecture}"
+        )
+    if config.options and config.architecture in (None, HUBERT, COMPACT):
+        raise InputError(f"{where}options={config.options} are for an {where}architecture of your own")
 
-    A pre-hook on the ``HubertModel`` also works for plain ``load_state_dict``, averaged copies and evaluation code.
-    The hooks of callbacks run too late, after the weights are loaded.
-    """
-    depth, layers = state_dict_depth(state_dict, prefix), list(hubert.encoder.layers)
-    if depth and depth != len(layers):
-        layers += [_clone(hubert, layers[-1]) for _ in range(depth - len(layers))]
-        _set_layers(hubert, layers[:depth])
 
-
-def _clone(hubert: HubertModel, layer: nn.Module) -> nn.Module:
-    # The memo keeps one shared config object, since a copy would miss later edits such as the attention kernel.
-    return copy.deepcopy(layer, {id(hubert.config): hubert.config})
-
-
-def _set_layers(hubert: HubertModel, layers: Sequence[nn.Module]) -> None:
-    hubert.encoder.layers = nn.ModuleList(layers)
-    hubert.config.num_hidden_layers = len(layers)  # otherwise a reload would silently build another depth
-
-
-def _zero_outputs(layer: Any) -> list[nn.Parameter]:
-    """Zero the attention and feed-forward output projections; returns the parameters that were zeroed."""
-    zeroed = [*layer.attention.out_proj.parameters(), *layer.feed_forward.output_dense.parameters()]
-    for parameter in zeroed:
-        nn.init.zeros_(parameter)
-    return zeroed
-
-
-def _reinitialise(layer: nn.Module, std: float, generator: torch.Generator) -> None:
-    """Draw HuBERT's initialisation on the CPU, so that every rank and every device gets the same numbers."""
-    for module in layer.modules():
-        if isinstance(module, nn.Linear):
-            module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * std)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+def _drawn_convolutions(config: StudentConfig) -> dict[str, Any]:
+    """Layout of convolutions that are drawn; without settings HuBERT Base's."""
+    if config.conv_channels is not None:
+        return {"conv_dim": (config.conv_channels,) * len(HubertConfig().conv_dim)}
+    if config.conv_layers is None:
+        return {}
+    channels, kernels, strides = zip(*config.conv_layers, strict=True)
+    return {"conv_dim": channels, "conv_kernel": kernels, "conv_stride": strides}
 
 
 class Student(nn.Module):
-    """A ``HubertModel`` that returns all hidden states and can grow by a plan.
+    """A model of :mod:`lightning_modules.architectures` that returns all hidden states and can grow by a plan.
 
     Args:
         config: sizes and settings of the student.
@@ -219,10 +257,11 @@ class Student(nn.Module):
                 "student can copy: set model.student.front_end_init=random"
             )
         front_end = front_end if config.front_end_init == "teacher" else None
-        self.hubert = HubertModel(hubert_config(config, front_end))
+        plain = hubert_config(config, front_end).to_dict()
+        self.hubert = build_model(plain, config.architecture)
         dropout.install(self.hubert)
         positions.install(self.hubert)
-        self.hubert.register_load_state_dict_pre_hook(_match_depth)
+        self.hubert.register_load_state_dict_pre_hook(match_depth)
         if front_end is not None:
             self.hubert.feature_extractor.load_state_dict(front_end.state_dict)
         self.hubert.feature_extractor._requires_grad = False  # no gradient to the waveform
@@ -238,6 +277,11 @@ class Student(nn.Module):
         """Current number of Transformer layers."""
         return len(self.hubert.encoder.layers)
 
+    @property
+    def layer_group(self) -> int:
+        """Number of layers that stay together when the student grows."""
+        return layer_group(self.hubert)
+
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Frames (int64, same shape) that the front end outputs for ``num_samples`` samples."""
         return conv_frames(self.hubert.config, num_samples.to(torch.long))[-1]
@@ -246,7 +290,7 @@ class Student(nn.Module):
         """Cut the freshly built student to the first ``depth`` layers: the first stage of a growing run."""
         if not 1 <= depth <= self.depth:
             raise InputError(f"the first stage has {depth} layers, but the student was built with {self.depth}")
-        _set_layers(self.hubert, list(self.hubert.encoder.layers)[:depth])
+        set_layers(self.hubert, list(self.hubert.encoder.layers)[:depth])
         self.ancestry, self.originals = list(range(depth)), list(range(depth))
 
     def features(self, waveforms_BT: Tensor) -> Tensor:
@@ -254,12 +298,17 @@ class Student(nn.Module):
         return self.hubert.feature_extractor(waveforms_BT).transpose(1, 2)
 
     def forward(
-        self, waveforms_BT: Tensor | None, num_samples_B: Tensor | None = None, features_BFC: Tensor | None = None
+        self,
+        waveforms_BT: Tensor | None,
+        num_samples_B: Tensor | None = None,
+        features_BFC: Tensor | None = None,
+        mask_BF: Tensor | None = None,
     ) -> list[Tensor]:
         """Hidden states, depth + 1 of (B, F, D): entry 0 is the input of the first layer, entry k the k-th output.
 
         ``num_samples_B`` (valid samples per item) is ``None`` if no item is padded; then no mask is made.
         ``features_BFC`` are the features of a frozen front end if they are already known; waveforms are not used then.
+        ``mask_BF`` is true where the mask embedding replaces a frame.
         """
         hubert, encoder = self.hubert, self.hubert.encoder
         if self.config.compile:
@@ -268,16 +317,29 @@ class Student(nn.Module):
             assert waveforms_BT is not None
             features_BFC = self.features(waveforms_BT)
         valid_BF = self._valid_frames(features_BFC, num_samples_B)
-        hidden_BFD = hubert.feature_projection(features_BFC)
-        hidden_BFD = hubert._mask_hidden_states(hidden_BFD, attention_mask=cast(torch.LongTensor, valid_BF))
+        hidden_BFD = hubert.feature_projection(scale_gradient(features_BFC, self.config.front_end_gradient))
+        hidden_BFD = hubert._mask_hidden_states(hidden_BFD, mask_BF, cast(torch.LongTensor, valid_BF))
         if valid_BF is not None:
             hidden_BFD = hidden_BFD.masked_fill(~valid_BF.unsqueeze(-1), 0.0)
-        mask = create_bidirectional_mask(config=hubert.config, inputs_embeds=hidden_BFD, attention_mask=valid_BF)
         hidden_BFD = encoder.layer_norm(hidden_BFD + encoder.pos_conv_embed(hidden_BFD))
-        hidden_states = [encoder.dropout(hidden_BFD)]
-        for layer in encoder.layers:
-            hidden_states.append(layer(hidden_states[-1], attention_mask=mask))
+        hidden_BFD = encoder.dropout(hidden_BFD)
+        if (layer_states := getattr(encoder, "layer_states", None)) is not None:
+            return [hidden_BFD, *layer_states(hidden_BFD, valid_BF, self._branch)]
+        mask = create_bidirectional_mask(config=hubert.config, inputs_embeds=hidden_BFD, attention_mask=valid_BF)
+        hidden_states = [hidden_BFD]
+        for number, layer in enumerate(encoder.layers):
+            hidden_BFD, state_BFD = self._branch(layer(hidden_BFD, attention_mask=mask), number)
+            hidden_states.append(state_BFD)
         return hidden_states
+
+    def _branch(self, output_BFD: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """What the next layer and the losses get of the output of layer ``number`` (from 0); both have its values."""
+        if not self.config.scale_layer_gradients:
+            return output_BFD, output_BFD
+        above = self.depth - number
+        onward = above / (above + 1)
+        onward_BFD = scale_gradient(output_BFD, onward)
+        return onward_BFD, scale_gradient(onward_BFD, 1 - onward)
 
     def _freeze_front_end(self) -> None:
         self.hubert.feature_extractor._freeze_parameters()
@@ -289,9 +351,7 @@ class Student(nn.Module):
         return before_the_end(self.num_frames(num_samples_B), features_BFC.shape[1], features_BFC.device)
 
     @torch.no_grad()
-    def grow(
-        self, plan: Sequence[int | None], initialise: Initialise = "copy", seed: int = 0
-    ) -> dict[nn.Parameter, nn.Parameter | None]:
+    def grow(self, plan: Sequence[int | None], initialise: Initialise = "copy", seed: int = 0) -> Sources:
         """Rebuild the stack by ``plan``, and freeze a front end that is trained until the first growth.
 
         The first position that names a layer keeps that same module; every further one gets a clone. Kept
@@ -306,27 +366,10 @@ class Student(nn.Module):
         Returns:
             The source of every new parameter, or ``None`` where its values are not copied from one.
         """
-        old = list(self.hubert.encoder.layers)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + len(old))
-        sources: dict[nn.Parameter, nn.Parameter | None] = {}
-        layers: list[nn.Module] = []
-        for source in plan:
-            template = old[source if source is not None else -1]
-            if source is not None and template not in layers:
-                layers.append(template)
-                continue
-            layer = _clone(self.hubert, template)
-            sources |= dict(zip(layer.parameters(), template.parameters(), strict=True))
-            if source is None:
-                _reinitialise(layer, self.hubert.config.initializer_range, generator)
-                sources |= dict.fromkeys(layer.parameters())
-            elif initialise == "zero_output":
-                sources |= dict.fromkeys(_zero_outputs(layer))
-            layers.append(layer)
-        _set_layers(self.hubert, layers)
+        depth, sources = self.depth, grow_layers(self.hubert, plan, initialise, seed)
         if self.config.front_end == "trained_until_growth":
             self._freeze_front_end()
-        kept = kept_positions(plan, len(old))
+        kept = kept_positions(plan, depth)
         self.ancestry = compose_ancestry(self.ancestry, plan)
         self.originals = [kept[position] for position in self.originals]
         return sources

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 Weights = dict[str, Tensor]
 FAIRSEQ = {
@@ -83,29 +83,26 @@ class Student:
         """State dict, each weight made by ``make(*shape)``."""
         found: Weights = {}
 
-        def linear(name: str, narrow: int, wide: int) -> None:
-            found[f"{name}.weight"], found[f"{name}.bias"] = make(wide, narrow), make(wide)
-
-        def norm(name: str, width: int) -> None:
-            found[f"{name}.weight"], found[f"{name}.bias"] = make(width), make(width)
+        def add(name: str, *shape: int) -> None:
+            found[f"{name}.weight"], found[f"{name}.bias"] = make(*shape), make(shape[0])
 
         for number, ((narrow, *_), (wide, kernel, _)) in enumerate(pairwise([(1,), *self.convs])):
             found[f"{self.names['conv'].format(number)}.weight"] = make(wide, narrow, kernel)
-        norm(self.names["group_norm"], self.convs[0][0])
+        add(self.names["group_norm"], self.convs[0][0])
         channels, width = self.convs[-1][0], self.width
         if self.scales:
             found["feature_extractor.dummy_weight"] = make(channels)
         if self.normalises:
-            norm(self.names["norm"], channels)
+            add(self.names["norm"], channels)
         if channels != width or self.scales:
-            linear(self.names["projection"], channels, width)
+            add(self.names["projection"], width, channels)
         if self.masks:
             found["mask_emb"] = make(width)
         position = self.names["position"]
         found[f"{position}.weight_g"] = make(1, 1, self.kernel)
         found[f"{position}.weight_v"] = make(width, width // self.groups, self.kernel)
         found[f"{position}.bias"] = make(width)
-        norm(self.names["input_norm"], width)
+        add(self.names["input_norm"], width)
         if self.joined > 1:
             found["encoder.layers.0.weight"], found["encoder.layers.0.bias"] = (
                 make(width, width, self.joined),
@@ -116,14 +113,14 @@ class Student:
             attention = self.layer("attention", number)
             for name in ("v",) if self.reuses and number % 2 else ("k", "v", "q"):
                 if heads:
-                    linear(f"{attention}.{name}_proj", width, heads * self.head_width)
+                    add(f"{attention}.{name}_proj", heads * self.head_width, width)
             if heads:
-                linear(f"{attention}.out_proj", heads * self.head_width, width)
+                add(f"{attention}.out_proj", width, heads * self.head_width)
             if inner:
-                linear(self.layer("widen", number), width, inner)
-                linear(self.layer("narrow", number), inner, width)
-            norm(self.layer("middle_norm", number), width)
-            norm(self.layer("last_norm", number), width)
+                add(self.layer("widen", number), inner, width)
+                add(self.layer("narrow", number), width, inner)
+            add(self.layer("middle_norm", number), width)
+            add(self.layer("last_norm", number), width)
             if self.state_width is not None:
                 if self.joined > 1:
                     upsampler = f"proj_head.{number}.upsampler"
@@ -131,14 +128,14 @@ class Student:
                         make(width, width, self.joined),
                         make(width),
                     )
-                linear(f"proj_head.{number}.lin_proj", width, self.state_width)
+                add(f"proj_head.{number}.lin_proj", self.state_width, width)
         return found
 
     def states(self, weights: Weights, waveforms_BT: Tensor, num_samples: Sequence[int]) -> list[list[Tensor]]:
         """For each utterance the input of the first layer and the state of each layer, (F, D).
 
-        The convolutions see the padded batch, since the norm over time does; the rest sees each utterance alone. With an
-        odd number of frames to join, zeros are the missing partner.
+        The convolutions see the padded batch, since the norm over time does; the rest sees each utterance alone. Zeros
+        are the missing partner of a last frame that is to be joined.
         """
         features_BCF = waveforms_BT[:, None]
         for number, (channels, _, stride) in enumerate(self.convs):

@@ -54,5 +54,6 @@ def attention_extras(config: Any, num_samples: int) -> int:
     """
     whisper = config.model_type == WHISPER
     frames = count_windows(num_samples, WINDOW, HOP) if whisper else conv_frames(config, num_samples)[-1]
+    frames = -(-frames // getattr(config, "time_reduction", 1))
     per_weight = 3 + (config.attention_dropout > 0)
     return 4 * frames * config.hidden_size + per_weight * config.num_attention_heads * frames**2

@@ -25,6 +25,7 @@ from datamodules.frames import count_windows
 from datamodules.librispeech import LibriSpeechDataModule
 from experiments.records.reading import RunLog, read_run
 from experiments.training.defaults import default_of
+from lightning_modules.compact_hubert import PAIR
 from lightning_modules.front_end import CONV_FIELDS, FrontEnd, conv_frames, feat_extract_norm
 from lightning_modules.growth.policies import default_stages
 from lightning_modules.growth.schedules import mean_depth, stage_lengths
@@ -44,16 +45,37 @@ def front_end_flops(config: Any, num_samples: int) -> list[int]:
 def embedding_flops(config: Any, frames: int) -> int:
     """Compute forward FLOPs between the convolutions and the first layer: projection and positional convolution."""
     width = config.hidden_size
+    projected = config.conv_dim[-1] * width if getattr(config, "feature_projection", True) else 0
     positional = width * config.num_conv_pos_embeddings // config.num_conv_pos_embedding_groups
     # An even kernel makes one extra frame, which is cut off again.
     made = frames + (config.num_conv_pos_embeddings % 2 == 0)
-    return 2 * frames * config.conv_dim[-1] * width + 2 * made * width * positional
+    return 2 * frames * projected + 2 * made * width * positional
 
 
-def layer_flops(config: Any, frames: int) -> int:
-    """Compute forward FLOPs of one Transformer layer on one utterance."""
-    width, inner = config.hidden_size, _inner_width(config)
-    return 2 * frames * (4 * width * width + 2 * width * inner) + 4 * frames * frames * width
+def layer_flops(config: Any, frames: int, number: int = 0) -> int:
+    """Compute forward FLOPs of Transformer layer ``number`` (from 0) on an utterance of ``frames`` inside it."""
+    width, attended, inner = config.hidden_size, config.hidden_size, _inner_width(config)
+    if (heads := getattr(config, "layer_heads", None)) is not None:
+        attended = heads[number] * config.layer_head_width
+    if (inner_widths := getattr(config, "layer_intermediate_sizes", None)) is not None:
+        inner = inner_widths[number]
+    # A layer that reuses a map has values and outputs, but no queries and keys, and one product of frames by frames.
+    reuses = getattr(config, "attention_reuse", "none") != "none" and number % PAIR
+    share = 1 if reuses else 2
+    return share * (4 * frames * width * attended + 2 * frames * frames * attended) + 4 * frames * width * inner
+
+
+def stack_flops(config: Any, frames: int, layers: int) -> int:
+    """Compute forward FLOPs of the first ``layers`` layers and their hidden states on one utterance of ``frames``.
+
+    Frames that are joined before the first layer cost a convolution there, and another for each layer's hidden state.
+    """
+    width, joined = config.hidden_size, getattr(config, "time_reduction", 1)
+    inside = -(-frames // joined)
+    total = sum(layer_flops(config, inside, number) for number in range(layers))
+    if joined > 1:
+        total += (1 + layers) * 2 * inside * joined * width * width
+    return total + layers * 2 * frames * width * (getattr(config, "state_width", None) or 0)
 
 
 def _inner_width(config: Any) -> int:
@@ -77,7 +99,7 @@ def teacher_flops(config: Any, num_samples: int, layers: int, padded: bool = Fal
     else:
         frames = conv_frames(config, num_samples)[-1]
         below = sum(front_end_flops(config, num_samples)) + embedding_flops(config, frames)
-    return below + layers * layer_flops(config, frames)
+    return below + stack_flops(config, frames, layers)
 
 
 @dataclass(frozen=True)
@@ -87,7 +109,7 @@ class StepCost:
     Attributes:
         teacher: cost of the teacher.
         student_fixed: cost of the student without its layers.
-        per_layer: cost of each student layer.
+        per_layer: cost of each student layer; the mean of a pair of layers that share an attention map.
         first_stage: further cost in the first stage, of a front end that is trained until the first growth.
     """
 
@@ -135,8 +157,11 @@ def step_cost(
     kinds = {"trained": trained, "frozen": frozen, "shared": frozen * cached, "trained_until_growth": frozen}
     fixed = kinds[student.front_end] + 3 * embedding_flops(own, frames)
     fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * teacher.hidden_size
+    fixed += 3 * stack_flops(own, frames, 0)
     first_stage = trained - frozen if student.front_end == "trained_until_growth" else 0
-    return StepCost(asked, fixed, 3 * layer_flops(own, frames), first_stage)
+    # A student with reused attention maps has pairs of layers; the layers of any other are alike.
+    per_layer = 3 * (stack_flops(own, frames, PAIR) - stack_flops(own, frames, 0)) // PAIR
+    return StepCost(asked, fixed, per_layer, first_stage)
 
 
 def hears_30_seconds(model: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from experiments.studies.job import Workspace, is_done, matched
 from experiments.studies.plan import Job, Plan
 from experiments.superb.options import PROBE_UPDATES
 from experiments.training.defaults import default_of, max_epochs
+from lightning_modules.architectures import build_model
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.pretraining import PretrainingConfig
 from lightning_modules.pretraining import hubert_config as pretraining_config
@@ -75,8 +76,9 @@ class Estimator:
         if job.kind != "distil":
             return Estimate(seconds=0.0 if self.on_gpu else self.slowness * _seconds_of_others(job))
         flops, settings = self._flops(job)
-        student = hubert_config(StudentConfig(**settings.get("model", {}).get("student", {})), None)
-        weights = _parameters(student)
+        student = StudentConfig(**settings.get("model", {}).get("student", {}))
+        # Without the teacher's convolutions, which hardly count.
+        weights = _parameters(hubert_config(replace(student, feature_projection=True), None), student.architecture)
         # Checkpoints hold weights and two moments: the last one, the newest one and one of each stage.
         disk = weights * 4 * 3 * 3 + weights * 4
         seconds = flops / GPU_RATE + CPU_START if self.on_gpu else self.slowness * (flops / CPU_RATE + CPU_START)
@@ -143,9 +145,9 @@ def _seconds_of_others(job: Job) -> float:
     return CPU_SECONDS.get(job.kind, 0.0) + CPU_STEP_SECONDS.get(job.kind, 0.0) * steps
 
 
-def _parameters(config: HubertConfig) -> int:
+def _parameters(config: HubertConfig, architecture: str | None) -> int:
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in HubertModel(config).parameters())
+        return sum(parameter.numel() for parameter in build_model(config.to_dict(), architecture).parameters())
 
 
 def measured_slowness(steps: int = 6) -> float:

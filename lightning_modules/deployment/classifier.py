@@ -45,10 +45,11 @@ def classifier(student: HubertModel, trained: TrainedHead) -> HubertForSequenceC
     """
     head, weights_L = trained.head, trained.featurizer.weights_L
     # Transformers 5 sums the last state before the final norm, which heads see after it.
-    if type(head) is not MeanPoolLinear or weights_L is None or student.config.do_stable_layer_norm:
+    plain = type(student) is HubertModel and not student.config.do_stable_layer_norm
+    if type(head) is not MeanPoolLinear or weights_L is None or not plain:
         raise InputError(
             f"no class of transformers has the head in {trained.folder!r} (task {trained.name}, preset "
-            f"{trained.preset}): use --format onnx"
+            f"{trained.preset}) behind such a student: use --format onnx"
         )
     labels = [label for names in label_lists(trained) for label in names]
     own = {

@@ -31,12 +31,12 @@ class DeployedEncoder(nn.Module):
 
     Args:
         teacher: the encoder; it is copied.
-        states: ``last`` for the last hidden state alone, ``all`` for the first layer's input and all layers' outputs.
+        states: ``last`` for the last hidden state alone, ``all`` for all that the encoder has: the first layer's input
+            and all layers' outputs.
 
     Attributes:
         width: width D.
         num_layers: number of Transformer layers.
-        num_states: number of hidden states S of ``all``.
         num_parameters: number of parameters of the encoder.
         shortest, longest: samples of one frame, and the most that the encoder takes (``None``: no limit).
         hop: samples from one frame to the next.
@@ -49,7 +49,7 @@ class DeployedEncoder(nn.Module):
         super().__init__()
         self.outputs = ("hidden_states" if states == "all" else "last_hidden_state", "num_frames")
         self.teacher, self.states = copy.deepcopy(teacher), states
-        self.width, self.num_layers, self.num_states = teacher.hidden_size, teacher.num_layers, teacher.num_layers + 1
+        self.width, self.num_layers = teacher.hidden_size, teacher.num_layers
         self.shortest, self.hop = window_and_hop(teacher.num_frames)
         self.num_parameters = sum(parameter.numel() for parameter in teacher.parameters())
         _make_plain(self.teacher)

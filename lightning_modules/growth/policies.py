@@ -100,8 +100,12 @@ def get_policy(name: str) -> Policy:
     return found if isinstance(found, Policy) else Policy(name, found)
 
 
-def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> LayerPlan:
+def make_plan(policy: str, depth: int, target: int, offset: Offset = "last", group: int = 1) -> LayerPlan:
     """Make the plan that grows ``depth`` layers to ``target``.
+
+    With a ``group`` of layers that stay together, such as two that share an attention map, the policy's plan is one of
+    groups: a group that it names is there with all its layers, in their order. ``interleaved`` makes 0 1 0 1 2 3 2 3 of
+    4 layers in groups of 2, and 0 0 1 1 2 2 3 3 of single ones.
 
     Args:
         policy: a name in ``POLICIES``.
@@ -109,11 +113,14 @@ def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> 
         target: number of layers after the growth, above ``depth``.
         offset: phase of the stride of ``interleaved`` and ``identity``, which clone the ``last`` or the ``first``
             layer of each group of b layers.
+        group: number of layers that stay together; both depths are multiples of it.
 
     Raises:
         InputError: the policy or offset is unknown, the policy has no offset, or the numbers do not fit the
             policy; the message names numbers that would fit.
     """
+    if group > 1:
+        return _plan_of_groups(policy, depth, target, offset, group)
     chosen = get_policy(policy)
     if depth < 1 or target <= depth:
         raise InputError(
@@ -130,6 +137,20 @@ def make_plan(policy: str, depth: int, target: int, offset: Offset = "last") -> 
         raise InputError(f"{policy} made {len(plan)} layers of {depth} where {target} were requested")
     kept_positions(plan, depth)
     return plan
+
+
+def _plan_of_groups(policy: str, depth: int, target: int, offset: Offset, group: int) -> LayerPlan:
+    together = f"the student's layers stay together in groups of {group}, which share an attention map"
+    if depth % group or target % group:
+        raise InputError(
+            f"{policy} cannot grow {depth} -> {target} layers, since {together}: choose depths that are multiples of "
+            f"{group} with growth.stages or growth.layers_per_stage"
+        )
+    try:
+        plan = make_plan(policy, depth // group, target // group, offset)
+    except InputError as error:
+        raise InputError(f"{error} (counted in groups, since {together})") from error
+    return [None if source is None else source * group + place for source in plan for place in range(group)]
 
 
 def compose_ancestry(ancestry: Sequence[int | None], plan: Sequence[int | None]) -> list[int | None]:

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
-from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import HubertConfig, HubertModel
 
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
-from datamodules.files import read_text, write_json, write_text
-from datamodules.folders import making
-from lightning_modules.compact_hubert import CompactHubertConfig, CompactHubertModel
-from lightning_modules.export import CHECKPOINT_FORMAT, META_FILE, StudentCheckpoint, refuse_used
-from lightning_modules.model_card import model_card
+from datamodules.files import read_text
+from lightning_modules.architectures import COMPACT, HUBERT, build_model
+from lightning_modules.export import CHECKPOINT_FORMAT, Attached, StudentCheckpoint, refuse_used, write_student
 from lightning_modules.published.checkpoint import read_contents
 from lightning_modules.published.layouts import Published, read_published
 from lightning_modules.published.renaming import listed
@@ -57,13 +55,7 @@ def convert_published(
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     student = StudentCheckpoint(model, described(published, model.config, path))
-    with making(output) as folder:
-        model.save_pretrained(folder)
-        Wav2Vec2FeatureExtractor(
-            do_normalize=published.normalize, return_attention_mask=True, sampling_rate=SAMPLE_RATE
-        ).save_pretrained(folder)
-        write_text(folder / "README.md", model_card(model, student.meta, output.name))
-        write_json(folder / META_FILE, student.meta, indent=2)
+    write_student(student, output, Attached(model))
     return student
 
 
@@ -85,12 +77,9 @@ def model_of(published: Published) -> HubertModel:
     Raises:
         InputError: a weight is missing, left over or of another shape.
     """
+    model_type = HUBERT if published.fields.keys() <= HubertConfig().to_dict().keys() else COMPACT
     with torch.device("meta"):
-        model: HubertModel
-        if published.fields.keys() <= HubertConfig().to_dict().keys():
-            model = HubertModel(HubertConfig(**published.fields)).eval()
-        else:
-            model = CompactHubertModel(CompactHubertConfig(**published.fields)).eval()
+        model = build_model({"model_type": model_type, **published.fields}).eval()
     _require_fit(published.weights, model.state_dict())
     model.load_state_dict({name: value.float() for name, value in published.weights.items()}, assign=True)
     return model

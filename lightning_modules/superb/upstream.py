@@ -26,7 +26,7 @@ from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.frames import count_windows
 from lightning_modules.deployment.onnx_encoder import OnnxEncoder, is_onnx_folder
-from lightning_modules.export import checkpoint_in, load_student
+from lightning_modules.export import checkpoint_in, is_of_own_kind, load_student
 from lightning_modules.front_end import conv_frames, noise
 from lightning_modules.hidden_states import encoder_states
 from lightning_modules.lengths import window_and_hop
@@ -106,7 +106,8 @@ class LoadedEncoder(Teacher):
     def __init__(self, model: Any, normalize: bool, sample_rate: int = SAMPLE_RATE) -> None:
         super().__init__()
         self.model, self.normalize, self.sample_rate, self.init_args = model, normalize, sample_rate, {}
-        self.num_layers, self.hidden_size = len(model.encoder.layers), int(model.config.hidden_size)
+        self.num_layers = len(model.encoder.layers)
+        self.hidden_size = int(getattr(model.config, "width_of_states", model.config.hidden_size))
         self.requires_grad_(False).eval()
 
     def num_frames(self, num_samples_B: Tensor) -> Tensor:
@@ -117,7 +118,9 @@ class LoadedEncoder(Teacher):
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
         states = self.all_states(waveforms_BT, num_samples_B)
-        return TeacherTargets(states[self.output_layer], {layer: states[layer] for layer in self.hidden_layers})
+        first = self.num_layers + 1 - len(states)  # 1 if the states have another width than the first layer's input
+        hidden = {layer: states[layer - first] for layer in self.hidden_layers}
+        return TeacherTargets(states[self.output_layer - first], hidden)
 
 
 class TeacherUpstream(Upstream):
@@ -263,7 +266,7 @@ def _teacher(name: str, normalize: bool | None) -> Teacher:
         if normalize is not None:
             raise InputError("an ONNX file normalises waveforms itself where it must: leave out --normalize")
         return OnnxEncoder(path)
-    if path.is_file() or name.endswith(".ckpt"):
+    if path.is_file() or name.endswith(".ckpt") or is_of_own_kind(path):
         student = load_student(path)
         own: Any = student.meta["normalize"]
         return LoadedEncoder(student.model, own if normalize is None else normalize, student.meta["sample_rate"])
