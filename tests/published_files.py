@@ -84,7 +84,7 @@ class Student:
         found: Weights = {}
 
         def add(name: str, *shape: int) -> None:
-            found[f"{name}.weight"], found[f"{name}.bias"] = make(*shape), make(shape[0])
+            found[f"{name}.weight"], found[f"{name}.bias"] = make(*shape), make(shape[0]) - 1
 
         for number, ((narrow, *_), (wide, kernel, _)) in enumerate(pairwise([(1,), *self.convs])):
             found[f"{self.names['conv'].format(number)}.weight"] = make(wide, narrow, kernel)
@@ -101,7 +101,7 @@ class Student:
         position = self.names["position"]
         found[f"{position}.weight_g"] = make(1, 1, self.kernel)
         found[f"{position}.weight_v"] = make(width, width // self.groups, self.kernel)
-        found[f"{position}.bias"] = make(width)
+        found[f"{position}.bias"] = make(width) - 1
         add(self.names["input_norm"], width)
         if self.joined > 1:
             found["encoder.layers.0.weight"], found["encoder.layers.0.bias"] = (
@@ -221,12 +221,12 @@ def _norm(weights: Weights, name: str, hidden_FD: Tensor) -> Tensor:
 
 
 def random_weights(seed: int = 0) -> Callable[..., Tensor]:
-    """Weights of which every one matters: vectors around 1, others that about keep the size of their input."""
+    """Weights of which every one matters: vectors around 1 (less 1 in a bias), others that keep an input's size."""
     generator = torch.Generator().manual_seed(seed)
 
     def make(*shape: int) -> Tensor:
         noise = torch.randn(shape, generator=generator)
-        return 1 + 0.3 * noise if len(shape) == 1 else noise * (1.5 / noise[0].numel()) ** 0.5
+        return 1 + 0.3 * noise if len(shape) == 1 else noise * (3 / noise[0].numel()) ** 0.5
 
     return make
 

@@ -74,10 +74,10 @@ def fairseq_fields(weights: Mapping[str, Tensor], settings: Settings) -> tuple[d
     }
     require(settings, REQUIRED)
     require(settings, own, "its weights have")
-    fields |= {
-        "conv_stride": _strides(settings, shapes),
-        "num_attention_heads": value_of(settings, "encoder_attention_heads"),
-    }
+    heads = value_of(settings, "encoder_attention_heads")
+    if width % heads:
+        raise InputError(f"its settings have encoder_attention_heads={heads}, which does not divide its width {width}")
+    fields |= {"conv_stride": _strides(settings, shapes), "num_attention_heads": heads}
     return fields | {field: settings[name] for name, field in DROPOUTS.items() if name in settings}, []
 
 
