@@ -42,12 +42,12 @@ def read_contents(path: Path) -> dict[str, Any]:
         with safe_globals([(Unread, name) for name in names]):
             contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, ValueError) as error:
-        raise InputError(_not_plain(path, names, str(error).split("\n")[0])) from error
+        raise InputError(_not_plain(path, names)) from error
     if not isinstance(contents, dict):
         raise InputError(f"{path} holds a {type(contents).__name__}, not the entries of a checkpoint")
     for part in PARTS:
         if _holds_unread(contents.get(part)):
-            raise InputError(_not_plain(path, names, f"its entry {part!r} is more than tensors and plain values"))
+            raise InputError(_not_plain(path, names, f", in its entry {part!r}"))
     return contents
 
 
@@ -59,9 +59,10 @@ def _holds_unread(value: Any) -> bool:
     return isinstance(value, Unread)
 
 
-def _not_plain(path: Path, names: list[str], reason: str) -> str:
+def _not_plain(path: Path, names: list[str], where: str = "") -> str:
     return (
-        f"{path} cannot be read without running code that it names ({', '.join(names) or 'unknown'}): {reason}. If you "
-        "trust it, make a clean file where it loads: `c = torch.load(FILE, map_location='cpu', weights_only=False)`, "
-        f"then `torch.save({{k: c[k] for k in {PARTS} if k in c}}, 'clean.pt')`"
+        f"{path} holds more than tensors and plain values{where}: it names {', '.join(names) or 'what torch refuses'}. "
+        "Reading it could run any code. If you trust it, make a clean file where it loads: "
+        "`c = torch.load(FILE, map_location='cpu', weights_only=False)`, then "
+        f"`torch.save({{k: c[k] for k in {PARTS} if k in c}}, 'clean.pt')`"
     )

@@ -65,6 +65,8 @@ def fairseq_fields(weights: Mapping[str, Tensor], settings: Settings) -> tuple[d
     if "post_extract_proj.weight" not in weights:
         fields["feature_projection"] = False
     if settings is None:
+        if width % HEADS:
+            raise InputError(f"{HEADS} attention heads, as published, do not divide its width {width}: give --config")
         return fields, [f"{HEADS} attention heads", f"strides {fields['conv_stride']}"]
     own = {
         "encoder_layers": fields["num_hidden_layers"],

@@ -14,6 +14,7 @@ from lightning_modules.published.convert import model_of
 from lightning_modules.published.layouts import lightning_student, read_published
 from tests.published_files import ENTRIES, FULL, TINY, Student, Weights, lightning_file, random_weights, settings
 
+TOLERANCE = 1e-5
 SAMPLES = (12_000, 9_000)  # 37 and 27 frames, odd numbers for the student that joins two
 FIELDS = {
     "DistilHuBERT": {"feat_proj_layer_norm": False, "num_hidden_layers": 2, "mask_time_prob": 0.0},
@@ -61,7 +62,7 @@ def test_states_are_those_of_the_published_computation(layout: str) -> None:
         batch_BT, num_samples = waveforms_BT[:items], SAMPLES[:items]
         found = states(model, batch_BT, num_samples)
         assert len(found) == len(student.heads) + (student.state_width is None)
-        assert difference(found, student.states(weights, batch_BT, num_samples)) < 1e-5
+        assert difference(found, student.states(weights, batch_BT, num_samples)) < TOLERANCE
 
 
 @layouts
@@ -78,7 +79,7 @@ def test_control_every_weight_changes_the_states(layout: str) -> None:
         with torch.no_grad():
             parameter.mul_(torch.linspace(0.5, 1.5, parameter.numel()).view_as(parameter))
         found = states(model, waveforms_BT, (4000,))
-        assert max(float((one - other).abs().max()) for one, other in zip(found, wanted, strict=True)) > 1e-4, name
+        assert max(float((one - other).abs().max()) for one, other in zip(found, wanted, strict=True)) > TOLERANCE, name
         parameter.data.copy_(before)
 
 
@@ -237,7 +238,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "convolutions of another student": (
         lambda: replaced("ARMHuBERT", unchanged, conv_feature_layers="[(4, 10, 5)] + [(5, 1, 1)] * 8"),
-        r"its settings have the convolutions \[\(4, 10, 5\)\].*its weights have \(channels, kernel\) \[\(4, 10\), \(5, 1",
+        r"its settings have the convolutions \[\(4, 10, 5\)\].*its weights have \(channels, kernel\) \[\(4, 10",
     ),
     "wrong heads": (
         lambda: replaced("ARMHuBERT", unchanged, encoder_attention_heads=3),
@@ -253,8 +254,8 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "unknown": (
         lambda: {"state_dict": {"wav2vec.weight": torch.zeros(1)}, "epoch": 3},
-        r"its layout is not known\. Its first entries are state_dict, epoch; its state_dict begins with wav2vec\.weight\. "
-        r"Known are DistilHuBERT of s3prl \(entries Distiller and Config\); FitHuBERT.*; DPHuBERT \(entries",
+        r"its layout is not known\. Its first entries are state_dict, epoch; its state_dict begins with "
+        r"wav2vec\.weight\. Known are DistilHuBERT of s3prl \(entries Distiller and Config\); FitHuBERT.*; DPHuBERT",
     ),
 }  # fmt: skip
 
