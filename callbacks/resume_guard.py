@@ -29,6 +29,15 @@ COMPUTE_ONLY_SETTINGS = frozenset({"compile", "compile_backend", "kernels"})
 """Settings of student and teacher that change how they are computed but not what is learned."""
 SETTINGS_COVERED_ELSEWHERE = frozenset({"model", "revision", "normalize", "attn_implementation"})
 """Settings of a teacher that other entries of the fingerprint cover, and the implementation of its attention."""
+OBJECTIVE_BEFORE = {
+    "loss": None,
+    "normalize_targets": "none",
+    "output_weight": 1.0,
+    "unmatched": "refuse",
+    "head": "linear",
+    "targets": "hidden",
+}
+"""Settings of the objective that are not in older checkpoints, and the values that these have."""
 TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 """Settings of the trainer that change what is learned; stages and steps cover the length of the run."""
 
@@ -89,12 +98,11 @@ class ResumeGuard(Callback):
             if model["student"][name] in (None, model["student"]["dropout"]):
                 del model["student"][name]
         model["objective"] = dict(model["objective"])
-        if model["objective"]["loss"] is None:
-            del model["objective"]["loss"]
         if model["objective"]["normalize_targets"] != "standardize":
             del model["objective"]["statistics_seconds"]
-        if model["objective"]["normalize_targets"] == "none":
-            del model["objective"]["normalize_targets"]
+        for name, default in OBJECTIVE_BEFORE.items():
+            if model["objective"][name] == default:
+                del model["objective"][name]
         if model["student"].get("front_end") == "shared":  # the same features, only computed once
             model["student"]["front_end"] = "frozen"
         return {

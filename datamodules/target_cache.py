@@ -39,7 +39,12 @@ STATISTICS = "statistics.npy"
 SPEAKERS = "speakers.txt"
 SHARDS = "*.targets"
 VALIDATION = "validation"
-NOT_IN_OLDER_CACHES = {"objective.normalize_targets": "none", "data.length_grid": 1, "data.segments_per_utterance": 1}
+NOT_IN_OLDER_CACHES = {
+    "objective.normalize_targets": "none",
+    "teacher.targets": "hidden",
+    "data.length_grid": 1,
+    "data.segments_per_utterance": 1,
+}
 
 
 class TargetCache:

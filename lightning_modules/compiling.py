@@ -8,17 +8,22 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 RECOMPILE_LIMIT = 32
 """Largest number of graphs of one kind of module. Teacher and student share a kind, and have graphs for training and
 evaluation, with and without a mask, for one and several utterances. Beyond torch's limit of 8 all would run eagerly."""
 
 
-def compiled_parts(model: Any) -> list[nn.Module]:
-    """The modules of an encoder of the wav2vec 2.0 kind to compile: convolutions, feature projection and each layer."""
+def compiled_parts(model: Any, whole_layers: bool = True) -> list[nn.Module]:
+    """The modules of an encoder of the wav2vec 2.0 kind to compile: convolutions, feature projection and each layer.
+
+    Without ``whole_layers`` the blocks of each layer are separate modules, so that a tap between them is in no graph.
+    """
     encoder = model.encoder
-    return [model.feature_extractor, model.feature_projection, encoder.pos_conv_embed, *encoder.layers]
+    blocks = (block for layer in encoder.layers for block in (layer.attention, layer.feed_forward))
+    layers = encoder.layers if whole_layers else blocks
+    return [model.feature_extractor, model.feature_projection, encoder.pos_conv_embed, *layers]
 
 
 def compile_in_place(modules: Iterable[nn.Module], backend: str) -> None:
@@ -31,19 +36,3 @@ def compile_in_place(modules: Iterable[nn.Module], backend: str) -> None:
     for module in modules:
         if module._compiled_call_impl is None:
             module.compile(backend=backend, dynamic=True)
-
-
-class Tap(nn.Module):
-    """Calls ``module`` and keeps the tensor that it returns. A hook would become part of the compiled graph."""
-
-    output: Tensor
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        result = self.module(*args, **kwargs)
-        # WavLM's layers also return their position bias.
-        self.output = result[0] if isinstance(result, tuple) else result
-        return result

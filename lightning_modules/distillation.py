@@ -21,9 +21,8 @@ from datamodules.errors import InputError
 from datamodules.files import plain_values
 from datamodules.speech_data import AudioBatch, SpeechDataModule, speech_data
 from lightning_modules.checks import check_cached_features, check_frame_rates, check_shared_convolutions
-from lightning_modules.export import CHECKPOINT_FORMAT, STUDENT_PREFIX, read_checkpoint
-from lightning_modules.growth.layers import state_dict_depth
-from lightning_modules.initial_layers import copy_first_layers
+from lightning_modules.export import CHECKPOINT_FORMAT
+from lightning_modules.initial_weights import copy_first_layers, load_front_end, load_initial_weights
 from lightning_modules.lengths import before_the_end, global_lengths, is_padded
 from lightning_modules.objective import LossTerms, ObjectiveConfig, get_objective
 from lightning_modules.optimisation import (
@@ -36,9 +35,10 @@ from lightning_modules.optimisation import (
 )
 from lightning_modules.precision import CudaSettings
 from lightning_modules.stopwatch import StepStopwatch
-from lightning_modules.student import FROZEN, Student, StudentConfig
+from lightning_modules.student import Student, StudentConfig
 from lightning_modules.target_normalization import TargetStatistics, measure
-from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
+from lightning_modules.teacher import Teacher, TeacherTargets, normalize_waveforms
+from lightning_modules.teacher_building import build_teacher
 from lightning_modules.teacher_identity import teacher_settings
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,10 @@ class DistillationModule(L.LightningModule):
             backend = student.compile_backend if student.compile else None
             sizes = student.hidden_size, teacher.hidden_size, teacher.num_layers
             self.objective = get_objective(objective.loss)(objective, *sizes, backend)
+        if objective.targets == "feed_forward":
+            teacher.use_feed_forward()
+        self.objective.require_matched(student.num_layers)
+        self.register_load_state_dict_post_hook(_train_matched)  # a checkpoint brings its depth
         teacher.select_layers(self.objective.layers, self.objective.output_layer)
         if student.front_end == "shared":
             teacher.share_front_end()
@@ -223,8 +227,19 @@ class DistillationModule(L.LightningModule):
 
     # -- optimisation ---------------------------------------------------------------------------------------------
 
+    def train_matched(self) -> None:
+        """Let the targets of the student's present depth be trained, and no others.
+
+        It must follow every change of depth: the cut to the first stage (callbacks are set up before the module), the
+        loading of a checkpoint, which DDP's wrapper comes after, and a growth, which asks for new parameter groups.
+        """
+        depth, originals = self.student.depth, self.student.originals
+        self.objective.train_matched(depth, originals)
+        self.student.train_states({depth, *self.objective.positions(depth, originals).values()})
+
     def parameter_groups(self) -> ParameterGroups:
         """The optimizer's groups in canonical order, for a new optimizer and after a growth alike."""
+        self.train_matched()
         modules: Iterator[tuple[str, nn.Module]] = iter([("student", self.student), ("objective", self.objective)])
         return parameter_groups(modules, self.optimizer_config.weight_decay)
 
@@ -279,6 +294,7 @@ class DistillationModule(L.LightningModule):
     # -- set-up and checkpoints -----------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        self.train_matched()
         if (datamodule := speech_data(self.trainer)) is None:
             return
         if (rate := datamodule.sample_rate) != self.teacher.sample_rate:
@@ -291,41 +307,14 @@ class DistillationModule(L.LightningModule):
             frozen = self.student.config.front_end in ("frozen", "shared")
             datamodule.use_targets(settings, self.teacher.hidden_layers, features=frozen)
 
-    def _load_initial_weights(self, path: Path) -> None:
-        """Load the student, and the projections if the losses are equal. The student already has its first depth."""
-        other = read_checkpoint(path)["state_dict"]
-        if (depth := state_dict_depth(other, STUDENT_PREFIX)) != self.student.depth:
-            raise InputError(
-                f"model.init_from={path} has {depth} layers, but this run begins with {self.student.depth}: add "
-                "--growth.policy none for a run without growth, or give a checkpoint of that depth (stage_N.ckpt)"
-            )
-        for name, part in (("student", self.student), ("objective", self.objective)):
-            prefix = f"{name}."
-            weights = {key.removeprefix(prefix): other[key] for key in other if key.startswith(prefix)}
-            weights.get("_extra_state", {}).pop(FROZEN, None)  # a new run trains its front end until its own growth
-            try:
-                part.load_state_dict(weights)
-            except RuntimeError as error:
-                detail = " ".join(str(error).split())[:300]
-                if part is self.student:
-                    raise InputError(f"model.init_from={path} has a student of other sizes: {detail}") from error
-                log.warning("the projections of %s belong to other losses, so new ones are drawn: %s", path, detail)
-
     def load_initial_front_end(self) -> None:
         """Load the front end that a run with ``init_from`` starts from, whatever the depth of its student."""
-        if self.init_from is None:
-            return
-        weights, prefix = read_checkpoint(Path(self.init_from))["state_dict"], f"{STUDENT_PREFIX}feature_extractor."
-        own = {key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)}
-        try:
-            self.student.hubert.feature_extractor.load_state_dict(own)
-        except RuntimeError as error:
-            detail = " ".join(str(error).split())[:300]
-            raise InputError(f"model.init_from={self.init_from} has a front end of other sizes: {detail}") from error
+        if self.init_from is not None:
+            load_front_end(Path(self.init_from), self.student)
 
     def on_fit_start(self) -> None:
         if self.init_from is not None and self.trainer.ckpt_path is None:  # Lightning sets ckpt_path only now
-            self._load_initial_weights(Path(self.init_from))
+            load_initial_weights(Path(self.init_from), self.student, self.objective)
         self.on_validation_start()
         check_cached_features(speech_data(self._trainer), self.student)
         if self.objective.normalizer.kind == "standardize":
@@ -398,3 +387,7 @@ class DistillationModule(L.LightningModule):
                 "transformers": transformers.__version__,
             },
         }
+
+
+def _train_matched(module: nn.Module, _: Any) -> None:
+    cast(DistillationModule, module).train_matched()

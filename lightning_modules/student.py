@@ -14,7 +14,7 @@ Facts that shape this file were measured on transformers 5.23:
   gradient, and it is a third of the first convolution's cost, so it is off for a trained front end too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -340,6 +340,16 @@ class Student(nn.Module):
         onward = above / (above + 1)
         onward_BFD = scale_gradient(output_BFD, onward)
         return onward_BFD, scale_gradient(onward_BFD, 1 - onward)
+
+    def train_states(self, used: Container[int]) -> None:
+        """Let what makes a hidden state of a layer's output be trained for the ``used`` states (from 1), and no other.
+
+        DDP waits for the gradient of every parameter that is trained. A layer of HuBERT is its own hidden state.
+        """
+        for place, layer in enumerate(self.hubert.encoder.layers, start=1):
+            for part in (getattr(layer, name, None) for name in ("restore", "state_projection")):
+                if part is not None:
+                    part.requires_grad_(place in used)
 
     def _freeze_front_end(self) -> None:
         self.hubert.feature_extractor._freeze_parameters()

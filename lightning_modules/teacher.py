@@ -1,13 +1,13 @@
 """Teachers: frozen speech encoders whose hidden states a student learns to predict.
 
-Shapes: B batch, T samples, F frames, D width. Layers count from 1: layer k is the k-th Transformer layer.
+Shapes: B batch, T samples, F frames, D width. Layers count from 1: layer k is the k-th Transformer layer. Layer 0 as a
+target is the input of the first one.
 
 A teacher is chosen by ``class_path``. :class:`HuggingFaceTeacher` loads encoders of the wav2vec 2.0 kind
 from the Hugging Face hub or a local folder, :class:`lightning_modules.whisper.WhisperTeacher` those of Whisper. For
 another encoder write a subclass of :class:`Teacher`.
 """
 
-import importlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from lightning_modules.compiling import Tap, compile_in_place, compiled_parts
+from lightning_modules.compiling import compile_in_place, compiled_parts
 from lightning_modules.front_end import FrontEnd, conv_frames, copyable_front_end, noise
 from lightning_modules.hidden_states import encoder_states, valid_samples
 from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end
 from lightning_modules.precision import BF16_TOLERANCE, Precision, chosen_precision, computing_in, relative_error
+from lightning_modules.taps import run_tapped
 from lightning_modules.teacher_loading import ADVICE, load_config, load_extractor, load_model, resolve_normalize
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Teacher(nn.Module, ABC):
     ``train()``, and a call runs under ``torch.no_grad()``, because a loss cannot save tensors made under
     ``inference_mode`` for its backward pass. It may override ``prepare``, to compute differently on some device,
     ``share_front_end``, to return its features, ``settings``, if more settings determine the targets, and
-    ``all_states``, if a probe should read more hidden states.
+    ``all_states``, if a probe should read more hidden states, and ``use_feed_forward``, to give other targets.
 
     Attributes:
         sample_rate: sample rate of the waveforms, in Hz.
@@ -66,6 +67,8 @@ class Teacher(nn.Module, ABC):
         normalize: whether the waveforms must pass :func:`normalize_waveforms` first; the caller does it.
         front_end: convolutions that a student can copy, ``None`` if there are none.
         init_args: plain values that rebuild the teacher.
+        feed_forward: whether the targets are the outputs of feed-forward blocks instead of hidden states.
+        gives_layer_0: whether layer 0, the input of the first layer, can be a target.
         layer_prefix: start of the names of the layers' weights. Layer k's, and no others, begin with it, k - 1 and a
             dot; ``None`` if not known.
         hidden_layers: chosen layers, ascending.
@@ -78,6 +81,8 @@ class Teacher(nn.Module, ABC):
     init_args: dict[str, Any]
     normalize: bool = False
     front_end: FrontEnd | None = None
+    feed_forward: bool = False
+    gives_layer_0: bool = False
     layer_prefix: str | None = None
     hidden_layers: tuple[int, ...] = ()
     precision_used: Precision = "32"
@@ -106,7 +111,12 @@ class Teacher(nn.Module, ABC):
         Raises:
             InputError: the teacher does not have one of these layers.
         """
-        for layer in [*hidden, *([] if output is None else [output])]:
+        if 0 in hidden and not self.gives_layer_0:
+            raise InputError(
+                f"{type(self).__name__} does not give layer 0, the input of its first layer, as a target: choose "
+                f"model.objective.layers from 1 to {self.num_layers}"
+            )
+        for layer in [*(layer for layer in hidden if layer), *([] if output is None else [output])]:
             if not 1 <= layer <= self.num_layers:
                 raise InputError(f"teacher layer {layer} is out of range: choose layers from 1 to {self.num_layers}")
         self.hidden_layers, self._output_layer = tuple(sorted(set(hidden))), output
@@ -123,7 +133,20 @@ class Teacher(nn.Module, ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """Values besides weights and layers that determine the targets, by name. A cache of targets stores them."""
-        return {"teacher.normalize": self.normalize, "teacher.sample_rate": self.sample_rate}
+        # A setting that is not in older caches.
+        targets = {"teacher.targets": "feed_forward"} if self.feed_forward else {}
+        return {"teacher.normalize": self.normalize, "teacher.sample_rate": self.sample_rate, **targets}
+
+    def use_feed_forward(self) -> None:
+        """Make the outputs of the layers' feed-forward blocks, before the residual sum, the targets from now on.
+
+        Raises:
+            InputError: this teacher does not support it.
+        """
+        raise InputError(
+            f"model.objective.targets=feed_forward, but {type(self).__name__} does not hand out the outputs of "
+            "feed-forward blocks: set model.objective.targets=hidden"
+        )
 
     def share_front_end(self) -> None:
         """Return the features of ``front_end`` with the targets from now on.
@@ -141,7 +164,7 @@ class Teacher(nn.Module, ABC):
         self.to(device)
 
     def spec(self) -> dict[str, Any]:
-        """Plain ``class_path`` and ``init_args``, from which :func:`build_teacher` makes an equal teacher."""
+        """Plain ``class_path`` and ``init_args``, from which an equal teacher can be built."""
         return {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "init_args": dict(self.init_args),
@@ -159,13 +182,18 @@ class Teacher(nn.Module, ABC):
 class EncoderTeacher(Teacher):
     """Base class of teachers with a Hugging Face encoder: precision, compilation, and dropping of unused layers.
 
-    A subclass writes ``encoder`` and ``_targets``, and compiles in ``forward``.
+    A subclass writes ``encoder`` and ``_targets``, which returns layer 0 and outputs of feed-forward blocks too, and
+    compiles in ``forward``.
 
     Args: the same as those of :class:`HuggingFaceTeacher`.
 
     Raises:
         InputError: the precision is unknown.
     """
+
+    gives_layer_0 = True
+    feed_forward_output = "feed_forward"
+    """Name in a layer of the module whose output is that of the feed-forward block."""
 
     def __init__(self, precision: Literal["auto", "32", "bf16"], compile: bool, compile_backend: str) -> None:
         super().__init__()
@@ -196,6 +224,11 @@ class EncoderTeacher(Teacher):
             )
         super().select_layers(hidden, output)
         self.encoder.layers = layers[:highest]
+
+    def use_feed_forward(self) -> None:
+        if not all(hasattr(layer, self.feed_forward_output) for layer in self.encoder.layers):
+            super().use_feed_forward()
+        self.feed_forward = True
 
     def prepare(self, device: torch.device) -> None:
         super().prepare(device)
@@ -301,41 +334,21 @@ class HuggingFaceTeacher(EncoderTeacher):
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
         if self._backend is not None:
-            compile_in_place(compiled_parts(self.model), self._backend)
+            compile_in_place(compiled_parts(self.model, whole_layers=not self.feed_forward), self._backend)
         return super().forward(waveforms_BT, num_samples_B)
 
     def _targets(self, waveforms_BT: Tensor, num_samples_B: Tensor | None, precision: Precision) -> TeacherTargets:
         mask_BT = valid_samples(waveforms_BT, num_samples_B)
         with computing_in(precision, waveforms_BT.device):
-            outputs, features_BCF, _ = self._run(waveforms_BT, mask_BT, {*self.hidden_layers, self.output_layer})
-            output_BFD = outputs[self.output_layer]
-            if self.final_norm:
+            wanted = {*self.hidden_layers, self.output_layer}
+            inside = self.feed_forward_output if self.feed_forward else None
+            found = run_tapped(self.model, waveforms_BT, mask_BT, wanted, inside)
+            output_BFD = found.outputs[self.output_layer]
+            if self.final_norm and not self.feed_forward:
                 output_BFD = self.model.encoder.layer_norm(output_BFD)
-        hidden = {layer: outputs[layer].float() for layer in self.hidden_layers}
-        features_BFC = features_BCF.float().transpose(1, 2) if self._shares_front_end else None
+        hidden = {layer: found.outputs[layer].float() for layer in self.hidden_layers}
+        features_BFC = found.features_BCF.float().transpose(1, 2) if self._shares_front_end else None
         return TeacherTargets(output_BFD.float(), hidden, features_BFC)
-
-    def _run(
-        self, waveforms_BT: Tensor, mask_BT: Tensor | None, wanted: set[int]
-    ) -> tuple[dict[int, Tensor], Tensor, Tensor]:
-        """Outputs of the wanted layers, features (B, C, F), and the model's own ``last_hidden_state``.
-
-        It installs taps for the time of one call. ``output_hidden_states`` would keep every layer.
-        """
-        encoder, layers, extractor = self.model.encoder, self.model.encoder.layers, self.model.feature_extractor
-        features = Tap(extractor)
-        taps = {number: Tap(layers[number - 1]) for number in wanted}
-        encoder.layers = nn.ModuleList(taps.get(number, layer) for number, layer in enumerate(layers, start=1))
-        self.model.feature_extractor = features
-        try:
-            # Encoders of transformers 5.17 draw a number for LayerDrop at every layer, in eval mode too. A student's
-            # random numbers must not depend on whether targets are computed, cached, or shared by several students.
-            with torch.random.fork_rng(devices=[]):
-                result = self.model(waveforms_BT, attention_mask=mask_BT, return_dict=True)
-        finally:
-            encoder.layers, self.model.feature_extractor = layers, extractor
-        outputs = {number: tap.output for number, tap in taps.items()}
-        return outputs, features.output, result.last_hidden_state
 
     @torch.no_grad()
     def _ends_in_layer_norm(self) -> bool:
@@ -344,8 +357,8 @@ class HuggingFaceTeacher(EncoderTeacher):
         The encoders that do so differ in class names and config fields, and a wrong guess would raise no error.
         """
         probe_BT = noise()
-        outputs, _, last_BFD = self._run(probe_BT, None, {self.num_layers})
-        output_BFD = outputs[self.num_layers]
+        found = run_tapped(self.model, probe_BT, None, {self.num_layers})
+        output_BFD, last_BFD = found.outputs[self.num_layers], found.last_BFD
         frames = int(self.num_frames(torch.tensor([probe_BT.shape[1]])))
         if output_BFD.shape == last_BFD.shape == (1, frames, self.hidden_size):
             if torch.equal(output_BFD, last_BFD):
@@ -368,31 +381,3 @@ def normalize_waveforms(waveforms_BT: Tensor, num_samples_B: Tensor | None = Non
     centred_BT = (waveforms_BT - mean_B1).masked_fill(~valid_BT, 0)
     variance_B1 = centred_BT.square().sum(1, keepdim=True) / count_B1
     return centred_BT / (variance_B1 + 1e-7).sqrt()
-
-
-def build_teacher(spec: dict[str, Any] | Teacher) -> Teacher:
-    """Build a frozen teacher from ``{"class_path": ..., "init_args": {...}}``; a given teacher is frozen and returned.
-
-    Raises:
-        InputError: ``class_path`` cannot be imported, is not a :class:`Teacher`, or does not set an attribute.
-    """
-    if not isinstance(spec, Teacher):
-        spec = teacher_class(str(spec.get("class_path")))(**spec.get("init_args") or {})
-    for name in ("sample_rate", "num_layers", "hidden_size", "init_args"):
-        if not hasattr(spec, name):
-            raise InputError(f"{type(spec).__name__} must set self.{name} in its __init__")
-    return spec.requires_grad_(False).eval()
-
-
-def teacher_class(class_path: str) -> type[Teacher]:
-    """Import the subclass of :class:`Teacher` at ``class_path``; anything else is an :class:`InputError`."""
-    module, _, name = class_path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"teacher class_path {class_path!r} cannot be imported ({error}): give package.module.ClassName"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Teacher)):
-        raise InputError(f"teacher class_path {class_path!r} is not a subclass of {__name__}.Teacher")
-    return found

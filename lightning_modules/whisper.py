@@ -26,6 +26,7 @@ from datamodules.frames import count_windows
 from lightning_modules.compiling import compile_in_place
 from lightning_modules.lengths import before_the_end, is_padded
 from lightning_modules.precision import Precision, computing_in
+from lightning_modules.taps import tapping
 from lightning_modules.teacher import EncoderTeacher, TeacherTargets
 from lightning_modules.teacher_loading import EXTRACTOR_FILE, WHISPER, load_extractor, load_weights, read_config
 
@@ -99,6 +100,7 @@ class WhisperTeacher(EncoderTeacher):
     """
 
     layer_prefix = "model.layers."
+    feed_forward_output = "fc2"
     sample_rate = SAMPLE_RATE
 
     def __init__(
@@ -160,13 +162,16 @@ class WhisperTeacher(EncoderTeacher):
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
         if self._backend is not None:
-            compile_in_place(self.model.layers, self._backend)
+            layers = self.model.layers  # a tap between the blocks of a layer must be in no graph
+            compile_in_place([layer.self_attn for layer in layers] if self.feed_forward else layers, self._backend)
         return super().forward(waveforms_BT, num_samples_B)
 
     def _targets(self, waveforms_BT: Tensor, num_samples_B: Tensor | None, precision: Precision) -> TeacherTargets:
         with computing_in(precision, waveforms_BT.device):
             states = self.hidden_states(waveforms_BT, num_samples_B, {*self.hidden_layers, self.output_layer})
-            output_BFD = self.model.layer_norm(states[self.output_layer])
+            output_BFD = states[self.output_layer]
+            if not self.feed_forward:
+                output_BFD = self.model.layer_norm(output_BFD)
         return TeacherTargets(output_BFD.float(), {layer: states[layer].float() for layer in self.hidden_layers})
 
     def hidden_states(
@@ -204,17 +209,19 @@ class WhisperTeacher(EncoderTeacher):
     def states_of(
         self, features_BCM: Tensor, frames: int, mask_B11F: Tensor | None, wanted: Collection[int]
     ) -> dict[int, Tensor]:
-        """Raw outputs (B, F, D) of the ``wanted`` layers from log-mel features of 2 F mel frames."""
+        """Raw outputs (B, F, D) of the ``wanted`` layers, or of their feed-forward blocks, from 2 F log-mels."""
         hidden_BDF = F.gelu(self.model.conv1(features_BCM))
         # The last frame of an utterance does not depend on conv1 past its end: the kernel of conv2 ends at 2 F - 1.
         hidden_BDF = F.gelu(self.model.conv2(hidden_BDF))
         hidden_BFD = hidden_BDF.transpose(1, 2) + self.model.embed_positions.weight[:frames]
         states = {0: hidden_BFD} if 0 in wanted else {}
         for number, layer in enumerate(self.model.layers, start=1):
-            result = layer(hidden_BFD, attention_mask=mask_B11F)
+            tapped = {number: (layer, self.feed_forward_output)} if self.feed_forward else {}
+            with tapping(tapped) as taps:
+                result = layer(hidden_BFD, attention_mask=mask_B11F)
             hidden_BFD = result[0] if isinstance(result, tuple) else result  # a tuple in transformers 5.0
             if number in wanted:
-                states[number] = hidden_BFD
+                states[number] = taps[number].output if taps else hidden_BFD
         return states
 
 

@@ -41,8 +41,9 @@ POLICY_STAGES: dict[str, list[int]] = {
 }
 
 
-def save_teacher(folder: Path, layers: int = 4, width: int = 16) -> Path:
+def save_teacher(folder: Path, layers: int = 4, width: int = 16, **sizes: Any) -> Path:
     """A HuBERT of random weights with 8 convolution channels, and its feature extractor."""
+    positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         config = HubertConfig(
@@ -51,8 +52,7 @@ def save_teacher(folder: Path, layers: int = 4, width: int = 16) -> Path:
             num_hidden_layers=layers,
             num_attention_heads=2,
             conv_dim=[8] * 7,
-            num_conv_pos_embeddings=16,
-            num_conv_pos_embedding_groups=2,
+            **(positions | sizes),
         )
         HubertModel(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.nn.functional import linear
 
 from lightning_modules.objective import Objective, summed
 from lightning_modules.teacher import TeacherTargets
@@ -20,6 +19,6 @@ class WithDeltas(Objective):
         valid_BF: Tensor | None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         output, layers = super().sums(hidden_states, targets, originals, valid_BF)
-        prediction_BFD = linear(hidden_states[-1], self.output_projection.weight, self.output_projection.bias)
+        prediction_BFD = self.output_projection.predict(hidden_states[-1])
         deltas_BF = (prediction_BFD.diff(dim=1) - targets.output_BFD.diff(dim=1)).square().mean(-1)
         return output + summed(deltas_BF, None if valid_BF is None else valid_BF[:, 1:]), layers

@@ -26,19 +26,25 @@ from callbacks.checkpointing import RunCheckpoint
 from callbacks.metrics import TrainingMetrics
 from callbacks.resume_guard import ResumeGuard
 from callbacks.throughput import ThroughputCallback
-from tests.helpers import make_data, make_module, make_stacking, make_trainer
+from tests.helpers import POLICY_STAGES, make_data, make_module, make_stacking, make_trainer
+from tests.students import KINDS, PAIR_STAGES
 
 # What no resume repeats and no training depends on: wall-clock time, metrics that describe the last validation
 # (none has been made since the resume), and progress of a validation loop (a checkpoint comes before a validation
 # at the same step, which Lightning leaves out when it resumes).
 IGNORED = re.compile(r"/(train_)?seconds$|^/interstack/metrics/|/epoch_loop\.val_loop\b")
 
+# Of the teacher's 4 layers depth 1 learns 0, depth 2 also 2, depth 3 only 0 again, and depth 4 all.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "skip": {"intermediate": "l2l", "layers": [0, 1, 2, 3], "unmatched": "skip", "head": "mlp", "output_weight": 0.5},
+}
+
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Settings that a resume must not notice; 4 epochs, stages 1, 2, 3, 4."""
+    """Settings that a resume must not notice; 4 epochs, stages 1, 2, 3, 4, or 2, 4, 6, 8 of layers in pairs."""
 
     num_workers: int = 0
     accumulate: int = 1
@@ -47,7 +53,9 @@ class Scenario:
     precision: str = "32-true"
     odd_tail: bool = False  # the epoch's last accumulation window has fewer micro-batches
     dropout: float = 0.1
+    objective: str | None = None  # name in OBJECTIVES
     accelerator: str = "cpu"
+    student: str = "hubert"  # see tests.students
 
     def trainer_settings(self) -> dict[str, Any]:
         batches = (self.batches_per_epoch or 3) * self.accumulate
@@ -87,7 +95,8 @@ class Recorder(Callback):
 def fit(folder: Path, inputs: Path, scenario: Scenario, resume: Path | None = None) -> Recorder:
     """One run in ``folder``; ``inputs`` holds ``teacher`` and ``corpus``."""
     recorder = Recorder()
-    callbacks = [make_stacking(), ResumeGuard(), TrainingMetrics(), ThroughputCallback(), recorder]
+    stages = PAIR_STAGES["interleaved"] if scenario.student == "reused maps" else POLICY_STAGES["interleaved"]
+    callbacks = [make_stacking(stages=stages), ResumeGuard(), TrainingMetrics(), ThroughputCallback(), recorder]
     checkpoint = RunCheckpoint(every_n_steps=1, keep=1000)
     settings = scenario.trainer_settings()
     if WORLD_SIZE > 1:
@@ -100,9 +109,16 @@ def fit(folder: Path, inputs: Path, scenario: Scenario, resume: Path | None = No
         num_workers=scenario.num_workers,
         batches_per_epoch=scenario.batches_per_epoch,
     )
-    optimizer = {"lr": 3e-3, "warmup_fraction": 0.2}
+    optimizer, objective = {"lr": 3e-3, "warmup_fraction": 0.2}, OBJECTIVES.get(scenario.objective or "")
     trainer.fit(
-        make_module(inputs / "teacher", dropout=scenario.dropout, optimizer=optimizer),
+        make_module(
+            inputs / "teacher",
+            stages[-1],
+            dropout=scenario.dropout,
+            optimizer=optimizer,
+            objective=objective,
+            **KINDS[scenario.student],
+        ),
         datamodule=data,
         ckpt_path=str(resume) if resume else None,
     )

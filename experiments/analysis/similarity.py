@@ -32,9 +32,10 @@ from experiments.analysis.depth_use import TOLERANCE, depth_use, idle_layers, la
 from experiments.report.stage_figures import copies_picture, depth_use_picture, exits_picture, stages_picture
 from lightning_modules.export import load_student
 from lightning_modules.hidden_states import encoder_states
-from lightning_modules.objective import ObjectiveConfig, get_distance
+from lightning_modules.objective import ObjectiveConfig, ProjectedDistance, get_distance
 from lightning_modules.target_normalization import TargetNormalizer, TargetStatistics
-from lightning_modules.teacher import Teacher, TeacherTargets, build_teacher, normalize_waveforms
+from lightning_modules.teacher import Teacher, TeacherTargets, normalize_waveforms
+from lightning_modules.teacher_building import build_teacher
 
 log = logging.getLogger(__name__)
 
@@ -265,16 +266,21 @@ def _depth_use(
 def _output_loss(path: Path, objective: ObjectiveConfig, outputs: Sequence[Tensor]) -> Callable[[Tensor, int], Tensor]:
     """Build the student's training distance, with its own projection, summed over frames."""
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    weight, bias = state[OUTPUT_PROJECTION + "weight"], state[OUTPUT_PROJECTION + "bias"]
-    normalizer, distance = TargetNormalizer(objective.normalize_targets, [], len(weight)), objective.distance
+    weights = {
+        name.removeprefix(OUTPUT_PROJECTION): state[name] for name in state if name.startswith(OUTPUT_PROJECTION)
+    }
+    teacher_width, student_width = weights["weight"].shape
+    project = ProjectedDistance(student_width, teacher_width, get_distance(objective.distance), objective.head)
+    project.load_state_dict(weights)
+    normalizer = TargetNormalizer(objective.normalize_targets, [], teacher_width)
     if normalizer.kind == "standardize":
         mean_SD, deviation_SD = (state[f"{NORMALIZER}{name}"] for name in TargetStatistics._fields)
         normalizer.use(TargetStatistics(mean_SD[:1], deviation_SD[:1]))  # the statistics of the output come first
     targets = [normalizer(TeacherTargets(output_FD[None], {})).output_BFD for output_FD in outputs]
 
+    @torch.no_grad()
     def loss(output_FD: Tensor, number: int) -> Tensor:
-        projected_FD = nn.functional.linear(output_FD, weight, bias)
-        return get_distance(distance)(projected_FD[None], targets[number]).sum()
+        return project(output_FD[None], targets[number], None)
 
     return loss
 

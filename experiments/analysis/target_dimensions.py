@@ -8,19 +8,18 @@ a teacher of a few very large dimensions, such as Whisper, the mean squared erro
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.nn.functional import linear
 
 from datamodules.errors import InputError
 from datamodules.speech_data import AudioBatch
 from experiments.analysis.similarity import read_waveforms
 from lightning_modules.checkpoint_files import require_sound
 from lightning_modules.distillation import DistillationModule
+from lightning_modules.objective import ProjectedDistance
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,13 @@ def measure(path: Path, waveforms: Sequence[Tensor], teacher: str | None = None)
         target, hidden = objective.normalizer(module.targets(batch)), student(waveform_T[None])
         pairs["output"].append(_pair(objective.output_projection, hidden[-1], target.output_BFD))
         for layer, place in places.items():
-            project = objective.projections[str(layer)] if objective.projections else objective.output_projection
-            pairs[f"layer {layer}"].append(_pair(project, hidden[place], target.hidden[layer]))
+            pairs[f"layer {layer}"].append(_pair(objective.projection_of(layer), hidden[place], target.hidden[layer]))
     return {name: Dimensions.of(*map(torch.cat, zip(*found, strict=True))) for name, found in pairs.items()}
 
 
-def _pair(projection: Any, hidden_BFD: Tensor, target_BFD: Tensor) -> tuple[Tensor, Tensor]:
+def _pair(projection: ProjectedDistance, hidden_BFD: Tensor, target_BFD: Tensor) -> tuple[Tensor, Tensor]:
     """Prediction and target of one utterance, each (F, D)."""
-    return linear(hidden_BFD, projection.weight, projection.bias)[0], target_BFD[0]
+    return projection.predict(hidden_BFD)[0], target_BFD[0]
 
 
 def _load(path: Path, teacher: str | None) -> DistillationModule:

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 MUST_AGREE = (
     *("seed_everything", "data", "model.teacher", "model.cuda", "max_batch_per_device"),
+    "model.objective.targets",
     *("trainer.accelerator", "trainer.devices"),
     *("trainer.precision", "trainer.accumulate_grad_batches", "trainer.limit_train_batches"),
     *("trainer.overfit_batches", "trainer.fast_dev_run", "trainer.deterministic", "trainer.benchmark"),

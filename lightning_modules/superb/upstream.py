@@ -34,10 +34,9 @@ from lightning_modules.teacher import (
     HuggingFaceTeacher,
     Teacher,
     TeacherTargets,
-    build_teacher,
     normalize_waveforms,
-    teacher_class,
 )
+from lightning_modules.teacher_building import build_teacher, teacher_class
 from lightning_modules.teacher_loading import WHISPER, read_config
 from lightning_modules.whisper import WhisperTeacher
 

@@ -27,6 +27,7 @@ from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
 from tests.resuming import Recorder, Scenario, checkpoints, differences, file_differences, fit, hop_problems
+from tests.students import KINDS, POSITIONS
 
 # Each pair of values of two settings is in one of these, with one process or with two. The last two of each are slow.
 PAIRS = [
@@ -35,7 +36,9 @@ PAIRS = [
     Scenario(0, 2, "mid", None, "bf16-mixed", odd_tail=True),
     Scenario(2, 1, "mid", 2, "32-true"),
 ]
+OBJECTIVES_OF_DEPTHS = [Scenario(objective="skip")]
 PAIRS_OF_TWO_PROCESSES = [
+    Scenario(0, 1, "mid", objective="skip"),
     Scenario(2, 2, "mid", None, "32-true", odd_tail=True),
     Scenario(0, 1, "epoch", 2, "bf16-mixed"),
 ]
@@ -50,7 +53,7 @@ PRODUCT = [
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    save_teacher(folder / "teacher")
+    save_teacher(folder / "teacher", **POSITIONS)
     save_corpus(folder / "corpus", {"train": 24, "dev": 4})
     return folder
 
@@ -61,10 +64,21 @@ def named(scenario: Scenario) -> str:
 
 
 @pytest.mark.parametrize(
-    "scenario", [*PAIRS[:2], *(pytest.param(s, marks=pytest.mark.slow) for s in PAIRS[2:])], ids=named
+    "scenario",
+    [*OBJECTIVES_OF_DEPTHS, *PAIRS[:2], *(pytest.param(s, marks=pytest.mark.slow) for s in PAIRS[2:])],
+    ids=named,
 )
 def test_every_checkpoint_resumes_bit_for_bit(scenario: Scenario, tmp_path: Path, inputs: Path) -> None:
     assert hop_problems(tmp_path, inputs, scenario, second_hops=3) == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hubert"])
+def test_every_kind_of_student_resumes_bit_for_bit(kind: str, tmp_path: Path, inputs: Path) -> None:
+    fit(tmp_path / "whole", inputs, Scenario(student=kind))
+    for step in (5, 6):  # in mid-epoch, and where it grows
+        fit(tmp_path / f"{step}", inputs, Scenario(student=kind), checkpoints(tmp_path / "whole")[step - 1])
+        pairs = zip(checkpoints(tmp_path / "whole")[step:], checkpoints(tmp_path / f"{step}"), strict=True)
+        assert [text for whole, resumed in pairs for text in file_differences(whole, resumed)] == []
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import pytest
 from tests.ddp.launch import launch_once
 from tests.ddp.scenarios import OPTIMIZERS, STEPS, STEPS_PER_EPOCH, Record, Scenario, run_alone
 from tests.helpers import POLICY_STAGES
+from tests.students import KINDS
 
 TOLERANCE, MARGIN = 1e-6, 1e-4
 # Sums of another order in a format of 8 or 11 bits; measured at most 6e-4 and 2e-4 on losses of 2.4 to 1.0.
@@ -118,11 +119,25 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "shared": {"objective": {"intermediate": "l2l", "projection": "shared"}, "stages": [2, 4]},
     "prediction": {"objective": {"intermediate": "prediction"}, "policy": "lidas"},
     "none": {"objective": {"intermediate": "none"}, "policy": "identity"},
+    "heads": {"objective": {"head": "mlp", "distance": "l1_cosine_raw", "output_weight": 0.5, "layers": [0, 2]}},
+    "heads, skipped layers": {
+        "objective": {"intermediate": "l2l", "layers": [0, 1, 2, 3], "unmatched": "skip", "head": "mlp"},
+        "length": "pad",
+    },
+    "shared, layer 0": {
+        "objective": {"intermediate": "l2l", "layers": [0, 2], "projection": "shared"},
+        "stages": [2, 4],
+    },
     "own loss": {"objective": {"loss": "tests.own_losses.WithDeltas"}, "length": "pad"},
     "layer": {"objective": {"normalize_targets": "layer"}, "length": "pad"},
     "standardize": {"objective": {"normalize_targets": "standardize", "statistics_seconds": 2.0}, "accumulate": 2},
 }
-STUDENTS: dict[str, dict[str, Any]] = {"shared front end": {"student": {"front_end": "shared"}, "length": "pad"}}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "shared front end": {"student": {"front_end": "shared"}, "length": "pad"},
+    "joined frames": {"student": KINDS["joined frames"] | {"input_dropout": 0.0}, "length": "pad"},
+    "reused maps": {"student": KINDS["reused maps"], "stages": [2, 4], "length": "pad"},
+    "own model": {"student": KINDS["own model"] | {"feature_norm": False, "front_end_gradient": 0.1}},
+}
 RANDOM: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.1},
     "dropout, accumulation": {"dropout": 0.1, "accumulate": 2, "length": "pad"},

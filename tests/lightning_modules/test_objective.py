@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_modules.layer_map import l2l_positions
 from lightning_modules.objective import (
     DISTANCES,
     Objective,
@@ -13,7 +14,6 @@ from lightning_modules.objective import (
     intermediate_layers,
     l1,
     l1_cosine,
-    l2l_positions,
     mse,
 )
 from lightning_modules.teacher import TeacherTargets
@@ -98,7 +98,7 @@ def test_default_layers_scale_with_the_teacher() -> None:
     assert intermediate_layers(ObjectiveConfig(weight=0), 12) == []
     with pytest.raises(ValueError, match=r"layers 1 to 12, not \[13\]"):
         intermediate_layers(ObjectiveConfig(layers=[4, 13]), 12)
-    above = r"objective.layers=\[4, 8\]: \[8\] would be above .* teacher layer 6; choose layers from 1 to 6"
+    above = r"objective.layers=\[4, 8\]: \[8\] would be above .* teacher layer 6; choose layers from 0 to 6"
     with pytest.raises(ValueError, match=above):
         intermediate_layers(ObjectiveConfig(layers=[4, 8], output_layer=6), 12)
     heads = ObjectiveConfig(intermediate="prediction", layers=[4, 8], output_layer=6)
@@ -135,3 +135,79 @@ def test_frames_must_agree() -> None:
     _, targets = data(3, [4, 8], frames=8)
     with pytest.raises(ValueError, match="8 frames where the student gives 7"):
         make()(hidden, targets, range(3), None, 14)
+
+
+# -- layer 0, left-out layers, heads ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("attach", "originals"), [("block_end", [0, 1, 2]), ("original", [2, 5, 8])])
+@pytest.mark.parametrize("depth", [3, 9])
+def test_hidden_state_0_learns_layer_0(depth: int, attach: str, originals: list[int]) -> None:
+    expected = {4: depth // 3, 8: 2 * depth // 3} if attach == "block_end" else {4: 3, 8: 6}
+    assert l2l_positions([0, 4, 8], 12, depth, originals, attach) == {0: 0} | expected
+
+
+def test_shared_projections_leave_layer_0_its_own() -> None:
+    objective = make(layers=[0, 4], projection="shared")
+    assert list(objective.projections) == ["0"]
+    assert objective.projection_of(4) is objective.output_projection
+    assert objective.projection_of(0) is objective.projections["0"]
+
+
+@pytest.mark.parametrize(
+    ("depth", "wanted"), [(3, [4, 8]), (6, [2, 4, 6, 8, 10]), (8, [3, 6, 9]), (12, list(range(1, 12)))]
+)
+def test_layers_between_are_left_out_and_not_trained(depth: int, wanted: list[int]) -> None:
+    objective = make(layers=list(range(1, 12)), unmatched="skip")
+    hidden, targets = data(depth, list(range(1, 12)))
+    objective.train_matched(depth, range(3))
+    terms = objective(hidden, targets, range(3), None, 14)
+    assert list(terms.layers) == wanted
+    assert set(terms.named()) == {"loss", "output", "intermediate", *(f"layer_{layer}" for layer in wanted)}
+    terms.total.backward()
+    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in objective.named_parameters() if p.grad is not None}
+    assert len(trained) == 2 * (1 + len(wanted))
+
+
+def test_without_any_layer_at_a_depth_only_the_output_is_learned() -> None:
+    objective = make(layers=[6], unmatched="skip", output_weight=0.25)
+    hidden, targets = data(3, [6])
+    terms = objective(hidden, targets, range(3), None, 14)
+    assert set(terms.named()) == {"loss", "output"}
+    assert terms.total == 0.25 * terms.output
+
+
+def test_a_layer_that_no_depth_learns_is_refused() -> None:
+    make(layers=[1, 4], unmatched="skip").require_matched(12)
+    with pytest.raises(ValueError, match="teacher layer 1 of 12 falls between the layers of a student of depth 6"):
+        make(layers=[1, 4], unmatched="skip").require_matched(6)
+
+
+def test_a_head_of_two_layers() -> None:
+    objective = make(head="mlp")
+    one, two = objective.output_projection, make().output_projection
+    assert {name: tuple(p.shape) for name, p in one.named_parameters()} == {
+        "weight": (D_TEACHER, D_STUDENT),
+        "bias": (D_TEACHER,),
+        "inner.weight": (D_STUDENT, D_STUDENT),
+        "inner.bias": (D_STUDENT,),
+    }
+    hidden = torch.randn(2, 3, D_STUDENT)
+    inner = hidden @ one.inner.weight.T + one.inner.bias
+    gelu = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
+    assert torch.allclose(one.predict(hidden), gelu @ one.weight.T + one.bias, atol=1e-6)
+    assert torch.equal(two.predict(hidden), projection_of(two, hidden))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output_weight": 0.0}, r"output_weight=0\.0 must be positive"),
+        ({"output_layer": 0}, "output_layer=0 must be a layer from 1 on"),
+        ({"unmatched": "skip", "attach": "original"}, r"unmatched=skip needs model\.objective\.attach=block_end"),
+    ],
+)
+def test_settings_without_meaning_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig(**settings)

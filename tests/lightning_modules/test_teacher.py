@@ -22,9 +22,9 @@ from lightning_modules.teacher import (
     HuggingFaceTeacher,
     Teacher,
     TeacherTargets,
-    build_teacher,
     normalize_waveforms,
 )
+from lightning_modules.teacher_building import build_teacher
 from tests.lightning_modules.teachers import (
     FAMILIES,
     LAYERS,
@@ -211,7 +211,7 @@ class TestWaveforms:
 
 
 class TestLayers:
-    @pytest.mark.parametrize(("hidden", "output"), [([0], None), ([6], None), ([1], 6), ([1], 0), ([-1], 3)])
+    @pytest.mark.parametrize(("hidden", "output"), [([6], None), ([1], 6), ([1], 0), ([-1], 3)])
     def test_layer_out_of_range(self, hidden: list[int], output: int | None, folders: dict[str, Path]) -> None:
         teacher = HuggingFaceTeacher(str(folders["hubert"]))
         with pytest.raises(ValueError, match="out of range: choose layers from 1 to 5"):
@@ -282,6 +282,10 @@ class TestBuildTeacher:
         assert ConvNetTeacher().stem.weight.requires_grad, "it is build_teacher that freezes"
         with pytest.raises(ValueError, match="from 1 to 3"):
             teacher.select_layers([4])
+        with pytest.raises(
+            ValueError, match=r"ConvNetTeacher does not give layer 0.*model\.objective\.layers from 1 to 3"
+        ):
+            teacher.select_layers([0, 1])
 
     def test_spec_round_trip(self, folders: dict[str, Path]) -> None:
         first = HuggingFaceTeacher(str(folders["wavlm"]), normalize=True)

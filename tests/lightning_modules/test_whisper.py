@@ -16,7 +16,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from lightning_modules import teacher as teacher_module
 from lightning_modules.precision import relative_error
-from lightning_modules.teacher import HuggingFaceTeacher, TeacherTargets, build_teacher
+from lightning_modules.teacher import HuggingFaceTeacher, TeacherTargets
+from lightning_modules.teacher_building import build_teacher
 from lightning_modules.teacher_identity import teacher_settings, weight_digests
 from lightning_modules.whisper import WhisperTeacher
 from tests.helpers import (

@@ -19,11 +19,12 @@ from lightning_modules.deployment.streaming import StreamedUpstream, StreamSetti
 from lightning_modules.export import load_student
 from lightning_modules.precision import relative_error
 from lightning_modules.superb.upstream import LoadedEncoder, load_upstream
-from tests.helpers import POLICY_STAGES, save_whisper
+from tests.helpers import POLICY_STAGES, make_data, make_module, make_trainer, save_corpus, save_teacher, save_whisper
 from tests.lightning_modules.deployment.test_encoder import states_of
 from tests.lightning_modules.teachers import FAMILIES
 from tests.lightning_modules.test_export import checkpoint_of, save, tiny_hubert
 from tests.patience import PATIENCE
+from tests.students import KINDS, POSITIONS
 from tests.tiny_run import fit
 
 BATCHES = {"alone": [12_345], "shortest": [400], "padded": [30_000, 17_000, 401], "whole": [16_000, 16_000]}
@@ -97,6 +98,20 @@ def test_students_of_every_policy(policy: str, inputs: Path, tmp_path: Path) -> 
     described = export_onnx(run_folder, tmp_path / "student", states="all")
     assert described["layers"] == 4
     assert_equals_pytorch(tmp_path / "student", run_folder, [batch(lengths) for lengths in BATCHES.values()])
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "joined frames" else pytest.mark.slow) for kind in KINDS]
+)
+def test_students_of_every_kind(kind: str, tmp_path: Path) -> None:
+    module = make_module(save_teacher(tmp_path / "teacher", **POSITIONS), 2, **KINDS[kind])
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    data = make_data(save_corpus(tmp_path / "corpus", {"train": 2, "dev": 1}), tmp_path / "cache", batch_size=2)
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    export_onnx(str(tmp_path / "last.ckpt"), tmp_path / "student", states="all")
+    batches = [batch(lengths) for lengths in BATCHES.values()]
+    assert_equals_pytorch(tmp_path / "student", str(tmp_path / "last.ckpt"), batches)
 
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # inside WavLM's attention

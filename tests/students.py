@@ -1,0 +1,37 @@
+"""One table of all kinds of students, for every test that should hold for each of them."""
+
+from typing import Any
+
+THIN = [[4, 10, 5], [8, 1, 1], *[[8, 3, 2]] * 4, [16, 1, 1], *[[16, 2, 2]] * 2]
+"""Convolutions with FitHuBERT's kernels and strides."""
+
+POSITIONS = {"num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16}
+"""The positional convolution of a teacher whose first layers a student can copy."""
+
+# Kind -> settings of the student beside those of tests.helpers.make_module.
+KINDS: dict[str, dict[str, Any]] = {
+    "hubert": {},
+    "first layers": {"init_layers": 2, "feature_norm": False, "front_end_gradient": 0.1},
+    "joined frames": {"front_end_init": "random", "conv_layers": THIN, "time_reduction": 2, "input_dropout": 0.05},
+    "reused maps": {
+        "front_end_init": "random",
+        "conv_layers": THIN,
+        "reuse_attention": True,
+        "feature_projection": False,
+        "scale_layer_gradients": True,
+    },
+    "own model": {"architecture": "tests.own_students.ScaledHubert", "options": {"first_share": 0.5}},
+}
+
+# Policy -> stages of a student whose layers come in pairs, from 2 to 8.
+PAIR_STAGES: dict[str, list[int]] = {
+    "interleaved": [2, 4, 6, 8],
+    "gradual": [2, 4, 6, 8],
+    "midas": [2, 4, 6, 8],
+    "lidas": [2, 4, 6, 8],
+    "stackbert": [2, 4, 8],
+    "one_shot_stack": [2, 8],
+    "one_shot_interleave": [2, 8],
+    "random": [2, 4, 6, 8],
+    "identity": [2, 4, 6, 8],
+}
