@@ -77,7 +77,7 @@ def _converted_sections(converted: dict[str, Any]) -> list[str]:
     left_out, assumed = (", ".join(converted[key]) or "nothing" for key in ("left_out", "assumed"))
     rows = {"File": f"`{converted['file']}`", "SHA-256 of the file": f"`{converted['sha256']}`"}
     rows |= {"Left out": left_out, "Assumed, since the file does not say": assumed}
-    remarks = "\n".join(f"* {' '.join(remark.split())}" for remark in converted["remarks"])
+    remarks = "\n".join(f"* {remark}" for remark in converted["remarks"])
     return ["## Conversion", _table(["Setting", "Value"], rows.items()), remarks]
 
 

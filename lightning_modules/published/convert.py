@@ -19,7 +19,6 @@ from lightning_modules.export import CHECKPOINT_FORMAT, Attached, StudentCheckpo
 from lightning_modules.published.checkpoint import read_contents
 from lightning_modules.published.layouts import Published, read_published
 from lightning_modules.published.renaming import listed
-from lightning_modules.published.sizes import Settings
 
 PAPERS = {
     "DistilHuBERT": "H.-J. Chang et al., DistilHuBERT, ICASSP 2022, arXiv 2110.01900",
@@ -59,14 +58,14 @@ def convert_published(
     return student
 
 
-def read_settings(path: Path) -> Settings:
+def read_settings(path: Path) -> dict[str, Any]:
     """Read the section ``distiller`` of a YAML file."""
     try:
         settings = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     found = settings.get("distiller") if isinstance(settings, dict) else None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not found:
         raise InputError(f"{path} has no section `distiller`: give the configuration that the checkpoint came with")
     return found
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.errors import InputError
 from lightning_modules.compact_hubert import PAIR
 from lightning_modules.published.renaming import FAIRSEQ, TORCHAUDIO, Rules, listed, renamed
-from lightning_modules.published.sizes import Settings, fairseq_fields, require, shape_of, value_of
+from lightning_modules.published.sizes import fairseq_fields, require, shape_of, value_of
 
 Contents = Mapping[str, Any]
 STUDENT = "student_model."
@@ -45,15 +45,24 @@ HEADS_OF_LAYERS: Rules = {
 UNUSED = {"upsampler": "a transposed convolution that is never called", "final_proj": "a head for training only"}
 
 PLAIN_STATES = "The hidden states are the input of the first layer and the state of each layer."
-PROJECTED_STATES = """The hidden states are those of its heads: the state of each layer, projected to the teacher's
-width. The input of the first layer is not among them."""
-IN_S3PRL = """In s3prl the feature `paper` is the last hidden state. The list hidden_states there begins with the
-projected features before the positional convolution, and ends with the outputs of the heads."""
-IN_TORCHAUDIO = """In the authors' code the first hidden state is the projection before the positional convolution."""
-JOINED = """The authors' code drops a last frame without partner; here it is joined with zeros. So an utterance with an
-odd number of frames has other states than there."""
-REUSED = """A reused attention map passes a second softmax, as in the authors' code. There a batch of several utterances
-mixes the maps of utterances and heads; here every utterance has its own."""
+PROJECTED_STATES = (
+    "The hidden states are those of its heads: the state of each layer, projected to the teacher's width. The input of "
+    "the first layer is not among them."
+)
+IN_S3PRL = (
+    "In s3prl the feature `paper` is the last hidden state. The list hidden_states there begins with the projected "
+    "features before the positional convolution, and ends with the outputs of the heads."
+)
+IN_STARHUBERT = "The authors' list of hidden states has no input of the first layer."
+IN_DPHUBERT = "The authors' first hidden state is the projection before the positional convolution."
+JOINED = (
+    "The authors' code drops a last frame without partner; here it is joined with zeros. So an utterance with an odd "
+    "number of frames has other states than there."
+)
+REUSED = (
+    "A reused attention map passes a second softmax, as in the authors' code. There a batch of several utterances "
+    "mixes the maps of utterances and heads; here every utterance has its own."
+)
 
 
 class Published(NamedTuple):
@@ -91,10 +100,10 @@ class Layout(NamedTuple):
 
     describes: str
     fits: Callable[[Contents], bool]
-    read: Callable[[Contents, Settings], Published]
+    read: Callable[[Contents, Contents], Published]
 
 
-def read_published(contents: Contents, settings: Settings = None) -> Published:
+def read_published(contents: Contents, settings: Contents | None = None) -> Published:
     """Read a student of any known layout.
 
     Args:
@@ -106,7 +115,7 @@ def read_published(contents: Contents, settings: Settings = None) -> Published:
     """
     for layout in LAYOUTS:
         if layout.fits(contents):
-            return layout.read(contents, settings)
+            return layout.read(contents, settings or {})
     inner = contents.get("state_dict")
     weights = f"; its state_dict begins with {listed(list(inner))}" if isinstance(inner, dict) else ""
     raise InputError(
@@ -115,10 +124,10 @@ def read_published(contents: Contents, settings: Settings = None) -> Published:
     )
 
 
-def distilhubert(contents: Contents, settings: Settings) -> Published:
+def distilhubert(contents: Contents, settings: Contents) -> Published:
     """DistilHuBERT of s3prl (Chang et al., ICASSP 2022)."""
     own, weights = _entry(contents, "Config"), contents["Distiller"]
-    fields, assumed = fairseq_fields(weights, settings or own.get("distiller"))
+    fields, assumed = fairseq_fields(weights, settings or _entry(own, "distiller"))
     return Published(
         "DistilHuBERT",
         fields,
@@ -130,10 +139,10 @@ def distilhubert(contents: Contents, settings: Settings) -> Published:
     )
 
 
-def lightning_student(contents: Contents, settings: Settings) -> Published:
+def lightning_student(contents: Contents, settings: Contents) -> Published:
     """FitHuBERT (Lee et al., Interspeech 2022), MaskHuBERT and ARMHuBERT (Jang et al., 2023), STaRHuBERT (2024)."""
     own = _entry(_entry(contents, "hyper_parameters"), "cfg")
-    settings = settings or own.get("distiller")
+    settings = settings or _entry(own, "distiller")
     weights = {
         key.removeprefix(STUDENT): value for key, value in contents["state_dict"].items() if key.startswith(STUDENT)
     }
@@ -144,31 +153,24 @@ def lightning_student(contents: Contents, settings: Settings) -> Published:
         )
     weights, joined = _reduction_apart(weights, settings)
     fields, assumed = fairseq_fields(weights, settings)
-    reuse = _attention_reuse(weights, fields["num_hidden_layers"])
-    is_projected = "proj_head.0.lin_proj.weight" in weights
-    own_fields = {
-        "time_reduction": (joined, joined > 1),
-        "attention_reuse": (reuse, reuse != "none"),
-        "state_width": (is_projected and shape_of(weights, "proj_head.0.lin_proj.weight")[0], is_projected),
-    }
-    fields |= {name: value for name, (value, is_set) in own_fields.items() if is_set}
-    name = "MaskHuBERT" if is_projected else "STaRHuBERT"
+    name, remarks = "STaRHuBERT", [PLAIN_STATES, IN_STARHUBERT]
+    if "proj_head.0.lin_proj.weight" in weights:
+        name, remarks = "MaskHuBERT", [PROJECTED_STATES]
+        fields["state_width"] = shape_of(weights, "proj_head.0.lin_proj.weight")[0]
+    if _reuses_attention(weights, fields["num_hidden_layers"]):
+        name, remarks = "ARMHuBERT", [*remarks, REUSED]
+        fields["attention_reuse"] = "softmax"
+    if joined > 1:
+        name, remarks = "FitHuBERT", [*remarks, JOINED]
+        fields["time_reduction"] = joined
+    teacher = str(_entry(own, "teacher").get("teacher_model", "unknown")).rpartition("/")[2]
+    left_out = _present(weights, UNUSED)
     return Published(
-        "FitHuBERT" if joined > 1 else "ARMHuBERT" if reuse != "none" else name,
-        fields,
-        renamed(weights, {**FAIRSEQ, **HEADS_OF_LAYERS}),
-        _present(weights, UNUSED),
-        [
-            PROJECTED_STATES if is_projected else PLAIN_STATES,
-            *([JOINED] if joined > 1 else []),
-            *([REUSED] if reuse != "none" else []),
-        ],
-        assumed,
-        str(_entry(own, "teacher").get("teacher_model", "unknown")).rpartition("/")[2],
+        name, fields, renamed(weights, {**FAIRSEQ, **HEADS_OF_LAYERS}), left_out, remarks, assumed, teacher
     )
 
 
-def _reduction_apart(weights: dict[str, Tensor], settings: Settings) -> tuple[dict[str, Tensor], int]:
+def _reduction_apart(weights: dict[str, Tensor], settings: Contents) -> tuple[dict[str, Tensor], int]:
     """Name the time reduction ``encoder.reduce`` and number the layers without it; also the number of joined frames."""
     places = [match for key in weights if (match := re.fullmatch(r"encoder\.layers\.(\d+)\.(\d\.)?weight", key))]
     if not places:
@@ -179,7 +181,7 @@ def _reduction_apart(weights: dict[str, Tensor], settings: Settings) -> tuple[di
             f"its time reduction is {place[0]} of shape {list(kernel.shape)} (tr_layer_index, tr_layer_type): only a "
             "convolution before the first layer is read, as FitHuBERT has"
         )
-    require(settings or {}, REQUIRED_TO_JOIN)
+    require(settings, REQUIRED_TO_JOIN)
     apart = {}
     for key, value in weights.items():
         if layer := re.match(r"encoder\.layers\.(\d+)\.", key):
@@ -189,22 +191,20 @@ def _reduction_apart(weights: dict[str, Tensor], settings: Settings) -> tuple[di
     return apart, kernel.shape[2]
 
 
-def _attention_reuse(weights: Mapping[str, Tensor], layers: int) -> str:
+def _reuses_attention(weights: Mapping[str, Tensor], layers: int) -> bool:
     reusing = [number for number in range(layers) if f"encoder.layers.{number}.self_attn.q_proj.weight" not in weights]
-    if not reusing:
-        return "none"
-    if reusing != [number for number in range(layers) if number % PAIR]:
+    if reusing and reusing != [number for number in range(layers) if number % PAIR]:
         raise InputError(
             f"layers {reusing} have no queries (reuse_pattern): every second layer, from layer 1 on, must reuse the "
             "attention map of the layer before it"
         )
-    return "softmax"
+    return bool(reusing)
 
 
-def dphubert(contents: Contents, settings: Settings) -> Published:
+def dphubert(contents: Contents, settings: Contents) -> Published:
     """DPHuBERT (Peng et al., Interspeech 2023)."""
     own: dict[str, Any] = contents["config"]
-    if settings is not None:
+    if settings:
         raise InputError("a file of DPHuBERT has its own settings: leave out --config")
     if "encoder_remaining_heads" in own:
         raise InputError("it is a DPWavLM, whose attention has relative positions; of this kind only DPHuBERT is read")
@@ -230,7 +230,7 @@ def dphubert(contents: Contents, settings: Settings) -> Published:
         fields,
         renamed(contents["state_dict"], TORCHAUDIO),
         _present(contents, {"distill_linear_projs": "projections that predict the teacher's layers"}),
-        [PLAIN_STATES, IN_TORCHAUDIO],
+        [PLAIN_STATES, IN_DPHUBERT],
         [],
         normalize=bool(value_of(own, "normalize_waveform")),
     )

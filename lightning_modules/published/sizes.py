@@ -8,8 +8,6 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 
-Settings = Mapping[str, Any] | None
-"""Section ``distiller`` of a student's configuration; ``None`` if there is none."""
 HEADS = 12
 """Attention heads of every published student, where a file does not say."""
 STRIDES = {10: 5, 3: 2, 2: 2, 1: 1}
@@ -33,12 +31,12 @@ DROPOUTS = {
 }
 
 
-def fairseq_fields(weights: Mapping[str, Tensor], settings: Settings) -> tuple[dict[str, Any], list[str]]:
+def fairseq_fields(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Make the fields of the configuration, and list which settings were assumed.
 
     Args:
         weights: state dict of the student.
-        settings: its settings; ``None``: the published values.
+        settings: section ``distiller`` of its configuration; without any, the published values are assumed.
 
     Raises:
         InputError: a setting is not what this project computes, or does not fit the weights.
@@ -64,7 +62,7 @@ def fairseq_fields(weights: Mapping[str, Tensor], settings: Settings) -> tuple[d
     }
     if "post_extract_proj.weight" not in weights:
         fields["feature_projection"] = False
-    if settings is None:
+    if not settings:
         if width % HEADS:
             raise InputError(f"{HEADS} attention heads, as published, do not divide its width {width}: give --config")
         return fields, [f"{HEADS} attention heads", f"strides {fields['conv_stride']}"]

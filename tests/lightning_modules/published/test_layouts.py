@@ -11,7 +11,7 @@ from transformers import HubertModel
 from datamodules.errors import InputError
 from lightning_modules.compact_hubert import CompactHubertModel
 from lightning_modules.published.convert import model_of
-from lightning_modules.published.layouts import lightning_student, read_published
+from lightning_modules.published.layouts import read_published
 from tests.published_files import ENTRIES, FULL, TINY, Student, Weights, lightning_file, random_weights, settings
 
 TOLERANCE = 1e-5
@@ -283,7 +283,7 @@ def test_names_a_setting_that_dphubert_lacks(missing: str) -> None:
 def test_the_head_of_training_of_starhubert_is_left_out() -> None:
     weights = TINY["STaRHuBERT"].weights(random_weights())
     head = {"final_proj.weight": torch.zeros(3, 8), "final_proj.bias": torch.zeros(3)}
-    found = lightning_student(lightning_file(TINY["STaRHuBERT"], weights | head), None)
+    found = read_published(lightning_file(TINY["STaRHuBERT"], weights | head))
     assert found.left_out == ["final_proj (a head for training only)"]
     assert model_of(found).num_parameters() == sum(value.numel() for value in weights.values())
 
