@@ -32,7 +32,11 @@ def model_card(
     """
     config, dtype = model.config, str(model.dtype).removeprefix("torch.")
     teacher, settings = _teacher_name(meta["teacher"]), _growth_settings(meta)
-    sizes = (config.hidden_size, config.intermediate_size, config.num_attention_heads)
+    sizes = (
+        config.hidden_size,
+        getattr(config, "layer_intermediate_sizes", None) or config.intermediate_size,
+        getattr(config, "layer_heads", None) or config.num_attention_heads,
+    )
     converted = meta.get("converted")
     rows = {
         "Teacher": f"`{teacher}`",

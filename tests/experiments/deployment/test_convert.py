@@ -84,6 +84,8 @@ def test_files_and_card(layout: str, folders: Path) -> None:
     card = (folder / "README.md").read_text()
     assert f"A {layout} of {len(TINY[layout].heads)} layers (" in card
     assert f"`{layout}.ckpt`" in card
+    heads, inner = ("[2, 0, 1]", "[10, 6, 0]") if layout == "DPHuBERT" else (2, 10)
+    assert f"| Width, feed-forward, heads | 8, {inner}, {heads} |" in card
     assert meta["converted"]["sha256"] in card
     assert ("AutoModel.from_pretrained" in card) == bool(own)
     assert all(part in card for name in ("left_out", "remarks") for part in meta["converted"][name])
