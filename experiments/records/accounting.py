@@ -137,17 +137,14 @@ def step_cost(
     Args:
         teacher: Hugging Face configuration of the teacher.
         student: sizes of the student.
-        objective: decides how many teacher layers are run, and the projections of the losses.
+        objective: decides how many teacher layers are run, and the heads of the losses, which are counted as at full
+            depth.
         num_samples: length after cropping.
         cached: targets are read from a cache, so the teacher is not run.
         padded: the teacher is a Whisper that gets every utterance padded to 30 s.
         features: the features of a frozen front end are read from a cache too.
     """
-    front_end = None
-    if student.front_end_init == "teacher":
-        layout = {name: getattr(teacher, name) for name in CONV_FIELDS}
-        front_end = FrontEnd(layout | {"feat_extract_norm": feat_extract_norm(teacher)}, {})
-    own = hubert_config(student, front_end)
+    own = student_layout(student, teacher)
     targets = intermediate_layers(objective, teacher.num_hidden_layers)
     frames = conv_frames(own, num_samples)[-1]
     highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
@@ -156,12 +153,21 @@ def step_cost(
     trained, frozen = 3 * sum(convolutions) - convolutions[0], 0 if features else sum(convolutions)
     kinds = {"trained": trained, "frozen": frozen, "shared": frozen * cached, "trained_until_growth": frozen}
     fixed = kinds[student.front_end] + 3 * embedding_flops(own, frames)
-    fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * teacher.hidden_size
+    heads = own.hidden_size * (teacher.hidden_size + (own.hidden_size if objective.head == "mlp" else 0))
+    fixed += 3 * (1 + len(targets)) * 2 * frames * heads
     fixed += 3 * stack_flops(own, frames, 0)
     first_stage = trained - frozen if student.front_end == "trained_until_growth" else 0
     # A student with reused attention maps has pairs of layers; the layers of any other are alike.
     per_layer = 3 * (stack_flops(own, frames, PAIR) - stack_flops(own, frames, 0)) // PAIR
     return StepCost(asked, fixed, per_layer, first_stage)
+
+
+def student_layout(student: StudentConfig, teacher: Any) -> Any:
+    """The Hugging Face configuration of a student with this teacher, whose convolutions it may copy."""
+    if student.front_end_init != "teacher":
+        return hubert_config(student, None)
+    layout = {name: getattr(teacher, name) for name in CONV_FIELDS}
+    return hubert_config(student, FrontEnd(layout | {"feat_extract_norm": feat_extract_norm(teacher)}, {}))
 
 
 def hears_30_seconds(model: Mapping[str, Any]) -> bool:

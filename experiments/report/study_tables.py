@@ -47,6 +47,7 @@ COLUMNS = {
     "val_output": StudyColumn("Dev output loss", show_loss, "low"),
     "mean_depth": StudyColumn("Mean depth", fixed(1)),
     "parameters": StudyColumn("Parameters", lambda number: show_count(round(number))),
+    "superb_gmacs": StudyColumn("GMACs (SUPERB)", fixed(0), "low"),
     "steps": StudyColumn("Steps", fixed(0)),
 }
 METRICS = {

@@ -22,17 +22,17 @@ from transformers import AutoConfig
 
 from datamodules.errors import InputError
 from datamodules.files import read_json, read_text, write_json, write_text
-from experiments.records.accounting import measured
+from experiments.deployment.macs import superb_gmacs
+from experiments.records.accounting import measured, student_layout
 from experiments.records.reading import run_record
 from experiments.records.runs import RunFolder, git_commit
 from experiments.records.settings_yaml import dump_settings, load_settings
 from experiments.studies.plan import Inputs, Job
 from experiments.training.defaults import max_epochs
+from lightning_modules.student import StudentConfig
 
 # Variables of a scheduler or launcher around this process: they make Lightning take a job's process for a rank.
 LAUNCHER_PREFIXES = ("SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "SUBMITIT_", "PMI_")
-
-
 INTERRUPTED = 130
 """Exit status of a command that its runner ended."""
 
@@ -209,7 +209,9 @@ class Workspace:
             run = RunFolder(self.output / job.run)  # its commit may be older than the present one
             result |= {"commit": run.commit or result["commit"], "attempts": len(run.attempts)}
             result |= {"run": str(job.run), **run_record(run.path)}
-            return result | measured(run.path, teacher, config)
+            student = StudentConfig(**config.get("model", {}).get("student", {}))
+            gmacs = sum(superb_gmacs(student_layout(student, teacher)))
+            return result | measured(run.path, teacher, config) | {"superb_gmacs": gmacs}
         path = self.path(job) / "result.json"
         if job.kind in ("evaluate", "similarity"):
             if job.kind == "evaluate":

@@ -19,7 +19,7 @@ from datamodules.packed import MARKER, packed_digest
 from experiments.studies.study import Row, Study, row_settings
 
 Kind = Literal["corpus", "teacher", "targets", "together", "distil", "export", "evaluate", "similarity"]
-TARGET_SETTINGS = ("output_layer", "normalize_targets", "statistics_seconds")
+TARGET_SETTINGS = ("output_layer", "normalize_targets", "statistics_seconds", "targets", "masked")
 """Settings of the objective, besides the layers, that a cache of targets depends on."""
 WITHOUT_WEIGHTS = ("dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "compile", "compile_backend")
 """Settings of the student that its front end's output does not depend on."""
@@ -190,7 +190,8 @@ class Plan:
     def _add_targets(self, row: Row, settings: Mapping[str, Any], seed: int) -> Job:
         """Add the job that writes the row's cache: the baseline's layers, normalised as in the row.
 
-        Features come from the row's own student. If its front end is drawn, each seed has features of its own.
+        A row with other layers has a cache of its own. Features come from the row's own student. If its front end is
+        drawn, each seed has features of its own.
         """
         assert self.study.baseline is not None
         baseline = row_settings(self.study, self.study.row(self.study.baseline), self.seeds[0]).get("model", {})
@@ -202,6 +203,9 @@ class Plan:
         if features and (front_end := student.get("front_end", "trained")) not in ("frozen", "shared"):
             raise InputError(f"{reads} model.student.front_end is {front_end}: set it to frozen or shared")
         asked = {name: own["objective"][name] for name in TARGET_SETTINGS if name in own.get("objective", {})}
+        layers, stored = (part.get("objective", {}).get("layers") for part in (own, baseline))
+        if layers is not None and not (stored is not None and set(layers) <= set(stored)):
+            asked["layers"] = layers
         objective = {key: value for key, value in baseline.get("objective", {}).items() if key not in TARGET_SETTINGS}
         model = {key: value for key, value in (own if features else baseline).items() if key != "optimizer"}
         if features:

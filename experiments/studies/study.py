@@ -113,8 +113,8 @@ class Study:
         upstreams: models to evaluate beside the students: ``teacher`` if no job trains it, ``fbank``, or any other
             value of ``interstack superb --upstream``.
         cache: what rows read from a cache that a job of the study writes: none, the teacher's targets, or features too
-            (see ``Row``). A cache needs ``data.crop: fixed``. It has the layers of the ``baseline`` row, so no row that
-            reads it may learn others.
+            (see ``Row``). A cache needs ``data.crop: fixed``. It has the layers of the ``baseline`` row; a row that
+            learns others has a cache of its own.
         columns: columns of the main table; empty for the default.
         references: published rows.
         baseline: row that speed-ups refer to.
