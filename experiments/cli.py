@@ -35,6 +35,7 @@ COMMANDS = {
     ),
     "superb": ("experiments.superb.command", "score an encoder on SUPERB's tasks, or probe it in minutes"),
     "export": ("experiments.deployment.export", "write a student as a Hugging Face folder, or an encoder as ONNX"),
+    "convert": ("experiments.deployment.convert", "read a published student, such as DistilHuBERT, into such a folder"),
     "latency": ("experiments.deployment.latency", "time encoders beside each other: latency, memory, size and MACs"),
     "streaming": ("experiments.deployment.streaming", "measure hidden states and scores of an encoder that streams"),
     "rescore": ("experiments.deployment.rescore", "score a trained head with another encoder, such as an ONNX file"),
@@ -57,7 +58,13 @@ COMMANDS = {
 }
 
 # Parameters that are given without a name: one word, or several where the parameter is a list.
-POSITIONAL = {"reproduce": "study", "similarity": "checkpoints", "report": "folders", "dashboard": "study"}
+POSITIONAL = {
+    "reproduce": "study",
+    "convert": "file",
+    "similarity": "checkpoints",
+    "report": "folders",
+    "dashboard": "study",
+}
 
 # Warnings that users can do nothing about: from within dependencies, and Lightning's advice about small machines.
 DEPENDENCY_WARNINGS = (

@@ -171,6 +171,18 @@ def export_student(
     whole = attach(student, output.name) if attach else Attached(student.model)
     for model in (student.model, whole.model):
         model.to(getattr(torch, dtype))
+    write_student(student, output, whole)
+    return student
+
+
+def write_student(student: StudentCheckpoint, output: Path, whole: Attached) -> None:
+    """Write the whole folder or nothing.
+
+    Args:
+        student: the student and its description.
+        output: folder to write.
+        whole: the student, alone or with a head behind it.
+    """
     with making(output) as folder:
         whole.model.save_pretrained(folder)
         Wav2Vec2FeatureExtractor(
@@ -181,7 +193,6 @@ def export_student(
         card = model_card(student.model, student.meta, output.name, whole.usage, head=whole.head)
         write_text(folder / "README.md", card)
         write_json(folder / META_FILE, student.meta | ({"head": whole.head} if whole.head else {}), indent=2)
-    return student
 
 
 def cut_student(student: StudentCheckpoint, layers: int) -> StudentCheckpoint:

@@ -32,7 +32,12 @@ def model_card(
     """
     config, dtype = model.config, str(model.dtype).removeprefix("torch.")
     teacher, settings = _teacher_name(meta["teacher"]), _growth_settings(meta)
-    sizes = (config.hidden_size, config.intermediate_size, config.num_attention_heads)
+    sizes = (
+        config.hidden_size,
+        getattr(config, "layer_intermediate_sizes", None) or config.intermediate_size,
+        getattr(config, "layer_heads", None) or config.num_attention_heads,
+    )
+    converted = meta.get("converted")
     rows = {
         "Teacher": f"`{teacher}`",
         "Layers": config.num_hidden_layers,
@@ -41,17 +46,27 @@ def model_card(
         "Type of the weights": dtype,
         "Sample rate": f"{meta['sample_rate']} Hz",
         "Waveform": "zero mean and unit variance" if meta["normalize"] else "as it is, not normalised",
-        "Growth policy": settings.pop("policy", "none"),
-        **{key.replace("_", " ").capitalize(): value for key, value in settings.items()},
     }
+    if converted is None:
+        rows["Growth policy"] = settings.pop("policy", "none")
+        rows |= {key.replace("_", " ").capitalize(): value for key, value in settings.items()}
     sections = [
         _FRONT_MATTER.format(library=library, tag=_tag(head)),
         f"# {name}",
-        f"A HuBERT-layout speech encoder of {config.num_hidden_layers} layers, distilled from `{teacher}`.",
+        f"A HuBERT-layout speech encoder of {config.num_hidden_layers} layers, distilled from `{teacher}`."
+        if converted is None
+        else _CONVERTED.format(layers=config.num_hidden_layers, **converted),
         *([_CUT.format(layers=config.num_hidden_layers, whole=meta["cut_from"])] if "cut_from" in meta else []),
         _table(["Setting", "Value"], rows.items()),
         usage or _usage(model, name, meta["sample_rate"], "" if dtype == "float32" else CAST),
         *([head_section(head)] if head else []),
+        *(_trained_sections(meta) if converted is None else _converted_sections(converted)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _trained_sections(meta: dict[str, Any]) -> list[str]:
+    return [
         "## Growth",
         _growth_table([GrowthEvent.from_plain(event) for event in meta.get("growth") or []]),
         "## Metrics",
@@ -59,7 +74,15 @@ def model_card(
         *(f"## {title}\n\n{_json_block(meta.get(key) or {})}" for title, key in _BLOCKS.items()),
         _CITATION,
     ]
-    return "\n\n".join(sections) + "\n"
+
+
+def _converted_sections(converted: dict[str, Any]) -> list[str]:
+    """What a conversion left out and assumed, and what differs from the authors' code."""
+    left_out, assumed = (", ".join(converted[key]) or "nothing" for key in ("left_out", "assumed"))
+    rows = {"File": f"`{converted['file']}`", "SHA-256 of the file": f"`{converted['sha256']}`"}
+    rows |= {"Left out": left_out, "Assumed, since the file does not say": assumed}
+    remarks = "\n".join(f"* {remark}" for remark in converted["remarks"])
+    return ["## Conversion", _table(["Setting", "Value"], rows.items()), remarks]
 
 
 def _usage(model: HubertModel, name: str, rate: int, cast: str) -> str:
@@ -153,6 +176,9 @@ CAST = ".to(model.dtype)"
 
 _CUT = """It is cut: these are the first {layers} layers of a student of {whole}. Growth and metrics below are the whole
 student's."""
+
+_CONVERTED = """A {layout} of {layers} layers ({paper}). Its weights are those of `{file}`, converted with interstack;
+cite that paper if you use them."""
 
 _USAGE = """## Use
 

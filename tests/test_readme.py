@@ -20,7 +20,7 @@ from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
 
 DOCS = ("launching.md", "teachers.md", "extending.md", "installing.md", "studies.md", "reproducing.md", "superb.md")
-DOCS += ("performance.md", "caching.md", "deployment.md", "streaming.md")
+DOCS += ("performance.md", "caching.md", "deployment.md", "streaming.md", "published.md")
 PAGES = [
     REPOSITORY / "README.md",
     *(REPOSITORY / "docs" / name for name in DOCS),
