@@ -55,7 +55,8 @@ class StudentConfig:
             attention.
         hidden_dropout: dropout of hidden states; default: ``dropout``.
         activation_dropout: dropout of feed-forward activations; default: ``dropout``.
-        mask_time_prob: share of frames that SpecAugment masks in the student's input; 0 removes the mask embedding.
+        mask_time_prob: share of frames that SpecAugment, or masked distillation (``model.objective.masked``), masks in
+            the student's input; 0 removes the mask embedding.
         mask_time_length: frames per mask.
         front_end: ``trained``, ``frozen`` (no gradient flows into the convolutions), ``shared`` (a frozen copy of the
             teacher's convolutions, whose features the teacher computes once for both), or ``trained_until_growth``
@@ -254,12 +255,17 @@ class Student(nn.Module):
         return self.hubert.feature_extractor(waveforms_BT).transpose(1, 2)
 
     def forward(
-        self, waveforms_BT: Tensor | None, num_samples_B: Tensor | None = None, features_BFC: Tensor | None = None
+        self,
+        waveforms_BT: Tensor | None,
+        num_samples_B: Tensor | None = None,
+        features_BFC: Tensor | None = None,
+        mask_BF: Tensor | None = None,
     ) -> list[Tensor]:
         """Hidden states, depth + 1 of (B, F, D): entry 0 is the input of the first layer, entry k the k-th output.
 
         ``num_samples_B`` (valid samples per item) is ``None`` if no item is padded; then no mask is made.
         ``features_BFC`` are the features of a frozen front end if they are already known; waveforms are not used then.
+        ``mask_BF`` is true for the frames that are masked; with ``None`` SpecAugment chooses them in training.
         """
         hubert, encoder = self.hubert, self.hubert.encoder
         if self.config.compile:
@@ -269,7 +275,9 @@ class Student(nn.Module):
             features_BFC = self.features(waveforms_BT)
         valid_BF = self._valid_frames(features_BFC, num_samples_B)
         hidden_BFD = hubert.feature_projection(features_BFC)
-        hidden_BFD = hubert._mask_hidden_states(hidden_BFD, attention_mask=cast(torch.LongTensor, valid_BF))
+        hidden_BFD = hubert._mask_hidden_states(
+            hidden_BFD, mask_time_indices=mask_BF, attention_mask=cast(torch.LongTensor, valid_BF)
+        )
         if valid_BF is not None:
             hidden_BFD = hidden_BFD.masked_fill(~valid_BF.unsqueeze(-1), 0.0)
         mask = create_bidirectional_mask(config=hubert.config, inputs_embeds=hidden_BFD, attention_mask=valid_BF)

@@ -130,11 +130,14 @@ def step_cost(
     frames = conv_frames(own, num_samples)[-1]
     highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
     asked = 0 if cached else teacher_flops(teacher, num_samples, highest, padded)
+    if asked and objective.masked != "none":  # a second time above the convolutions, with masks
+        asked += asked - sum(front_end_flops(teacher, num_samples))
     convolutions = front_end_flops(own, num_samples)
     trained, frozen = 3 * sum(convolutions) - convolutions[0], 0 if features else sum(convolutions)
     kinds = {"trained": trained, "frozen": frozen, "shared": frozen * cached, "trained_until_growth": frozen}
     fixed = kinds[student.front_end] + 3 * embedding_flops(own, frames)
-    fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * teacher.hidden_size
+    inner = own.hidden_size if objective.head == "mlp" else 0
+    fixed += 3 * (1 + len(targets)) * 2 * frames * own.hidden_size * (teacher.hidden_size + inner)
     first_stage = trained - frozen if student.front_end == "trained_until_growth" else 0
     return StepCost(asked, fixed, 3 * layer_flops(own, frames), first_stage)
 
