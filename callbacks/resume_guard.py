@@ -36,6 +36,7 @@ OBJECTIVE_BEFORE = {
     "unmatched": "refuse",
     "head": "linear",
     "targets": "hidden",
+    "masked": "none",
 }
 """Settings of the objective that are not in older checkpoints, and the values that these have."""
 TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
@@ -100,6 +101,8 @@ class ResumeGuard(Callback):
         model["objective"] = dict(model["objective"])
         if model["objective"]["normalize_targets"] != "standardize":
             del model["objective"]["statistics_seconds"]
+        if model["objective"]["masked"] != "fixed":
+            del model["objective"]["mask_seed"]
         for name, default in OBJECTIVE_BEFORE.items():
             if model["objective"][name] == default:
                 del model["objective"][name]

@@ -316,8 +316,8 @@ class LibriSpeechDataModule(SpeechDataModule):
         return self._dataset("train")[batch]
 
     def growth_batch(self, num_items: int) -> AudioBatch:
-        """With a cache, ``num_items`` fixed segments of the middle bucket with their records; else as examples."""
-        if not self._caches:
+        """Fixed segments of the middle bucket with their records; examples without a cache, or with masked targets."""
+        if not self._caches or self._caches["train"].masked:
             return self.example_batch(num_items)
         rows = middle_rows(self._require("train", self._plans), num_items)
         return self._dataset("train", cached=True)[self.segments().resolve(rows, pass_index=0)]

@@ -40,6 +40,8 @@ class AudioBatch(NamedTuple):
     index: Tensor | None = None  # type: ignore[assignment]  # (B,) int64 manifest rows; hides tuple.index
     cached: CachedRecords | None = None  # targets, and perhaps features, of these segments
     features: CachedRecords | None = None  # features of these segments from a cache of their own
+    # (B,) int64 numbers of the segments: rows, or with several fixed segments of each row their own; None: not known
+    segments: Tensor | None = None
 
 
 Load = Callable[[int], Iterator[AudioBatch]]
@@ -80,6 +82,7 @@ class AudioDataset(Dataset[AudioBatch]):
 
     def __getitem__(self, batch: MicroBatch) -> AudioBatch:
         index_B = batch.rows.astype(np.int64)
+        segments = (index_B if batch.segments is None else batch.segments).astype(np.int64)  # a copy
         waveforms_BT = None
         if self.cache is None or not (self.cache.has_features or self.features is not None):
             # numpy asks for huge pages for a large array, which torch does not.
@@ -87,7 +90,6 @@ class AudioDataset(Dataset[AudioBatch]):
             for item, (row, start, num_samples) in enumerate(zip(*batch[:3], strict=True)):
                 index_B[item], values[item, :num_samples] = self._read(int(row), int(start), int(num_samples))
             waveforms_BT = torch.from_numpy(values)
-        segments = index_B if batch.segments is None else batch.segments
         return AudioBatch(
             waveforms_BT,
             torch.from_numpy(batch.num_samples.astype(np.int64)),
@@ -95,6 +97,7 @@ class AudioDataset(Dataset[AudioBatch]):
             torch.from_numpy(index_B),
             None if self.cache is None else self.cache.read(segments),
             None if self.features is None else self.features.read(segments),
+            torch.from_numpy(segments),
         )
 
     # The item of a batch sampler is a whole micro-batch, which the loader passes to this method.

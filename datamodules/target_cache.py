@@ -41,6 +41,7 @@ SHARDS = "*.targets"
 VALIDATION = "validation"
 NOT_IN_OLDER_CACHES = {
     "objective.normalize_targets": "none",
+    "objective.masked": "none",
     "teacher.targets": "hidden",
     "data.length_grid": 1,
     "data.segments_per_utterance": 1,
@@ -80,6 +81,11 @@ class TargetCache:
 
     def __reduce__(self) -> tuple[type["TargetCache"], tuple[str, list[int], bool]]:
         return TargetCache, (self.folder, self.layers, self.has_features)
+
+    @property
+    def masked(self) -> bool:
+        """Whether these are the targets of a student whose input is masked."""
+        return self.settings.get("objective.masked", "none") != "none"
 
     def differences(self, settings: Mapping[str, Any]) -> str:
         """The settings that this cache was not made with, with both values; empty if there are none."""

@@ -1,9 +1,10 @@
-"""Checks that a student's front end is the one that its teacher or a cache has, before the first step."""
+"""Checks that teacher, student, data and cache fit together, before the first step."""
 
 import torch
 
 from datamodules.errors import InputError
 from datamodules.speech_data import SpeechDataModule
+from lightning_modules.masking import FrameMasks
 from lightning_modules.student import Student
 from lightning_modules.teacher import Teacher
 from lightning_modules.teacher_identity import front_end_digest
@@ -42,3 +43,14 @@ def check_frame_rates(teacher: Teacher, student: Student) -> None:
             f"{int(student_frames[-1])}: a teacher must have the student's frame rate (one frame per 320 samples); "
             "copy its front end (model.student.front_end_init=teacher) or choose another teacher"
         )
+
+
+def check_data(datamodule: SpeechDataModule, teacher: Teacher, masks: FrameMasks | None) -> None:
+    """Refuse data of another sample rate than the teacher's, and cached targets that the run could not use."""
+    if (rate := datamodule.sample_rate) != teacher.sample_rate:
+        raise InputError(
+            f"data.sample_rate={rate} Hz, but the teacher was trained on {teacher.sample_rate} Hz: set "
+            f"data.sample_rate={teacher.sample_rate} and data.resample=true"
+        )
+    if datamodule.targets is not None and masks is not None:
+        masks.require_fixed()

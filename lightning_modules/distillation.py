@@ -20,10 +20,11 @@ from torch.optim import Optimizer
 from datamodules.errors import InputError
 from datamodules.files import plain_values
 from datamodules.speech_data import AudioBatch, SpeechDataModule, speech_data
-from lightning_modules.checks import check_cached_features, check_frame_rates, check_shared_convolutions
+from lightning_modules.checks import check_cached_features, check_data, check_frame_rates, check_shared_convolutions
 from lightning_modules.export import CHECKPOINT_FORMAT
 from lightning_modules.initial_weights import copy_first_layers, load_front_end, load_initial_weights
 from lightning_modules.lengths import before_the_end, global_lengths, is_padded
+from lightning_modules.masking import frame_masks
 from lightning_modules.objective import LossTerms, ObjectiveConfig, get_objective
 from lightning_modules.optimisation import (
     LearningRates,
@@ -105,6 +106,10 @@ class DistillationModule(L.LightningModule):
             self.objective = get_objective(objective.loss)(objective, *sizes, backend)
         if objective.targets == "feed_forward":
             teacher.use_feed_forward()
+        spans = student.mask_time_prob, student.mask_time_length
+        self.masks = frame_masks(objective.masked, *spans, seed, objective.mask_seed)
+        if self.masks is not None:
+            teacher.use_masks()
         self.objective.require_matched(student.num_layers)
         self.register_load_state_dict_post_hook(_train_matched)  # a checkpoint brings its depth
         teacher.select_layers(self.objective.layers, self.objective.output_layer)
@@ -155,16 +160,24 @@ class DistillationModule(L.LightningModule):
             waveforms_BT = normalize_waveforms(waveforms_BT, num_samples)
         return waveforms_BT, num_samples
 
-    def targets(self, batch: AudioBatch) -> TeacherTargets:
+    def mask_of(self, batch: AudioBatch) -> Tensor | None:
+        """Mask (B, F) of a training batch, true where a frame is masked; ``None`` without masked distillation."""
+        if self.masks is None:
+            return None
+        longest = batch.num_samples.max() if batch.waveforms is None else torch.tensor(batch.waveforms.shape[1])
+        frames_B, width = self.student.num_frames(batch.num_samples), int(self.student.num_frames(longest))
+        return self.masks.of(batch, frames_B, width, self.current_epoch).to(self.device, non_blocking=True)
+
+    def targets(self, batch: AudioBatch, mask_BF: Tensor | None = None) -> TeacherTargets:
         """Targets of this share of a global batch: cached ones if the batch carries them, else a teacher forward.
 
-        Cached targets are already normalised; those of a teacher forward are not yet.
+        Cached targets are already normalised; those of a teacher forward are not yet, and may depend on a mask.
         """
         with self.stopwatch.section("teacher"):
             if batch.cached is not None:
                 output_BFD, *hidden = batch.cached.targets.decoded()
                 return TeacherTargets(output_BFD, dict(zip(self.teacher.hidden_layers, hidden, strict=True)))
-            return self.teacher(*self.inputs(batch))
+            return self.teacher(*self.inputs(batch), mask_BF)
 
     def losses(self, batch: AudioBatch, scale: float = 1.0, targets: TeacherTargets | None = None) -> LossTerms:
         """Loss terms of this share of a global batch, times ``scale``; ``targets`` default to :meth:`targets`.
@@ -172,13 +185,14 @@ class DistillationModule(L.LightningModule):
         Sums over this share's frames are divided by the *global* number of frames. ``scale`` = ranks x accumulation
         steps undoes the averaging of DDP and of accumulation, so that the gradient is that of the global mean.
         """
+        mask_BF = self.mask_of(batch) if self.training else None
         if targets is None:
-            targets = self.targets(batch)
+            targets = self.targets(batch, mask_BF)
         if batch.cached is None:
             targets = self.objective.normalizer(targets)
         # A batch of cached features has no audio, and a cached segment is not padded.
         waveforms_BT, num_samples = (None, None) if batch.waveforms is None else self.inputs(batch)
-        hidden_states = self.student(waveforms_BT, num_samples, self._known_features(batch, targets))
+        hidden_states = self.student(waveforms_BT, num_samples, self._known_features(batch, targets), mask_BF)
         valid_BF = None
         if num_samples is not None:
             frames_B = self.student.num_frames(num_samples)
@@ -230,8 +244,8 @@ class DistillationModule(L.LightningModule):
     def train_matched(self) -> None:
         """Let the targets of the student's present depth be trained, and no others.
 
-        It must follow every change of depth: the cut to the first stage (callbacks are set up before the module), the
-        loading of a checkpoint, which DDP's wrapper comes after, and a growth, which asks for new parameter groups.
+        It follows every change of depth: the cut to the first stage (callbacks are set up before the module), a loaded
+        checkpoint (before DDP wraps the module), and a growth (new parameter groups, before DDP wraps it again).
         """
         depth, originals = self.student.depth, self.student.originals
         self.objective.train_matched(depth, originals)
@@ -297,13 +311,10 @@ class DistillationModule(L.LightningModule):
         self.train_matched()
         if (datamodule := speech_data(self.trainer)) is None:
             return
-        if (rate := datamodule.sample_rate) != self.teacher.sample_rate:
-            raise InputError(
-                f"data.sample_rate={rate} Hz, but the teacher was trained on {self.teacher.sample_rate} Hz: set "
-                f"data.sample_rate={self.teacher.sample_rate} and data.resample=true"
-            )
+        check_data(datamodule, self.teacher, self.masks)
         if stage == "fit" and datamodule.targets is not None:
-            settings = teacher_settings(self.teacher) | self.objective.normalizer.settings
+            masks = {} if self.masks is None else self.masks.settings
+            settings = teacher_settings(self.teacher) | self.objective.normalizer.settings | masks
             frozen = self.student.config.front_end in ("frozen", "shared")
             datamodule.use_targets(settings, self.teacher.hidden_layers, features=frozen)
 

@@ -18,6 +18,7 @@ from datamodules.errors import InputError
 from lightning_modules.compiling import compile_in_place
 from lightning_modules.layer_map import Attach, Unmatched, l2l_positions
 from lightning_modules.lookup import find_named
+from lightning_modules.masking import Masked
 from lightning_modules.target_normalization import NORMALIZATIONS, Normalization, TargetNormalizer
 from lightning_modules.teacher import TeacherTargets
 
@@ -124,6 +125,13 @@ class ObjectiveConfig:
             blocks of the same layers, before they are added to the residual stream, as USAD and data2vec do.
         head: ``linear`` projects with one linear layer; ``mlp`` with two and a GELU between them, the first of the
             student's width, as DistilHuBERT and USAD do.
+        masked: masked distillation, as MaskHuBERT and ARMHuBERT do it. Frames of the student's input are masked by
+            ``model.student.mask_time_prob`` and ``mask_time_length``. At these it learns what the teacher outputs for
+            the whole input, and at the others what it outputs for the same masked input. ``none`` masks nothing;
+            ``drawn`` draws other masks in every epoch; with ``fixed`` a segment always has the same mask, so that
+            targets can be cached. Validation has no masks.
+        mask_seed: random seed of masks that are ``fixed``. It is separate from the run's seed, so that runs of several
+            seeds share a cache.
         normalize_targets: ``none`` (as in the paper) keeps the teacher's values; ``layer`` gives every frame
             mean 0 and variance 1 over the width, as data2vec does; ``standardize`` gives every dimension mean 0 and
             variance 1 over a fixed part of the training data, measured once before the first step. Teachers with a
@@ -145,6 +153,8 @@ class ObjectiveConfig:
     projection: Literal["per_target", "shared"] = "per_target"
     head: Head = "linear"
     targets: Literal["hidden", "feed_forward"] = "hidden"
+    masked: Masked = "none"
+    mask_seed: int = 0
     normalize_targets: Normalization = "none"
     statistics_seconds: float = 600.0
     loss: str | None = None
@@ -156,6 +166,8 @@ class ObjectiveConfig:
             raise InputError(
                 f"model.objective.normalize_targets={self.normalize_targets!r}: choose {', '.join(NORMALIZATIONS)}"
             )
+        if self.mask_seed < 0:
+            raise InputError(f"model.objective.mask_seed={self.mask_seed} must be at least 0")
         if self.statistics_seconds <= 0:
             raise InputError(f"model.objective.statistics_seconds={self.statistics_seconds} must be positive")
         if self.weight < 0:

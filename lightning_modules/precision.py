@@ -1,6 +1,7 @@
 """Numeric precision: bf16 for a frozen encoder where it is safe and fast, and CUDA's process-wide switches."""
 
 import logging
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -116,3 +117,22 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
 def relative_error(value: Tensor, reference: Tensor) -> float:
     """L2 norm of the difference, divided by the L2 norm of the reference."""
     return float((value.float() - reference.float()).norm() / reference.float().norm())
+
+
+@torch.no_grad()
+def is_safe_in_bf16(targets: Callable[[Precision], Mapping[str, Tensor]], device: torch.device) -> bool:
+    """Whether bf16 changes no target of a teacher by more than the tolerance; logs the errors.
+
+    Args:
+        targets: computes the targets, by name, of a fixed input in a precision.
+        device: device of the teacher, for the message.
+    """
+    exact, half = targets("32"), targets("bf16")
+    errors = {name: relative_error(half[name], target_BFD) for name, target_BFD in exact.items()}
+    if safe := all(error <= BF16_TOLERANCE for error in errors.values()):  # false for NaN
+        message = "teacher computes in bf16 on %s: relative errors of its targets are %s"
+    else:
+        message = f"teacher computes in float32 on %s: bf16 has relative errors of %s, above {BF16_TOLERANCE}"
+    found = ", ".join(f"{error:.2g} ({name})" for name, error in errors.items())
+    logger.log(logging.INFO if safe else logging.WARNING, message, device, found)
+    return safe

@@ -57,7 +57,8 @@ class StudentConfig:
             attention.
         hidden_dropout: dropout of hidden states; default: ``dropout``.
         activation_dropout: dropout of feed-forward activations; default: ``dropout``.
-        mask_time_prob: share of frames that SpecAugment masks in the student's input; 0 removes the mask embedding.
+        mask_time_prob: share of frames that SpecAugment, or masked distillation (``model.objective.masked``), masks in
+            the student's input; 0 removes the mask embedding.
         mask_time_length: frames per mask.
         front_end: ``trained``, ``frozen`` (no gradient flows into the convolutions), ``shared`` (a frozen copy of the
             teacher's convolutions, whose features the teacher computes once for both), or ``trained_until_growth``
@@ -308,7 +309,7 @@ class Student(nn.Module):
 
         ``num_samples_B`` (valid samples per item) is ``None`` if no item is padded; then no mask is made.
         ``features_BFC`` are the features of a frozen front end if they are already known; waveforms are not used then.
-        ``mask_BF`` is true where the mask embedding replaces a frame.
+        ``mask_BF`` is true for the frames that are masked; with ``None`` SpecAugment chooses them in training.
         """
         hubert, encoder = self.hubert, self.hubert.encoder
         if self.config.compile:

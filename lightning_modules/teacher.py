@@ -8,9 +8,9 @@ from the Hugging Face hub or a local folder, :class:`lightning_modules.whisper.W
 another encoder write a subclass of :class:`Teacher`.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,11 +22,16 @@ from lightning_modules.front_end import FrontEnd, conv_frames, copyable_front_en
 from lightning_modules.hidden_states import encoder_states, valid_samples
 from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end
-from lightning_modules.precision import BF16_TOLERANCE, Precision, chosen_precision, computing_in, relative_error
-from lightning_modules.taps import run_tapped
-from lightning_modules.teacher_loading import ADVICE, load_config, load_extractor, load_model, resolve_normalize
-
-logger = logging.getLogger(__name__)
+from lightning_modules.masking import mixture
+from lightning_modules.precision import Precision, chosen_precision, computing_in, is_safe_in_bf16
+from lightning_modules.taps import ends_in_layer_norm, run_tapped
+from lightning_modules.teacher_loading import (
+    MASK_EMBEDDING,
+    load_config,
+    load_extractor,
+    load_model,
+    resolve_normalize,
+)
 
 
 class TeacherTargets(NamedTuple):
@@ -58,7 +63,8 @@ class Teacher(nn.Module, ABC):
     ``train()``, and a call runs under ``torch.no_grad()``, because a loss cannot save tensors made under
     ``inference_mode`` for its backward pass. It may override ``prepare``, to compute differently on some device,
     ``share_front_end``, to return its features, ``settings``, if more settings determine the targets, and
-    ``all_states``, if a probe should read more hidden states, and ``use_feed_forward``, to give other targets.
+    ``all_states``, if a probe should read more hidden states, and ``use_feed_forward`` and ``use_masks``, to give other
+    targets.
 
     Attributes:
         sample_rate: sample rate of the waveforms, in Hz.
@@ -68,6 +74,7 @@ class Teacher(nn.Module, ABC):
         front_end: convolutions that a student can copy, ``None`` if there are none.
         init_args: plain values that rebuild the teacher.
         feed_forward: whether the targets are the outputs of feed-forward blocks instead of hidden states.
+        takes_masks: whether ``forward`` takes masks of frames.
         gives_layer_0: whether layer 0, the input of the first layer, can be a target.
         layer_prefix: start of the names of the layers' weights. Layer k's, and no others, begin with it, k - 1 and a
             dot; ``None`` if not known.
@@ -82,6 +89,7 @@ class Teacher(nn.Module, ABC):
     normalize: bool = False
     front_end: FrontEnd | None = None
     feed_forward: bool = False
+    takes_masks: bool = False
     gives_layer_0: bool = False
     layer_prefix: str | None = None
     hidden_layers: tuple[int, ...] = ()
@@ -148,6 +156,21 @@ class Teacher(nn.Module, ABC):
             "feed-forward blocks: set model.objective.targets=hidden"
         )
 
+    def use_masks(self) -> None:
+        """Take masks (B, F) from now on, as a third argument of ``forward``, which then runs the encoder twice.
+
+        Targets are those of the whole input where the mask is true, and elsewhere those of the input in which the mask
+        embedding replaces these frames.
+
+        Raises:
+            InputError: this teacher has no mask embedding, or one that was not trained.
+        """
+        raise InputError(
+            f"model.objective.masked needs a teacher with a trained mask embedding ({MASK_EMBEDDING}), which this "
+            f"{type(self).__name__} lacks: set model.objective.masked=none, or choose a teacher that was trained with "
+            "masks, such as HuBERT"
+        )
+
     def share_front_end(self) -> None:
         """Return the features of ``front_end`` with the targets from now on.
 
@@ -175,8 +198,11 @@ class Teacher(nn.Module, ABC):
         return super().train(False)
 
     @torch.no_grad()
-    def __call__(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
-        return super().__call__(waveforms_BT, num_samples_B)
+    def __call__(
+        self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None, masked_BF: Tensor | None = None
+    ) -> TeacherTargets:
+        masks = () if masked_BF is None else (masked_BF,)  # a teacher without use_masks takes none
+        return super().__call__(waveforms_BT, num_samples_B, *masks)
 
 
 class EncoderTeacher(Teacher):
@@ -235,22 +261,10 @@ class EncoderTeacher(Teacher):
         if device == self._prepared_for:
             return
         self._prepared_for = device
-        wanted = chosen_precision(self._asked_precision, device)
-        self.precision_used = "bf16" if wanted == "bf16" and self._is_safe_in_bf16(device) else "32"
-
-    @torch.no_grad()
-    def _is_safe_in_bf16(self, device: torch.device) -> bool:
-        """Whether bf16 changes no target of a second of noise by more than the tolerance; logs the errors."""
-        probe_BT = noise().to(device)
-        exact, half = (self._targets(probe_BT, None, precision).named() for precision in ("32", "bf16"))
-        errors = {name: relative_error(half[name], target_BFD) for name, target_BFD in exact.items()}
-        if safe := all(error <= BF16_TOLERANCE for error in errors.values()):  # false for NaN
-            message = "teacher computes in bf16 on %s: relative errors of its targets are %s"
-        else:
-            message = f"teacher computes in float32 on %s: bf16 has relative errors of %s, above {BF16_TOLERANCE}"
-        found = ", ".join(f"{error:.2g} ({name})" for name, error in errors.items())
-        logger.log(logging.INFO if safe else logging.WARNING, message, device, found)
-        return safe
+        wanted, probe_BT = chosen_precision(self._asked_precision, device), noise().to(device)
+        if wanted == "bf16" and not is_safe_in_bf16(lambda kind: self._targets(probe_BT, None, kind).named(), device):
+            wanted = "32"
+        self.precision_used = wanted
 
 
 class HuggingFaceTeacher(EncoderTeacher):
@@ -309,7 +323,7 @@ class HuggingFaceTeacher(EncoderTeacher):
         self.model = load_model(model, revision, attn_implementation)
         self.requires_grad_(False).eval()
         self.num_layers, self.hidden_size = len(self.model.encoder.layers), config.hidden_size
-        self.final_norm = self._ends_in_layer_norm()
+        self.final_norm = ends_in_layer_norm(self.model)
         self.front_end = copyable_front_end(self.model.feature_extractor, config)
         install(self.model.feature_extractor, kernels)
         instead = "`normalize` (16 kHz is assumed then), or "
@@ -332,43 +346,41 @@ class HuggingFaceTeacher(EncoderTeacher):
             super().share_front_end()
         self._shares_front_end = True
 
-    def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
+    def use_masks(self) -> None:
+        drawn = any(name.startswith(MASK_EMBEDDING) for name in self.model.drawn_weights)
+        if drawn or getattr(self.model, MASK_EMBEDDING, None) is None:
+            super().use_masks()
+        self.model.config.apply_spec_augment = True  # else the model ignores masks; in eval mode it draws none
+        self.takes_masks = True
+
+    def forward(
+        self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None, masked_BF: Tensor | None = None
+    ) -> TeacherTargets:
         if self._backend is not None:
             compile_in_place(compiled_parts(self.model, whole_layers=not self.feed_forward), self._backend)
-        return super().forward(waveforms_BT, num_samples_B)
+        return self._targets(waveforms_BT, num_samples_B, self.precision_used, masked_BF)
 
-    def _targets(self, waveforms_BT: Tensor, num_samples_B: Tensor | None, precision: Precision) -> TeacherTargets:
+    def _targets(
+        self,
+        waveforms_BT: Tensor,
+        num_samples_B: Tensor | None,
+        precision: Precision,
+        masked_BF: Tensor | None = None,
+    ) -> TeacherTargets:
         mask_BT = valid_samples(waveforms_BT, num_samples_B)
         with computing_in(precision, waveforms_BT.device):
             wanted = {*self.hidden_layers, self.output_layer}
             inside = self.feed_forward_output if self.feed_forward else None
-            found = run_tapped(self.model, waveforms_BT, mask_BT, wanted, inside)
-            output_BFD = found.outputs[self.output_layer]
+            run = partial(run_tapped, self.model, waveforms_BT, mask_BT, wanted, inside)
+            outputs, features_BCF, _ = run()
+            if masked_BF is not None:
+                outputs = mixture(masked_BF, outputs, run(masked_BF, features_BCF).outputs)
+            output_BFD = outputs[self.output_layer]
             if self.final_norm and not self.feed_forward:
                 output_BFD = self.model.encoder.layer_norm(output_BFD)
-        hidden = {layer: found.outputs[layer].float() for layer in self.hidden_layers}
-        features_BFC = found.features_BCF.float().transpose(1, 2) if self._shares_front_end else None
+        hidden = {layer: outputs[layer].float() for layer in self.hidden_layers}
+        features_BFC = features_BCF.float().transpose(1, 2) if self._shares_front_end else None
         return TeacherTargets(output_BFD.float(), hidden, features_BFC)
-
-    @torch.no_grad()
-    def _ends_in_layer_norm(self) -> bool:
-        """Whether the encoder applies a norm to its last layer's output, tested on a second of noise.
-
-        The encoders that do so differ in class names and config fields, and a wrong guess would raise no error.
-        """
-        probe_BT = noise()
-        found = run_tapped(self.model, probe_BT, None, {self.num_layers})
-        output_BFD, last_BFD = found.outputs[self.num_layers], found.last_BFD
-        frames = int(self.num_frames(torch.tensor([probe_BT.shape[1]])))
-        if output_BFD.shape == last_BFD.shape == (1, frames, self.hidden_size):
-            if torch.equal(output_BFD, last_BFD):
-                return False
-            if torch.allclose(self.model.encoder.layer_norm(output_BFD), last_BFD, atol=1e-5):
-                return True
-        raise InputError(
-            f"{type(self.model).__name__} changes its frames between or after the layers in an unknown way: "
-            f"{ADVICE}, or write a Teacher for it"
-        )
 
 
 def normalize_waveforms(waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import HubertModel
 
 from lightning_modules.front_end import CONV_FIELDS
 from lightning_modules.teacher import Teacher
-from lightning_modules.teacher_loading import UNUSED_WEIGHTS
+from lightning_modules.teacher_loading import MASK_EMBEDDING, UNUSED_WEIGHTS
 
 
 def teacher_digest(teacher: Teacher) -> str:
@@ -38,6 +38,7 @@ def teacher_settings(teacher: Teacher) -> dict[str, Any]:
         "teacher.output_layer": teacher.output_layer,
         "teacher.output_weights": digests[teacher.output_layer],
         **{f"teacher.layer_{layer}_weights": digests[layer] for layer in teacher.hidden_layers},
+        **({"teacher.mask_embedding": _mask_embedding_digest(teacher)} if teacher.takes_masks else {}),
     }
 
 
@@ -68,6 +69,15 @@ def weight_digests(teacher: Teacher) -> dict[int, str]:
             _add(digest, name, weight)
         digests[layer] = digest.hexdigest()[:16]
     return digests
+
+
+def _mask_embedding_digest(teacher: Teacher) -> str:
+    """Hash of the mask embedding, on which the targets depend only in masked distillation."""
+    digest = hashlib.sha256()
+    for name, weight in teacher.state_dict().items():
+        if name.removeprefix("model.") == MASK_EMBEDDING:
+            _add(digest, name, weight)
+    return digest.hexdigest()[:16]
 
 
 def _add(digest: Any, name: str, weight: Tensor) -> None:

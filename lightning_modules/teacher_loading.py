@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 # fairseq trained this model on raw audio (task.normalize=false), though the extractor file on the hub differs.
 # Group norm cancels a gain except for quiet audio (outputs change by 0.06 % at scale 0.1, 42 % at 0.003).
 RAW_AUDIO_MODELS = frozenset({"facebook/hubert-base-ls960"})
+MASK_EMBEDDING = "masked_spec_embed"
 # Weights that a checkpoint may lack, since the hidden states of an encoder in eval mode do not depend on them.
-UNUSED_WEIGHTS = ("masked_spec_embed", "adapter.")
+UNUSED_WEIGHTS = (MASK_EMBEDDING, "adapter.")
 ADVICE = "choose a speech encoder such as HuBERT, wav2vec 2.0, WavLM or data2vec-audio"
 WHISPER = "whisper"
 """``model_type`` of Whisper models, for which there is a separate teacher class."""
@@ -60,7 +61,10 @@ def _not_found(model: str, error: Exception) -> str:
 def load_weights(
     model_class: Any, model: str, revision: str | None, attn_implementation: str | None, **kwargs: Any
 ) -> Any:
-    """Load a ``model_class`` in float32 with every weight from the checkpoint; Hugging Face receives ``kwargs``."""
+    """Load a ``model_class`` in float32 with every weight from the checkpoint; Hugging Face receives ``kwargs``.
+
+    ``drawn_weights`` of the result are the names of unused weights that the checkpoint lacks.
+    """
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
     # Loading draws random numbers, which must not change the student's.
@@ -78,6 +82,7 @@ def load_weights(
             f"teacher model {model!r} lacks {len(missing)} weights of {type(loaded).__name__}, the first is "
             f"{missing[0]!r}: its config.json does not fit its weights"
         )
+    loaded.drawn_weights = tuple(info["missing_keys"])
     return loaded
 
 

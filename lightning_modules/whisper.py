@@ -209,7 +209,7 @@ class WhisperTeacher(EncoderTeacher):
     def states_of(
         self, features_BCM: Tensor, frames: int, mask_B11F: Tensor | None, wanted: Collection[int]
     ) -> dict[int, Tensor]:
-        """Raw outputs (B, F, D) of the ``wanted`` layers, or of their feed-forward blocks, from 2 F log-mels."""
+        """Outputs (B, F, D) of the ``wanted`` layers, or of their feed-forward blocks, from 2 F frames of log-mel."""
         hidden_BDF = F.gelu(self.model.conv1(features_BCM))
         # The last frame of an utterance does not depend on conv1 past its end: the kernel of conv2 ends at 2 F - 1.
         hidden_BDF = F.gelu(self.model.conv2(hidden_BDF))

@@ -37,7 +37,9 @@ IGNORED = re.compile(r"/(train_)?seconds$|^/interstack/metrics/|/epoch_loop\.val
 # Of the teacher's 4 layers depth 1 learns 0, depth 2 also 2, depth 3 only 0 again, and depth 4 all.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "skip": {"intermediate": "l2l", "layers": [0, 1, 2, 3], "unmatched": "skip", "head": "mlp", "output_weight": 0.5},
+    "masked": {"masked": "drawn"},
 }
+MASKS: dict[str, Any] = {"mask_time_prob": 0.8, "mask_time_length": 2}
 
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -110,6 +112,7 @@ def fit(folder: Path, inputs: Path, scenario: Scenario, resume: Path | None = No
         batches_per_epoch=scenario.batches_per_epoch,
     )
     optimizer, objective = {"lr": 3e-3, "warmup_fraction": 0.2}, OBJECTIVES.get(scenario.objective or "")
+    student = MASKS if scenario.objective == "masked" else {}
     trainer.fit(
         make_module(
             inputs / "teacher",
@@ -117,7 +120,7 @@ def fit(folder: Path, inputs: Path, scenario: Scenario, resume: Path | None = No
             dropout=scenario.dropout,
             optimizer=optimizer,
             objective=objective,
-            **KINDS[scenario.student],
+            **KINDS[scenario.student] | student,
         ),
         datamodule=data,
         ckpt_path=str(resume) if resume else None,

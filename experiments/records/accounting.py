@@ -149,6 +149,8 @@ def step_cost(
     frames = conv_frames(own, num_samples)[-1]
     highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
     asked = 0 if cached else teacher_flops(teacher, num_samples, highest, padded)
+    if asked and objective.masked != "none":  # a second time above the convolutions, with masks
+        asked += asked - sum(front_end_flops(teacher, num_samples))
     convolutions = front_end_flops(own, num_samples)
     trained, frozen = 3 * sum(convolutions) - convolutions[0], 0 if features else sum(convolutions)
     kinds = {"trained": trained, "frozen": frozen, "shared": frozen * cached, "trained_until_growth": frozen}

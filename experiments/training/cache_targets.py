@@ -80,6 +80,8 @@ class TargetsTrainer(Trainer):
                 "features=true stores the output of a front end that does not change, but model.student.front_end="
                 f"{model.student.config.front_end}: set it to frozen or shared"
             )
+        if model.masks is not None:
+            model.masks.require_fixed()
         model.load_initial_front_end()
         datamodule.trainer = self
         datamodule.targets = None  # an older cache would limit the speakers
@@ -151,7 +153,8 @@ class Source:
     def compute(self, batches: Sequence[np.ndarray], stage: str) -> Iterator[Computed]:
         for batch in self.datamodule.segment_loader(batches, stage):
             moved = self.datamodule.transfer_batch_to_device(batch, self.device, 0)
-            targets = self.model.objective.normalizer(self.model.targets(moved))
+            mask_BF = self.model.mask_of(moved) if stage == "train" else None  # validation has no masks
+            targets = self.model.objective.normalizer(self.model.targets(moved, mask_BF))
             features_BFC = targets.features_BFC
             if self.features and features_BFC is None:
                 waveforms_BT, _ = self.model.inputs(moved)
@@ -222,6 +225,7 @@ def _made_with(
         **(front_end if settings.features else {}),
         **teacher_settings(model.teacher),
         **({} if normalization.items() <= NOT_IN_OLDER_CACHES.items() else normalization),
+        **({} if model.masks is None else model.masks.settings),
         **datamodule.segment_settings(stage),
     }
 

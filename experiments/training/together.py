@@ -149,6 +149,11 @@ def _refuse(first: StudentCLI, other: StudentCLI) -> None:
 
 def share_teacher(modules: Sequence[DistillationModule]) -> None:
     """Give all modules the teacher of the first, which then returns every layer that any of them needs."""
+    if any(module.masks is not None for module in modules):
+        raise InputError(
+            "students that are trained together share their targets, which masks of their own would change: set "
+            "model.objective.masked=none, or train them apart"
+        )
     chosen = [module.objective.output_layer for module in modules]
     highest = [max([module.objective.output_layer, *module.objective.layers]) for module in modules]
     if len(set(chosen)) > 1 or len(set(highest)) > 1:

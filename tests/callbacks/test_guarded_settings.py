@@ -26,6 +26,8 @@ GUARDED: dict[str, dict[str, tuple[Any, str]]] = {
         "model.student.activation_dropout": (0.4, "model.student.activation_dropout"),
         "model.student.mask_time_prob": (0.1, "model.student.mask_time_prob"),
         "model.student.mask_time_length": (5, "model.student.mask_time_length"),
+        "model.objective.masked": ("fixed", "model.objective.masked"),
+        "model.objective.mask_seed": (3, "model.objective.mask_seed"),
         "model.student.front_end": ("frozen", "model.student.front_end"),
         "growth.layers_per_stage": (2, "growth.stages"),
         "trainer.max_epochs": (6, "growth.stage_epochs"),

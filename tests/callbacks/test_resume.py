@@ -36,7 +36,7 @@ PAIRS = [
     Scenario(0, 2, "mid", None, "bf16-mixed", odd_tail=True),
     Scenario(2, 1, "mid", 2, "32-true"),
 ]
-OBJECTIVES_OF_DEPTHS = [Scenario(objective="skip")]
+OBJECTIVES = [Scenario(objective="skip"), Scenario(objective="masked")]
 PAIRS_OF_TWO_PROCESSES = [
     Scenario(0, 1, "mid", objective="skip"),
     Scenario(2, 2, "mid", None, "32-true", odd_tail=True),
@@ -65,7 +65,7 @@ def named(scenario: Scenario) -> str:
 
 @pytest.mark.parametrize(
     "scenario",
-    [*OBJECTIVES_OF_DEPTHS, *PAIRS[:2], *(pytest.param(s, marks=pytest.mark.slow) for s in PAIRS[2:])],
+    [*OBJECTIVES, *PAIRS[:2], *(pytest.param(s, marks=pytest.mark.slow) for s in PAIRS[2:])],
     ids=named,
 )
 def test_every_checkpoint_resumes_bit_for_bit(scenario: Scenario, tmp_path: Path, inputs: Path) -> None:

@@ -113,6 +113,7 @@ def test_two_processes_equal_one_in_every_combination(policy: str, home: Path) -
 
 # -- single mechanisms ------------------------------------------------------------------------------------------------
 
+MASKS = {"mask_time_prob": 0.8, "mask_time_length": 2}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "original": {"objective": {"intermediate": "l2l", "attach": "original"}, "stages": [2, 3, 4]},
     "block end": {"objective": {"intermediate": "l2l"}, "policy": "stackbert", "stages": [2, 4]},
@@ -128,6 +129,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "objective": {"intermediate": "l2l", "layers": [0, 2], "projection": "shared"},
         "stages": [2, 4],
     },
+    "masked": {"objective": {"masked": "drawn"}, "student": MASKS, "length": "pad", "accumulate": 2},
     "own loss": {"objective": {"loss": "tests.own_losses.WithDeltas"}, "length": "pad"},
     "layer": {"objective": {"normalize_targets": "layer"}, "length": "pad"},
     "standardize": {"objective": {"normalize_targets": "standardize", "statistics_seconds": 2.0}, "accumulate": 2},

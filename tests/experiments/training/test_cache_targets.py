@@ -62,9 +62,10 @@ def data_of(home: Path, **settings: Any) -> LibriSpeechDataModule:
 def rounded(module: DistillationModule, dtype: str) -> Callable[[AudioBatch], TeacherTargets]:
     """The teacher on the fly, asked as the cache was made, an utterance at a time, and rounded as it was."""
 
-    def targets(batch: AudioBatch) -> TeacherTargets:
+    def targets(batch: AudioBatch, mask_BF: Tensor | None = None) -> TeacherTargets:
         assert batch.waveforms is not None
-        said = [module.teacher(waveform_T[None]) for waveform_T in batch.waveforms]
+        masks = [None] * len(batch.waveforms) if mask_BF is None else mask_BF[:, None]
+        said = [module.teacher(wave_T[None], None, mask) for wave_T, mask in zip(batch.waveforms, masks, strict=True)]
         each = [torch.stack([one.output_BFD, *one.hidden.values()]) for one in said]
         output_BFD, *hidden = encode(torch.cat(each, dim=1), dtype).decoded()
         return TeacherTargets(output_BFD, dict(zip(module.teacher.hidden_layers, hidden, strict=True)))
@@ -130,6 +131,77 @@ def test_a_run_from_the_cache_is_the_run_on_the_fly(dtype: str, home: Path, tmp_
     # What is lost by rounding is a small part of what other segments change; validation reads rounded targets too.
     assert distance(exact, cached) < 0.1 * distance(exact, elsewhere)
     assert abs(validation - unrounded) < 0.1 * abs(other - unrounded)
+
+
+MASKS = {"mask_time_prob": 0.8, "mask_time_length": 2}
+MASKED = ["--model.objective.masked", "fixed", *(f"--model.student.{name}={value}" for name, value in MASKS.items())]
+
+
+def masked_module(home: Path, seed: int = 0, mask_seed: int = 0, **masks: Any) -> DistillationModule:
+    objective = {"masked": "fixed", "mask_seed": mask_seed}
+    return make_module(home / "teacher", objective=objective, seed=seed, **(MASKS | masks))
+
+
+def test_a_cache_holds_the_targets_of_masked_input(home: Path, tmp_path: Path) -> None:
+    """Bit for bit those that a run computes which draws the same masks, whatever its own seed is."""
+    cache, two = str(tmp_path / "masked"), {"segments_per_utterance": 2}
+    run(["cache-targets", *options(home), *MASKED, "--data.segments_per_utterance", "2", "--output", cache])
+    found = {}
+    for seed in (0, 1):
+        reading = data_of(home, targets=cache, num_workers=1, **two)
+        cached, validation = train(masked_module(home, seed), reading, tmp_path / f"{seed}")
+        module = masked_module(home, seed)
+        module.targets = rounded(module, "bf16")  # type: ignore[method-assign, assignment]
+        reference, rounded_validation = train(module, data_of(home, **two), tmp_path / f"{seed}, rounded")
+        assert equal(cached, reference)
+        assert validation == pytest.approx(rounded_validation, rel=1e-3)  # in other batches
+        found[seed] = cached
+    assert not equal(found[0], found[1])
+    # Control: other masks are another run.
+    exact, _ = train(masked_module(home), data_of(home, **two), tmp_path / "exact")
+    others, _ = train(masked_module(home, mask_seed=1), data_of(home, **two), tmp_path / "others")
+    assert distance(exact, found[0]) < 0.1 * distance(exact, others)
+    for module, message in (
+        (masked_module(home, mask_seed=1), r"objective\.mask_seed was 0, is 1"),
+        (masked_module(home, mask_time_prob=0.5), r"student\.mask_time_prob was 0\.8, is 0\.5"),
+        (make_module(home / "teacher"), r"objective\.masked was fixed, is none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(module, data_of(home, targets=cache, **two), tmp_path / "refused")
+    with pytest.raises(ValueError, match=r"objective\.masked was none, is fixed"):
+        train(masked_module(home), data_of(home, targets=str(home / "bf16")), tmp_path / "refused")
+    with pytest.raises(ValueError, match=r"cannot be cached with model\.objective\.masked=drawn"):
+        run(["cache-targets", *options(home), *MASKED, "--model.objective.masked", "drawn", "--output", cache])
+
+
+def test_a_cache_of_feed_forward_outputs_and_layer_0(home: Path, tmp_path: Path) -> None:
+    blocks = {"targets": "feed_forward"}
+    more = ["--model.objective.targets", "feed_forward", "--output", str(tmp_path / "blocks")]
+    run(["cache-targets", *options(home), *more])
+    layer_0 = ["--model.objective.layers", "[0,2]", "--output", str(tmp_path / "layer_0")]
+    run(["cache-targets", *options(home), *layer_0])
+    for name, objective in (("blocks", blocks), ("layer_0", {"layers": [0, 2]})):
+        reading = data_of(home, targets=str(tmp_path / name))
+        cached, _ = train(make_module(home / "teacher", objective=objective), reading, tmp_path / name / "run")
+        module = make_module(home / "teacher", objective=objective)
+        module.targets = rounded(module, "bf16")  # type: ignore[method-assign, assignment]
+        reference, _ = train(module, data_of(home), tmp_path / name / "rounded")
+        assert equal(cached, reference)
+    for cache, module, message in (
+        (
+            home / "bf16",
+            make_module(home / "teacher", objective=blocks),
+            r"teacher\.targets was hidden, is feed_forward",
+        ),
+        (tmp_path / "blocks", make_module(home / "teacher"), r"teacher\.targets was feed_forward, is hidden"),
+        (
+            home / "bf16",
+            make_module(home / "teacher", objective={"layers": [0, 2]}),
+            r"teacher\.layer_0_weights is not in it",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(module, data_of(home, targets=str(cache)), tmp_path / "refused")
 
 
 def test_the_teacher_is_asked_neither_in_training_nor_in_its_validation(

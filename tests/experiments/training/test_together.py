@@ -259,6 +259,9 @@ def test_settings_that_hold_for_all_change_nothing(more: list[str], arguments: l
     assert not multiprocessing.active_children()
 
 
+MASKS = ["--model.student.mask_time_prob", "0.8", "--model.student.mask_time_length", "2"]
+
+
 @pytest.mark.parametrize(
     ("configs", "more", "message"),
     [
@@ -269,7 +272,13 @@ def test_settings_that_hold_for_all_change_nothing(more: list[str], arguments: l
         ("full,{other}", [], "need the same data.max_samples: full has 250000, other has 8000"),
         ("full,{deterministic}", [], "need the same trainer.deterministic: full has None, deterministic has True"),
         ("full,{cuda}", [], "need the same model.cuda.float32: full has tf32, cuda has ieee"),
+        ("full,{blocks}", [], "need the same model.objective.targets: full has hidden, blocks has feed_forward"),
         ("full,midas_equal", ["--trainer.devices", "2"], "on one device, not 2: add --trainer.devices 1"),
+        (
+            "full,midas_equal",
+            ["--model.objective.masked", "drawn", *MASKS],
+            "share their targets, which masks of their",
+        ),
         ("full,midas_equal,{lower}", [], r"same output layer and highest layer of the teacher, not \[12, 12, 8\]"),
     ],
 )
@@ -278,10 +287,11 @@ def test_what_is_refused(configs: str, more: list[str], message: str, arguments:
         "other": {"data": {"max_samples": 8000}},
         "deterministic": {"trainer": {"deterministic": True}},
         "cuda": {"model": {"cuda": {"float32": "ieee"}}},
+        "blocks": {"model": {"objective": {"targets": "feed_forward"}}},
         "lower": {"model": {"objective": {"output_layer": 8}}},
     }.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    names = ("other", "deterministic", "cuda", "lower")
+    names = ("other", "deterministic", "cuda", "blocks", "lower")
     configs = configs.format_map({name: tmp_path / f"{name}.yaml" for name in names})
     with pytest.raises(ValueError, match=message):
         fit_together([*arguments, *more, "--runs_dir", str(tmp_path / "runs"), "--configs", configs])
