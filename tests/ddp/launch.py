@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 from tests.ddp.scenarios import Record, Scenario, dump
@@ -72,3 +72,14 @@ def once(folder: Path, make: Callable[[], dict[str, Record]]) -> dict[str, Recor
 def launch_once(scenarios: list[Scenario], folder: Path) -> dict[str, Record]:
     """:func:`launch`, once per test run and ``folder``."""
     return once(folder, lambda: launch(scenarios, folder))
+
+
+class Launched:
+    """Records of scenarios by name: the first look-up launches all, but those of slow tests apart from the others."""
+
+    def __init__(self, scenarios: Iterable[Scenario], slow: Container[str], folder: Path) -> None:
+        self.scenarios, self.slow, self.folder = list(scenarios), slow, folder
+
+    def __getitem__(self, name: str) -> Record:
+        part = [scenario for scenario in self.scenarios if (scenario.name in self.slow) == (name in self.slow)]
+        return launch_once(part, self.folder / ("slow" if name in self.slow else "fast"))[name]
