@@ -1,10 +1,8 @@
 """Stopping on signals with a checkpoint, SLURM's requeue, and checkpoints that cannot be written."""
 
-import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,10 +19,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import RunCheckpoint, StopSignals
 from callbacks.requeue import EXIT_SIGTERM
-from experiments.cli import run
+from experiments.cli import main, run
 from tests.callbacks.faults import AskToStop, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
-from tests.patience import PATIENCE
+from tests.processes import ended, fork
 from tests.slurm_task import pretend_task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -338,6 +336,12 @@ def test_only_what_an_attempt_has_written_is_removed_by_it(tmp_path: Path, fit: 
 # -- the program
 
 
+def program(words: list[str]) -> None:
+    """Be the program, called with ``words``."""
+    sys.argv = words
+    sys.exit(main())
+
+
 def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpus: Path, tmp_path: Path) -> None:
     command = ["fit", "--config", "interleave_equal"]
     settings = {
@@ -354,17 +358,14 @@ def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpu
 
     # However late the signal is sent, the run is not over by then.
     hold = ["--trainer.callbacks+=tests.holding.Hold", "--trainer.callbacks.step=9"]
-    stopped = subprocess.Popen(
-        [sys.executable, "-m", "experiments.cli", *command, "--name=run", "--ckpt_path=last", *hold],
-        cwd=REPOSITORY, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    arguments = ["interstack", *command, "--name=run", "--ckpt_path=last", *hold]
+    stopped = fork(program, arguments, output=tmp_path / "output.txt")
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    while not last.is_file() and stopped.poll() is None:
+    while not last.is_file() and stopped.is_alive():
         time.sleep(0.01)
-    stopped.send_signal(signal.SIGTERM)
-    output, _ = stopped.communicate(timeout=PATIENCE)
-    assert stopped.returncode == EXIT_SIGTERM, output
+    stopped.terminate()
+    code, output = ended(stopped), (tmp_path / "output.txt").read_text()
+    assert code == EXIT_SIGTERM, output
     (line,) = [line for line in output.splitlines() if line.startswith("stopped by a signal")]
     assert str(tmp_path / "run" / "checkpoints" / "step=") in line
     assert "--ckpt_path last" in line

@@ -204,9 +204,7 @@ def records(home: Path) -> Launched:
 
 
 @pytest.mark.parametrize("name", marked([*OBJECTIVES, *STUDENTS, *TARGETS]))
-def test_every_objective_trains_all_parameters_at_every_depth(
-    name: str, home: Path, records: Launched
-) -> None:
+def test_every_objective_trains_all_parameters_at_every_depth(name: str, home: Path, records: Launched) -> None:
     scenario = mechanism_scenarios(home)[name]
     stages = scenario.stages or POLICY_STAGES[scenario.policy]
     assert_equal_runs(run_alone(alone(scenario, by="batch")), records[name], stages)

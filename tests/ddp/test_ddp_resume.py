@@ -99,15 +99,11 @@ def test_the_scaler_comes_back_too(begun_alone: dict[str, Record], records: Laun
     assert one["scales"][0][3] != 2.0**8  # what a new one would begin with
 
 
-def test_without_the_optimizers_state_the_losses_differ(
-    begun_alone: dict[str, Record], records: Launched
-) -> None:
+def test_without_the_optimizers_state_the_losses_differ(begun_alone: dict[str, Record], records: Launched) -> None:
     assert difference(begun_alone["one"], records["forget_optimizer"]) > MARGIN
 
 
-def test_without_the_place_in_the_data_the_rows_differ(
-    begun_alone: dict[str, Record], records: Launched
-) -> None:
+def test_without_the_place_in_the_data_the_rows_differ(begun_alone: dict[str, Record], records: Launched) -> None:
     with pytest.raises(AssertionError, match=r"^index"):
         difference(begun_alone["one"], records["forget_place"])
 
