@@ -19,9 +19,9 @@ from datamodules.errors import InputError
 from experiments.cli import COMMANDS, complete_switches, help_text, main, run
 from experiments.training import fit as training
 from experiments.training.fit import CONFIGS, DistillationCLI, default_name, resolve_configs
-from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
+from tests.processes import ended, fork
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -149,19 +149,24 @@ class Broken(HuggingFaceTeacher):
 
 
 def test_a_fault_in_ones_own_teacher_is_shown_where_it_is(tmp_path: Path) -> None:
-    """On the terminal and in the run's folder; as a process, since it is the interpreter that prints it."""
+    """On the terminal and in the run's folder; as a process, since its end is what prints it."""
     (tmp_path / "mine.py").write_text(TEACHER)
     teacher, corpus = save_teacher(tmp_path / "teacher"), save_corpus(tmp_path / "corpus", {"train": 2})
     command = [
-        *(sys.executable, "-m", "experiments.cli", "fit", "--model.teacher", "mine.Broken"),
+        *("fit", "--model.teacher", "mine.Broken"),
         *("--model.teacher.model", str(teacher), "--data.root", str(corpus), "--data.train_splits", "[train]"),
         *("--data.val_splits", "[]", "--data.batch_size", "2", "--growth.policy", "none", "--trainer.max_epochs", "1"),
         *("--trainer.accelerator", "cpu", "--wandb.mode", "disabled", "--log_samples", "false"),
     ]
-    variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    result = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 1
-    for told in (result.stderr, (tmp_path / "runs" / "run" / "errors.log").read_text()):
+
+    def program() -> None:
+        os.chdir(tmp_path)
+        sys.argv = ["interstack", *command]
+        sys.exit(main())
+
+    variables = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert ended(fork(program, output=tmp_path / "output.txt", variables=variables)) == 1
+    for told in ((tmp_path / "output.txt").read_text(), (tmp_path / "runs" / "run" / "errors.log").read_text()):
         assert f'File "{tmp_path / "mine.py"}", line 6, in forward' in told
         assert "RuntimeError: " in told.strip().splitlines()[-1]
 

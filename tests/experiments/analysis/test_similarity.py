@@ -3,8 +3,6 @@
 import contextlib
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,10 +24,9 @@ from experiments.analysis.similarity import (
     weight_distances,
 )
 from experiments.report.stage_figures import depth_use_picture, exits_picture
+from experiments.training.fit import DistillationCLI
 from lightning_modules.export import export_student, load_student
-from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
-from tests.patience import PATIENCE
 
 DEPTH_USE = {"skipped": 4, "swapped": 3, "exits": 4}
 """Number of losses of a student with four layers."""
@@ -49,9 +46,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--data.train_splits", "[train]", "--data.val_splits", "[]", "--data.batch_size", "2"),
         *("--data.cache_dir", str(folder / "cache"), "--data.num_workers", "0", "--trainer.max_epochs", "3"),
         *("--trainer.accelerator", "cpu", "--wandb.mode", "disabled", "--log_samples", "false"),
+        *("--trainer.devices", "1", "--trainer.enable_progress_bar", "false"),
     ]
-    command = [sys.executable, "-m", "experiments.cli", *arguments]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=PATIENCE)
+    DistillationCLI(arguments)
     return folder / "run"
 
 
