@@ -36,7 +36,8 @@ from lightning_modules.optimisation import (
 )
 from lightning_modules.precision import CudaSettings
 from lightning_modules.stopwatch import StepStopwatch
-from lightning_modules.student import Student, StudentConfig
+from lightning_modules.student import Student
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.target_normalization import TargetStatistics, measure
 from lightning_modules.teacher import Teacher, TeacherTargets, normalize_waveforms
 from lightning_modules.teacher_building import build_teacher

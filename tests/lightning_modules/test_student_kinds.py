@@ -15,7 +15,8 @@ from lightning_modules.export import export_student, load_student
 from lightning_modules.growth.policies import POLICIES, make_plan
 from lightning_modules.hidden_states import encoder_states
 from lightning_modules.objective import ObjectiveConfig
-from lightning_modules.student import Student, StudentConfig
+from lightning_modules.student import Student
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.superb.upstream import load_upstream
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import POLICY_STAGES, make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
