@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
+from datamodules.cached_records import CachedRecords
 from datamodules.errors import InputError
 from lightning_modules import dropout, positions
 from lightning_modules.architectures import build_model
@@ -104,6 +105,14 @@ class Student(nn.Module):
     def features(self, waveforms_BT: Tensor) -> Tensor:
         """Features (B, F, C) of the convolutions, before the feature projection."""
         return self.hubert.feature_extractor(waveforms_BT).transpose(1, 2)
+
+    def known_features(self, shared_BFC: Tensor | None, records: Sequence[CachedRecords | None]) -> Tensor | None:
+        """Features (B, F, C) of a frozen front end that the teacher (``shared_BFC``) or a cache has; else ``None``."""
+        if not self.frozen_front_end:
+            return None
+        if self.config.front_end == "shared" and shared_BFC is not None:
+            return shared_BFC
+        return next((part.features_BFC for part in records if part is not None and part.layout.features_width), None)
 
     def forward(
         self,
