@@ -20,7 +20,7 @@ from datamodules.speech_data import speech_data
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import STUDENT_PREFIX
 from lightning_modules.growth.layers import state_dict_depth
-from lightning_modules.student import OWN_DROPOUT
+from lightning_modules.student_config import OWN_DROPOUT
 from lightning_modules.teacher_identity import teacher_digest
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,8 @@ from lightning_modules.optimisation import (
 )
 from lightning_modules.precision import CudaSettings
 from lightning_modules.stopwatch import StepStopwatch
-from lightning_modules.student import Student, StudentConfig
+from lightning_modules.student import Student
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.target_normalization import TargetStatistics, measure
 from lightning_modules.teacher import Teacher, TeacherTargets, normalize_waveforms
 from lightning_modules.teacher_building import build_teacher
@@ -192,22 +193,14 @@ class DistillationModule(L.LightningModule):
             targets = self.objective.normalizer(targets)
         # A batch of cached features has no audio, and a cached segment is not padded.
         waveforms_BT, num_samples = (None, None) if batch.waveforms is None else self.inputs(batch)
-        hidden_states = self.student(waveforms_BT, num_samples, self._known_features(batch, targets), mask_BF)
+        features_BFC = self.student.known_features(targets.features_BFC, (batch.cached, batch.features))
+        hidden_states = self.student(waveforms_BT, num_samples, features_BFC, mask_BF)
         valid_BF = None
         if num_samples is not None:
             frames_B = self.student.num_frames(num_samples)
             valid_BF = before_the_end(frames_B, hidden_states[-1].shape[1], self.device)
         num_frames = self._global_frames(batch, int(scale)) / scale
         return self.objective(hidden_states, targets, self.student.originals, valid_BF, num_frames)
-
-    def _known_features(self, batch: AudioBatch, targets: TeacherTargets) -> Tensor | None:
-        """Features (B, F, C) of this student's frozen front end that the teacher or a cache has; else ``None``."""
-        if not self.student.frozen_front_end:
-            return None
-        if self.student.config.front_end == "shared" and targets.features_BFC is not None:
-            return targets.features_BFC
-        records = [part for part in (batch.cached, batch.features) if part is not None]
-        return next((part.features_BFC for part in records if part.layout.features_width), None)
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Any]:
         accumulate = self.trainer.accumulate_grad_batches

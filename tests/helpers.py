@@ -22,7 +22,7 @@ from datamodules.librispeech import LibriSpeechDataModule
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.optimisation import OptimizerConfig
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from lightning_modules.teacher_loading import WHISPER
 from lightning_modules.whisper import WhisperTeacher

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,9 +53,9 @@ def fit(inputs: Path, name: str, *arguments: str) -> DistillationCLI:
 
 
 def test_the_page_has_an_example_and_a_command_for_every_door() -> None:
-    names = "my_policies my_schedules my_distances my_losses my_teachers my_data score_emotions my_report"
+    names = "my_policies my_schedules my_distances my_losses my_students my_teachers my_data score_emotions my_report"
     assert list(EXAMPLES) == [f"{name}.py" for name in names.split()]
-    assert len(OPTIONS) == 6
+    assert len(OPTIONS) == 7
 
 
 OWN = {option.rsplit("my_", 1)[1].split(".")[0]: option for option in OPTIONS}
@@ -67,9 +68,9 @@ def plain(inputs: Path) -> dict[str, Any]:
     return dict(read_json(Path("runs/plain/summary.json")))
 
 
-@pytest.mark.parametrize("part", ["policies", "schedules", "distances", "losses", "data"])
+@pytest.mark.parametrize("part", ["policies", "schedules", "distances", "losses", "students", "data"])
 def test_an_example_trains_and_changes_the_run(part: str, inputs: Path, plain: dict[str, Any]) -> None:
-    words = OWN[part].replace("DIR", str(inputs / "corpus")).split()
+    words = shlex.split(OWN[part].replace("DIR", str(inputs / "corpus")))
     more = ["--growth.stages", "[2, 4]"] if part == "policies" else []
     cli = fit(inputs, part, *words, *more)
     summary, events = read_json(Path(f"runs/{part}/summary.json")), read_json(Path(f"runs/{part}/growth.json"))

@@ -33,7 +33,7 @@ from lightning_modules.growth.schedules import mean_depth, stage_lengths
 from lightning_modules.kernels import Kernels
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.precision import CudaSettings
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 
 SCHEDULES = ("equal", "prop-1")

@@ -29,7 +29,7 @@ from experiments.bench.noise import BenchBatch
 from experiments.bench.random_teacher import save_random_teacher
 from experiments.training.on_cpu import prepare_cpu
 from lightning_modules.distillation import DistillationModule
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 
 

@@ -29,7 +29,7 @@ from experiments.bench.random_teacher import save_random_teacher
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.precision import computing_in
 from lightning_modules.stopwatch import TimePoint, milliseconds, time_point
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 
 TIMED = ("teacher_ms", "forward_ms", "backward_ms", "optimizer_ms")

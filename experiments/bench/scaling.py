@@ -17,7 +17,7 @@ from datamodules.files import read_json, write_json
 from experiments.bench.command import switches
 from experiments.bench.made import earlier
 from experiments.records.runs import git_commit
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 
 
 @dataclass(frozen=True)

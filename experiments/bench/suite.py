@@ -23,7 +23,7 @@ from experiments.bench.compare import write_noise
 from experiments.bench.made import earlier, made, training_device
 from experiments.bench.random_teacher import save_random_teacher
 from experiments.bench.suite_table import table
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 
 WORKERS = (0, 4, 8, 12)
 GRACE_SECONDS = 15.0  # between SIGTERM and SIGKILL

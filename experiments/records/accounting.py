@@ -30,7 +30,7 @@ from lightning_modules.front_end import CONV_FIELDS, FrontEnd, conv_frames, feat
 from lightning_modules.growth.policies import default_stages
 from lightning_modules.growth.schedules import mean_depth, stage_lengths
 from lightning_modules.objective import ObjectiveConfig, intermediate_layers
-from lightning_modules.student import StudentConfig, hubert_config
+from lightning_modules.student_config import StudentConfig, hubert_config
 from lightning_modules.teacher_loading import WHISPER
 from lightning_modules.whisper import HOP, WINDOW
 

@@ -26,7 +26,7 @@ from lightning_modules.architectures import build_model
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.pretraining import PretrainingConfig
 from lightning_modules.pretraining import hubert_config as pretraining_config
-from lightning_modules.student import StudentConfig, hubert_config
+from lightning_modules.student_config import StudentConfig, hubert_config
 from lightning_modules.superb.recipes import TASK_RECIPES
 
 LIBRISPEECH_UTTERANCES = 281_241

@@ -29,7 +29,7 @@ from experiments.records.runs import RunFolder, git_commit
 from experiments.records.settings_yaml import dump_settings, load_settings
 from experiments.studies.plan import Inputs, Job
 from experiments.training.defaults import max_epochs
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 
 # Variables of a scheduler or launcher around this process: they make Lightning take a job's process for a rank.
 LAUNCHER_PREFIXES = ("SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "SUBMITIT_", "PMI_")

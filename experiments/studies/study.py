@@ -23,7 +23,7 @@ from experiments.report.study_tables import COLUMNS
 from experiments.shipped import find_shipped, shipped_names
 from experiments.training.defaults import max_epochs
 from experiments.training.fit import CONFIGS
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
 
 STUDIES = Path(__file__).resolve().parent

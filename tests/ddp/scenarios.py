@@ -32,7 +32,7 @@ from datamodules.errors import InputError
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.optimisation import OptimizerConfig
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.ddp.faults import Wrappers, sabotage
 from tests.helpers import make_data, make_module, make_stacking, make_trainer

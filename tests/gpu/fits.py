@@ -17,7 +17,7 @@ from callbacks.throughput import ThroughputCallback
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.precision import CudaSettings
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
 

@@ -17,7 +17,7 @@ from experiments.bench.random_teacher import save_random_teacher
 from lightning_modules import teacher as teacher_module
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.precision import CudaSettings
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.gpu.fits import Place
 from tests.lightning_modules.graphs import TORCH_WARNINGS

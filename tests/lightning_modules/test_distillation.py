@@ -12,7 +12,7 @@ from datamodules.speech_data import AudioBatch
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.optimisation import OptimizerConfig
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher, Teacher, TeacherTargets
 from tests.helpers import make_data, make_module, make_trainer, save_corpus
 

@@ -13,7 +13,8 @@ from transformers import HubertConfig, HubertModel
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 
 from lightning_modules.front_end import FrontEnd, copyable_front_end
-from lightning_modules.student import Student, StudentConfig
+from lightning_modules.student import Student
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.lightning_modules.teachers import FAMILIES, TINY, waveforms
 

@@ -11,7 +11,8 @@ from transformers import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 
 from lightning_modules.kernels import halving_convolution, install
-from lightning_modules.student import Student, StudentConfig
+from lightning_modules.student import Student
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import save_teacher
 from tests.lightning_modules.graphs import TORCH_WARNINGS, Graphs

@@ -13,7 +13,7 @@ from datamodules.loading import AudioBatch
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.masking import FrameMasks, draw_mask
 from lightning_modules.objective import ObjectiveConfig
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import make_data, make_module, make_trainer, save_corpus, save_teacher, save_whisper
 from tests.lightning_modules.teachers import (

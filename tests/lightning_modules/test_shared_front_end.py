@@ -12,7 +12,7 @@ from callbacks.resume_guard import ResumeGuard
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import export_student
 from lightning_modules.objective import ObjectiveConfig
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
 from tests.lightning_modules.test_distillation import Filterbank, make_batch

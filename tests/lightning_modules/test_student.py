@@ -11,7 +11,8 @@ from transformers import HubertConfig, HubertModel
 from datamodules.errors import InputError
 from lightning_modules.front_end import FrontEnd
 from lightning_modules.growth.layers import state_dict_depth
-from lightning_modules.student import Student, StudentConfig
+from lightning_modules.student import Student
+from lightning_modules.student_config import StudentConfig
 
 TINY = StudentConfig(hidden_size=32, intermediate_size=48, num_heads=2, num_layers=6, front_end_init="random")
 

@@ -13,7 +13,8 @@ from torch._dynamo.utils import counters
 from callbacks.ema import StudentEMA
 from lightning_modules import compiling, dropout
 from lightning_modules.front_end import FrontEnd
-from lightning_modules.student import Student, StudentConfig
+from lightning_modules.student import Student
+from lightning_modules.student_config import StudentConfig
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
 from tests.lightning_modules.graphs import TORCH_WARNINGS, Graphs
 

@@ -7,17 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
+from experiments.deployment.macs import superb_gmacs
+from experiments.training.fit import CONFIGS
+from lightning_modules.architectures import build_model
 from lightning_modules.compact_hubert import ReusingAttention
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import export_student, load_student
 from lightning_modules.growth.policies import POLICIES, make_plan
 from lightning_modules.hidden_states import encoder_states
 from lightning_modules.objective import ObjectiveConfig
-from lightning_modules.student import Student, StudentConfig
+from lightning_modules.student import Student
+from lightning_modules.student_config import StudentConfig, hubert_config
 from lightning_modules.superb.upstream import load_upstream
 from lightning_modules.teacher import HuggingFaceTeacher
+from tests.conftest import REPOSITORY
 from tests.helpers import POLICY_STAGES, make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
 from tests.students import KINDS, PAIR_STAGES, POSITIONS, THIN
 
@@ -329,3 +335,36 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
         return
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# -- published sizes --------------------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    "distilhubert": (23_491_200, 23.49, 0),
+    "one_3layer": (30_579_072, 30.58, 0),
+    "half_12layer": (26_872_960, 26.87, 0),
+    # Of the twelve convolutions that restore the frame rate the published number has two, and it has one projection.
+    "fithubert": (26_735_456, 22.49, (480 * 768 + 768) - 10 * (2 * 480 * 480 + 480)),
+    "maskhubert": (22_202_944, 26.64, 12 * (480 * 768 + 768)),
+    "armhubert": (22_015_552, 26.45, 12 * (480 * 768 + 768)),
+    "armhubert_s": (18_403_552, 22.39, 12 * (432 * 768 + 768)),
+}
+"""Recipe -> parameters here, published (in millions), and what the published number has besides."""
+GMACS = {"distilhubert": 785.9, "half_12layer": 859.4, "fithubert": 348.1, "armhubert": 455.5}
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_recipes_have_the_published_sizes(recipe: str) -> None:
+    settings = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())["model"].get("student", {})
+    config = hubert_config(StudentConfig(**settings), None)
+    with torch.device("meta"):
+        model = build_model(config.to_dict())
+    found = sum(parameter.numel() for parameter in model.parameters())
+    expected, published, besides = PUBLISHED[recipe]
+    assert found == expected
+    assert round((found + besides) / 1e6, 2) == published
+    page = (REPOSITORY / "docs" / "published.md").read_text()
+    assert f"{found:,}" in page
+    if recipe in GMACS:
+        assert round(sum(superb_gmacs(config)), 1) == GMACS[recipe]
+        assert f"| {GMACS[recipe]} |" in page

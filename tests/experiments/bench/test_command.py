@@ -15,7 +15,8 @@ from experiments.bench.command import Setting, bench, growth_speedup
 from experiments.bench.laps import PARTS
 from experiments.bench.noise import BenchBatch
 from experiments.cli import run
-from lightning_modules.student import Student, StudentConfig
+from lightning_modules.student import Student
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import save_teacher
 

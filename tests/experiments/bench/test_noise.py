@@ -9,7 +9,7 @@ import torch
 from datamodules.batching import CropRule
 from experiments.bench.noise import MAX_SECONDS, cropped_widths, like_librispeech, noise
 from lightning_modules.distillation import DistillationModule
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import save_teacher
 

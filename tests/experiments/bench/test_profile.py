@@ -10,7 +10,7 @@ import pytest
 from experiments.bench import profile
 from experiments.bench.profile import KINDS, TIMED, bench_profile, by_kind, host_bound_below, text
 from experiments.cli import run
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from tests.helpers import save_teacher
 
 

@@ -11,7 +11,7 @@ import torch
 from datamodules.errors import InputError
 from experiments.bench import scaling
 from experiments.bench.scaling import Point, bench_scaling, default_processes, measure, points
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from tests.ddp.launch import environment
 from tests.helpers import save_teacher
 

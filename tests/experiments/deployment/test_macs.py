@@ -6,7 +6,7 @@ import pytest
 from transformers import HubertConfig, Wav2Vec2Config, WhisperConfig
 
 from experiments.deployment.macs import SUPERB_SAMPLES, gmacs_per_second, superb_gmacs
-from lightning_modules.student import StudentConfig, hubert_config
+from lightning_modules.student_config import StudentConfig, hubert_config
 
 LARGE: dict[str, Any] = {
     "hidden_size": 1024,

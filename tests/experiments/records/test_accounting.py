@@ -29,7 +29,7 @@ from experiments.training.fit import DistillationCLI
 from lightning_modules.compact_hubert import CompactHubertConfig, CompactHubertModel
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.positions import FourierPositions
-from lightning_modules.student import StudentConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.whisper import WhisperTeacher
 from tests.helpers import make_module, save_corpus, save_teacher, save_whisper
 from tests.students import KINDS, POSITIONS

@@ -89,6 +89,11 @@ def test_one_cache_of_targets_serves_all_rows_and_seeds(tmp_path: Path) -> None:
     both = plan(tmp_path, cached + normalised)
     assert [job.id == targets.id for job in both.jobs.values() if job.kind == "targets"] == [True, False]
     assert targets.id not in both.distil["d", 0].needs
+    deeper = "- {name: e, label: E, configs: [full_l2l], overrides: {model.objective.layers: [3, 6, 9]}}\n"
+    three = plan(tmp_path, cached + deeper)
+    caches = {job.id: job.settings["model"]["objective"] for job in three.jobs.values() if job.kind == "targets"}
+    assert targets.id in caches
+    assert [caches[need]["layers"] for need in three.distil["e", 0].needs if need in caches] == [[3, 6, 9]]
     with pytest.raises(ValueError, match="with the layers of the baseline row: name one"):
         plan(tmp_path, cached.replace("baseline: a\n", ""))
 
