@@ -11,13 +11,14 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.cli import main
 from tests.patience import PATIENCE
 
 
@@ -53,6 +54,20 @@ def fork(
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     return process
+
+
+def fork_program(
+    arguments: Sequence[str], output: Path, folder: Path | None = None, variables: dict[str, str] | None = None
+) -> BaseProcess:
+    """``interstack`` with these arguments, called in ``folder``; the rest as for :func:`fork`."""
+
+    def program() -> None:
+        if folder is not None:
+            os.chdir(folder)
+        sys.argv = ["interstack", *arguments]
+        sys.exit(main())
+
+    return fork(program, output=output, variables=variables)
 
 
 def ended(process: BaseProcess) -> int:

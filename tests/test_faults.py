@@ -23,7 +23,7 @@ from tests.callbacks.test_checkpointing import equal
 from tests.datamodules.superb import corpora
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
-from tests.processes import ended, fork
+from tests.processes import ended, fork_program
 from tests.tiny_run import TINY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -211,14 +211,14 @@ def test_killed_at_ten_random_moments(name: str, home: Path) -> None:
 @pytest.mark.parametrize("sign", [pytest.param("run.lock", marks=pytest.mark.slow), "config_1.yaml"])
 def test_sigterm_during_set_up_loses_nothing(sign: str, home: Path) -> None:
     place = f"stopped at {sign}"
-    process = fork(cli.run, fit(home, place), output=home / "output.txt")
+    process = fork_program(fit(home, place), home / f"{place}.txt")
     deadline = time.monotonic() + PATIENCE
     while not (home / place / "run" / sign).exists():
         assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.terminate()
-    code, output = ended(process), (home / "output.txt").read_text()
+    code, output = ended(process), (home / f"{place}.txt").read_text()
     assert code in (-signal.SIGTERM, 128 + signal.SIGTERM), output
     assert "Traceback" not in output
     assert_as_if_nothing_had_been(home, "fit", place)

@@ -18,7 +18,7 @@ from experiments.cli import run
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
-from tests.processes import ended, fork
+from tests.processes import ended, fork_program
 from tests.resuming import differences
 from tests.test_configs import SHRUNK
 
@@ -82,7 +82,7 @@ def kill_after(step: int, delay: float, arguments: list[str], runs: Path) -> int
     command, output = [*arguments, *hold, "--runs_dir", str(runs)], runs.with_suffix(".txt")
     # Lightning starts a second rank by the first one's command line, which a child of this process does not have.
     two = start(cli(command, runs), output) if "ddp" in command else None
-    one = None if two else fork(run, command, output=output, variables=environment())
+    one = None if two else fork_program(command, output, variables=environment())
     deadline = time.monotonic() + PATIENCE
     while newest_step(folder) < step and time.monotonic() < deadline:
         if not (two.poll() is None if two else one.is_alive()):

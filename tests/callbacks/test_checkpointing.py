@@ -3,7 +3,6 @@
 import resource
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +18,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import RunCheckpoint, StopSignals
 from callbacks.requeue import EXIT_SIGTERM
-from experiments.cli import main, run
+from experiments.cli import run
 from tests.callbacks.faults import AskToStop, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
-from tests.processes import ended, fork
+from tests.processes import ended, fork_program
 from tests.slurm_task import pretend_task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -336,12 +335,6 @@ def test_only_what_an_attempt_has_written_is_removed_by_it(tmp_path: Path, fit: 
 # -- the program
 
 
-def program(words: list[str]) -> None:
-    """Be the program, called with ``words``."""
-    sys.argv = words
-    sys.exit(main())
-
-
 def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpus: Path, tmp_path: Path) -> None:
     command = ["fit", "--config", "interleave_equal"]
     settings = {
@@ -358,8 +351,7 @@ def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpu
 
     # However late the signal is sent, the run is not over by then.
     hold = ["--trainer.callbacks+=tests.holding.Hold", "--trainer.callbacks.step=9"]
-    arguments = ["interstack", *command, "--name=run", "--ckpt_path=last", *hold]
-    stopped = fork(program, arguments, output=tmp_path / "output.txt")
+    stopped = fork_program([*command, "--name=run", "--ckpt_path=last", *hold], tmp_path / "output.txt")
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     while not last.is_file() and stopped.is_alive():
         time.sleep(0.01)

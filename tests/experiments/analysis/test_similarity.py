@@ -24,9 +24,9 @@ from experiments.analysis.similarity import (
     weight_distances,
 )
 from experiments.report.stage_figures import depth_use_picture, exits_picture
-from experiments.training.fit import DistillationCLI
 from lightning_modules.export import export_student, load_student
 from tests.helpers import save_corpus, save_teacher
+from tests.processes import ended, fork_program
 
 DEPTH_USE = {"skipped": 4, "swapped": 3, "exits": 4}
 """Number of losses of a student with four layers."""
@@ -46,9 +46,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--data.train_splits", "[train]", "--data.val_splits", "[]", "--data.batch_size", "2"),
         *("--data.cache_dir", str(folder / "cache"), "--data.num_workers", "0", "--trainer.max_epochs", "3"),
         *("--trainer.accelerator", "cpu", "--wandb.mode", "disabled", "--log_samples", "false"),
-        *("--trainer.devices", "1", "--trainer.enable_progress_bar", "false"),
     ]
-    DistillationCLI(arguments)
+    assert ended(fork_program(arguments, folder / "output.txt")) == 0, (folder / "output.txt").read_text()
     return folder / "run"
 
 
