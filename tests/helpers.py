@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pytest
 import soundfile
 import torch
 from transformers import (
@@ -39,6 +40,13 @@ POLICY_STAGES: dict[str, list[int]] = {
     "random": [1, 2, 3, 4],
     "identity": [1, 2, 3, 4],
 }
+
+
+def some_policies(least_stages: int = 1) -> list[Any]:
+    """All policies, for a test that does not depend on how a policy grows: all but three are slow."""
+    fast = ("interleaved", "random", "one_shot_stack")
+    policies = [policy for policy, stages in POLICY_STAGES.items() if len(stages) >= least_stages]
+    return [pytest.param(policy, marks=() if policy in fast else pytest.mark.slow) for policy in policies]
 
 
 def save_teacher(folder: Path, layers: int = 4, width: int = 16, **sizes: Any) -> Path:

@@ -61,11 +61,11 @@ def test_the_page_has_an_example_and_a_command_for_every_door() -> None:
 OWN = {option.rsplit("my_", 1)[1].split(".")[0]: option for option in OPTIONS}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plain(inputs: Path) -> dict[str, Any]:
     """Control: the summary of the same run without an example."""
-    fit(inputs, "plain")
-    return dict(read_json(Path("runs/plain/summary.json")))
+    cli = fit(inputs, "plain", "--runs_dir", str(inputs / "runs"))
+    return dict(read_json(Path(cli.trainer.default_root_dir) / "summary.json"))
 
 
 @pytest.mark.parametrize("part", ["policies", "schedules", "distances", "losses", "students", "data"])

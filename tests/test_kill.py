@@ -7,21 +7,32 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
+from experiments.cli import run
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
+from tests.processes import ended, fork_program
 from tests.resuming import differences
 from tests.test_configs import SHRUNK
 
 BATCHES_PER_EPOCH, EPOCHS = 5, 4  # three growths, at steps 5, 10 and 15
 STEPS = BATCHES_PER_EPOCH * EPOCHS
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the processes have: sums depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +58,12 @@ def cli(arguments: list[str], runs: Path) -> list[str]:
 
 
 def run_to_the_end(arguments: list[str], runs: Path) -> Path:
-    process = start(cli(arguments, runs), runs.with_suffix(".txt"))
-    assert process.wait(timeout=PATIENCE) == 0, runs.with_suffix(".txt").read_text()[-4000:]
+    """In this process, where nothing is to be imported; two ranks are processes of their own."""
+    if "ddp" in arguments:
+        process = start(cli(arguments, runs), runs.with_suffix(".txt"))
+        assert process.wait(timeout=PATIENCE) == 0, runs.with_suffix(".txt").read_text()[-4000:]
+    else:
+        run([*arguments, "--runs_dir", str(runs)])
     return runs / "interleave_equal" / "checkpoints" / "last.ckpt"
 
 
@@ -62,16 +77,21 @@ def kill_after(step: int, delay: float, arguments: list[str], runs: Path) -> int
 
     However slowly this process is scheduled, the run is not over by then: it holds after at most three steps more.
     """
-    run = runs / "interleave_equal"
+    folder = runs / "interleave_equal"
     hold = ["--trainer.callbacks+=tests.holding.Hold", f"--trainer.callbacks.step={min(step + 3, STEPS - 1)}"]
-    process = start(cli([*arguments, *hold], runs), runs.with_suffix(".txt"))
+    command, output = [*arguments, *hold, "--runs_dir", str(runs)], runs.with_suffix(".txt")
+    # Lightning starts a second rank by the first one's command line, which a child of this process does not have.
+    two = start(cli(command, runs), output) if "ddp" in command else None
+    one = None if two else fork_program(command, output, variables=environment())
     deadline = time.monotonic() + PATIENCE
-    while newest_step(run) < step and process.poll() is None and time.monotonic() < deadline:
+    while newest_step(folder) < step and time.monotonic() < deadline:
+        if not (two.poll() is None if two else one.is_alive()):
+            break
         time.sleep(0.005)
     time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, runs.with_suffix(".txt").read_text()[-4000:]
-    return newest_step(run)
+    os.killpg((two or one).pid, signal.SIGKILL)
+    assert (two.wait() if two else ended(one)) == -signal.SIGKILL, output.read_text()[-4000:]
+    return newest_step(folder)
 
 
 def assert_kills_leave_no_trace(kills: int, seed: int, arguments: list[str], folder: Path) -> None:
@@ -80,7 +100,7 @@ def assert_kills_leave_no_trace(kills: int, seed: int, arguments: list[str], fol
     # Moments spread over the run: after some step, plus anything up to about two steps or one growth more. The first
     # kill comes before there is any checkpoint.
     steps = sorted(generator.sample(range(1, STEPS - 3), kills - 1))
-    kill_after(0, generator.uniform(1.0, 6.0), arguments, folder / "killed")
+    kill_after(0, generator.uniform(0.1, 0.6), arguments, folder / "killed")
     for step in steps:
         if reached and step <= reached[-1]:
             step = min(reached[-1] + 1, STEPS - 1)

@@ -227,7 +227,8 @@ def test_quickstart_makes_its_report_and_keeps_finished_parts(tmp_path: Path) ->
     assert "choose another --output" in other.stderr
 
 
-@pytest.mark.parametrize("place", [0, 1])
+# The second is an array, which tests/experiments/launch/test_slurm_script.py has with a program that is quick.
+@pytest.mark.parametrize("place", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_job_script_passes_its_arguments_on(place: int, tmp_path: Path) -> None:
     """``sbatch`` as the page has it, with an ``srun`` that only runs what it is given, and that only parses."""
     line = [line for line in commands(PAGES[1]) if line.startswith("sbatch")][place]

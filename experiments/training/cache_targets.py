@@ -106,8 +106,7 @@ class TargetsCLI(DistillationCLI):
     def __init__(self, args: list[str]) -> None:
         super().__init__(args, TargetsTrainer)
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         return {"cache_targets": {"model", "datamodule"}}
 
     def before_instantiate_classes(self) -> None:

@@ -1,11 +1,8 @@
 """Stopping on signals with a checkpoint, SLURM's requeue, and checkpoints that cannot be written."""
 
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +21,7 @@ from callbacks.requeue import EXIT_SIGTERM
 from experiments.cli import run
 from tests.callbacks.faults import AskToStop, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
-from tests.patience import PATIENCE
+from tests.processes import ended, fork_program
 from tests.slurm_task import pretend_task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -344,7 +341,7 @@ def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpu
         "model.student.hidden_size": 16, "model.student.intermediate_size": 24, "model.student.num_heads": 2,
         "model.student.num_layers": 4, "model.objective.layers": "[4]", "growth.stages": "[1,2,3,4]",
         "model.teacher.init_args.model": teacher, "data.root": corpus, "data.train_splits": "[train]",
-        "data.val_splits": "[dev]", "data.batch_size": 4, "data.batches_per_epoch": 12, "data.num_workers": 0,
+        "data.val_splits": "[dev]", "data.batch_size": 4, "data.batches_per_epoch": 3, "data.num_workers": 0,
         "trainer.max_epochs": 4, "trainer.accelerator": "cpu", "trainer.devices": 1,
         "trainer.enable_progress_bar": "false", "log_samples": "false", "wandb.mode": "disabled",
         "checkpoint.every_n_steps": 0, "runs_dir": tmp_path, "data.cache_dir": tmp_path / "cache",
@@ -353,23 +350,19 @@ def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpu
     run([*command, "--name=whole"])
 
     # However late the signal is sent, the run is not over by then.
-    hold = ["--trainer.callbacks+=tests.holding.Hold", "--trainer.callbacks.step=30"]
-    stopped = subprocess.Popen(
-        [sys.executable, "-m", "experiments.cli", *command, "--name=run", "--ckpt_path=last", *hold],
-        cwd=REPOSITORY, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    hold = ["--trainer.callbacks+=tests.holding.Hold", "--trainer.callbacks.step=9"]
+    stopped = fork_program([*command, "--name=run", "--ckpt_path=last", *hold], tmp_path / "output.txt")
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    while not last.is_file() and stopped.poll() is None:
+    while not last.is_file() and stopped.is_alive():
         time.sleep(0.01)
-    stopped.send_signal(signal.SIGTERM)
-    output, _ = stopped.communicate(timeout=PATIENCE)
-    assert stopped.returncode == EXIT_SIGTERM, output
+    stopped.terminate()
+    code, output = ended(stopped), (tmp_path / "output.txt").read_text()
+    assert code == EXIT_SIGTERM, output
     (line,) = [line for line in output.splitlines() if line.startswith("stopped by a signal")]
     assert str(tmp_path / "run" / "checkpoints" / "step=") in line
     assert "--ckpt_path last" in line
     assert "Traceback" not in output
-    assert 12 <= load(tmp_path / "run")["global_step"] < 48
+    assert 3 <= load(tmp_path / "run")["global_step"] < 12
 
     run([*command, "--name=run", "--ckpt_path=last"])
     assert equal(load(tmp_path / "whole"), load(tmp_path / "run"))

@@ -22,6 +22,7 @@ from tests.helpers import (
     make_module,
     make_stacking,
     make_trainer,
+    some_policies,
 )
 
 DECAY = 0.8
@@ -149,7 +150,7 @@ def stacking_of(run: Run) -> StackingCallback:
     return next(c for c in run.trainer.callbacks if isinstance(c, StackingCallback))
 
 
-@pytest.mark.parametrize("policy", sorted(POLICY_STAGES))
+@pytest.mark.parametrize("policy", some_policies())
 def test_average_equals_the_plain_loop_and_resumes_bit_for_bit(
     policy: str, tmp_path: Path, teacher: Path, corpus: Path
 ) -> None:

@@ -14,7 +14,15 @@ from datamodules.loading import AudioBatch
 from experiments.training.cache_targets import TargetsTrainer
 from lightning_modules.distillation import DistillationModule
 from tests.experiments.training.test_cache_targets import SaveAt, data_of, distance, equal, features_alone, train
-from tests.helpers import POLICY_STAGES, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+from tests.helpers import (
+    POLICY_STAGES,
+    make_module,
+    make_stacking,
+    make_trainer,
+    save_corpus,
+    save_teacher,
+    some_policies,
+)
 
 ALONE = 0.01  # seconds per forward pass, so that every segment is computed alone
 UNTIL = "trained_until_growth"
@@ -48,7 +56,7 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     features_alone(monkeypatch)
 
 
-@pytest.mark.parametrize("policy", [name for name, stages in POLICY_STAGES.items() if len(stages) > 1])
+@pytest.mark.parametrize("policy", some_policies(least_stages=2))
 def test_the_first_growth_freezes_the_front_end(policy: str, home: Path, tmp_path: Path) -> None:
     class Watch(FeatureCache):
         """What the student has right after each growth."""

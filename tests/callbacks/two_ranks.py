@@ -1,10 +1,9 @@
-"""Run by two processes under torch.distributed.run: faults that reach one rank. Writes one JSON per rank."""
+"""Run by each of two processes: faults that reach one rank. Writes one JSON per rank."""
 
 import errno
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -77,7 +76,3 @@ def main(folder: Path) -> None:
         _, error = fit(folder / "full")
     result["error"] = str(error)
     (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,13 +1,12 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from datamodules.folders import is_finished, making, write_marker
+from tests.processes import ended, fork
 
 
 def make(folder: Path, content: str, **settings: int) -> None:
@@ -42,27 +41,25 @@ def test_something_else_is_never_replaced(tmp_path: Path, overwrite: bool) -> No
         is_finished(tmp_path / "result", "made.json", {}, overwrite)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from datamodules.folders import making
-replace, calls = os.replace, []
-def until(*names):
-    replace(*names)
-    os.kill(os.getpid(), signal.SIGKILL)
-os.replace = until
-with making(Path(sys.argv[1])) as new:
-    (new / "data").write_text("two")
-    if sys.argv[2] == "writing":
+def make_and_die(folder: Path, moment: str) -> None:
+    replace = os.replace
+
+    def until(*names: Path) -> None:
+        replace(*names)
         os.kill(os.getpid(), signal.SIGKILL)
-"""
+
+    os.replace = until  # type: ignore[assignment]
+    with making(folder) as new:
+        (new / "data").write_text("two")
+        if moment == "writing":
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("moment", ["writing", "between the renames"])
 def test_a_kill_loses_nothing_and_the_next_call_clears_it_up(tmp_path: Path, moment: str) -> None:
     folder = tmp_path / "result"
     make(folder, "one", a=1)
-    assert subprocess.run([sys.executable, "-c", KILLED, folder, moment], check=False).returncode == -signal.SIGKILL
+    assert ended(fork(make_and_die, folder, moment)) == -signal.SIGKILL
     assert folder.exists() == (moment == "writing")
     (kept,) = tmp_path.glob("result" if moment == "writing" else ".unfinished-result-*/old")
     assert (kept / "data").read_text() == "one"

@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from datamodules.manifest import (
 )
 from datamodules.scanning import Row
 from tests.datamodules.corpora import utterance, write_audio, write_corpus, write_transcripts
+from tests.processes import ended, fork
 
 LIBRISPEECH_960H_ROWS = 281_241
 
@@ -154,25 +153,20 @@ def test_loading_before_preparing_is_an_error(corpus: Path, cache: str) -> None:
         load_manifest(settings(corpus), cache)
 
 
-KILLED_WHILE_WRITING = """
-import os, sys
-import numpy as np
-from datamodules.corpus import CorpusSettings
-from datamodules.manifest import prepare_manifest
+def prepare_and_die(corpus: Path, cache: str) -> None:
+    save = np.save
 
-save = np.save
-def save_and_die(path, array):
-    save(path, array)
-    if path.endswith("speaker.npy"):
-        os._exit(9)
-np.save = save_and_die
-prepare_manifest(CorpusSettings(roots=(sys.argv[1],), splits=("train",)), sys.argv[2])
-"""
+    def save_and_die(path: str, array: np.ndarray) -> None:
+        save(path, array)
+        if path.endswith("speaker.npy"):
+            os._exit(9)
+
+    np.save = save_and_die  # type: ignore[assignment]
+    prepare_manifest(settings(corpus), cache)
 
 
 def test_a_killed_build_is_not_taken_for_a_finished_one(corpus: Path, cache: str, builds: list[int]) -> None:
-    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(corpus), cache]
-    assert subprocess.run(command, check=False).returncode == 9
+    assert ended(fork(prepare_and_die, corpus, cache)) == 9
     assert list(Path(cache).rglob("num_samples.npy"))  # it did get to writing
     with pytest.raises(ValueError, match="no manifest"):
         load_manifest(settings(corpus), cache)

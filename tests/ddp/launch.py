@@ -1,4 +1,4 @@
-"""Start scenarios in several processes, as ``torchrun`` does, and never leave one behind."""
+"""Start scenarios in several processes, by ``torchrun`` or as children of this one, and never leave one behind."""
 
 import fcntl
 import json
@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
-from tests.ddp.scenarios import Record, Scenario, dump
+from tests.ddp.scenarios import Record, Scenario, dump, run_ranks
 from tests.patience import PATIENCE
+from tests.processes import fork_ranks
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # What a launcher sets; left over from an outer one it would send these processes elsewhere.
@@ -70,5 +71,22 @@ def once(folder: Path, make: Callable[[], dict[str, Record]]) -> dict[str, Recor
 
 
 def launch_once(scenarios: list[Scenario], folder: Path) -> dict[str, Record]:
-    """:func:`launch`, once per test run and ``folder``."""
-    return once(folder, lambda: launch(scenarios, folder))
+    """Records of ``scenarios`` by name, run in two children of this process, once per test run and ``folder``."""
+
+    def make() -> dict[str, Record]:
+        results = folder / "results.json"
+        fork_ranks(run_ranks, dump(scenarios), results, output=folder / "output.txt", variables=environment())
+        return json.loads(results.read_text())
+
+    return once(folder, make)
+
+
+class Launched:
+    """Records of scenarios by name: the first look-up launches all, but those of slow tests apart from the others."""
+
+    def __init__(self, scenarios: Iterable[Scenario], slow: Container[str], folder: Path) -> None:
+        self.scenarios, self.slow, self.folder = list(scenarios), slow, folder
+
+    def __getitem__(self, name: str) -> Record:
+        part = [scenario for scenario in self.scenarios if (scenario.name in self.slow) == (name in self.slow)]
+        return launch_once(part, self.folder / ("slow" if name in self.slow else "fast"))[name]

@@ -270,10 +270,10 @@ def dump(scenarios: list[Scenario]) -> str:
     return json.dumps([asdict(scenario) for scenario in scenarios])
 
 
-def main() -> None:
-    specs, results = Path(sys.argv[1]), Path(sys.argv[2])
+def run_ranks(specs: str, results: Path) -> None:
+    """Run dumped scenarios as one of the processes of a launch; rank 0 writes the ``results``."""
     world_size, merged = int(os.environ["WORLD_SIZE"]), {}
-    scenarios = [Scenario(**spec) for spec in json.loads(specs.read_text())]
+    scenarios = [Scenario(**spec) for spec in json.loads(specs)]
     torch.distributed.init_process_group(scenarios[0].backend)  # Lightning takes one that is there
     for scenario in scenarios:
         ranks: list[Any] = [None] * world_size
@@ -285,4 +285,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_ranks(Path(sys.argv[1]).read_text(), Path(sys.argv[2]))

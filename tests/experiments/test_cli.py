@@ -19,9 +19,9 @@ from datamodules.errors import InputError
 from experiments.cli import COMMANDS, complete_switches, help_text, main, run
 from experiments.training import fit as training
 from experiments.training.fit import CONFIGS, DistillationCLI, default_name, resolve_configs
-from tests.conftest import REPOSITORY
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
+from tests.processes import ended, fork_program
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -149,19 +149,18 @@ class Broken(HuggingFaceTeacher):
 
 
 def test_a_fault_in_ones_own_teacher_is_shown_where_it_is(tmp_path: Path) -> None:
-    """On the terminal and in the run's folder; as a process, since it is the interpreter that prints it."""
+    """On the terminal and in the run's folder; as a process, since its end is what prints it."""
     (tmp_path / "mine.py").write_text(TEACHER)
     teacher, corpus = save_teacher(tmp_path / "teacher"), save_corpus(tmp_path / "corpus", {"train": 2})
     command = [
-        *(sys.executable, "-m", "experiments.cli", "fit", "--model.teacher", "mine.Broken"),
+        *("fit", "--model.teacher", "mine.Broken"),
         *("--model.teacher.model", str(teacher), "--data.root", str(corpus), "--data.train_splits", "[train]"),
         *("--data.val_splits", "[]", "--data.batch_size", "2", "--growth.policy", "none", "--trainer.max_epochs", "1"),
         *("--trainer.accelerator", "cpu", "--wandb.mode", "disabled", "--log_samples", "false"),
     ]
-    variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    result = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 1
-    for told in (result.stderr, (tmp_path / "runs" / "run" / "errors.log").read_text()):
+    variables = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert ended(fork_program(command, tmp_path / "output.txt", tmp_path, variables)) == 1
+    for told in ((tmp_path / "output.txt").read_text(), (tmp_path / "runs" / "run" / "errors.log").read_text()):
         assert f'File "{tmp_path / "mine.py"}", line 6, in forward' in told
         assert "RuntimeError: " in told.strip().splitlines()[-1]
 
@@ -174,16 +173,15 @@ def test_a_bare_switch_means_true() -> None:
         assert complete_switches(untouched, switches) == untouched
 
 
-def test_unknown_commands_and_bad_values_are_one_line() -> None:
+def test_unknown_commands_and_bad_values_are_one_line(tmp_path: Path) -> None:
     for arguments, message in (
         (["fitt"], "unknown command 'fitt': did you mean fit?"),
         (["export", "--checkpoint", "none.ckpt", "--output", "x"], "none.ckpt"),
     ):
-        command = [sys.executable, "-m", "experiments.cli", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-        assert result.returncode == 2
-        assert message in result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1
+        output = tmp_path / f"{arguments[0]}.txt"
+        assert ended(fork_program(arguments, output)) == 2
+        (line,) = output.read_text().splitlines()
+        assert message in line
 
 
 def test_shipped_configs_are_found_by_name(tmp_path: Path) -> None:
@@ -256,15 +254,36 @@ def test_one_batch_is_not_all_batches(
     assert repr(read("1")) == "1.0"
 
 
-def test_importing_needs_no_optional_package() -> None:
+IMPORTS = """
+import sys
+from pathlib import Path
+
+sys.modules.update(dict.fromkeys(["wandb", "espeakng_loader"]))
+import experiments.studies.study  # with the tables of tasks, which every command reads, on GPU machines too
+assert not {"numba", "sklearn", "h5py", "joblib"} & set(sys.modules), "libraries of a single task"
+import experiments.cli, experiments.training.fit, experiments.studies.quickstart, experiments.report
+import datamodules.synthetic
+from experiments.records.loggers import WandbSettings, build_loggers
+build_loggers(Path(sys.argv[1]), "run", WandbSettings("disabled"))
+print("imported")
+try:
+    import wandb
+except ModuleNotFoundError:
+    del sys.modules["wandb"]
+else:
+    raise AssertionError("wandb can be imported after all")
+build_loggers(Path(sys.argv[1]), "run", WandbSettings("offline"))
+assert sys.modules["wandb"]
+print("both controls pass")
+"""
+
+
+def test_importing_needs_no_optional_package(tmp_path: Path) -> None:
     # None in sys.modules makes an import fail, as if the package were not there. (librosa and matplotlib cannot be
     # tested so: torchmetrics, which Lightning imports, loads them itself where they are installed.)
-    code = "import sys; sys.modules.update(dict.fromkeys(['wandb', 'espeakng_loader']));"
-    modules = "experiments.cli, experiments.training.fit, experiments.studies.quickstart, experiments.report"
-    modules += ", datamodules.synthetic"
-    for last, returncode in ((f"import {modules}", 0), ("import wandb", 1)):
-        command = [sys.executable, "-c", code + last]
-        assert subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode == returncode
+    command = [sys.executable, "-c", IMPORTS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout.splitlines() == ["imported", "both controls pass"], done.stderr
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])

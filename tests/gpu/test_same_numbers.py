@@ -36,7 +36,9 @@ def test_the_same_run_twice_is_bit_for_bit_the_same(place: Place) -> None:
 
 def test_every_checkpoint_resumes_bit_for_bit(place: Place, tmp_path: Path) -> None:
     """With dropout, bf16 and data workers."""
-    scenario = Scenario(num_workers=2, precision="bf16-mixed", accelerator=place.accelerator)
+    few = None if place.device == "cuda" else 2  # tests/callbacks/test_resume.py has more of a CPU
+    settings = {"batches_per_epoch": few, "accelerator": place.accelerator}
+    scenario = Scenario(num_workers=2, precision="bf16-mixed", **settings)
     assert hop_problems(tmp_path, place.folder, scenario, second_hops=0) == []
     fit(tmp_path / "control", place.folder, scenario)
     two = checkpoints(tmp_path / "control")[:2]
@@ -104,6 +106,8 @@ def _switched(device: str, home: Path, name: str, **settings: Any) -> Run:
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_stays_within_its_bounds(name: str, device: str, home: Path, plain_and_other: tuple[Run, Run]) -> None:
+    if device == "cpu" and name != "all of them":
+        pytest.skip("tests/test_switches.py has it on a CPU")
     settings, loss_bound, weight_bound = SWITCHES[name]
     plain, other = plain_and_other
     run = _switched(device, home, name.replace(" ", "_"), **settings)

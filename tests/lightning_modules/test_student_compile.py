@@ -57,6 +57,7 @@ def evaluate(student: Student, samples: int = 4000, batch: int = 4) -> Tensor:
     return student.eval()(torch.randn(batch, samples))[-1]
 
 
+@pytest.mark.slow  # a fit that grows, below, counts the same at every depth
 def test_growth_adds_no_recompilation(graphs: Graphs, front_end: FrontEnd) -> None:
     student = build(front_end, dropout=0.1)
     student.start_at(1)
@@ -200,7 +201,8 @@ def moves_with(source: nn.Module, clone: nn.Module) -> tuple[bool, bool]:
     return not torch.equal(before[0], after[0]), not torch.equal(before[1], after[1])
 
 
-@pytest.mark.parametrize("saved", [2, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_student_kinds.py loads an eager student's weights into a compiled one
+@pytest.mark.parametrize("saved", [2, 6])
 def test_state_dicts_are_clean_and_loaded_layers_are_compiled(saved: int, graphs: Graphs, front_end: FrontEnd) -> None:
     student = build(front_end, depth=saved)
     train(student)
@@ -233,6 +235,7 @@ def test_a_fit_that_grows_has_the_losses_of_an_eager_one(
     corpus = save_corpus(tmp_path / "corpus", {"train": 12, "dev": 4})
     losses: dict[bool, list[float]] = {True: [], False: []}
     counted: dict[int, int] = {}
+    first: list[int] = []
     stacking = {compiled: make_stacking() for compiled in losses}
 
     class Look(L.Callback):
@@ -240,6 +243,7 @@ def test_a_fit_that_grows_has_the_losses_of_an_eager_one(
             self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
         ) -> None:
             losses[pl_module.student.config.compile].append(float(outputs["loss"]))
+            first.append(graphs.count)
 
         def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
             if pl_module.student.config.compile:
@@ -255,3 +259,4 @@ def test_a_fit_that_grows_has_the_losses_of_an_eager_one(
     assert list(counted) == [1, 2, 3, 4]
     # Of each part: for training, and for validation; none for growths, nor for the loss measured at them.
     assert set(counted.values()) == {5 * kinds}
+    assert first[11:13] == [0, 5]  # control: the count moves, from the eager run to the first compiled step

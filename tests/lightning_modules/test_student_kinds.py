@@ -93,7 +93,10 @@ def test_known_features_take_the_place_of_waveforms(kind: str, home: Path) -> No
     assert not torch.equal(student(None, None, 1.1 * features_BFC)[-1], student(waveforms_BT)[-1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+COMPILED = [pytest.param(k, marks=() if k in ("joined frames", "reused maps") else pytest.mark.slow) for k in KINDS]
+
+
+@pytest.mark.parametrize("kind", COMPILED)  # slow: kinds of HuBERT's own layers, as in test_student_compile.py
 def test_a_compiled_student_is_the_eager_one_through_a_growth(kind: str, home: Path) -> None:
     eager = student_of(home, kind, 2)
     compiled = student_of(home, kind, 2, compile=True, compile_backend="aot_eager")
@@ -222,9 +225,9 @@ def test_plans_that_would_part_a_pair_are_refused(depth: int, target: int, messa
 
 
 def kinds_and_policies() -> Iterator[Any]:
-    """All pairs; those of kinds whose layers grow like HuBERT's are slow, but for two policies."""
+    """All pairs; slow but for two policies, since plans are tested above and policies with HuBERT's layers."""
     for kind, policy in itertools.product([kind for kind in KINDS if kind != "hubert"], POLICIES):
-        fast = kind == "reused maps" or policy in ("interleaved", "random")
+        fast = policy in ("interleaved", "random")
         yield pytest.param(kind, policy, marks=() if fast else pytest.mark.slow)
 
 

@@ -21,13 +21,13 @@ from lightning_modules.teacher_building import build_teacher
 from lightning_modules.teacher_identity import teacher_settings, weight_digests
 from lightning_modules.whisper import WhisperTeacher
 from tests.helpers import (
-    POLICY_STAGES,
     make_data,
     make_module,
     make_stacking,
     make_trainer,
     save_corpus,
     save_whisper,
+    some_policies,
     whisper_config,
 )
 from tests.lightning_modules.graphs import TORCH_WARNINGS, Graphs
@@ -322,7 +322,7 @@ class TestCompile:
         assert list(compiled.state_dict()) == list(eager.state_dict())
 
 
-@pytest.mark.parametrize("policy", sorted(POLICY_STAGES))
+@pytest.mark.parametrize("policy", some_policies())
 def test_a_student_grows_under_it(policy: str, folder: Path, tmp_path: Path) -> None:
     corpus = save_corpus(tmp_path / "corpus", {"train": 8, "dev": 2})
     module = make_module(folder, objective={"normalize_targets": "layer"})

@@ -3,8 +3,6 @@
 import contextlib
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,9 +25,8 @@ from experiments.analysis.similarity import (
 )
 from experiments.report.stage_figures import depth_use_picture, exits_picture
 from lightning_modules.export import export_student, load_student
-from tests.conftest import REPOSITORY
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
-from tests.patience import PATIENCE
+from tests.processes import ended, fork_program
 from tests.students import KINDS
 
 DEPTH_USE = {"skipped": 4, "swapped": 3, "exits": 4}
@@ -51,8 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--data.cache_dir", str(folder / "cache"), "--data.num_workers", "0", "--trainer.max_epochs", "3"),
         *("--trainer.accelerator", "cpu", "--wandb.mode", "disabled", "--log_samples", "false"),
     ]
-    command = [sys.executable, "-m", "experiments.cli", *arguments]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=PATIENCE)
+    assert ended(fork_program(arguments, folder / "output.txt")) == 0, (folder / "output.txt").read_text()
     return folder / "run"
 
 

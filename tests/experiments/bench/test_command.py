@@ -101,7 +101,10 @@ def test_a_step_from_a_cache_runs_neither_teacher_nor_convolutions(
     assert flops["features"] < flops["targets"]
 
 
-@pytest.mark.parametrize(("depths", "intermediate"), [([3, 4], "none"), ([6, 8], "none"), ([3, 6], "l2l")])
+@pytest.mark.parametrize(
+    ("depths", "intermediate"),
+    [([3, 4], "none"), pytest.param([6, 8], "none", marks=pytest.mark.slow), ([3, 6], "l2l")],
+)
 def test_all_depths_have_one_objective(depths: list[int], intermediate: str, tmp_path: Path) -> None:
     teacher, output = save_teacher(tmp_path / "teacher", layers=6), tmp_path / "bench.json"
     student = StudentConfig(16, 24, 2)

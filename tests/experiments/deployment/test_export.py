@@ -24,6 +24,7 @@ def test_says_what_it_wrote(checkpoint: Path, tmp_path: Path, caplog: pytest.Log
         assert f"exported {layers} layers, {count} parameters to {tmp_path / 'student'}" in caplog.text
 
 
+@pytest.mark.slow  # test_export_head.py has this command, test_onnx_export.py the file
 def test_says_what_an_onnx_file_is(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     arguments = ["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "student"), "--format", "onnx"]
     with caplog.at_level(logging.INFO, logger="experiments.deployment.export"):

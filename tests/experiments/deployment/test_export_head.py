@@ -161,6 +161,7 @@ def test_text(home: Path, asr: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         load_upstream(str(output))
 
 
+@pytest.mark.slow  # test_text exports another head; test_pipeline_of_transformers has the labels of one of this kind
 def test_labels(home: Path, ic: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The head was trained on the exported folder, and the file is made from the checkpoint."""
     output = export(home / "student.ckpt", home / "ic-onnx", "--format", "onnx", "--head", str(ic))
@@ -173,6 +174,7 @@ def test_labels(home: Path, ic: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert described["head"]["task"] == "ic"
 
 
+@pytest.mark.slow  # tests/lightning_modules/deployment/test_onnx_export.py has int8 files
 def test_int8(home: Path, sid: Path) -> None:
     more = "--format", "onnx", "--quantize", "int8", "--head", str(sid)
     output = export(home / "student.ckpt", home / "sid-int8", *more)

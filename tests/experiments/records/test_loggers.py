@@ -1,12 +1,9 @@
 import csv
 import logging
 import math
-import os
+import multiprocessing
 import re
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import lightning as L
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from experiments.records.loggers import AppendingCSVLogger, ResilientWandbLogger, WandbSettings, build_loggers
+from tests.processes import ended, fork
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -107,23 +105,18 @@ def test_a_metric_without_a_step_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_loses_no_row_and_the_next_goes_on(tmp_path: Path) -> None:
-    script = textwrap.dedent(
-        """
-        import sys
-        from pathlib import Path
-        from experiments.records.loggers import AppendingCSVLogger
-        logger = AppendingCSVLogger(Path(sys.argv[1]))
+    logged, log = multiprocessing.Pipe(duplex=False)
+
+    def write() -> None:
+        logger = AppendingCSVLogger(tmp_path)
         for step in range(10**9):
             logger.log_metrics({"train/loss": step / 8, f"new/{step % 50}": 1}, step=step)
-            print(step, flush=True)
-        """
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    seen = [int(process.stdout.readline()) for _ in range(120)][-1]
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+            log.send(step)
+
+    process = fork(write)
+    seen = [logged.recv() for _ in range(120)][-1]
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
     AppendingCSVLogger(tmp_path).log_metrics({"train/loss": -1}, step=seen)
     written = rows(tmp_path)
     assert [int(row["step"]) for row in written[:-1]] == list(range(len(written) - 1))
@@ -145,16 +138,6 @@ def test_two_fits_into_one_folder_append(tmp_path: Path) -> None:
 
 
 # -- Weights & Biases ----------------------------------------------------------------------------------------
-
-
-def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from experiments.records.loggers import WandbSettings, build_loggers;"
-        "folder = Path(sys.argv[1]);"
-        "build_loggers(folder, 'run', WandbSettings('disabled')); assert 'wandb' not in sys.modules;"
-        "build_loggers(folder, 'run', WandbSettings('offline')); assert 'wandb' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
 
 
 def wandb_logger(run: Path, settings: WandbSettings, run_id: str | None = "abc123") -> WandbLogger:

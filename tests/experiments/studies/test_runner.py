@@ -28,6 +28,7 @@ from experiments.studies.study import load_study
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
+from tests.processes import fork
 
 STUDY = """
 title: Tiny
@@ -265,24 +266,22 @@ def test_a_job_that_ended_without_a_word_has_failed(setup: Setup, tmp_path: Path
 
 
 def test_a_second_runner_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
-    held = "import sys; from pathlib import Path; from experiments.studies.loop import only_runner\n"
-    held += "with only_runner(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", held, str(tmp_path)],
-        cwd=REPOSITORY, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
+    def hold() -> None:
+        with only_runner(tmp_path):
+            (tmp_path / "held").touch()
+            time.sleep(PATIENCE)
+
+    process = fork(hold)
+    while not (tmp_path / "held").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
     with (
         pytest.raises(ValueError, match=f"in use by another command .process {process.pid} on "),
         only_runner(tmp_path),
     ):
         pass
     process.kill()
-    process.wait()
-    process.stdin.close()
-    process.stdout.close()
+    process.join()
     with only_runner(tmp_path):
         assert str(os.getpid()) in (tmp_path / "runner.lock").read_text()
 

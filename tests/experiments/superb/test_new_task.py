@@ -1,7 +1,5 @@
 """A new task is a class, a reader of its corpus and a row in each of the two tables; nothing else knows its name."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from lightning_modules.superb.classification_tasks import ClassificationTask
 from lightning_modules.superb.recipes import TASK_RECIPES
 from lightning_modules.superb.tasks import Prediction, TaskRecipe
 from tests.datamodules.superb import corpora
-from tests.ddp.launch import REPOSITORY
 from tests.experiments.superb.test_command import superb
 from tests.helpers import save_teacher
 
@@ -89,11 +86,3 @@ def test_without_its_rows_there_is_no_such_task(tmp_path: Path) -> None:
 
 def test_both_tables_have_the_same_tasks() -> None:
     assert list(SOURCES) == list(TASK_RECIPES)
-
-
-def test_the_tables_need_no_library_of_a_single_task() -> None:
-    """Every command reads them, also on a GPU machine that has only what training needs."""
-    heavy = "{'numba', 'sklearn', 'h5py', 'joblib'}"
-    script = f"import sys, experiments.studies.study; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    assert done.stdout.strip() == "[]"

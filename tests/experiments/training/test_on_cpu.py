@@ -95,9 +95,9 @@ def test_bf16_is_warned_of(
 
 FAULTS = """
 import resource, sys
-from experiments.training.on_cpu import keep_freed_memory
 
 if sys.argv[1] == "keep":
+    from experiments.training.on_cpu import keep_freed_memory
     assert keep_freed_memory()
 heap = bytearray(16 * 2**20)  # the heap grows for a buffer of at most 32 MB only
 del heap

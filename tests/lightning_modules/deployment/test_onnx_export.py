@@ -88,9 +88,8 @@ def test_student_on_real_speech(folder: Path, checkpoint: Path, real_data: Path)
     assert_equals_pytorch(folder, str(checkpoint), [*alone, (padded_BT, lengths)])
 
 
-@pytest.mark.parametrize(
-    "policy", [pytest.param(name, marks=[] if name == "midas" else pytest.mark.slow) for name in POLICY_STAGES]
-)
+@pytest.mark.slow  # whatever the policy, a student is a model like that of test_student
+@pytest.mark.parametrize("policy", POLICY_STAGES)
 def test_students_of_every_policy(policy: str, inputs: Path, tmp_path: Path) -> None:
     stages = f"[{','.join(map(str, POLICY_STAGES[policy]))}]"
     fit(inputs, "--name", f"onnx-{policy}", "--growth.policy", policy, "--growth.stages", stages)
@@ -122,6 +121,7 @@ def test_families(family: str, folders: dict[str, Path], tmp_path: Path) -> None
     assert_equals_pytorch(tmp_path / "encoder", str(folders[family]), [batch(one) for one in BATCHES.values()])
 
 
+@pytest.mark.slow  # as are the other teachers above
 def test_whisper(tmp_path: Path) -> None:
     teacher = save_whisper(tmp_path / "whisper")
     described = export_onnx(str(teacher), tmp_path / "encoder")
