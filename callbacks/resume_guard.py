@@ -1,6 +1,7 @@
 """ResumeGuard: refuses to resume from the checkpoint of another run."""
 
 import logging
+from dataclasses import asdict
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from datamodules.speech_data import speech_data
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import STUDENT_PREFIX
 from lightning_modules.growth.layers import state_dict_depth
-from lightning_modules.student_config import OWN_DROPOUT
+from lightning_modules.student_config import OWN_DROPOUT, StudentConfig
 from lightning_modules.teacher_identity import teacher_digest
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,11 @@ COMPUTE_ONLY_SETTINGS = frozenset({"compile", "compile_backend", "kernels"})
 """Settings of student and teacher that change how they are computed but not what is learned."""
 SETTINGS_COVERED_ELSEWHERE = frozenset({"model", "revision", "normalize", "attn_implementation"})
 """Settings of a teacher that other entries of the fingerprint cover, and the implementation of its attention."""
+STUDENT_BEFORE = (
+    *("conv_channels", "conv_layers", "front_end_gradient", "feature_norm", "feature_projection", "input_dropout"),
+    *("init_layers", "time_reduction", "reuse_attention", "scale_layer_gradients", "architecture", "options"),
+)
+"""Settings of the student that are not in older checkpoints, which have the defaults of today."""
 OBJECTIVE_BEFORE = {
     "loss": None,
     "normalize_targets": "none",
@@ -93,8 +99,10 @@ class ResumeGuard(Callback):
         model = {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")}
         model["student"] = {key: value for key, value in model["student"].items() if key not in COMPUTE_ONLY_SETTINGS}
         # Settings that are not used are left out, as in older checkpoints from before they existed.
-        if model["student"]["conv_channels"] is None:
-            del model["student"]["conv_channels"]
+        defaults = asdict(StudentConfig())
+        for name in STUDENT_BEFORE:
+            if model["student"][name] == defaults[name]:
+                del model["student"][name]
         for name in OWN_DROPOUT:
             if model["student"][name] in (None, model["student"]["dropout"]):
                 del model["student"][name]

@@ -22,7 +22,7 @@ from datamodules.files import plain_values
 from datamodules.speech_data import AudioBatch, SpeechDataModule, speech_data
 from lightning_modules.checks import check_cached_features, check_data, check_frame_rates, check_shared_convolutions
 from lightning_modules.export import CHECKPOINT_FORMAT
-from lightning_modules.initial_weights import copy_first_layers, load_front_end, load_initial_weights
+from lightning_modules.initial_weights import copy_first_layers, load_initial_weights
 from lightning_modules.lengths import before_the_end, global_lengths, is_padded
 from lightning_modules.masking import frame_masks
 from lightning_modules.objective import LossTerms, ObjectiveConfig, get_objective
@@ -310,11 +310,6 @@ class DistillationModule(L.LightningModule):
             settings = teacher_settings(self.teacher) | self.objective.normalizer.settings | masks
             frozen = self.student.config.front_end in ("frozen", "shared")
             datamodule.use_targets(settings, self.teacher.hidden_layers, features=frozen)
-
-    def load_initial_front_end(self) -> None:
-        """Load the front end that a run with ``init_from`` starts from, whatever the depth of its student."""
-        if self.init_from is not None:
-            load_front_end(Path(self.init_from), self.student)
 
     def on_fit_start(self) -> None:
         if self.init_from is not None and self.trainer.ckpt_path is None:  # Lightning sets ckpt_path only now

@@ -31,6 +31,7 @@ from experiments.analysis.cka import layer_similarity
 from experiments.analysis.depth_use import TOLERANCE, depth_use, idle_layers, layers_needed
 from experiments.report.stage_figures import copies_picture, depth_use_picture, exits_picture, stages_picture
 from lightning_modules.export import load_student
+from lightning_modules.growth.layers import layer_group
 from lightning_modules.hidden_states import encoder_states
 from lightning_modules.objective import ObjectiveConfig, ProjectedDistance, get_distance
 from lightning_modules.target_normalization import TargetNormalizer, TargetStatistics
@@ -239,12 +240,18 @@ def mean_over_pairs(matrix: list[list[float]], ancestry: Sequence[int | None], s
 def weight_distances(layers: Iterable[nn.Module]) -> list[list[float]]:
     """Relative distance between the weight matrices of every two layers, ``|a - b| / sqrt(|a| |b|)``.
 
-    Vectors (biases, norms) are left out: they start equal in all layers, copies or not.
+    Vectors (biases, norms) are left out: they start equal in all layers, copies or not. So are matrices that only one
+    of the two layers has.
     """
-    flat = [torch.cat([p.detach().double().flatten() for p in layer.parameters() if p.ndim > 1]) for layer in layers]
-    norms = [float(weights.norm()) for weights in flat]
-    return [[float((a - b).norm()) / math.sqrt(n * m) for b, m in zip(flat, norms, strict=True)]
-            for a, n in zip(flat, norms, strict=True)]  # fmt: skip
+    matrices = [
+        {name: p.detach().double().flatten() for name, p in layer.named_parameters() if p.ndim > 1} for layer in layers
+    ]
+    return [[_relative_distance(a, b) for b in matrices] for a in matrices]
+
+
+def _relative_distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    a, b = (torch.cat([weights[name] for name in one if name in other]) for weights in (one, other))
+    return float((a - b).norm()) / math.sqrt(float(a.norm()) * float(b.norm()))
 
 
 def _depth_use(
@@ -258,6 +265,9 @@ def _depth_use(
         return None
     if (own := meta["recipe"]["objective"].get("loss")) is not None:
         log.warning("%s: use of depth is not measured, since the run has a loss of its own (%s)", path, own)
+        return None
+    if layer_group(model) > 1:
+        log.warning("%s: use of depth is not measured, since its layers share attention maps in groups", path)
         return None
     loss = _output_loss(path, ObjectiveConfig(**meta["recipe"]["objective"]), [output for output, _ in targets])
     return asdict(depth_use(model, waveforms, loss))

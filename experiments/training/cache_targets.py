@@ -27,6 +27,7 @@ from experiments.training.cache_sizes import limit_speakers, reading_needs
 from experiments.training.data_class import accepts
 from experiments.training.fit import DistillationCLI
 from lightning_modules.distillation import DistillationModule
+from lightning_modules.initial_weights import load_front_end
 from lightning_modules.target_normalization import TargetStatistics
 from lightning_modules.teacher_identity import front_end_digest, teacher_settings
 
@@ -82,7 +83,8 @@ class TargetsTrainer(Trainer):
             )
         if model.masks is not None:
             model.masks.require_fixed()
-        model.load_initial_front_end()
+        if model.init_from is not None:
+            load_front_end(Path(model.init_from), model.student)
         datamodule.trainer = self
         datamodule.targets = None  # an older cache would limit the speakers
         datamodule.prepare_data()

@@ -11,8 +11,18 @@ from callbacks.resume_guard import ResumeGuard, differences
 from callbacks.stacking import StackingCallback
 from experiments.training.fit import DistillationCLI
 from tests.helpers import save_corpus, save_teacher
+from tests.students import POSITIONS, THIN
 from tests.tiny_run import TINY
 
+THIN_STUDENT: dict[str, Any] = {
+    "conv_layers": THIN,
+    "feature_projection": False,
+    "input_dropout": 0.1,
+    "time_reduction": 2,
+    "reuse_attention": True,
+    "scale_layer_gradients": True,
+    "front_end_gradient": 0.5,
+}
 # Settings that are changed together: option -> (another value, what the fingerprint says of it).
 GUARDED: dict[str, dict[str, tuple[Any, str]]] = {
     "sizes": {
@@ -52,6 +62,22 @@ GUARDED: dict[str, dict[str, tuple[Any, str]]] = {
         "model.teacher.init_args.precision": ("32", "teacher_settings.precision"),
         "model.cuda.float32": ("ieee", "cuda.float32"),
         "growth.stages": ("[2,4]", "growth.stages"),
+    },
+    "thin student": {
+        "model.student.front_end_init": ("random", "model.student.front_end_init"),
+        "growth.layers_per_stage": (2, "growth.stages"),
+        **{
+            f"model.student.{name}": (json.dumps(value), f"model.student.{name}")
+            for name, value in THIN_STUDENT.items()
+        },
+    },
+    "teacher's first layers": {
+        "model.student.init_layers": (1, "model.student.init_layers"),
+        "model.student.feature_norm": ("false", "model.student.feature_norm"),
+    },
+    "own model": {
+        "model.student.architecture": ("tests.own_students.ScaledHubert", "model.student.architecture"),
+        "model.student.options": ('{"first_share": 0.5}', "model.student.options.first_share"),
     },
     "optimisation": {
         "model.optimizer.name": ("sgd", "model.optimizer.name"),
@@ -207,7 +233,7 @@ class Prepared(DistillationCLI):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guarded")
-    save_teacher(folder / "teacher")
+    save_teacher(folder / "teacher", **POSITIONS)
     save_teacher(folder / "other_teacher", width=32)
     for seed, corpus in enumerate(("corpus", "other_corpus")):
         save_corpus(folder / corpus, {"train": 12, "dev": 4, "more": 6}, seed=seed)

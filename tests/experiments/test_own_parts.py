@@ -65,7 +65,9 @@ def test_a_new_entry_of_the_registry_needs_no_other_change(inputs: Path, monkeyp
 
 @pytest.mark.parametrize("name", ["msee", "my_missing.distance", "torch.no_such_function", ""])
 def test_an_unknown_distance_is_answered_with_those_that_there_are(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"unknown model\.objective\.distance '{name}'.*l1, l1_cosine, mse"):
+    with pytest.raises(
+        ValueError, match=rf"unknown model\.objective\.distance '{name}'.*l1, l1_cosine, l1_cosine_raw, mse"
+    ):
         ObjectiveConfig(distance=name)
 
 

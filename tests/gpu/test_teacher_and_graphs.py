@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 from experiments.bench.noise import BenchBatch
 from experiments.bench.random_teacher import save_random_teacher
-from lightning_modules import teacher as teacher_module
+from lightning_modules import precision
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.precision import CudaSettings
 from lightning_modules.student_config import StudentConfig
@@ -33,7 +33,7 @@ def test_the_teachers_check_of_bf16_passes_and_falls_back(
         return teacher.precision_used
 
     assert used() == "bf16"
-    monkeypatch.setattr(teacher_module, "BF16_TOLERANCE", 0.0)
+    monkeypatch.setattr(precision, "BF16_TOLERANCE", 0.0)
     assert used() == "32"
     assert "bf16 has relative errors" in caplog.text
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from callbacks.summary import RunSummary
-from lightning_modules import precision, teacher
+from lightning_modules import precision
 from lightning_modules.precision import BF16_TOLERANCE, relative_error
 from lightning_modules.teacher import HuggingFaceTeacher, TeacherTargets
 from tests.helpers import make_data, make_module, make_trainer, save_corpus, save_teacher
@@ -44,7 +44,7 @@ def test_bf16_targets_are_near_those_of_float32(
     family: str, lengths: Tensor | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The weights are those that transformers draws, others in each version, and not a trained teacher's.
-    monkeypatch.setattr(teacher, "BF16_TOLERANCE", 2 * BF16_TOLERANCE)
+    monkeypatch.setattr(precision, "BF16_TOLERANCE", 2 * BF16_TOLERANCE)
     config = FAMILIES[family]()
     config.initializer_range = 0.02
     folder = save_model(tmp_path, config)
@@ -62,7 +62,7 @@ class TestCheck:
     def test_too_large_an_error_falls_back_with_a_warning(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(teacher, "BF16_TOLERANCE", 1e-5)
+        monkeypatch.setattr(precision, "BF16_TOLERANCE", 1e-5)
         fallen, exact = prepared(folder, "bf16"), prepared(folder, "32")
         assert fallen.precision_used == "32"
         assert torch.equal(fallen(waveforms()).output_BFD, exact(waveforms()).output_BFD)
@@ -82,7 +82,7 @@ class TestCheck:
         assert made(waveforms()).output_BFD.isfinite().all()
 
     def test_it_is_made_once_per_device(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.INFO, "lightning_modules.teacher")
+        caplog.set_level(logging.INFO, "lightning_modules.precision")
         made = prepared(folder, "bf16")
         made.prepare(CPU)
         assert caplog.text.count("computes in bf16 on cpu: relative errors of its targets are") == 1

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from transformers import AutoModel, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from lightning_modules import teacher as teacher_module
+from lightning_modules import precision
 from lightning_modules.precision import relative_error
 from lightning_modules.teacher import HuggingFaceTeacher, TeacherTargets
 from lightning_modules.teacher_building import build_teacher
@@ -290,7 +290,7 @@ class TestPrecision:
         exact, half, refused = (make(tmp_path, precision=asked) for asked in ("32", "bf16", "bf16"))
         for teacher in (exact, half):
             teacher.prepare(torch.device("cpu"))
-        monkeypatch.setattr(teacher_module, "BF16_TOLERANCE", 1e-5)
+        monkeypatch.setattr(precision, "BF16_TOLERANCE", 1e-5)
         refused.prepare(torch.device("cpu"))
         assert (exact.precision_used, half.precision_used, refused.precision_used) == ("32", "bf16", "32")
         assert "computes in float32 on cpu: bf16 has relative errors of" in caplog.text

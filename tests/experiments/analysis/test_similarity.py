@@ -25,8 +25,9 @@ from experiments.analysis.similarity import (
 )
 from experiments.report.stage_figures import depth_use_picture, exits_picture
 from lightning_modules.export import export_student, load_student
-from tests.helpers import save_corpus, save_teacher
+from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
 from tests.processes import ended, fork_program
+from tests.students import KINDS
 
 DEPTH_USE = {"skipped": 4, "swapped": 3, "exits": 4}
 """Number of losses of a student with four layers."""
@@ -85,6 +86,22 @@ def test_a_run_is_analysed_stage_by_stage(run: Path, tmp_path: Path) -> None:
         "depth_use.png",
         "exits.png",
     }
+
+
+@pytest.mark.parametrize("kind", ["joined frames", "reused maps", "own model"])
+def test_students_of_other_kinds_are_analysed(kind: str, tmp_path: Path) -> None:
+    teacher, corpus = save_teacher(tmp_path / "teacher"), save_corpus(tmp_path / "corpus", {"train": 4, "dev": 2})
+    module = make_module(teacher, **KINDS[kind])
+    stacking = make_stacking(stages=[2, 4])
+    trainer = make_trainer(tmp_path, stacking, max_epochs=2, limit_val_batches=0)
+    trainer.fit(module, datamodule=make_data(corpus, tmp_path / "cache"))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    similarity([str(tmp_path / "last.ckpt")], str(corpus), str(tmp_path / "analysed"), utterances=2)
+    (stage,) = json.loads((tmp_path / "analysed" / "result.json").read_text())["runs"][0]["stages"]
+    assert [len(row) for row in stage["cka_teacher"]] == [4] * 4
+    assert 0 < stage["weight_distance_copies"] < 0.5 < stage["weight_distance_others"]
+    # A layer that reuses a map cannot be run without the one that makes it.
+    assert (stage["depth_use"] is None) == (kind == "reused maps")
 
 
 def test_the_loss_is_that_of_training(run: Path, tmp_path: Path) -> None:
