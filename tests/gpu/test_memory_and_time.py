@@ -75,7 +75,7 @@ class Wall(Callback):
 
 
 def test_the_parts_of_steps_add_up_to_the_wall_time(place: Place) -> None:
-    count = 30 if place.device == "cuda" else 10  # a second each on a CPU
+    count = 30 if place.device == "cuda" else 10  # a CPU takes long for a step of this width
 
     def measured(synchronize: bool) -> float:
         """Time of the steps by their parts, as a share of the wall time."""
