@@ -25,6 +25,7 @@ from lightning_modules.superb.upstream import load_upstream
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.conftest import REPOSITORY
 from tests.helpers import POLICY_STAGES, make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+from tests.lightning_modules.graphs import TORCH_WARNINGS
 from tests.students import KINDS, PAIR_STAGES, POSITIONS, THIN
 
 LENGTHS = [400, 1100, 4000, 5123]  # 1, 3, 12 and 15 frames
@@ -93,10 +94,11 @@ def test_known_features_take_the_place_of_waveforms(kind: str, home: Path) -> No
     assert not torch.equal(student(None, None, 1.1 * features_BFC)[-1], student(waveforms_BT)[-1])
 
 
-COMPILED = [pytest.param(k, marks=() if k in ("joined frames", "reused maps") else pytest.mark.slow) for k in KINDS]
+COMPILED = [pytest.param(k, marks=() if k == "reused maps" else pytest.mark.slow) for k in KINDS]
 
 
-@pytest.mark.parametrize("kind", COMPILED)  # slow: kinds of HuBERT's own layers, as in test_student_compile.py
+@pytest.mark.filterwarnings(*[mark.args[0] for mark in TORCH_WARNINGS])
+@pytest.mark.parametrize("kind", COMPILED)  # test_student_compile.py has HuBERT's layers; the fast kind differs most
 def test_a_compiled_student_is_the_eager_one_through_a_growth(kind: str, home: Path) -> None:
     eager = student_of(home, kind, 2)
     compiled = student_of(home, kind, 2, compile=True, compile_backend="aot_eager")
