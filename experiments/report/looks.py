@@ -1,7 +1,8 @@
 """How each system looks in pictures: colour, marker and line, from what a row is and not from its place in a report.
 
 The colour names the system: its growth policy, and for Full and GradStack the kind of its intermediate loss.
-The fill of the marker names the schedule. A row that differs in any other setting has that setting's marker and line,
+The fill of the marker names the schedule, and for students of others whether they have a budget of their own, the same
+as all rows, or are grown. A row that differs in any other setting has that setting's marker and line,
 which are the same under every policy: a frozen front end looks alike in Full and in InterleaveStack.
 """
 
@@ -29,6 +30,20 @@ RECIPES = {
         for policy in ("midas", "lidas", "stackbert", "one_shot_stack", "one_shot_interleave", "random", "identity")
     },
 }
+# Beginning of the config's or row's name of a student or objective of others -> colour and marker.
+PUBLISHED = {
+    "distilhubert": ("wine", "v"),
+    "one_3layer": ("wine", "^"),
+    "half_12layer": ("petrol", "o"),
+    "fithubert": ("green", "s"),
+    "maskhubert": ("purple", "o"),
+    "armhubert": ("purple", "s"),
+    "armhubert_s": ("purple", "v"),
+    "dphubert_objective": ("olive", "s"),
+    "usad": ("brown", "o"),
+}
+# What is done with it -> fill and line.
+BUDGETS = {"own": ("full", "-"), "equal": ("none", "--"), "grown": ("left", "-.")}
 # The method that the paper proposes has the warmest colour, a star and the thickest line.
 SYSTEMS = {
     "interleaved": ("vermilion", "*"),
@@ -123,7 +138,11 @@ class Look:
 def look_of(row: Row) -> Look:
     """Find how a row looks, from its configs and overrides, or from its name if it has no config."""
     overrides: Mapping[str, Any] = row.get("overrides") or {}
-    name = (row.get("configs") or [row["name"]])[0]
+    name, *more = row.get("configs") or [row["name"]]
+    if published := max((begin for begin in PUBLISHED if name.startswith(begin)), key=len, default=""):
+        grown = "growth" in overrides or any(config.startswith("interleave") for config in more)
+        colour, marker = PUBLISHED[published]
+        return Look(LIGHT[colour], marker, *BUDGETS["grown" if grown else "equal" if "equal_budget" in more else "own"])
     system, own_loss = _system(name, overrides)
     colour, marker = SYSTEMS[system]
     named = re.search(r"prop-?\d", name)

@@ -1,13 +1,14 @@
 """Decoding micro-batches, replacing what cannot be decoded, and resuming a loader in mid-epoch."""
 
-import os
 import pickle
 import re
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from datamodules import loading
 from datamodules.audio import BadAudioError, read_audio
 from datamodules.batching import CropRule, GlobalBatchSampler, MicroBatch, plan_by_utterances
 from datamodules.cached_records import CachedRecords, RecordLayout
@@ -33,8 +33,7 @@ from datamodules.loading import (
 from datamodules.manifest import Manifest, prepare_manifest
 from datamodules.scanning import Problem
 from tests.datamodules.corpora import truncate, utterance, write_corpus
-from tests.helpers import make_data, make_module, make_trainer, save_corpus, save_teacher
-from tests.processes import ended, fork
+from tests.patience import PATIENCE
 
 LENGTHS = [9000 + 500 * number for number in range(20)]
 
@@ -231,25 +230,34 @@ def test_listing_appends_what_is_not_yet_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signal_", [signal.SIGKILL])
 def test_a_worker_that_is_killed_names_its_file(signal_: signal.Signals, tmp_path: Path) -> None:
-    """The worker kills itself in the middle of decoding; the trainer's error names the file that it had open."""
-    read = loading.read_audio
+    """The worker kills itself in the middle of decoding; the trainer's error names the file that it had open.
 
-    def deadly(path: str, *rest: Any) -> Any:
-        if path.endswith("0003.flac"):
-            os.kill(os.getpid(), signal_)
-        return read(path, *rest)
+    The trainer has a process that was not forked: torch's watch over workers did not wake up in one that was.
+    """
+    script = textwrap.dedent(
+        f"""
+        import os, sys
+        from pathlib import Path
+        import datamodules.loading as loading
+        from tests.helpers import make_data, make_module, make_trainer, save_corpus, save_teacher
 
-    def train() -> None:
+        folder = Path({str(tmp_path)!r})
         loading.SECONDS_AFTER_SIGTERM = 1  # the other worker's last seconds
+        read = loading.read_audio
+        def deadly(path, *rest):
+            if path.endswith("0003.flac"):
+                os.kill(os.getpid(), {int(signal_)})
+            return read(path, *rest)
         loading.read_audio = deadly
-        corpus = save_corpus(tmp_path / "corpus", {"train": 8, "dev": 2})
-        module = make_module(save_teacher(tmp_path / "teacher"))
-        data = make_data(corpus, tmp_path / "cache", num_workers=2)
-        make_trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)
-
-    assert ended(fork(train, output=tmp_path / "output.txt")) == 1
-    output = (tmp_path / "output.txt").read_text()
-    assert re.search(r"a data worker died while it was reading .*0003\.flac", output), output[-1500:]
+        corpus = save_corpus(folder / "corpus", {{"train": 8, "dev": 2}})
+        module = make_module(save_teacher(folder / "teacher"))
+        data = make_data(corpus, folder / "cache", num_workers=2)
+        make_trainer(folder, max_epochs=1).fit(module, datamodule=data)
+        """
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1
+    assert re.search(r"a data worker died while it was reading .*0003\.flac", result.stderr), result.stderr[-1500:]
 
 
 def test_workers_that_never_deliver_are_an_error(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def string_options(parser: Any) -> dict[str, str]:
     return {
         name: kind
         for name, kind in kinds.items()
-        if "str" in kind and "Literal" not in kind and not name.startswith("trainer.")
+        if "str" in kind and "Literal" not in kind and "dict" not in kind.lower() and not name.startswith("trainer.")
     }
 
 
