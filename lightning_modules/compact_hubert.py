@@ -270,6 +270,11 @@ class CompactHubertModel(HubertModel):
         self.encoder: Any = CompactEncoder(config)
         self.post_init()
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """Whether the kernel of attention can be chosen: it can where no map is reused, as in HuBERT."""
+        return True
+
     @property
     def layer_group(self) -> int:
         """Number of layers that stay together when the model grows."""

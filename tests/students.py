@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tests.helpers import POLICY_STAGES
+
 THIN = [[4, 10, 5], [8, 1, 1], *[[8, 3, 2]] * 4, [16, 1, 1], *[[16, 2, 2]] * 2]
 """Convolutions with FitHuBERT's kernels and strides."""
 
@@ -23,15 +25,5 @@ KINDS: dict[str, dict[str, Any]] = {
     "own model": {"architecture": "tests.own_students.ScaledHubert", "options": {"first_share": 0.5}},
 }
 
-# Policy -> stages of a student whose layers come in pairs, from 2 to 8.
-PAIR_STAGES: dict[str, list[int]] = {
-    "interleaved": [2, 4, 6, 8],
-    "gradual": [2, 4, 6, 8],
-    "midas": [2, 4, 6, 8],
-    "lidas": [2, 4, 6, 8],
-    "stackbert": [2, 4, 8],
-    "one_shot_stack": [2, 8],
-    "one_shot_interleave": [2, 8],
-    "random": [2, 4, 6, 8],
-    "identity": [2, 4, 6, 8],
-}
+# Policy -> stages of a student whose layers come in pairs.
+PAIR_STAGES = {policy: [2 * depth for depth in stages] for policy, stages in POLICY_STAGES.items()}

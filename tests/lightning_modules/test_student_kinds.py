@@ -9,11 +9,13 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from transformers import HubertModel
 
 from experiments.deployment.macs import superb_gmacs
 from experiments.training.fit import CONFIGS
+from lightning_modules import dropout
 from lightning_modules.architectures import build_model
-from lightning_modules.compact_hubert import ReusingAttention
+from lightning_modules.compact_hubert import CompactHubertModel, ReusingAttention
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.export import export_student, load_student
 from lightning_modules.growth.policies import POLICIES, make_plan
@@ -84,6 +86,14 @@ def test_an_item_of_a_padded_batch_is_that_item_alone(kind: str, home: Path) -> 
             torch.testing.assert_close(state_BFD[item, :frames], own_BFD[0], atol=2e-5, rtol=1e-5)
     unmasked = student(waveforms_BT)  # control: what follows an item's end does matter without lengths
     assert (unmasked[-1][1, :3] - together[-1][1, :3]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_is_the_one_with_cheap_dropout(kind: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # transformers finds out once for a class whether its kernel can be chosen, and a subclass inherits the answer.
+    for model in (HubertModel, CompactHubertModel):
+        monkeypatch.delattr(model, "_can_set_attn_implementation_cached_value", raising=False)
+    assert student_of(home, kind).hubert.config._attn_implementation == dropout.ATTENTION
 
 
 @pytest.mark.parametrize("kind", KINDS)
