@@ -86,6 +86,11 @@ def test_the_lines_for_a_clean_file_make_one(tmp_path: Path, monkeypatch: pytest
     assert read_contents(Path("clean.pt")).keys() == {"state_dict"}
 
 
+def test_names_a_file_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no file '.*nothing\.ckpt': give a checkpoint file"):
+        read_contents(tmp_path / "nothing.ckpt")
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
