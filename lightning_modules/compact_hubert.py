@@ -198,7 +198,9 @@ class CompactEncoder(HubertEncoder):
         width, joined = config.hidden_size, config.time_reduction
         self.reduce = nn.Conv1d(width, width, joined, stride=joined) if joined > 1 else None
 
-    def layer_states(self, hidden_BFD: Tensor, valid_BF: Tensor | None, branch: Branch | None = None) -> list[Tensor]:
+    def layer_states(
+        self, hidden_BFD: Tensor, valid_BF: Tensor | None, branch: Branch | None = None, last_only: bool = False
+    ) -> list[Tensor]:
         """Compute the states (B, F, D) of the layers from the first one's input.
 
         Frames are joined after a frame of zeros was added, so that a last frame without partner is not lost.
@@ -208,6 +210,7 @@ class CompactEncoder(HubertEncoder):
             valid_BF: true where a frame is not padding; ``None`` if none is.
             branch: splits an output, with the number of its layer, into what the next layer gets and what the state is
                 made of.
+            last_only: make no state but the last layer's.
         """
         num_frames = hidden_BFD.shape[1]
         if self.reduce is not None:
@@ -225,7 +228,8 @@ class CompactEncoder(HubertEncoder):
             own_BFD = hidden_BFD
             if branch is not None:
                 hidden_BFD, own_BFD = branch(hidden_BFD, number)
-            states.append(cast(CompactLayer, layer).state(own_BFD, num_frames))
+            if not last_only or number == len(self.layers) - 1:
+                states.append(cast(CompactLayer, layer).state(own_BFD, num_frames))
         return states
 
 
@@ -307,10 +311,10 @@ class CompactHubertModel(HubertModel):
             hidden_BFD = hidden_BFD.masked_fill(~valid_BF.unsqueeze(-1), 0.0)
         encoder = self.encoder
         hidden_BFD = encoder.dropout(encoder.layer_norm(hidden_BFD + encoder.pos_conv_embed(hidden_BFD)))
-        states = encoder.layer_states(hidden_BFD, valid_BF)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states = encoder.layer_states(hidden_BFD, valid_BF, last_only=not wanted)
         if self.config.state_width is None:
             states = [hidden_BFD, *states]
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden = tuple(states) if wanted else None
         if return_dict is False:
             return (states[-1],) if hidden is None else (states[-1], hidden)

@@ -177,7 +177,7 @@ CAST = ".to(model.dtype)"
 _CUT = """It is cut: these are the first {layers} layers of a student of {whole}. Growth and metrics below are the whole
 student's."""
 
-_CONVERTED = """A {layout} of {layers} layers ({paper}). Its weights are those of `{file}`, converted with interstack;
+_CONVERTED = """{layout} with {layers} layers ({paper}). Its weights are those of `{file}`, converted with interstack;
 cite that paper if you use them."""
 
 _USAGE = """## Use

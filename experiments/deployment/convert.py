@@ -23,5 +23,5 @@ def convert(file: str, output: str, config: str | None = None, overwrite: bool =
         logger.info("%s does not say, so the published values are used: %s", file, ", ".join(converted["assumed"]))
     if converted["left_out"]:
         logger.info("left out: %s", ", ".join(converted["left_out"]))
-    message = "converted a %s of %d layers, %d parameters to %s"
+    message = "converted %s, %d layers, %d parameters to %s"
     logger.info(message, converted["layout"], model.config.num_hidden_layers, model.num_parameters(), output)

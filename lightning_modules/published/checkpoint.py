@@ -33,7 +33,8 @@ def read_contents(path: Path) -> dict[str, Any]:
     """Read the entries of a checkpoint file, without loading tensors that are not used.
 
     Raises:
-        InputError: the file does not exist or is damaged, or the entries that are needed are more than tensors and plain values.
+        InputError: there is no such file, it is damaged, or the entries that are needed are more than tensors and plain
+            values.
     """
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}: give a checkpoint file as its authors published it")

@@ -294,7 +294,10 @@ def test_an_exported_student_has_the_states_of_the_trained_one(kind: str, home: 
     expected = student(waveforms_BT * (torch.arange(4000) < lengths_B[:, None]), lengths_B)
     for name in ("last.ckpt", "exported"):
         model = load_student(tmp_path / name).model
-        found = encoder_states(model, waveforms_BT * (torch.arange(4000) < lengths_B[:, None]), lengths_B)
+        heard_BT = waveforms_BT * (torch.arange(4000) < lengths_B[:, None])
+        found = encoder_states(model, heard_BT, lengths_B)
+        alone = model(heard_BT, attention_mask=(torch.arange(4000) < lengths_B[:, None]).long())
+        assert torch.equal(alone.last_hidden_state, found[-1])  # without the other states
         upstream = load_upstream(str(tmp_path / name))([waveforms_BT[0], waveforms_BT[1, :3000]])
         for own, theirs, read in zip(expected, found, upstream, strict=True):
             for item, frames in enumerate(student.num_frames(lengths_B).tolist()):

@@ -82,7 +82,7 @@ def test_files_and_card(layout: str, folders: Path) -> None:
     meta = json.loads((folder / "interstack.json").read_text())
     assert meta["converted"]["layout"] == layout
     card = (folder / "README.md").read_text()
-    assert f"A {layout} of {len(TINY[layout].heads)} layers (" in card
+    assert f"{layout} with {len(TINY[layout].heads)} layers (" in card
     assert f"`{layout}.ckpt`" in card
     heads, inner = ("[2, 0, 1]", "[10, 6, 0]") if layout == "DPHuBERT" else (2, 10)
     assert f"| Width, feed-forward, heads | 8, {inner}, {heads} |" in card
@@ -112,7 +112,7 @@ def test_says_what_it_converted(folders: Path, tmp_path: Path, caplog: pytest.Lo
     count = load_student(tmp_path / "student").model.num_parameters()
     assert caplog.messages == [
         "left out: upsampler (a transposed convolution that is never called)",
-        f"converted a FitHuBERT of 4 layers, {count} parameters to {tmp_path / 'student'}",
+        f"converted FitHuBERT, 4 layers, {count} parameters to {tmp_path / 'student'}",
     ]
 
 

@@ -83,7 +83,7 @@ def test_a_compact_model_costs_what_torch_counts(sizes: dict[str, Any]) -> None:
     common = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
     config = CompactHubertConfig(**common, conv_dim=[8] * 7, num_conv_pos_embedding_groups=4, **sizes)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        CompactHubertModel(config).eval()(torch.zeros(1, NUM_SAMPLES))
+        CompactHubertModel(config).eval()(torch.zeros(1, NUM_SAMPLES), output_hidden_states=True)
     assert teacher_flops(config, NUM_SAMPLES, 4) == counter.get_total_flops()
 
 
