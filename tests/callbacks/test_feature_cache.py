@@ -13,7 +13,7 @@ from datamodules import loading
 from datamodules.loading import AudioBatch
 from experiments.training.cache_targets import TargetsTrainer
 from lightning_modules.distillation import DistillationModule
-from tests.experiments.training.test_cache_targets import SaveAt, data_of, distance, equal, features_alone, train
+from tests.cached_runs import SaveAt, data_of, distance, equal, features_alone, train
 from tests.helpers import (
     POLICY_STAGES,
     make_module,

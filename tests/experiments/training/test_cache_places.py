@@ -12,7 +12,7 @@ from callbacks.resume_guard import differences
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.target_cache import TargetCache
 from experiments.cli import run
-from tests.experiments.training.test_cache_targets import SaveAt, data_of, options, rounded, train
+from tests.cached_runs import SaveAt, data_of, options, rounded, train
 from tests.helpers import make_module, make_trainer, save_corpus, save_teacher
 
 ROWS = 12

@@ -14,8 +14,8 @@ from datamodules.speaker_choice import speaker_order
 from datamodules.target_cache import MARKER, SPEAKERS, VALIDATION, TargetCache, kept_speakers
 from experiments.cli import run
 from experiments.training.cache_sizes import reading_needs, storage_for
+from tests.cached_runs import SaveAt, data_of, options, rounded, train
 from tests.datamodules.corpora import write_audio
-from tests.experiments.training.test_cache_targets import SaveAt, data_of, options, rounded, train
 from tests.helpers import make_data, make_module, save_corpus, save_teacher
 
 SPEAKERS_OF_CORPUS = [str(number) for number in range(1, 9)]

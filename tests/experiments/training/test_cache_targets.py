@@ -1,36 +1,22 @@
 """``interstack cache-targets`` and the runs that read what it wrote."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from callbacks.resume_guard import ResumeGuard
 from datamodules.batching import cut
-from datamodules.cached_records import encode
 from datamodules.librispeech import LibriSpeechDataModule
-from datamodules.loading import AudioBatch
 from experiments.cli import run
 from experiments.studies.plan import Plan
 from experiments.studies.study import load_study, row_settings
-from lightning_modules.distillation import DistillationModule
-from lightning_modules.student import Student
 from lightning_modules.teacher import HuggingFaceTeacher, TeacherTargets
+from tests.cached_runs import SaveAt, data_of, distance, equal, fit_options, options, rounded, train
 from tests.datamodules.corpora import write_audio
 from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
-
-STUDENT = [
-    *("--model.student.hidden_size", "16", "--model.student.intermediate_size", "24", "--model.student.num_heads", "2"),
-    *("--model.student.num_layers", "4", "--model.objective.layers", "[2]"),
-    *("--data.train_splits", "[train]", "--data.val_splits", "[dev]", "--data.batch_size", "4", "--data.crop", "fixed"),
-    *("--data.num_workers", "0", "--trainer.accelerator", "cpu"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -42,77 +28,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for dtype in ("bf16", "int8"):
         run(["cache-targets", *options(folder), "--output", str(folder / dtype), "--dtype", dtype])
     return folder
-
-
-def options(home: Path) -> list[str]:
-    return [
-        *("--model.teacher.init_args.model", str(home / "teacher"), "--data.root", str(home / "corpus")),
-        *("--data.cache_dir", str(home / "manifests"), *STUDENT, "--batch_seconds", "0.1", "--shard_megabytes", "1"),
-    ]
-
-
-def fit_options(home: Path) -> list[str]:
-    return [*options(home)[:-4], "--wandb.mode", "disabled"]
-
-
-def data_of(home: Path, **settings: Any) -> LibriSpeechDataModule:
-    return make_data(home / "corpus", home / "manifests", **({"crop": "fixed"} | settings))
-
-
-def rounded(module: DistillationModule, dtype: str) -> Callable[[AudioBatch], TeacherTargets]:
-    """The teacher on the fly, asked as the cache was made, an utterance at a time, and rounded as it was."""
-
-    def targets(batch: AudioBatch, mask_BF: Tensor | None = None) -> TeacherTargets:
-        assert batch.waveforms is not None
-        masks = [None] * len(batch.waveforms) if mask_BF is None else mask_BF[:, None]
-        said = [module.teacher(wave_T[None], None, mask) for wave_T, mask in zip(batch.waveforms, masks, strict=True)]
-        each = [torch.stack([one.output_BFD, *one.hidden.values()]) for one in said]
-        output_BFD, *hidden = encode(torch.cat(each, dim=1), dtype).decoded()
-        return TeacherTargets(output_BFD, dict(zip(module.teacher.hidden_layers, hidden, strict=True)))
-
-    return targets
-
-
-class SaveAt(Callback):
-    """Right after an optimizer step, in the middle of an epoch."""
-
-    def __init__(self, step: int, path: Path) -> None:
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step == self.step and not self.path.exists():
-            trainer.save_checkpoint(self.path)
-
-
-def train(
-    module: DistillationModule, data: LibriSpeechDataModule, folder: Path, *callbacks: Callback, **settings: Any
-) -> tuple[list[Tensor], float]:
-    """Final weights of a run that grows 1, 2, 3, 4, and its last validation loss."""
-    resume = settings.pop("resume", None)
-    trainer = make_trainer(folder, make_stacking(), ResumeGuard(), *callbacks, accumulate_grad_batches=2, **settings)
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
-    return [p.detach().clone() for p in module.parameters()], float(trainer.callback_metrics["val/loss"])
-
-
-def distance(one: list[Tensor], other: list[Tensor]) -> float:
-    """Of two sets of weights, relative to how far the first is from an untrained student's scale."""
-    pairs = zip(one, other, strict=True)
-    return float(sum((a - b).square().sum() for a, b in pairs) / sum(a.square().sum() for a in one)) ** 0.5
-
-
-def equal(one: list[Tensor], other: list[Tensor]) -> bool:
-    """Bit for bit."""
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def features_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute the features of each utterance alone: a convolution's last bits depend on what else is in its batch."""
-    together = Student.features
-
-    def alone(self: Student, waveforms_BT: Tensor) -> Tensor:
-        return torch.cat([together(self, waveform_T[None]) for waveform_T in waveforms_BT])
-
-    monkeypatch.setattr(Student, "features", alone)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
@@ -131,77 +46,6 @@ def test_a_run_from_the_cache_is_the_run_on_the_fly(dtype: str, home: Path, tmp_
     # What is lost by rounding is a small part of what other segments change; validation reads rounded targets too.
     assert distance(exact, cached) < 0.1 * distance(exact, elsewhere)
     assert abs(validation - unrounded) < 0.1 * abs(other - unrounded)
-
-
-MASKS = {"mask_time_prob": 0.8, "mask_time_length": 2}
-MASKED = ["--model.objective.masked", "fixed", *(f"--model.student.{name}={value}" for name, value in MASKS.items())]
-
-
-def masked_module(home: Path, seed: int = 0, mask_seed: int = 0, **masks: Any) -> DistillationModule:
-    objective = {"masked": "fixed", "mask_seed": mask_seed}
-    return make_module(home / "teacher", objective=objective, seed=seed, **(MASKS | masks))
-
-
-def test_a_cache_holds_the_targets_of_masked_input(home: Path, tmp_path: Path) -> None:
-    """Bit for bit those that a run computes which draws the same masks, whatever its own seed is."""
-    cache, two = str(tmp_path / "masked"), {"segments_per_utterance": 2}
-    run(["cache-targets", *options(home), *MASKED, "--data.segments_per_utterance", "2", "--output", cache])
-    found = {}
-    for seed in (0, 1):
-        reading = data_of(home, targets=cache, num_workers=1, **two)
-        cached, validation = train(masked_module(home, seed), reading, tmp_path / f"{seed}")
-        module = masked_module(home, seed)
-        module.targets = rounded(module, "bf16")  # type: ignore[method-assign, assignment]
-        reference, rounded_validation = train(module, data_of(home, **two), tmp_path / f"{seed}, rounded")
-        assert equal(cached, reference)
-        assert validation == pytest.approx(rounded_validation, rel=1e-3)  # in other batches
-        found[seed] = cached
-    assert not equal(found[0], found[1])
-    # Control: other masks are another run.
-    exact, _ = train(masked_module(home), data_of(home, **two), tmp_path / "exact")
-    others, _ = train(masked_module(home, mask_seed=1), data_of(home, **two), tmp_path / "others")
-    assert distance(exact, found[0]) < 0.1 * distance(exact, others)
-    for module, message in (
-        (masked_module(home, mask_seed=1), r"objective\.mask_seed was 0, is 1"),
-        (masked_module(home, mask_time_prob=0.5), r"student\.mask_time_prob was 0\.8, is 0\.5"),
-        (make_module(home / "teacher"), r"objective\.masked was fixed, is none"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            train(module, data_of(home, targets=cache, **two), tmp_path / "refused")
-    with pytest.raises(ValueError, match=r"objective\.masked was none, is fixed"):
-        train(masked_module(home), data_of(home, targets=str(home / "bf16")), tmp_path / "refused")
-    with pytest.raises(ValueError, match=r"cannot be cached with model\.objective\.masked=drawn"):
-        run(["cache-targets", *options(home), *MASKED, "--model.objective.masked", "drawn", "--output", cache])
-
-
-def test_a_cache_of_feed_forward_outputs_and_layer_0(home: Path, tmp_path: Path) -> None:
-    blocks = {"targets": "feed_forward"}
-    more = ["--model.objective.targets", "feed_forward", "--output", str(tmp_path / "blocks")]
-    run(["cache-targets", *options(home), *more])
-    layer_0 = ["--model.objective.layers", "[0,2]", "--output", str(tmp_path / "layer_0")]
-    run(["cache-targets", *options(home), *layer_0])
-    for name, objective in (("blocks", blocks), ("layer_0", {"layers": [0, 2]})):
-        reading = data_of(home, targets=str(tmp_path / name))
-        cached, _ = train(make_module(home / "teacher", objective=objective), reading, tmp_path / name / "run")
-        module = make_module(home / "teacher", objective=objective)
-        module.targets = rounded(module, "bf16")  # type: ignore[method-assign, assignment]
-        reference, _ = train(module, data_of(home), tmp_path / name / "rounded")
-        assert equal(cached, reference)
-    for cache, module, message in (
-        (
-            home / "bf16",
-            make_module(home / "teacher", objective=blocks),
-            r"teacher\.targets was hidden, is feed_forward",
-        ),
-        (tmp_path / "blocks", make_module(home / "teacher"), r"teacher\.targets was feed_forward, is hidden"),
-        (
-            home / "bf16",
-            make_module(home / "teacher", objective={"layers": [0, 2]}),
-            r"teacher\.layer_0_weights is not in it",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            train(module, data_of(home, targets=str(cache)), tmp_path / "refused")
 
 
 def test_the_teacher_is_asked_neither_in_training_nor_in_its_validation(
@@ -234,45 +78,6 @@ def test_a_resumed_run_continues_exactly(home: Path, tmp_path: Path) -> None:
         train(make_module(home / "teacher"), data_of(home), tmp_path / "other", resume=tmp_path / "5.ckpt")
     reseeded, _ = train(make_module(home / "teacher"), cached(seed=1), tmp_path / "reseeded")  # reads the same cache
     assert not equal(whole, reseeded)
-
-
-@pytest.mark.parametrize("kind", ["layer", "standardize"])
-def test_a_cache_holds_normalised_targets_and_their_statistics(kind: str, home: Path, tmp_path: Path) -> None:
-    objective = {"normalize_targets": kind, "statistics_seconds": 2.0}
-    more = ["--model.objective.normalize_targets", kind, "--model.objective.statistics_seconds", "2.0"]
-    run(["cache-targets", *options(home), *more, "--output", str(tmp_path / "cache")])
-    cached, _ = train(
-        make_module(home / "teacher", objective=objective),
-        data_of(home, targets=str(tmp_path / "cache")),
-        tmp_path / "a",
-    )
-    module = make_module(home / "teacher", objective=objective)
-
-    def normalised(batch: AudioBatch) -> TeacherTargets:
-        return module.objective.normalizer(module.teacher(batch.waveforms))
-
-    exact, _ = train(module, data_of(home), tmp_path / "b")
-    other_segments = data_of(home, segment_seed=1)
-    elsewhere, _ = train(make_module(home / "teacher", objective=objective), other_segments, tmp_path / "c")
-    assert distance(exact, cached) < 0.1 * distance(exact, elsewhere)
-    # Rounded after it was normalised: one step of bf16 of the normalised value, not of the raw one.
-    data = data_of(home, targets=str(tmp_path / "cache"))
-    data.prepare_data()
-    make_trainer(tmp_path / "d", max_epochs=1, limit_val_batches=0).fit(
-        make_module(home / "teacher", objective=objective), datamodule=data
-    )
-    batch = data.train_dataloader().dataset[data.segments().resolve(np.arange(1), 0)]
-    assert batch.cached is not None
-    assert batch.waveforms is not None
-    expected_BFD = normalised(batch).output_BFD
-    assert torch.allclose(batch.cached.targets.decoded()[0].float(), expected_BFD, rtol=1e-2, atol=1e-3)
-    for other in ({}, {"normalize_targets": "standardize", "statistics_seconds": 1.0}):
-        with pytest.raises(ValueError, match=r"objective\.\w+ was \S+, is|objective\.statistics_seconds is not in it"):
-            train(
-                make_module(home / "teacher", objective=other), data_of(home, targets=str(tmp_path / "cache")), tmp_path
-            )
-    with pytest.raises(ValueError, match=rf"objective\.normalize_targets was none, is {kind}"):
-        train(make_module(home / "teacher", objective=objective), data_of(home, targets=str(home / "bf16")), tmp_path)
 
 
 def test_every_rank_reads_the_targets_of_its_own_rows(home: Path) -> None:

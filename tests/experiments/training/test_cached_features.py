@@ -14,7 +14,7 @@ from experiments.training.cache_targets import TargetsTrainer
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.student import Student
 from lightning_modules.teacher import HuggingFaceTeacher
-from tests.experiments.training.test_cache_targets import (
+from tests.cached_runs import (
     SaveAt,
     data_of,
     distance,
