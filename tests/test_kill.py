@@ -20,6 +20,7 @@ from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
 from tests.processes import ended, fork_program
 from tests.resuming import differences
+from tests.students import THIN
 from tests.test_configs import SHRUNK
 
 BATCHES_PER_EPOCH, EPOCHS = 5, 4  # three growths, at steps 5, 10 and 15
@@ -130,6 +131,22 @@ def test_a_run_killed_three_times_ends_as_if_it_never_was(arguments: list[str], 
 def test_a_run_killed_nine_times_in_a_row(num_workers: int, arguments: list[str], tmp_path: Path) -> None:
     workers = ["--data.num_workers", str(num_workers)]
     assert_kills_leave_no_trace(9, seed=num_workers, arguments=[*arguments, *workers], folder=tmp_path)
+
+
+OTHER_STUDENTS = {
+    "joined frames": {"time_reduction": "2"},
+    "reused maps": {"reuse_attention": "true", "feature_projection": "false", "scale_layer_gradients": "true"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHER_STUDENTS)
+def test_runs_of_other_students_killed_three_times(kind: str, arguments: list[str], tmp_path: Path) -> None:
+    settings = {"front_end_init": "random", "conv_layers": json.dumps(THIN), **OTHER_STUDENTS[kind]}
+    student = [word for name, value in settings.items() for word in (f"--model.student.{name}", value)]
+    growth = ["--growth.stages", "[2,4,8,12]", "--model.objective.layers", "[6]"]  # pairs
+    options = [*student, *(growth if kind == "reused maps" else [])]
+    assert_kills_leave_no_trace(3, seed=3, arguments=[*arguments, *options], folder=tmp_path)
 
 
 @pytest.mark.slow

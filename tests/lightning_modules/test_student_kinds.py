@@ -278,6 +278,30 @@ def test_a_pair_is_loaded_at_any_depth(home: Path) -> None:
     assert torch.equal(shallow(waveforms_BT)[-1], deep(waveforms_BT)[-1])
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hubert"])
+def test_fast_switches_change_a_run_of_any_kind_little(kind: str, home: Path, tmp_path: Path) -> None:
+    losses = {}
+    for name, settings in {
+        "plain": {},
+        "fast": {"precision": "bf16-mixed", "optimizer": {"implementation": "fused"}},
+        "other": {"seed": 1},
+    }.items():
+        own = {key: settings[key] for key in ("optimizer", "seed") if key in settings}
+        stages = stages_of(kind, "one_shot_stack")
+        module = make_module(home / "teacher", stages[-1], dropout=0.0, **own, **KINDS[kind] | {"input_dropout": 0.0})
+        trainer = make_trainer(
+            tmp_path / name,
+            make_stacking("one_shot_stack", stages=stages),
+            max_epochs=2,
+            limit_val_batches=0,
+            precision=settings.get("precision", "32-true"),
+        )
+        trainer.fit(module, datamodule=make_data(home / "corpus", home / "cache", batch_size=8))
+        losses[name] = float(trainer.callback_metrics["train/loss"])
+    assert losses["fast"] == pytest.approx(losses["plain"], rel=0.02)
+    assert losses["other"] != pytest.approx(losses["plain"], rel=0.005)
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
