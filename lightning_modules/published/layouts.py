@@ -211,6 +211,8 @@ def dphubert(contents: Contents, settings: Contents) -> Published:
     require(own, REQUIRED_OF_PRUNED)
     fields = {field: value_of(own, name) for field, name in FIELDS_OF_PRUNED.items()}
     convs = value_of(own, "extractor_conv_layer_config")
+    if not isinstance(convs, list | tuple) or not all(_are_integers(conv, 3) for conv in convs):
+        raise InputError(f"its settings have extractor_conv_layer_config={convs!r}, not a list of triples of numbers")
     inner = _where(own, "encoder_use_feed_forward", "encoder_ff_interm_features")
     fields |= {
         **{
@@ -238,8 +240,15 @@ def dphubert(contents: Contents, settings: Contents) -> Published:
 
 def _where(settings: Mapping[str, Any], used: str, sizes: str) -> list[int]:
     """Sizes of each layer's part, 0 where it was removed."""
-    pairs = zip(value_of(settings, used), value_of(settings, sizes), strict=True)
-    return [size if is_used else 0 for is_used, size in pairs]
+    layers = value_of(settings, "encoder_num_layers")
+    for name in (used, sizes):
+        if not _are_integers(values := value_of(settings, name), layers):
+            raise InputError(f"its settings have {name}={values!r}, not a number for each of {layers} layers")
+    return [size if is_used else 0 for is_used, size in zip(settings[used], settings[sizes], strict=True)]
+
+
+def _are_integers(values: Any, count: Any) -> bool:
+    return isinstance(values, list | tuple) and len(values) == count and all(isinstance(one, int) for one in values)
 
 
 def _entry(entries: Contents, name: str) -> Contents:

@@ -248,6 +248,18 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: replaced("DPHuBERT", unchanged, extractor_mode="layer_norm"),
         r"its settings have extractor_mode='layer_norm', but this project computes 'group_norm'$",
     ),
+    "lists of other lengths": (
+        lambda: replaced("DPHuBERT", unchanged, encoder_num_heads=[2, 0]),
+        r"its settings have encoder_num_heads=\[2, 0\], not a number for each of 3 layers$",
+    ),
+    "one number for all layers": (
+        lambda: replaced("DPHuBERT", unchanged, encoder_ff_interm_features=10),
+        r"its settings have encoder_ff_interm_features=10, not a number for each of 3 layers$",
+    ),
+    "convolutions without a stride": (
+        lambda: replaced("DPHuBERT", unchanged, extractor_conv_layer_config=[[4, 10]]),
+        r"its settings have extractor_conv_layer_config=\[\[4, 10\]\], not a list of triples of numbers$",
+    ),
     "DPWavLM": (
         lambda: replaced("DPHuBERT", unchanged, encoder_remaining_heads=[[0], [], [1]]),
         r"it is a DPWavLM, whose attention has relative positions",
