@@ -11,6 +11,7 @@ those of ``callbacks.throughput``, without validation, checkpoints and the start
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +109,25 @@ class StepCost:
 
     Attributes:
         teacher: cost of the teacher.
-        student_fixed: cost of the student without its layers.
+        student_fixed: cost of the student without its layers, with the heads of the losses that every depth has.
         per_layer: cost of each student layer; the mean of a pair of layers that share an attention map.
+        per_head: cost of the head of a loss.
+        spacings: for each loss that some depths leave out (``unmatched: skip``), the number whose multiples are the
+            depths that have it.
         first_stage: further cost in the first stage, of a front end that is trained until the first growth.
     """
 
     teacher: int
     student_fixed: int
     per_layer: int
+    per_head: int
+    spacings: tuple[int, ...] = ()
     first_stage: int = 0
 
     def at(self, depth: float) -> float:
         """Sum a step's FLOPs at that student depth."""
-        return self.teacher + self.student_fixed + self.per_layer * depth
+        heads = sum(depth % spacing == 0 for spacing in self.spacings)
+        return self.teacher + self.student_fixed + self.per_layer * depth + self.per_head * heads
 
 
 def step_cost(
@@ -137,8 +144,7 @@ def step_cost(
     Args:
         teacher: Hugging Face configuration of the teacher.
         student: sizes of the student.
-        objective: decides how many teacher layers are run, and the heads of the losses, which are counted as at full
-            depth.
+        objective: decides how many teacher layers are run, and the heads of the losses.
         num_samples: length after cropping.
         cached: targets are read from a cache, so the teacher is not run.
         padded: the teacher is a Whisper that gets every utterance padded to 30 s.
@@ -147,7 +153,8 @@ def step_cost(
     own = student_layout(student, teacher)
     targets = intermediate_layers(objective, teacher.num_hidden_layers)
     frames = conv_frames(own, num_samples)[-1]
-    highest = max([*targets, objective.output_layer or teacher.num_hidden_layers])
+    output_layer = objective.output_layer or teacher.num_hidden_layers
+    highest = max([*targets, output_layer])
     asked = 0 if cached else teacher_flops(teacher, num_samples, highest, padded)
     if asked and objective.masked != "none":  # a second time above the convolutions, with masks
         asked += asked - sum(front_end_flops(teacher, num_samples))
@@ -155,13 +162,14 @@ def step_cost(
     trained, frozen = 3 * sum(convolutions) - convolutions[0], 0 if features else sum(convolutions)
     kinds = {"trained": trained, "frozen": frozen, "shared": frozen * cached, "trained_until_growth": frozen}
     fixed = kinds[student.front_end] + 3 * embedding_flops(own, frames)
-    heads = own.hidden_size * (teacher.hidden_size + (own.hidden_size if objective.head == "mlp" else 0))
-    fixed += 3 * (1 + len(targets)) * 2 * frames * heads
-    fixed += 3 * stack_flops(own, frames, 0)
+    per_head = 6 * frames * own.hidden_size * (teacher.hidden_size + (objective.head == "mlp") * own.hidden_size)
+    skips = (objective.intermediate, objective.unmatched) == ("l2l", "skip")
+    spacings = tuple(output_layer // gcd(layer, output_layer) for layer in targets) if skips else ()
+    fixed += per_head * (1 + len(targets) - len(spacings)) + 3 * stack_flops(own, frames, 0)
     first_stage = trained - frozen if student.front_end == "trained_until_growth" else 0
     # A student with reused attention maps has pairs of layers; the layers of any other are alike.
     per_layer = 3 * (stack_flops(own, frames, PAIR) - stack_flops(own, frames, 0)) // PAIR
-    return StepCost(asked, fixed, per_layer, first_stage)
+    return StepCost(asked, fixed, per_layer, per_head, spacings, first_stage)
 
 
 def student_layout(student: StudentConfig, teacher: Any) -> Any:

@@ -140,12 +140,17 @@ def test_a_training_step_costs_what_torch_counts(
     assert 2 * (cost.at(3) + first_stage) == counter.get_total_flops() - surplus
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize(("head", "depth"), [("linear", 4), ("mlp", 4), ("linear", 2)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_of_every_kind_of_student_costs_what_torch_counts(kind: str, head: str, tmp_path: Path) -> None:
+def test_a_step_of_every_kind_of_student_costs_what_torch_counts(
+    kind: str, head: str, depth: int, tmp_path: Path
+) -> None:
+    """At depth 2 of 4 the student learns teacher layer 2 alone, beside the output."""
     teacher = save_teacher(tmp_path / "teacher", layers=4, **POSITIONS)
-    objective = {"intermediate": "l2l", "layers": [1, 2, 3], "head": head}
+    objective = {"intermediate": "l2l", "layers": [0, 1, 2, 3], "head": head, "unmatched": "skip"}
     module = make_module(teacher, num_layers=4, objective=objective, **KINDS[kind])
+    module.student.start_at(depth)
+    module.train_matched()
     lengths_B = torch.full((2,), NUM_SAMPLES)
     batch = AudioBatch(torch.randn(2, NUM_SAMPLES), lengths_B, lengths_B, torch.arange(2))
     student, losses = (module.hparams[name] for name in ("student", "objective"))
@@ -159,7 +164,7 @@ def test_a_step_of_every_kind_of_student_costs_what_torch_counts(kind: str, head
     projected = hubert.conv_dim[-1] * hubert.hidden_size if getattr(hubert, "feature_projection", True) else 0
     positional = embedding_flops(hubert, frames) - 2 * frames * projected
     surplus = 2 * (hubert.num_conv_pos_embedding_groups - 1) * positional
-    assert 2 * cost.at(4) == counter.get_total_flops() - surplus
+    assert 2 * cost.at(depth) == counter.get_total_flops() - surplus
 
 
 def test_the_papers_step_costs_35_gflop_per_second_of_audio() -> None:
