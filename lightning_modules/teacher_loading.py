@@ -51,10 +51,10 @@ def load_config(model: str, revision: str | None) -> Any:
 def _not_found(model: str, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0]
     if Path(model).is_dir():
-        return f"teacher folder {model!r} holds no Hugging Face model with config.json and weights: {reason}"
+        return f"the folder {model!r} holds no Hugging Face model with config.json and weights: {reason}"
     return (
-        f"teacher model {model!r} is neither a local folder nor downloadable (offline, or no such name): set "
-        f"model.teacher.init_args.model to a folder that holds its config.json and model.safetensors ({reason})"
+        f"the model {model!r} is neither a local folder nor downloadable (offline, or no such name): give a folder "
+        f"that holds its config.json and model.safetensors ({reason})"
     )
 
 

@@ -40,7 +40,8 @@ def read_head(folder: str) -> TrainedHead:
     lexicon = None if config["data"]["lexicon"] is None else ()
     task = build_task(name, TaskInputs(labels, lexicon, config["decode"], fold=config.get("fold", "")))
     start = ProbeStart(2, 1) if is_probe else None  # any: the bias is loaded
-    featurizer, head = build_parts(task, result["hidden_states"], result["width"], start)
+    states = config.get("states", "all")  # earlier versions had no such setting
+    featurizer, head = build_parts(task, result["hidden_states"], result["width"], start, states)
     state = torch.load(path / BEST, map_location="cpu", weights_only=True)["state_dict"]
     parts = nn.ModuleDict({"featurizer": featurizer, "head": head}).eval()
     try:

@@ -1,6 +1,7 @@
 """The choice of one hidden state on dev, for a task that trains nothing (QbE)."""
 
 import time
+from collections.abc import Sequence
 
 import lightning as L
 
@@ -12,14 +13,16 @@ from lightning_modules.superb.task_module import TaskModule
 STATES = "states.json"
 
 
-def choose_state(module: TaskModule, data: SuperbDataModule, trainer: L.Trainer, checkpoint: TaskCheckpoint) -> None:
-    """Score every hidden state on dev, and choose the best, the first of equal ones.
+def choose_state(
+    module: TaskModule, data: SuperbDataModule, trainer: L.Trainer, checkpoint: TaskCheckpoint, states: Sequence[int]
+) -> None:
+    """Score each of these hidden states on dev, and choose the best, the first of equal ones.
 
     ``states.json`` keeps the scores, so that a killed run goes on with the next state.
     """
     path, since = checkpoint.folder / STATES, time.perf_counter()
     done = read_json(path) if path.is_file() else {}
-    for state in range(module.upstream.num_states):
+    for state in states:
         if str(state) not in done:
             module.featurizer.choose(state)
             trainer.validate(module, datamodule=data, verbose=False, weights_only=True)

@@ -27,6 +27,7 @@ from experiments.superb.preparation import Prepared, prepare
 from experiments.superb.results import mean_over_folds, table_of
 from experiments.superb.running import RESULT, is_finished, run_task
 from lightning_modules.superb.ctc import Decode
+from lightning_modules.superb.featurizer import States
 from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
 from lightning_modules.superb.tasks import Preset
 from lightning_modules.superb.upstream import Upstream, is_class_path, load_upstream
@@ -47,6 +48,7 @@ def superb(
     updates: PositiveInt | None = None,
     eval_every: PositiveInt | None = None,
     save_every: PositiveInt = 1000,
+    states: States = "all",
     decode: Decode = "fixed",
     normalize: bool | None = None,
     feature_cache: str | None = None,
@@ -73,6 +75,8 @@ def superb(
         updates: optimizer updates; default: the task's; qbe has none.
         eval_every: updates between evaluations on dev; default: the task's.
         save_every: updates between checkpoints to resume from.
+        states: hidden states that heads see, the weighted sum of all, or the last alone, as in the published numbers of
+            DistilHuBERT and FitHuBERT.
         decode: decoding of PR and SF, fixed, or legacy as in the published numbers; both are reported, this one gives
             the main scores.
         normalize: give waveforms zero mean and unit variance; default: the encoder's own setting.
@@ -97,6 +101,7 @@ def superb(
             upstream=upstream,
             seed=seed,
             save_every=save_every,
+            states=states,
             decode=decode,
             normalize=normalize,
             feature_cache=feature_cache,

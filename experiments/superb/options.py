@@ -10,6 +10,7 @@ from datamodules.superb.recipes import DataRecipe
 from datamodules.superb.registry import SuperbData, find_source
 from experiments.records.loggers import WandbSettings
 from lightning_modules.superb.ctc import Decode
+from lightning_modules.superb.featurizer import States
 from lightning_modules.superb.recipes import TASK_RECIPES
 from lightning_modules.superb.tasks import Preset
 
@@ -74,6 +75,7 @@ class RunSettings:
     updates: int
     eval_every: int
     save_every: int
+    states: States = "all"
     decode: Decode = "fixed"
     normalize: bool | None = None
     feature_cache: str | None = None

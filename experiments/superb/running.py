@@ -110,7 +110,8 @@ def _run(
     if settings.updates:
         _train(module, data, trainer, folder)
     else:
-        choose_state(module, data, trainer, checkpoint)
+        states = range(upstream.num_states)
+        choose_state(module, data, trainer, checkpoint, states[-1:] if settings.states == "last" else states)
     trainer.test(module, datamodule=data, verbose=False, weights_only=True)
     result = result_of(settings, config, module, prepared, checkpoint, guard, trainer)
     _write_files(folder, module)
@@ -151,7 +152,8 @@ def build_module(settings: RunSettings, upstream: Upstream, prepared: Prepared) 
         cache = FeatureCache(upstream, place, settings.devices.precision)
     optimisation = TaskOptimisation(settings.lr, settings.updates if settings.is_probe else None)
     start = prepared.probe_start(upstream) if settings.is_probe else None
-    return TaskModule(upstream, prepared.task, optimisation, settings.seed, cache, start, prepared.corpus.tests)
+    tests = prepared.corpus.tests
+    return TaskModule(upstream, prepared.task, optimisation, settings.seed, cache, start, tests, settings.states)
 
 
 def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
@@ -241,7 +243,7 @@ IRRELEVANT = ("output", "devices", "wandb", "save_every", "upstream", "data")
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     """Select the settings that influence a run's numbers: whether there is a cache counts, its folder does not."""
     own = {key: value for key, value in config.items() if key not in IRRELEVANT}
-    own["fold"] = config.get("fold", "")  # runs of an earlier version have none
+    own |= {"fold": config.get("fold", ""), "states": config.get("states", "all")}  # earlier versions had neither
     data = {f"data.{key}": value for key, value in config["data"].items() if key not in ("num_workers", "cache_dir")}
     cached = config["preset"] == "probe" or config["feature_cache"] is not None
     return own | data | {"feature_cache": cached, "trainer.precision": config["devices"]["precision"]}

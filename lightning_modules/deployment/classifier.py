@@ -46,14 +46,14 @@ def classifier(student: HubertModel, trained: TrainedHead) -> HubertForSequenceC
     head, weights_L = trained.head, trained.featurizer.weights_L
     # Transformers 5 sums the last state before the final norm, which heads see after it.
     plain = type(student) is HubertModel and not student.config.do_stable_layer_norm
-    if type(head) is not MeanPoolLinear or weights_L is None or not plain:
+    if type(head) is not MeanPoolLinear or not plain:
         raise InputError(
             f"no class of transformers has the head in {trained.folder!r} (task {trained.name}, preset "
             f"{trained.preset}) behind such a student: use --format onnx"
         )
     labels = [label for names in label_lists(trained) for label in names]
     own = {
-        "use_weighted_layer_sum": True,
+        "use_weighted_layer_sum": weights_L is not None,
         "classifier_proj_size": head.projector.out_features,
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
@@ -62,7 +62,8 @@ def classifier(student: HubertModel, trained: TrainedHead) -> HubertForSequenceC
     model.hubert.load_state_dict(student.state_dict())
     model.projector.load_state_dict(head.projector.state_dict())
     model.classifier.load_state_dict(head.linear.state_dict())
-    model.layer_weights.data.copy_(weights_L)
+    if weights_L is not None:
+        model.layer_weights.data.copy_(weights_L)
     return model
 
 

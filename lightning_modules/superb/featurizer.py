@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from lightning_modules.lengths import before_the_end
 
-Combination = Literal["sum", "standardised sum", "one"]
+States = Literal["all", "last"]
+"""Hidden states that a head sees: the weighted sum of all, or the last one."""
 MOST_MISSING_FRAMES = 5
 """s3prl refuses an utterance with this many frames fewer than the rule gives."""
 
@@ -46,28 +47,26 @@ class Featurizer(nn.Module):
     Args:
         num_states: number of hidden states L.
         width: width D.
-        combination: "standardised sum" gives each dimension of each hidden state zero mean and variance 1 / D first, so
-            that frames have a norm of about 1 (the probe preset; not in SUPERB); it takes effect with
-            :meth:`set_statistics`. "one" is the hidden state of :meth:`choose`, at first the last.
+        standardise: give each dimension of each hidden state zero mean and variance 1 / D first, so that frames have a
+            norm of about 1 (the probe preset; not in SUPERB); it takes effect with :meth:`set_statistics`.
+        chosen: index of the only hidden state that is used, from the input of the first layer on; ``None``: all are.
     """
 
     mean_LD: Tensor
     scale_LD: Tensor
 
-    def __init__(self, num_states: int, width: int, combination: Combination = "sum") -> None:
+    def __init__(self, num_states: int, width: int, standardise: bool = False, chosen: int | None = None) -> None:
         super().__init__()
-        self.num_states = num_states
-        self.weights_L = nn.Parameter(torch.zeros(num_states)) if num_states > 1 and combination != "one" else None
-        self.chosen = num_states - 1 if combination == "one" else None
-        self.standardise = combination == "standardised sum"
-        if self.standardise:
-            self.register_buffer("mean_LD", torch.zeros(num_states, width))
-            self.register_buffer("scale_LD", torch.ones(num_states, width))
+        self.num_states, self.standardise, self.chosen = num_states, standardise, chosen
+        used = num_states if chosen is None else 1
+        self.weights_L = nn.Parameter(torch.zeros(used)) if used > 1 else None
+        if standardise:
+            self.register_buffer("mean_LD", torch.zeros(used, width))
+            self.register_buffer("scale_LD", torch.ones(used, width))
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         """Combination (B, F, D) of hidden states (B, F, D)."""
-        if self.chosen is not None:
-            return states[self.chosen]
+        states = self._used(states)
         shares_L = self._shares(states[0])
         if self.standardise:
             factors_LD = shares_L[:, None] / self.scale_LD
@@ -80,25 +79,28 @@ class Featurizer(nn.Module):
             summed_BFD = summed_BFD + share * state_BFD
         return summed_BFD
 
+    def _used(self, states: Sequence[Tensor]) -> Sequence[Tensor]:
+        return states if self.chosen is None else [states[self.chosen]]
+
     def _shares(self, like: Tensor) -> Tensor:
         return like.new_ones(1) if self.weights_L is None else self.weights_L.softmax(0)
 
     @property
     def layer_weights(self) -> list[float]:
-        """Weight of each hidden state after the softmax; index 0 is the input of the first layer."""
+        """Weight of each of the L hidden states after the softmax; index 0 is the input of the first layer."""
         if self.chosen is not None:
             return [float(state == self.chosen) for state in range(self.num_states)]
         return [1.0] if self.weights_L is None else self.weights_L.detach().softmax(0).tolist()
 
     def choose(self, state: int) -> None:
-        """Use this hidden state alone; index 0 is the input of the first layer."""
+        """Use this hidden state, for a featurizer that uses one alone; index 0 is the input of the first layer."""
         self.chosen = state
 
     def set_statistics(self, utterances: Iterable[Sequence[Tensor]]) -> None:
         """Measure mean and deviation over all frames of ``utterances``, each a list of L hidden states (F, D)."""
         count, total_LD, squares_LD = 0, torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.double)
         for states in utterances:
-            states_LFD = torch.stack([state_FD.double().cpu() for state_FD in states])
+            states_LFD = torch.stack([state_FD.double().cpu() for state_FD in self._used(states)])
             count += states_LFD.shape[1]
             total_LD = total_LD + states_LFD.sum(1)
             squares_LD = squares_LD + states_LFD.square().sum(1)

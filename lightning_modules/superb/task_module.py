@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_modules.superb.feature_cache import FeatureCache
-from lightning_modules.superb.featurizer import Combination, Featurizer, frame_counts, without_padding
+from lightning_modules.superb.featurizer import Featurizer, States, frame_counts, without_padding
 from lightning_modules.superb.specaug import spec_augment
 from lightning_modules.superb.tasks import Item, Prediction, ProbeStart, Task
 from lightning_modules.superb.upstream import Upstream
@@ -54,11 +54,11 @@ class TaskOptimisation:
 
 
 def build_parts(
-    task: Task, num_states: int, width: int, probe: ProbeStart | None = None
+    task: Task, num_states: int, width: int, probe: ProbeStart | None = None, states: States = "all"
 ) -> tuple[Featurizer, nn.Module]:
     """The featurizer and the head of a task, for ``num_states`` hidden states of width ``width``."""
-    kind: Combination = "standardised sum" if probe else "sum" if task.recipe.updates else "one"
-    return Featurizer(num_states, width, kind), task.build_head(width, probe)
+    chosen = num_states - 1 if states == "last" or not task.recipe.updates else None
+    return Featurizer(num_states, width, probe is not None, chosen), task.build_head(width, probe)
 
 
 @contextmanager
@@ -88,6 +88,7 @@ class TaskModule(L.LightningModule):
         cache: source of hidden states, computed for each utterance alone; ``None``: they are computed per batch.
         probe: start values of a linear probe, which replaces SUPERB's head and standardises hidden states.
         tests: the items of each test set by its name, in the order of the loaders.
+        states: hidden states that the head sees.
 
     Attributes:
         scores: dev metrics of the last evaluation.
@@ -104,13 +105,14 @@ class TaskModule(L.LightningModule):
         cache: FeatureCache | None = None,
         probe: ProbeStart | None = None,
         tests: Mapping[str, Sequence[Item]] = {},
+        states: States = "all",
     ) -> None:
         super().__init__()
         self.upstream, self.task, self.optimisation = upstream, task, optimisation
         self.seed, self.cache, self.tests = seed, cache, tests
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.featurizer, self.head = build_parts(task, upstream.num_states, upstream.width, probe)
+            self.featurizer, self.head = build_parts(task, upstream.num_states, upstream.width, probe, states)
         self._dev = "dev" if probe is None else "probe_dev"  # prefix of its logged metrics
         self.strict_loading = False  # the upstream is not in a checkpoint
         self.scores: dict[str, float] = {}

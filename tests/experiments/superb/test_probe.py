@@ -84,7 +84,7 @@ def test_statistics_are_computed_where_and_as_the_trainer_computes() -> None:
             return SimpleNamespace(waveforms=[torch.zeros(int(batch.num_samples[0]))])
 
     module: Any = SimpleNamespace(
-        upstream=upstream, cache=SimpleNamespace(states=states), featurizer=Featurizer(1, 2, "standardised sum")
+        upstream=upstream, cache=SimpleNamespace(states=states), featurizer=Featurizer(1, 2, standardise=True)
     )
     data: Any = SimpleNamespace(corpus=SimpleNamespace(train=corpora.rows([400, 800])), train_set=TrainSet())
     strategy, precision = SimpleNamespace(root_device=torch.device("meta")), MixedPrecision("bf16-mixed", "cpu")

@@ -12,6 +12,7 @@ from lightning_modules.deployment.classifier import classifier, usage
 from lightning_modules.deployment.encoder import deployed
 from lightning_modules.deployment.head import DeployedHead, TrainedHead, reading_of
 from lightning_modules.superb import heads
+from lightning_modules.superb.featurizer import States
 from lightning_modules.superb.recipes import build_task
 from lightning_modules.superb.task_module import TaskModule, TaskOptimisation
 from lightning_modules.superb.tasks import ProbeStart, TaskInputs
@@ -39,11 +40,13 @@ def encoder(**settings: Any) -> LoadedEncoder:
         return LoadedEncoder(HubertModel(HubertConfig.from_dict(config)).eval(), normalize=True)
 
 
-def trained_module(task: str, teacher: LoadedEncoder) -> TaskModule:
+def trained_module(task: str, teacher: LoadedEncoder, states: States = "all") -> TaskModule:
     """A task's module with weights so large that neighbouring frames differ in their best class."""
     probe = ProbeStart(10, 3) if task in PROBES else None
     upstream = TeacherUpstream(teacher, "tiny")
-    module = TaskModule(upstream, build_task(task, INPUTS[task]), TaskOptimisation(0.1), probe=probe).eval()
+    module = TaskModule(
+        upstream, build_task(task, INPUTS[task]), TaskOptimisation(0.1), probe=probe, states=states
+    ).eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(6)
         for parameter in [*module.head.parameters(), *module.featurizer.parameters()]:
@@ -103,13 +106,15 @@ def test_text_is_not_that_of_the_legacy_decoding(task: str) -> None:
     assert read(build_task(task, INPUTS[task]), logits, [6]) != texts(legacy, logits, [6])
 
 
-@pytest.mark.parametrize("task", INPUTS)
+@pytest.mark.parametrize(
+    ("task", "states"), [*((task, "all") for task in INPUTS), *((task, "last") for task in PROBES)]
+)
 @torch.no_grad()
 def test_each_item_of_a_padded_batch_is_what_the_task_module_gives_it_alone(
-    task: str, monkeypatch: pytest.MonkeyPatch
+    task: str, states: States, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heads, "LSTM_WIDTH", 8)
-    module = trained_module(task, encoder())
+    module = trained_module(task, encoder(), states)
     graph = DeployedHead(deployed(module.upstream.teacher, "all"), trained_head(task, module))
     generator = torch.Generator().manual_seed(4)
     waveforms = [torch.randn(length, generator=generator) for length in (9_000, 16_000, 5_000)]
@@ -138,9 +143,10 @@ def test_an_encoder_that_the_head_was_not_trained_on_is_an_error() -> None:
         head.require_fit(other)
 
 
+@pytest.mark.parametrize("states", ["all", "last"])
 @torch.no_grad()
-def test_transformers_gives_the_logits_of_a_classifier() -> None:
-    module = trained_module("ic", encoder())
+def test_transformers_gives_the_logits_of_a_classifier(states: States) -> None:
+    module = trained_module("ic", encoder(), states)
     model = classifier(module.upstream.teacher.model, trained_head("ic", module))
     assert isinstance(model, HubertForSequenceClassification)
     assert [model.config.id2label[number] for number in (1, 2, 4, 6)] == ["off", "lights", "none", "none"]
@@ -150,7 +156,7 @@ def test_transformers_gives_the_logits_of_a_classifier() -> None:
     wanted, _ = module(SimpleNamespace(waveforms=[waveform_T], num_samples=[9_000], rows=[], whole=[True]))
     found = model(waveform_T[None]).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    model.layer_weights.data.zero_()
+    (model.layer_weights if states == "all" else model.projector.weight).data.zero_()
     assert (model(waveform_T[None]).logits - wanted).abs().max() > 1e-2
     assert "logits.split([2, 3, 2])" in usage(trained_head("ic", module), "folder")
 

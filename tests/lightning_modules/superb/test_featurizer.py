@@ -49,7 +49,7 @@ def test_the_sum_is_weighted_by_a_softmax() -> None:
 def test_standardised_states_have_no_mean_and_frames_of_norm_one() -> None:
     utterances = [[5 * torch.randn(frames, 4) + 2 for _ in range(3)] for frames in (2, 300)]
     utterances[0][1][:, 2] = utterances[1][1][:, 2] = 7.0  # a constant dimension is only centred
-    featurizer = Featurizer(3, 4, "standardised sum")
+    featurizer = Featurizer(3, 4, standardise=True)
     featurizer.set_statistics(utterances)
     together = [torch.cat(layer) for layer in zip(*utterances, strict=True)]
     for layer, weights in enumerate(([50.0, 0, 0], [0, 50.0, 0], [0, 0, 50.0])):
@@ -59,6 +59,19 @@ def test_standardised_states_have_no_mean_and_frames_of_norm_one() -> None:
         torch.testing.assert_close(standard_FD.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
         expected_D = torch.tensor([0.5, 0.5, 0.0 if layer == 1 else 0.5, 0.5])
         torch.testing.assert_close(standard_FD.std(0, correction=0), expected_D, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_a_chosen_state_is_all_that_is_used(standardise: bool) -> None:
+    states = [5 * torch.randn(1, 300, 4) + 2 for _ in range(3)]
+    featurizer, alone = Featurizer(3, 4, standardise, chosen=1), Featurizer(1, 4, standardise)
+    if standardise:
+        featurizer.set_statistics([[state_BFD[0] for state_BFD in states]])
+        alone.set_statistics([[states[1][0]]])
+    assert torch.equal(featurizer(states), alone(states[1:2]))
+    assert not torch.equal(featurizer(states), alone(states[2:]))
+    assert featurizer.layer_weights == [0.0, 1.0, 0.0]
+    assert not list(featurizer.parameters())
 
 
 def test_fbank_has_no_mean_over_time() -> None:
