@@ -7,11 +7,12 @@ ARGS ?=
 
 DEVICE ?= cuda
 
-.PHONY: help install quickstart test test-full test-slurm test-gpu bench-gpu gpu-bundle docs lint clean
+.PHONY: help install quickstart test test-ci test-full test-slurm test-gpu bench-gpu gpu-bundle docs lint clean
 
 help:
 	@echo "make quickstart   corpus, teacher, four students and a report under runs/quickstart (ARGS=--fast: one to two minutes)"
-	@echo "make test         all tests that take seconds; make test-full: the long ones too"
+	@echo "make test         the tests that take less than five seconds each, in ten minutes on two cores"
+	@echo "make test-ci      the longer ones that CI runs too; make test-full: all, also those that take minutes"
 	@echo "make test-slurm   requeues, lost nodes, arrays and studies on a SLURM that the tests start (Debian: slurm-wlm)"
 	@echo "make test-gpu     what a GPU must do right, in minutes (DEVICE=cpu: all of it that a CPU can do)"
 	@echo "make bench-gpu    all benchmarks of one GPU, into gpu_results; the same call goes on where it stopped"
@@ -33,7 +34,10 @@ quickstart: install
 
 # One thread per process: the suite runs in two processes, and sums depend on the number of threads.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not ci" $(ARGS)
+
+test-ci: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "ci and not slow" $(ARGS)
 
 test-full: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

@@ -59,6 +59,7 @@ def test_there_is_a_config_for_each_row_of_the_paper() -> None:
     assert rows <= {path.stem for path in CONFIGS.glob("*.yaml")}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("config", "resumes"), CASES)
 def test_config_trains_grows_and_resumes_exactly(
     config: str, resumes: bool, teachers: dict[str, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,7 @@ def plain(inputs: Path) -> dict[str, Any]:
     return dict(read_json(Path(cli.trainer.default_root_dir) / "summary.json"))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("part", ["policies", "schedules", "distances", "losses", "students", "data"])
 def test_an_example_trains_and_changes_the_run(part: str, inputs: Path, plain: dict[str, Any]) -> None:
     words = shlex.split(OWN[part].replace("DIR", str(inputs / "corpus")))
@@ -93,6 +94,7 @@ def test_a_schedule_that_does_not_fit_the_run_is_refused(inputs: Path) -> None:
         fit(inputs, "bad", "--growth.schedule", "my_schedules.late", "--trainer.max_epochs", "5")
 
 
+@pytest.mark.ci
 def test_the_teacher_trains_a_student_and_is_scored(inputs: Path) -> None:
     assert OWN["teachers"].split()[:2] == ["--model.teacher", "my_teachers.Spectra"]
     cli = fit(inputs, "own", *OWN["teachers"].split(), "--trainer.max_epochs", "4")

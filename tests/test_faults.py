@@ -122,6 +122,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_disk_that_is_full_twice_costs_one_line_each(
     name: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -186,6 +187,7 @@ def kill_after(seconds: float, home: Path, name: str, place: str) -> bool:
     return running
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("name", ["pack", "cache-targets", "export"])
 def test_killed_at_ten_random_moments(name: str, home: Path) -> None:
@@ -208,6 +210,7 @@ def test_killed_at_ten_random_moments(name: str, home: Path) -> None:
 # -- SIGTERM in the set-up --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("sign", [pytest.param("run.lock", marks=pytest.mark.slow), "config_1.yaml"])
 def test_sigterm_during_set_up_loses_nothing(sign: str, home: Path) -> None:
     place = f"stopped at {sign}"
@@ -228,6 +231,7 @@ def test_sigterm_during_set_up_loses_nothing(sign: str, home: Path) -> None:
 
 
 # The slow ones are between the other two, which read no line and lose one.
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "cut",
     [

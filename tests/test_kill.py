@@ -122,6 +122,7 @@ def assert_same_end(whole: Path, last: Path) -> None:
     assert list(differences(one["optimizer_states"], other["optimizer_states"])) == []
 
 
+@pytest.mark.ci
 def test_a_run_killed_three_times_ends_as_if_it_never_was(arguments: list[str], tmp_path: Path) -> None:
     assert_kills_leave_no_trace(3, seed=1, arguments=arguments, folder=tmp_path)
 
@@ -219,6 +220,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.ci
 @BY_PROC
 @pytest.mark.parametrize(
     ("launcher", "rank"),

@@ -5,10 +5,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY
 from tests.patience import PATIENCE
 
 
+@pytest.mark.ci
 def test_wheel_holds_code_and_data_and_runs_elsewhere(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(REPOSITORY)]
     subprocess.run(command, check=True, timeout=PATIENCE)

@@ -144,6 +144,7 @@ def test_control_a_run_continued_without_its_settings_is_seen(
     assert first != second
 
 
+@pytest.mark.ci
 def test_bench_writes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = next(line for line in interstack_commands() if command_of(line) == "bench")
     monkeypatch.chdir(tmp_path)
@@ -181,6 +182,7 @@ def test_studies_plan(
     assert "what is left to do" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
 def test_the_corpus_of_ones_own_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Corpus, teacher and student in the order and with the paths of docs/teachers.md, and README's export."""
@@ -206,7 +208,7 @@ def test_the_corpus_of_ones_own_example_runs(tmp_path: Path, monkeypatch: pytest
     subprocess.run([sys.executable, "-c", python[1]], cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE)
 
 
-@pytest.mark.slow  # CI runs `make quickstart` itself
+@pytest.mark.slow  # CI runs `make quickstart ARGS=--fast` itself
 def test_quickstart_makes_its_report_and_keeps_finished_parts(tmp_path: Path) -> None:
     """``make quickstart ARGS=--fast``, then again: the second call repeats nothing."""
     first = call(["quickstart", *SMALL["quickstart"]], tmp_path)
@@ -228,6 +230,7 @@ def test_quickstart_makes_its_report_and_keeps_finished_parts(tmp_path: Path) ->
 
 
 # The second is an array, which tests/experiments/launch/test_slurm_script.py has with a program that is quick.
+@pytest.mark.ci
 @pytest.mark.parametrize("place", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_job_script_passes_its_arguments_on(place: int, tmp_path: Path) -> None:
     """``sbatch`` as the page has it, with an ``srun`` that only runs what it is given, and that only parses."""

@@ -56,6 +56,7 @@ def test_every_policy_grows_the_papers_student(
     assert all(event["parameters"] == sizes[event["depth"]] for event in events)
 
 
+@pytest.mark.ci
 def test_the_loss_falls_while_the_student_grows(
     real_data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +82,7 @@ def test_the_loss_falls_while_the_student_grows(
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
 
 
+@pytest.mark.ci
 def test_a_real_whisper_teaches_real_speech_by_the_command_of_its_page(
     real_data: Path, real_teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,8 @@ from callbacks.guards import NonFiniteGuard
 from datamodules.librispeech import LibriSpeechDataModule
 from experiments.training.cache_targets import TargetsTrainer
 from lightning_modules.precision import CudaSettings
-from tests.helpers import make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+from tests.helpers import POLICY_STAGES, make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+from tests.students import KINDS, PAIR_STAGES, POSITIONS
 
 
 class Run(NamedTuple):
@@ -137,3 +138,31 @@ def test_a_switch_stays_within_its_bounds(name: str, home: Path, tmp_path: Path,
 def test_the_same_run_again_is_bit_for_bit_the_same(home: Path, tmp_path: Path, plain: Run) -> None:
     again = train(home, tmp_path)
     assert (again.loss_error(plain), again.distance(plain)) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hubert"])
+def test_fast_switches_change_a_run_of_any_kind_little(kind: str, tmp_path: Path) -> None:
+    save_corpus(tmp_path / "corpus", {"train": 8, "dev": 2})
+    save_teacher(tmp_path / "teacher", layers=8, **POSITIONS)
+    losses = {}
+    for name, settings in {
+        "plain": {},
+        "fast": {"precision": "bf16-mixed", "optimizer": {"implementation": "fused"}},
+        "other": {"seed": 1},
+    }.items():
+        own = {key: settings[key] for key in ("optimizer", "seed") if key in settings}
+        stages = (PAIR_STAGES if kind == "reused maps" else POLICY_STAGES)["one_shot_stack"]
+        module = make_module(
+            tmp_path / "teacher", stages[-1], dropout=0.0, **own, **KINDS[kind] | {"input_dropout": 0.0}
+        )
+        trainer = make_trainer(
+            tmp_path / name,
+            make_stacking("one_shot_stack", stages=stages),
+            max_epochs=2,
+            limit_val_batches=0,
+            precision=settings.get("precision", "32-true"),
+        )
+        trainer.fit(module, datamodule=make_data(tmp_path / "corpus", tmp_path / "cache", batch_size=8))
+        losses[name] = float(trainer.callback_metrics["train/loss"])
+    assert losses["fast"] == pytest.approx(losses["plain"], rel=0.02)
+    assert losses["other"] != pytest.approx(losses["plain"], rel=0.005)

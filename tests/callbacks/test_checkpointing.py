@@ -78,6 +78,7 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("epoch", "batch", "step"),
     [(1, 0, 4), (1, 1, 4), (1, 4, 6), (1, "validation", 6)],
@@ -189,6 +190,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return pretend_task(tmp_path, monkeypatch)
 
 
+@pytest.mark.ci
 def test_slurms_signal_requeues_between_optimizer_steps(
     slurm: Path, tmp_path: Path, fit: Fit, whole: dict[str, Any]
 ) -> None:
@@ -296,6 +298,7 @@ def test_what_a_kill_left_behind_is_cleared(tmp_path: Path, fit: Fit) -> None:
     assert not list(folder.glob("*.tmp"))
 
 
+@pytest.mark.ci
 def test_resuming_from_an_older_checkpoint_keeps_what_it_writes(tmp_path: Path, fit: Fit) -> None:
     fit("run", every_n_steps=1)
     folder = tmp_path / "run" / "checkpoints"
@@ -335,6 +338,7 @@ def test_only_what_an_attempt_has_written_is_removed_by_it(tmp_path: Path, fit: 
 # -- the program
 
 
+@pytest.mark.ci
 def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpus: Path, tmp_path: Path) -> None:
     command = ["fit", "--config", "interleave_equal"]
     settings = {

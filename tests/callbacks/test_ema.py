@@ -150,6 +150,7 @@ def stacking_of(run: Run) -> StackingCallback:
     return next(c for c in run.trainer.callbacks if isinstance(c, StackingCallback))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("policy", some_policies())
 def test_average_equals_the_plain_loop_and_resumes_bit_for_bit(
     policy: str, tmp_path: Path, teacher: Path, corpus: Path

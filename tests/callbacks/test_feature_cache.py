@@ -86,6 +86,7 @@ def test_the_first_growth_freezes_the_front_end(policy: str, home: Path, tmp_pat
     assert set(optimizer.state) == {weight for group in optimizer.param_groups for weight in group["params"]}
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("targets", [True, False], ids=["cached targets", "teacher"])
 def test_a_run_from_exact_features_is_the_run_that_computes_them(targets: bool, home: Path, tmp_path: Path) -> None:
@@ -114,6 +115,7 @@ def test_no_audio_is_read_after_the_growth(home: Path, tmp_path: Path, monkeypat
     assert set(carried) == {(1, False), (2, True), (3, True), (4, True)}
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_resumed_run_continues_exactly(

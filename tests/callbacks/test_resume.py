@@ -70,6 +70,7 @@ def named(scenario: Scenario) -> str:
     return "-".join(map(str, values))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "scenario",
     [PAIRS[0], *(pytest.param(s, marks=pytest.mark.slow) for s in [*PAIRS[1:], *OBJECTIVES])],
@@ -82,6 +83,7 @@ def test_every_checkpoint_resumes_bit_for_bit(scenario: Scenario, tmp_path: Path
 FEW = [PAIRS[1], *OBJECTIVES, *(Scenario(student=kind) for kind in KINDS if kind != "hubert")]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("scenario", FEW, ids=named)
 def test_two_checkpoints_of_every_kind_of_run_resume_bit_for_bit(
     scenario: Scenario, tmp_path: Path, inputs: Path

@@ -81,6 +81,7 @@ def fit(folder: Path, callback: SampleSpectrograms, data: Any, logger: Any = Fal
     trainer.fit(Tiny(), datamodule=data)
 
 
+@pytest.mark.ci
 def test_pictures_are_written_and_uploaded_once(tmp_path: Path) -> None:
     logger = Images()
     fit(tmp_path, SampleSpectrograms(), Data(), logger)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from callbacks.requeue import EXIT_SIGTERM
 from tests.callbacks import two_ranks
 from tests.ddp.launch import environment
@@ -10,6 +12,7 @@ from tests.helpers import save_corpus, save_teacher
 from tests.processes import fork_ranks
 
 
+@pytest.mark.ci
 def test_both_ranks_skip_stop_and_fail_together(tmp_path: Path) -> None:
     save_teacher(tmp_path / "teacher")
     save_corpus(tmp_path / "corpus", {"train": 12, "dev": 4})

@@ -45,6 +45,7 @@ def pronunciations(text: str) -> set[tuple[str, ...]]:
     return {tuple(itertools.chain(*way)) for way in ways}
 
 
+@pytest.mark.ci
 def test_phones_are_a_pronunciation_of_the_words(
     aligner: PhoneAligner, clips: dict[str, tuple[np.ndarray, str]]
 ) -> None:

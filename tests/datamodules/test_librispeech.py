@@ -295,6 +295,7 @@ def test_real_speech(real_data: Path, tmp_path: Path) -> None:
     assert 0.001 < batch.waveforms.std() < 0.5
 
 
+@pytest.mark.ci
 def test_importing_the_package_is_light() -> None:
     name = "datamodules.LibriSpeechDataModule.__name__"
     code = f"import sys, datamodules; print('lightning' in sys.modules, {name})"

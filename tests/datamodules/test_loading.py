@@ -228,6 +228,7 @@ def test_listing_appends_what_is_not_yet_listed(tmp_path: Path) -> None:
     assert listed == "/a.flac\tis too short\n/b.flac\thas 2 channels\n"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("signal_", [signal.SIGKILL])
 def test_a_worker_that_is_killed_names_its_file(signal_: signal.Signals, tmp_path: Path) -> None:
     """The worker kills itself in the middle of decoding; the trainer's error names the file that it had open.
@@ -276,6 +277,7 @@ def test_workers_that_never_deliver_are_an_error(corpus: Path, tmp_path: Path, m
     assert loader_of(corpus).timeout == 0  # without workers there is nobody to wait for
 
 
+@pytest.mark.ci
 def test_every_tensor_of_a_batch_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch pins what it finds in both named tuples. Without a GPU there is no pinned memory, so it is only noted."""
     found: list[Tensor] = []

@@ -132,6 +132,7 @@ def test_speakers_are_planned_by_split() -> None:
             plan_speakers(*arguments)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("count", [24, pytest.param(102, marks=pytest.mark.slow)])
 def test_every_voice_speaks(count: int, tmp_path: Path) -> None:
     root = synthesize_corpus(tmp_path, minutes=count * 8 / 60, voices=count, seed=0)

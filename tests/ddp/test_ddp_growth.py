@@ -87,6 +87,7 @@ def test_the_normal_suite_covers_all_pairs() -> None:
         assert wanted == {(row[i], row[j]) for row in rows}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("policy", POLICY_STAGES)
 def test_two_processes_equal_one(policy: str, home: Path, records: Launched) -> None:
     for row in (row for row in pairwise() if row[0] == policy):

@@ -55,6 +55,7 @@ def difference(uninterrupted: Record, resumed: Record) -> float:
     return max(abs(a["loss"] - b["loss"]) for a, b in zip(rest, resumed["steps"], strict=True))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("step", STEPS_RESUMED)
 def test_one_process_goes_on_as_two(step: int, begun_alone: dict[str, Record], records: Launched) -> None:
     resumed = records[f"two, from {step}"]

@@ -278,6 +278,7 @@ print("both controls pass")
 """
 
 
+@pytest.mark.ci
 def test_importing_needs_no_optional_package(tmp_path: Path) -> None:
     # None in sys.modules makes an import fail, as if the package were not there. (librosa and matplotlib cannot be
     # tested so: torchmetrics, which Lightning imports, loads them itself where they are installed.)

@@ -87,6 +87,7 @@ def test_an_own_teacher_without_a_front_end_trains_by_the_option_that_the_error_
 OWN_LOSS = ["--model.objective.loss", "tests.own_losses.WithDeltas"]
 
 
+@pytest.mark.ci
 def test_an_own_loss_trains_a_growing_student_and_is_another_run(inputs: Path, tmp_path: Path) -> None:
     settings = [*hugging_face(inputs), "--growth.stages", "[2,4]", "--trainer.max_epochs", "2"]
     place = ["--trainer.fast_dev_run", "false", "--runs_dir", str(tmp_path)]
@@ -143,6 +144,7 @@ def own_run(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return runs, fit_own(inputs, runs, "whole", *data_settings(inputs), "--log_samples", "true")
 
 
+@pytest.mark.ci
 def test_an_own_data_module_trains_a_growing_student(own_run: tuple[Path, DistillationCLI]) -> None:
     runs, cli = own_run
     assert isinstance(cli.datamodule, MyData)
@@ -156,6 +158,7 @@ def test_an_own_data_module_trains_a_growing_student(own_run: tuple[Path, Distil
     assert config["data"]["init_args"]["batch_size"] == 4
 
 
+@pytest.mark.ci
 def test_its_kept_configuration_makes_the_same_run(inputs: Path, own_run: tuple[Path, DistillationCLI]) -> None:
     runs, whole = own_run
     config = str(runs / "whole" / "config_1.yaml")

@@ -43,6 +43,7 @@ def test_damage_is_named(kind: str, tmp_path: Path) -> None:
         require_sound(path, "use another")
 
 
+@pytest.mark.ci
 def test_wherever_a_byte_has_changed_the_file_is_damaged_or_loads_as_it_was(tmp_path: Path) -> None:
     path = save(tmp_path / "last.ckpt", 3, numbers=20)
     whole, content = torch.load(path, weights_only=True), path.read_bytes()

@@ -129,6 +129,7 @@ def test_other_convolutions_are_refused_or_left_alone(change: dict[str, Any], sa
         install(nn.Linear(2, 2), "channels_last")
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings(*[mark.args[0] for mark in TORCH_WARNINGS])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_it_compiles_into_one_graph(bf16: bool, graphs: Graphs) -> None:

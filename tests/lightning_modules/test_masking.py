@@ -181,6 +181,7 @@ def test_features_are_computed_once(folders: dict[str, Path], monkeypatch: pytes
     assert teacher.model.feature_extractor is extractor
 
 
+@pytest.mark.ci
 def test_a_compiled_teacher_gives_the_same_mixture(folders: dict[str, Path]) -> None:
     mask_BF = torch.zeros(2, 24, dtype=torch.bool)
     mask_BF[:, 3:9] = True
@@ -199,6 +200,7 @@ def masked_module(folder: Path, kind: str = "drawn", **student: Any) -> Distilla
     return make_module(folder, dropout=0.0, objective={"masked": kind}, **(SPANS | student))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("student", [{}, {"compile": True, "compile_backend": "aot_eager"}, {"front_end": "shared"}])
 def test_student_and_teacher_are_masked_alike_in_training_only(student: dict[str, Any], tmp_path: Path) -> None:
     module = masked_module(save_teacher(tmp_path / "teacher"), **student)

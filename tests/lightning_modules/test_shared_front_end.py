@@ -148,6 +148,7 @@ def losses_of(trainer: L.Trainer) -> list[float]:
     return watch.losses
 
 
+@pytest.mark.ci
 def test_a_run_that_grows_and_resumes_is_that_of_a_frozen_front_end(home: Path, tmp_path: Path) -> None:
     shared, frozen = fit(home, tmp_path / "shared", "shared"), fit(home, tmp_path / "frozen", "frozen")
     assert losses_of(shared) == losses_of(frozen)

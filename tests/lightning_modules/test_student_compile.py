@@ -117,6 +117,7 @@ def change_the_activation(student: Student) -> None:
         train(student)
 
 
+@pytest.mark.ci
 def test_neither_a_layer_nor_the_front_end_has_a_graph_break(graphs: Graphs, front_end: FrontEnd) -> None:
     student = build(front_end).train()
     hidden_BFD, waveforms_BT = torch.randn(2, 12, 32), torch.randn(2, 4000)
@@ -227,6 +228,7 @@ def test_a_deep_copy_compiles_again(graphs: Graphs, front_end: FrontEnd) -> None
     assert graphs.count == 4
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("validations", "kinds"), [pytest.param(0, 1, marks=pytest.mark.slow), (1, 2)])
 def test_a_fit_that_grows_has_the_losses_of_an_eager_one(
     validations: int, kinds: int, graphs: Graphs, tmp_path: Path

@@ -99,6 +99,7 @@ def test_outputs_of_feed_forward_blocks(family: str, padded: bool, folders: dict
     assert set(teacher.state_dict()) == set(hidden.state_dict())  # the taps are gone
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("family", ["hubert", "whisper"])
 def test_a_compiled_teacher_gives_the_same_outputs(family: str, folders: dict[str, Path]) -> None:
     eager = make(folders, family)

@@ -155,6 +155,7 @@ def test_a_resumed_run_takes_its_statistics_from_the_checkpoint(
     assert farthest(whole, other) > 1e-4
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("objective", [{"normalize_targets": "layer"}, STANDARDIZE], ids=["layer", "standardize"])
 def test_accumulation_leaves_normalised_runs_as_they_are(objective: dict[str, Any], home: Path, tmp_path: Path) -> None:
     whole = train(home, tmp_path / "whole", objective)

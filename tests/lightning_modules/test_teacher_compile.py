@@ -36,6 +36,7 @@ def difference(
     return max(float((targets[name] - value).abs().max()) for name, value in expected.items())
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "family",
     [pytest.param(f, marks=[] if f == "hubert" else [pytest.mark.slow]) for f in FAMILIES],
@@ -53,6 +54,7 @@ def test_targets_equal_the_eager_ones_and_no_graph_breaks(
     assert float((other - eager(waveforms().flip(0)).hidden[2]).abs().max()) > 0.01
 
 
+@pytest.mark.ci
 def test_one_graph_serves_all_layers_and_all_lengths(folders: dict[str, Path], graphs: Graphs) -> None:
     _, compiled = teachers(folders["hubert"])
     compiled(waveforms())
@@ -66,6 +68,7 @@ def test_one_graph_serves_all_layers_and_all_lengths(folders: dict[str, Path], g
     assert graphs.count == 5
 
 
+@pytest.mark.ci
 def test_what_stays_behind_is_the_teacher_itself(folders: dict[str, Path], graphs: Graphs) -> None:
     eager, compiled = teachers(folders["hubert"])
     compiled(waveforms())
@@ -75,6 +78,7 @@ def test_what_stays_behind_is_the_teacher_itself(folders: dict[str, Path], graph
     assert compiled.spec()["init_args"]["compile"] is True
 
 
+@pytest.mark.ci
 def test_bf16_and_compilation_go_together(tmp_path: Path, folders: dict[str, Path], graphs: Graphs) -> None:
     eager, compiled = teachers(folders["hubert"], precision="bf16")
     assert eager.precision_used == compiled.precision_used

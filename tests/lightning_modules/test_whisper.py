@@ -308,6 +308,7 @@ class TestPrecision:
 class TestCompile:
     pytestmark = TORCH_WARNINGS
 
+    @pytest.mark.ci
     def test_targets_equal_the_eager_ones_and_one_graph_serves_all_layers(self, folder: Path, graphs: Graphs) -> None:
         eager, compiled = make(folder), make(folder, compile=True, compile_backend="counting")
         for num_samples in (16_000, 12_000, 20_000):

@@ -64,6 +64,7 @@ def test_a_teachers_layer_is_compared_as_it_was_learnt(kind: str) -> None:
     assert found > 0.3
 
 
+@pytest.mark.ci
 def test_a_run_is_analysed_stage_by_stage(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     similarity([str(run)], str(run.parent / "corpus"), str(tmp_path), utterances=2, row="interleave", seed=3)

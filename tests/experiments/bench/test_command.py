@@ -38,6 +38,7 @@ def test_all_cost_in_depth_gives_the_papers_bound() -> None:
     assert bound["prop-1"]["predicted"] == pytest.approx(4 / 3)
 
 
+@pytest.mark.ci
 def test_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "HuggingFaceTeacher", partial(HuggingFaceTeacher, compile_backend="aot_eager"))
     teacher, output = save_teacher(tmp_path / "teacher", layers=6), tmp_path / "bench.json"
@@ -81,6 +82,7 @@ def test_the_peak_is_that_of_the_device_that_trained_and_every_round_is_written(
     assert [result["matmul_peak_gflops"] for result in written] == [2000, 3000]
 
 
+@pytest.mark.ci
 def test_a_step_from_a_cache_runs_neither_teacher_nor_convolutions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_step_from_a_cache_runs_neither_teacher_nor_convolutions(
     assert flops["features"] < flops["targets"]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("depths", "intermediate"),
     [([3, 4], "none"), pytest.param([6, 8], "none", marks=pytest.mark.slow), ([3, 6], "l2l")],
@@ -120,6 +123,7 @@ def test_lengths_stay_on_the_host_when_lightning_moves_a_batch() -> None:
     assert [value.device.type for value in moved[:3]] == ["meta", "cpu", "cpu"]
 
 
+@pytest.mark.ci
 def test_lengths_like_librispeech_differ_between_steps_and_lie_on_the_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def variants_file(folder: Path) -> Path:
     return folder / "variants.yaml"
 
 
+@pytest.mark.ci
 def test_runs_take_turns_and_their_parts_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher, output = save_teacher(tmp_path / "teacher", layers=12), tmp_path / "compare.json"
     run(
@@ -133,6 +134,7 @@ def test_an_interrupted_benchmark_goes_on(
     assert "begins anew: its seconds was 5.0, is 1.0" in caplog.text
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["variants", "variants_gpu", "variants_gpu_short"])
 def test_the_shipped_variants_are_settings_of_fit(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -33,6 +33,7 @@ def check(path: Path, processes: int) -> None:
         assert growth["megabytes_peak"] > growth["megabytes_after"] - 1 > 0
 
 
+@pytest.mark.ci
 def test_every_growth_of_one_process_is_measured(tmp_path: Path) -> None:
     bench_growth(
         str(tmp_path / "one.json"), student_size=(12, 16), teacher_size=(3, 16), steps_per_stage=1, seconds=0.2

@@ -52,6 +52,7 @@ def test_a_part_that_fails_leaves_its_log(tmp_path: Path) -> None:
     assert "unknown command 'no-such-command'" in (tmp_path / "logs" / "one.log").read_text()
 
 
+@pytest.mark.ci
 def test_a_command_before_a_part_runs_first_and_its_failure_is_the_parts(tmp_path: Path) -> None:
     good, bad = ("synthesize", "--help"), ("no-such-command",)
     for before, words, status in ((good, bad, "failed"), (bad, good, "failed")):

@@ -43,6 +43,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.ci
 def test_training_learns_the_tones(root: Path, tmp_path: Path) -> None:
     pretrain(root, tmp_path / "teacher", steps=120)
     record = json.loads((tmp_path / "teacher" / "training.json").read_text())

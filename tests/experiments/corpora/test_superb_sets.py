@@ -43,6 +43,7 @@ def sets(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return root, output
 
 
+@pytest.mark.ci
 def test_mixtures_are_sums_with_the_speech_of_both(sets: tuple[Path, Path]) -> None:
     root, output = sets
     corpus = read_corpus("sd", SuperbData(str(output)))
@@ -89,6 +90,7 @@ def test_queries_are_words_of_their_documents(sets: tuple[Path, Path]) -> None:
         assert word in texts[pair.first.rpartition("_")[0]].split()
 
 
+@pytest.mark.ci
 def test_the_tasks_run_on_them(sets: tuple[Path, Path], tmp_path: Path) -> None:
     _, output = sets
     diarization = superb("sd", "fbank", output, tmp_path / "sd", "--updates", "1")

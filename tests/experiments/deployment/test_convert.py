@@ -92,6 +92,7 @@ def test_files_and_card(layout: str, folders: Path) -> None:
     assert not any(word in card.lower() for word in ("license", "licence", "growth", "trained with interstack"))
 
 
+@pytest.mark.ci
 def test_a_process_without_this_project_computes_the_same(folders: Path, tmp_path: Path) -> None:
     torch.save(waveforms(), tmp_path / "waveforms.pt")
     paths = [str(folders / "ARMHuBERT"), str(tmp_path / "waveforms.pt"), str(tmp_path / "states.pt")]

@@ -146,6 +146,7 @@ def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_text(home: Path, asr: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The BiLSTM of ASR, on utterances of several lengths."""
     output = export(home / "student.ckpt", home / "asr-onnx", "--format", "onnx", "--head", str(asr))

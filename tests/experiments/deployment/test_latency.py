@@ -35,6 +35,7 @@ def models(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.ci
 def test_files_and_their_content(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "out"
     options = ["--seconds", "[1, 0.5]", "--batch_size", "3", "--threads", "[1, 2]", "--rounds", "2"]

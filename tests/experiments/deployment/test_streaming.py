@@ -58,6 +58,7 @@ def test_every_setting_is_compared_with_the_whole(place: Path, tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {"result.json", "report.md", "context.png"}
 
 
+@pytest.mark.ci
 def test_a_head_is_scored_on_streamed_states(place: Path, tmp_path: Path) -> None:
     result = streaming(place, tmp_path, "--head", str(head_of(place)), "--retrain", "true")
     trained = json.loads((head_of(place) / "result.json").read_text())

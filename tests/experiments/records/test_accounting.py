@@ -187,6 +187,7 @@ def test_flops_add_up_over_the_stages() -> None:
     assert until_growth.tolist() == pytest.approx([trained[0], *never[1:]])
 
 
+@pytest.mark.ci
 def test_a_grown_run_costs_less_than_a_full_one_by_the_difference_of_their_depths(tmp_path: Path) -> None:
     teacher, corpus = save_teacher(tmp_path / "teacher", layers=12), save_corpus(tmp_path, {"train": 8, "dev": 2})
     inputs = ["--data.root", str(corpus), "--model.teacher.init_args.model", str(teacher)]

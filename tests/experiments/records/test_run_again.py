@@ -32,6 +32,7 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.ci
 def test_a_kept_configuration_starts_the_same_run_anew_whatever_attempt_it_is_from(home: Path) -> None:
     first = checkpoint(home, "resumed", "step=000000006.ckpt")
     first.parent.mkdir(parents=True)
@@ -55,6 +56,7 @@ def student(path: Path) -> dict[str, Any]:
     return {name: value for name, value in load(path)["state_dict"].items() if torch.is_tensor(value)}
 
 
+@pytest.mark.ci
 def test_a_longer_run_starts_from_the_weights_of_a_finished_one(home: Path) -> None:
     cli = fit(home, "longer", "--model.init_from", str(checkpoint(home)), *STILL)
     assert cli.trainer.global_step == 18
@@ -67,6 +69,7 @@ def test_a_longer_run_starts_from_the_weights_of_a_finished_one(home: Path) -> N
     assert not all(torch.equal(value, other[name]) for name, value in before.items())
 
 
+@pytest.mark.ci
 def test_it_resumes_without_the_file_that_it_started_from(home: Path) -> None:
     source = shutil.copy(checkpoint(home), home / "source.ckpt")
     settings = ["--model.init_from", str(source), "--growth.policy", "none"]

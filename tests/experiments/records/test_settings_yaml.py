@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from jsonargparse import Namespace, capture_parser
 
@@ -40,6 +41,7 @@ def string_options(parser: Any) -> dict[str, str]:
     }
 
 
+@pytest.mark.ci
 def test_every_string_survives_in_every_option_of_fit() -> None:
     parser = fit_parser()
     options = string_options(parser)

@@ -88,6 +88,7 @@ def test_a_requeue_ends_the_run_before_slurm_ends_its_service(
     assert requeue._before == []
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("fault", [pytest.param("error", marks=pytest.mark.slow), "drop"])
 def test_a_server_lost_before_the_end_gets_the_rows_later(
     fault: str, tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
@@ -108,6 +109,7 @@ def test_a_server_lost_before_the_end_gets_the_rows_later(
     assert (steps(run), run.exit_code) == (list(range(1, NUM_STEPS + 1)), 0)
 
 
+@pytest.mark.ci
 def test_a_server_that_comes_back_gets_every_row(tmp_path: Path, server: WandbServer) -> None:
     logger = logger_of(tmp_path, finish_timeout_seconds=60)
     log_steps(logger, last=1)
@@ -119,6 +121,7 @@ def test_a_server_that_comes_back_gets_every_row(tmp_path: Path, server: WandbSe
     assert server.runs["abc123"].exit_code == 0
 
 
+@pytest.mark.ci
 def test_only_the_first_of_several_runs_waits_for_a_lost_server(
     tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.ci
 def test_results_alone_make_the_same_report(study: Path, tmp_path: Path) -> None:
     source = write_json(tmp_path / "results.json", read_json(study / "results.json"))
     report([str(source)])
@@ -46,6 +47,7 @@ def test_control_results_without_curves_have_no_loss_pictures(study: Path, tmp_p
     assert not any(name.startswith("loss_vs") for name in files)
 
 
+@pytest.mark.ci
 def test_only_the_files_that_were_asked_for_are_written(study: Path, tmp_path: Path) -> None:
     report([str(study)], output=str(tmp_path / "brief"), files=["report.md", "loss_vs_steps.png"])
     assert {path.name for path in (tmp_path / "brief").iterdir()} == {"report.md", "loss_vs_steps.png"}

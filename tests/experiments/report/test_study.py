@@ -42,6 +42,7 @@ def markdown_row(folder: Path, label: str, heading: str = "## Results") -> list[
     return [cell.strip().strip("*") for cell in line.split("|")[2:-1]]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("row", ["full", "interleave_prop1"])
 def test_cells_are_means_and_spreads_of_the_result_files(study: Path, row: str) -> None:
     pers = [result["metrics"]["per"] for result in results(study, "evaluate", row)]
@@ -320,6 +321,7 @@ def test_a_row_of_equal_cost_says_how_near_it_came(tmp_path: Path) -> None:
     assert study_values(read_study(folder))["matched"] == []
 
 
+@pytest.mark.ci
 def test_the_command_makes_a_studys_report_again(study: Path, tmp_path: Path) -> None:
     before = (study / "report.json").read_bytes()
     report_command([str(study)])

@@ -99,6 +99,7 @@ def assert_dashboard_finds_its_metrics(output: Path, superb: dict[str, Any]) -> 
     assert "per" in superb["test"]
 
 
+@pytest.mark.ci
 def test_a_run_reads_the_features_of_the_front_end_that_its_seed_draws(tmp_path: Path) -> None:
     head, row, _ = STUDY.partition("- {name: grown")
     overrides = "model.student.front_end: frozen, model.student.front_end_init: random, model.student.conv_channels: 16"

@@ -115,6 +115,7 @@ def test_heads_have_the_published_sizes(task: str) -> None:
     assert sum(parameter.numel() for parameter in head.parameters()) == PARAMETERS[task]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("task", LAYOUTS)
 def test_every_task_runs_on_its_published_layout(
     task: str, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +159,7 @@ def test_a_table_gives_a_result_for_every_test_set(task: str, tmp_path: Path, mo
     assert result["hidden_states"] == len(result["layer_weights"]) == 3
 
 
+@pytest.mark.ci
 def test_all_tasks_run_in_one_call_from_one_folder_of_corpora(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +226,7 @@ def test_fbank_with_cmvn_makes_mean_pool_heads_constant(task: str, tmp_path: Pat
     assert result["layer_weights"] == [1.0]  # one hidden state is used as it is
 
 
+@pytest.mark.ci
 def test_an_encoder_that_hears_is_not_constant(tmp_path: Path) -> None:
     """The control of the test above."""
     root = corpora.speech_commands(tmp_path / "corpus")

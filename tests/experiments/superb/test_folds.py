@@ -15,6 +15,7 @@ from tests.helpers import save_teacher
 FOLDS = [f"fold{number}" for number in range(1, 6)]
 
 
+@pytest.mark.ci
 def test_the_result_is_the_mean_over_five_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, teacher = corpora.iemocap(tmp_path / "corpus"), save_teacher(tmp_path / "teacher")
     mean = superb("er", teacher, root, tmp_path / "out", "--updates", "8", "--lr", "1e-2")
@@ -46,6 +47,7 @@ def test_the_result_is_the_mean_over_five_folds(tmp_path: Path, monkeypatch: pyt
     assert again["test"] == mean["test"]
 
 
+@pytest.mark.ci
 def test_a_sweep_chooses_by_the_mean_on_dev(tmp_path: Path) -> None:
     root, teacher = corpora.iemocap(tmp_path / "corpus"), save_teacher(tmp_path / "teacher")
     superb("er", teacher, root, tmp_path / "out", "--updates", "2", "--lr_sweep", "--lr_grid", "[0.1, 0.001]")

@@ -80,6 +80,7 @@ def test_losses_are_means_over_the_frames_that_count() -> None:
     assert not torch.equal(task.losses(changed, [12, 6], [item, item]), losses_B)  # control
 
 
+@pytest.mark.ci
 def test_a_probe_that_hears_names_the_frames_and_a_deaf_one_does_not(tmp_path: Path) -> None:
     root = save_aligned_corpus(tmp_path / "tones", {"train": 16, "test": 4})
     result: dict[str, Any] = probe(root, tmp_path / "out", task="frames")

@@ -43,6 +43,7 @@ class Deaf(Tones):
 """
 
 
+@pytest.mark.ci
 def test_a_class_path_is_scored_by_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tone_teachers.py").write_text(OWN_TEACHER)
     monkeypatch.syspath_prepend(tmp_path)

@@ -49,6 +49,7 @@ def probe(root: Path, output: Path, **more: Any) -> dict[str, Any]:
     return superb_probe(Spectrum(), data, str(output), **more)
 
 
+@pytest.mark.ci
 def test_probe_finds_the_layer_that_hears(tmp_path: Path) -> None:
     result = probe(save_aligned_corpus(tmp_path / "tones", {"train": 16, "test": 4}), tmp_path / "out")
     assert result["preset"] == "probe"
@@ -94,6 +95,7 @@ def test_statistics_are_computed_where_and_as_the_trainer_computes() -> None:
     assert module.featurizer.mean_LD.abs().sum() > 0
 
 
+@pytest.mark.ci
 def test_probe_with_the_phones_of_other_utterances_fails(tmp_path: Path) -> None:
     """The control of the test above."""
     root = save_aligned_corpus(tmp_path / "tones", {"train": 16, "test": 4})

@@ -34,6 +34,7 @@ def masked_module(home: Path, seed: int = 0, mask_seed: int = 0, **masks: Any) -
     return make_module(home / "teacher", objective=objective, seed=seed, **(MASKS | masks))
 
 
+@pytest.mark.ci
 def test_a_cache_holds_the_targets_of_masked_input(home: Path, tmp_path: Path) -> None:
     """Bit for bit those that a run computes which draws the same masks, whatever its own seed is."""
     cache, two = str(tmp_path / "masked"), {"segments_per_utterance": 2}
@@ -66,6 +67,7 @@ def test_a_cache_holds_the_targets_of_masked_input(home: Path, tmp_path: Path) -
         run(["cache-targets", *options(home), *MASKED, "--model.objective.masked", "drawn", "--output", cache])
 
 
+@pytest.mark.ci
 def test_a_cache_of_feed_forward_outputs_and_layer_0(home: Path, tmp_path: Path) -> None:
     blocks = {"targets": "feed_forward"}
     more = ["--model.objective.targets", "feed_forward", "--output", str(tmp_path / "blocks")]
@@ -96,6 +98,7 @@ def test_a_cache_of_feed_forward_outputs_and_layer_0(home: Path, tmp_path: Path)
             train(module, data_of(home, targets=str(cache)), tmp_path / "refused")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["layer", "standardize"])
 def test_a_cache_holds_normalised_targets_and_their_statistics(kind: str, home: Path, tmp_path: Path) -> None:
     objective = {"normalize_targets": kind, "statistics_seconds": 2.0}

@@ -43,6 +43,7 @@ def test_a_cache_of_two_places_is_twice_as_large(home: Path) -> None:
     TargetCache(str(home / "2")).verify()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("batches_per_epoch", [None, 2], ids=["a pass per epoch", "two thirds of a pass"])
 def test_a_run_from_the_cache_is_the_run_on_the_fly(
     batches_per_epoch: int | None, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -74,6 +74,7 @@ def test_a_limited_cache_has_whole_speakers_in_their_order(home: Path) -> None:
     assert kept_speakers(str(home / "nowhere")) is None
 
 
+@pytest.mark.ci
 def test_every_limit_holds(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, numbers = size_of(home / "whole"), []
     for number, part in enumerate((0.25, 0.4, 0.7, 0.95, 1.0)):
@@ -90,6 +91,7 @@ def test_every_limit_holds(home: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert TargetCache(str(tmp_path / "4")).settings == TargetCache(str(home / "whole")).settings
 
 
+@pytest.mark.ci
 def test_a_run_trains_on_the_speakers_of_its_cache_alone(
     home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,6 +121,7 @@ def test_a_run_trains_on_the_speakers_of_its_cache_alone(
     assert not all(torch.equal(a, b) for a, b in zip(cached, every, strict=True))
 
 
+@pytest.mark.ci
 def test_a_resumed_run_continues_exactly(home: Path, tmp_path: Path) -> None:
     def half() -> LibriSpeechDataModule:
         return data_of(home, targets=str(home / "half"), num_workers=1)

@@ -30,6 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
 def test_a_run_from_the_cache_is_the_run_on_the_fly(dtype: str, home: Path, tmp_path: Path) -> None:
     """Bit for bit, through three growths, where the teacher's word is rounded as the cache has it."""
@@ -179,6 +180,7 @@ def test_the_command_tells_sizes_first_and_errors_last(
         run(["cache-targets", *options(home), "--data.crop", "random", "--output", str(tmp_path / "third")])
 
 
+@pytest.mark.ci
 def test_students_that_are_trained_together_read_one_cache(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

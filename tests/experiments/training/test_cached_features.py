@@ -56,6 +56,7 @@ def forbidden(name: str) -> Callable[..., None]:
     return call
 
 
+@pytest.mark.ci
 def test_a_run_from_exact_features_is_the_run_that_computes_them(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_run_from_exact_features_is_the_run_that_computes_them(
             train_from(home, "targets", tmp_path / "control")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("features", "bound"), [("true", 0.02), ("int8", 0.06)])
 def test_rounded_features_stay_near(features: str, bound: float, home: Path, tmp_path: Path) -> None:
     exact, validation = train_from(home, "float32", tmp_path / "exact")
@@ -87,6 +89,7 @@ def test_rounded_features_stay_near(features: str, bound: float, home: Path, tmp
     assert abs(validation - near) < 2e-3 * validation
 
 
+@pytest.mark.ci
 def test_a_resumed_run_continues_exactly(home: Path, tmp_path: Path) -> None:
     whole, _ = train_from(home, "int8", tmp_path / "whole", SaveAt(5, tmp_path / "5.ckpt"))
     resumed, _ = train_from(home, "int8", tmp_path / "resumed", resume=tmp_path / "5.ckpt")
@@ -98,6 +101,7 @@ def test_a_resumed_run_continues_exactly(home: Path, tmp_path: Path) -> None:
             train_from(home, cache, tmp_path / "other", resume=tmp_path / "5.ckpt")
 
 
+@pytest.mark.ci
 def test_a_trained_front_end_reads_the_targets_alone(home: Path, tmp_path: Path) -> None:
     with_features, _ = train_from(home, "float32", tmp_path / "a", front_end="trained")
     without, _ = train_from(home, "targets", tmp_path / "b", front_end="trained")

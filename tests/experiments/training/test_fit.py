@@ -39,6 +39,7 @@ def test_validate_wants_a_trained_student(more: list[str], message: str, tmp_pat
         run(arguments)
 
 
+@pytest.mark.ci
 def test_validate_measures_what_fit_has_trained(tmp_path: Path) -> None:
     save_corpus(tmp_path / "corpus", {"train": 12, "dev": 4})
     arguments = [*TINY, "--data.root", str(tmp_path / "corpus"), "--data.cache_dir", str(tmp_path / "cache")]

@@ -95,6 +95,7 @@ def losses(run: Path) -> dict[str, dict[str, str]]:
     return found
 
 
+@pytest.mark.ci
 def test_students_are_those_of_separate_runs(
     arguments: list[str],
     files: dict[str, str],
@@ -136,6 +137,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
+@pytest.mark.ci
 def test_without_fresh_randomness_for_each_student_they_are_not(
     arguments: list[str], apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +163,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return pretend_task(tmp_path, monkeypatch)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("signal_name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
 def test_a_signal_saves_all_and_they_go_on_from_different_places(
     signal_name: str, slurm: Path, arguments: list[str], apart: Path, tmp_path: Path
@@ -217,6 +220,7 @@ def test_a_kill_and_an_interrupt_leave_no_trace(
     assert problems(apart, tmp_path, "full") == problems(apart, tmp_path, "interleave_equal") == []
 
 
+@pytest.mark.ci
 def test_a_student_that_fails_leaves_the_others_alone(
     arguments: list[str], apart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

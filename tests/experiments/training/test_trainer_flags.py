@@ -66,6 +66,7 @@ def test_what_would_not_do_what_it_says_is_refused_by_name(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.ci
 def test_a_run_does_not_keep_its_folder_in_its_configuration(inputs: Path, tmp_path: Path) -> None:
     fit(inputs, "--runs_dir", str(tmp_path), "--name", "first", "--trainer.max_epochs", "4")
     kept = tmp_path / "first" / "config_1.yaml"

@@ -55,6 +55,7 @@ def test_a_query_of_four_frames_scores_nothing() -> None:
     assert long_N.argmax() == 1
 
 
+@pytest.mark.ci
 def test_several_processes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     queries = [generator.normal(size=(8, 4)).astype(np.float32) for _ in range(4)]
