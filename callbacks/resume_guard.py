@@ -69,6 +69,27 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     ]
 
 
+def decisive(model: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the model without those that are not used, which checkpoints from before they existed lack."""
+    student, objective = dict(model["student"]), dict(model["objective"])
+    defaults = asdict(StudentConfig())
+    unused: dict[str, tuple[Any, ...]] = {name: (defaults[name],) for name in STUDENT_BEFORE}
+    unused |= dict.fromkeys(OWN_DROPOUT, (None, student.get("dropout")))
+    for name in student.keys() & (COMPUTE_ONLY_SETTINGS | unused.keys()):
+        if name in COMPUTE_ONLY_SETTINGS or student[name] in unused[name]:
+            del student[name]
+    if student.get("front_end") == "shared":  # the same features, only computed once
+        student["front_end"] = "frozen"
+    if objective.get("normalize_targets") != "standardize":
+        objective.pop("statistics_seconds", None)
+    if objective.get("masked") != "fixed":
+        objective.pop("mask_seed", None)
+    for name in objective.keys() & OBJECTIVE_BEFORE.keys():
+        if objective[name] == OBJECTIVE_BEFORE[name]:
+            del objective[name]
+    return model | {"student": student, "objective": objective}
+
+
 class ResumeGuard(Callback):
     """Stores a run's settings in its checkpoints, and refuses to resume from another run's checkpoint.
 
@@ -97,30 +118,11 @@ class ResumeGuard(Callback):
         features = find_callback(trainer, FeatureCache)
         datamodule = speech_data(trainer)
         model = {key: module.hparams[key] for key in ("student", "objective", "optimizer", "seed")}
-        model["student"] = {key: value for key, value in model["student"].items() if key not in COMPUTE_ONLY_SETTINGS}
-        # Settings that are not used are left out, as in older checkpoints from before they existed.
-        defaults = asdict(StudentConfig())
-        for name in STUDENT_BEFORE:
-            if model["student"][name] == defaults[name]:
-                del model["student"][name]
-        for name in OWN_DROPOUT:
-            if model["student"][name] in (None, model["student"]["dropout"]):
-                del model["student"][name]
-        model["objective"] = dict(model["objective"])
-        if model["objective"]["normalize_targets"] != "standardize":
-            del model["objective"]["statistics_seconds"]
-        if model["objective"]["masked"] != "fixed":
-            del model["objective"]["mask_seed"]
-        for name, default in OBJECTIVE_BEFORE.items():
-            if model["objective"][name] == default:
-                del model["objective"][name]
-        if model["student"].get("front_end") == "shared":  # the same features, only computed once
-            model["student"]["front_end"] = "frozen"
         return {
             "growth": stacking.settings if stacking else {},
             "ema": average.settings if average else {},
             "feature_cache": {"dtype": features.dtype} if features else {},
-            "model": model,
+            "model": decisive(model),
             "teacher": teacher_digest(module.teacher),
             "data": datamodule.fingerprint() if datamodule is not None else {},
             "waveforms": {"normalize": module.teacher.normalize, "sample_rate": module.teacher.sample_rate},
@@ -159,6 +161,7 @@ class ResumeGuard(Callback):
         )
         saved = checkpoint.get("interstack", {}).get("fingerprint")
         if not self.allow_config_change and saved is not None:
+            saved = saved | {"model": decisive(saved["model"])}  # which an earlier version may have left in
             current = {part: value for part, value in self.fingerprint(trainer, pl_module).items() if part in saved}
             if changed := differences(saved, current):
                 raise InputError(

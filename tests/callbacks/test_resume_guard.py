@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from lightning.pytorch.cli import LightningCLI
 
 from callbacks.resume_guard import differences
 from experiments.training.fit import DistillationCLI
+from lightning_modules.objective import ObjectiveConfig
+from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import save_corpus, save_teacher
 from tests.tiny_run import fit
@@ -117,6 +120,22 @@ def test_what_an_older_checkpoint_does_not_record_is_not_compared(inputs: Path, 
     torch.save(older, tmp_path / "older.ckpt")
     place = ["--runs_dir", str(tmp_path), "--ckpt_path", str(tmp_path / "older.ckpt")]
     assert fit(inputs, *place, "--model.total_steps", "12").trainer.global_step == 12
+
+
+def test_a_setting_that_an_older_checkpoint_records_though_it_is_not_used_is_no_difference(
+    inputs: Path, tmp_path: Path
+) -> None:
+    older = torch.load(checkpoint(inputs, 9), weights_only=True)
+    model = older["interstack"]["fingerprint"]["model"]
+    model["student"] = asdict(StudentConfig()) | model["student"]
+    model["objective"] = asdict(ObjectiveConfig()) | model["objective"]
+    torch.save(older, tmp_path / "older.ckpt")
+    place = ["--runs_dir", str(tmp_path), "--ckpt_path", str(tmp_path / "older.ckpt")]
+    assert fit(inputs, *place).trainer.global_step == 12
+    model["student"]["time_reduction"] = 2  # the control
+    torch.save(older, tmp_path / "older.ckpt")
+    with pytest.raises(ValueError, match=r"another run: model\.student\.time_reduction was 2, is not set\."):
+        fit(inputs, *place)
 
 
 def test_last_is_guarded_like_a_path(inputs: Path, tmp_path: Path) -> None:
