@@ -135,7 +135,7 @@ def test_a_setting_that_an_older_checkpoint_records_though_it_is_not_used_is_no_
     model["student"]["time_reduction"] = 2  # the control
     torch.save(older, tmp_path / "older.ckpt")
     with pytest.raises(ValueError, match=r"another run: model\.student\.time_reduction was 2, is not set\."):
-        fit(inputs, *place)
+        fit(inputs, *place, "--name", "control")
 
 
 def test_last_is_guarded_like_a_path(inputs: Path, tmp_path: Path) -> None:
