@@ -72,6 +72,18 @@ def mixture(mask_BF: Tensor, unmasked: Mapping[int, Tensor], masked: Mapping[int
     return {layer: torch.where(mask_BF.unsqueeze(-1), whole, masked[layer]) for layer, whole in unmasked.items()}
 
 
+def mask_states(
+    model: Any, hidden_BFD: Tensor, mask_time_indices: Tensor | None = None, attention_mask: Tensor | None = None
+) -> Tensor:
+    """Put the model's mask embedding in place of the masked frames, as ``_mask_hidden_states`` of Hugging Face does.
+
+    That method counts the masked frames on the device, for which a GPU's host must wait.
+    """
+    if mask_time_indices is None:
+        return hidden_BFD
+    return torch.where(mask_time_indices.unsqueeze(-1), model.masked_spec_embed.to(hidden_BFD.dtype), hidden_BFD)
+
+
 @dataclass(frozen=True)
 class FrameMasks:
     """Masks of batches, which depend on no batch, process or accumulation step.

@@ -32,6 +32,7 @@ from lightning_modules.growth.layers import Sources, grow_layers, layer_group, m
 from lightning_modules.growth.policies import Initialise, compose_ancestry, kept_positions
 from lightning_modules.kernels import install
 from lightning_modules.lengths import before_the_end
+from lightning_modules.masking import mask_states
 from lightning_modules.student_config import StudentConfig, hubert_config
 
 FROZEN = "frozen_front_end"
@@ -135,7 +136,10 @@ class Student(nn.Module):
             features_BFC = self.features(waveforms_BT)
         valid_BF = self._valid_frames(features_BFC, num_samples_B)
         hidden_BFD = hubert.feature_projection(scale_gradient(features_BFC, self.config.front_end_gradient))
-        hidden_BFD = hubert._mask_hidden_states(hidden_BFD, mask_BF, cast(torch.LongTensor, valid_BF))
+        if mask_BF is None:
+            hidden_BFD = hubert._mask_hidden_states(hidden_BFD, None, cast(torch.LongTensor, valid_BF))
+        else:
+            hidden_BFD = mask_states(hubert, hidden_BFD, mask_BF)
         if valid_BF is not None:
             hidden_BFD = hidden_BFD.masked_fill(~valid_BF.unsqueeze(-1), 0.0)
         hidden_BFD = encoder.layer_norm(hidden_BFD + encoder.pos_conv_embed(hidden_BFD))

@@ -11,6 +11,7 @@ another encoder write a subclass of :class:`Teacher`.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
+from types import MethodType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from lightning_modules.front_end import FrontEnd, conv_frames, copyable_front_en
 from lightning_modules.hidden_states import encoder_states, valid_samples
 from lightning_modules.kernels import Kernels, install
 from lightning_modules.lengths import before_the_end
-from lightning_modules.masking import mixture
+from lightning_modules.masking import mask_states, mixture
 from lightning_modules.precision import Precision, chosen_precision, computing_in, is_safe_in_bf16
 from lightning_modules.taps import ends_in_layer_norm, run_tapped
 from lightning_modules.teacher_loading import (
@@ -350,7 +351,7 @@ class HuggingFaceTeacher(EncoderTeacher):
         drawn = any(name.startswith(MASK_EMBEDDING) for name in self.model.drawn_weights)
         if drawn or getattr(self.model, MASK_EMBEDDING, None) is None:
             super().use_masks()
-        self.model.config.apply_spec_augment = True  # else the model ignores masks; in eval mode it draws none
+        self.model._mask_hidden_states = MethodType(mask_states, self.model)
         self.takes_masks = True
 
     def forward(

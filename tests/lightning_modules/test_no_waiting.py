@@ -54,6 +54,7 @@ def step(module: DistillationModule, batch: AudioBatch) -> Tensor:
         {"front_end": "shared"},
         {"teacher_settings": {"normalize": True}},
         {"objective": {"intermediate": "l2l", "distance": "l1_cosine"}},
+        {"objective": {"intermediate": "l2l", "masked": "drawn"}, "mask_time_prob": 0.5, "mask_time_length": 3},
     ],
 )
 def test_losses_and_backward_read_nothing(settings: dict[str, Any], teacher: Path) -> None:
