@@ -209,9 +209,7 @@ class Workspace:
             run = RunFolder(self.output / job.run)  # its commit may be older than the present one
             result |= {"commit": run.commit or result["commit"], "attempts": len(run.attempts)}
             result |= {"run": str(job.run), **run_record(run.path)}
-            student = StudentConfig(**config.get("model", {}).get("student", {}))
-            gmacs = sum(superb_gmacs(student_layout(student, teacher)))
-            return result | measured(run.path, teacher, config) | {"superb_gmacs": gmacs}
+            return result | measured(run.path, teacher, config) | sizes(job, teacher)
         path = self.path(job) / "result.json"
         if job.kind in ("evaluate", "similarity"):
             if job.kind == "evaluate":
@@ -223,6 +221,12 @@ class Workspace:
                 result["metrics"] = result["test"]
             return result | ({"task": job.task} if job.task else {}) | {"row": job.row, "seed": job.seed}
         return result
+
+
+def sizes(job: Job, teacher: Any) -> dict[str, float]:
+    """Compute what settings alone say of the student of a ``distil`` job, with its teacher's configuration."""
+    student = StudentConfig(**job.settings.get("model", {}).get("student", {}))
+    return {"superb_gmacs": sum(superb_gmacs(student_layout(student, teacher)))}
 
 
 def superb_result(folder: Path, job: Job) -> Path:

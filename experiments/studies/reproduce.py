@@ -96,13 +96,13 @@ def reproduce(
     if not dry_run:
         require_report()
     files = [Path(path) for path in ([finished] if isinstance(finished, str) else finished or [])]
-    taken = {job for path in files for job in restore_results(folder, plan, path, dry_run=True)}
+    taken = {job for path in files for job in restore_results(workspace, plan, path, dry_run=True)}
     if not dry_run:  # check before anything is written, the lock file included
         left = [job for job in plan.to_run if not is_done(folder, job.id) and job.id not in taken]
         require_corpora(workspace, left)
     with nullcontext() if dry_run else only_runner(folder):
         for path in files:
-            restored = restore_results(folder, plan, path, dry_run)
+            restored = restore_results(workspace, plan, path, dry_run)
             console.print(f"{len(restored)} jobs {'would be' if dry_run else 'are'} taken over from {path}")
         if together:
             plan.train_together(lambda job: is_done(folder, job.id) or workspace.is_trained(job))

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from datamodules.files import write_json
 from experiments.report.study_reading import read_results
-from experiments.studies.job import is_done, now
-from experiments.studies.plan import Plan
+from experiments.studies.job import Workspace, is_done, now, sizes
+from experiments.studies.plan import Job, Plan
 
 
-def restore_results(output: Path, plan: Plan, path: Path, dry_run: bool = False) -> list[str]:
+def restore_results(workspace: Workspace, plan: Plan, path: Path, dry_run: bool = False) -> list[str]:
     """Copy the results of this plan's jobs from ``path``, a ``results.json``; return their ids. A dry run copies none.
 
     All jobs of a row and seed are copied or none, because the other outputs of a job, such as a student, are not in
@@ -18,6 +20,7 @@ def restore_results(output: Path, plan: Plan, path: Path, dry_run: bool = False)
     Raises:
         InputError: ``path`` is not a ``results.json``.
     """
+    output = workspace.output
     entries: dict[str, dict[str, Any]] = {
         entry["id"]: entry for entry in read_results(path)["jobs"] if entry.get("result") is not None
     }
@@ -32,7 +35,14 @@ def restore_results(output: Path, plan: Plan, path: Path, dry_run: bool = False)
         restored += ids
         for job_id in () if dry_run else ids:
             folder = output / plan.jobs[job_id].folder
-            write_json(folder / "result.json", entries[job_id]["result"])
+            write_json(folder / "result.json", _sizes(plan.jobs[job_id], workspace) | entries[job_id]["result"])
             record = {"status": "done", "finished": now(), "seconds": entries[job_id]["seconds"], "restored": str(path)}
             write_json(folder / "job.json", plan.jobs[job_id].described() | record)
     return restored
+
+
+def _sizes(job: Job, workspace: Workspace) -> dict[str, float]:
+    """What an earlier version did not keep, of a student whose teacher is in a folder."""
+    if job.kind != "distil" or workspace.teacher is None or not Path(workspace.teacher).is_dir():
+        return {}
+    return sizes(job, AutoConfig.from_pretrained(workspace.teacher))

@@ -3,16 +3,21 @@
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from datamodules.files import read_json, write_json
+from experiments.deployment.macs import superb_gmacs
+from experiments.records.accounting import student_layout
 from experiments.report.study import study_values
 from experiments.report.study_reading import read_study, study_results
 from experiments.studies.job import Workspace, is_done, read_result
 from experiments.studies.loop import write_study
-from experiments.studies.plan import Job, Plan
+from experiments.studies.plan import Inputs, Job, Plan
 from experiments.studies.reproduce import reproduce
 from experiments.studies.results import restore_results
 from experiments.studies.study import load_study
+from lightning_modules.student_config import StudentConfig
+from tests.helpers import save_teacher
 
 STUDY = """
 title: T
@@ -47,7 +52,7 @@ def plan(tmp_path: Path) -> Plan:
 
 def test_complete_rows_are_taken_over_and_the_others_are_not(plan: Plan, tmp_path: Path) -> None:
     path = finish(tmp_path / "one", plan, "evaluate pr_probe b seed 1")
-    restored = restore_results(tmp_path / "two", plan, path)
+    restored = restore_results(Workspace(tmp_path / "two"), plan, path)
     done = {job.label for job in plan.jobs.values() if is_done(tmp_path / "two", job.id)}
     complete = {job.label for job in plan.jobs.values() if job.row and (job.row, job.seed) != ("b", 1)}
     assert done == complete
@@ -56,12 +61,26 @@ def test_complete_rows_are_taken_over_and_the_others_are_not(plan: Plan, tmp_pat
     for job in plan.jobs.values():
         if job.label in complete:
             assert read_result(tmp_path / "two", job.id) == read_result(tmp_path / "one", job.id)
-    assert restore_results(tmp_path / "two", plan, path) == []
+    assert restore_results(Workspace(tmp_path / "two"), plan, path) == []
+
+
+def test_results_of_an_earlier_version_get_what_their_settings_say(plan: Plan, tmp_path: Path) -> None:
+    path = finish(tmp_path / "one", plan)
+    teacher = save_teacher(tmp_path / "teacher")
+    restore_results(Workspace(tmp_path / "two", Inputs(teacher=str(teacher))), plan, path)
+    (job,) = (job for job in plan.jobs.values() if job.label == "distil a seed 0")
+    gmacs = sum(superb_gmacs(student_layout(StudentConfig(), AutoConfig.from_pretrained(teacher))))
+    expected = read_result(tmp_path / "one", job.id) | {"superb_gmacs": gmacs}
+    assert read_result(tmp_path / "two", job.id) == expected
+    write_json(tmp_path / "one" / job.folder / "result.json", {"superb_gmacs": 1.0})
+    write_json(path, study_results(tmp_path / "one"))
+    restore_results(Workspace(tmp_path / "three", Inputs(teacher=str(teacher))), plan, path)
+    assert read_result(tmp_path / "three", job.id) == {"superb_gmacs": 1.0}
 
 
 def test_the_report_is_that_of_the_first_machine(plan: Plan, tmp_path: Path) -> None:
     path = finish(tmp_path / "one", plan)
-    restore_results(tmp_path / "two", plan, path)
+    restore_results(Workspace(tmp_path / "two"), plan, path)
     write_study(tmp_path / "two", plan, {})
     one, two = (study_values(read_study(tmp_path / name))["values"] for name in ("one", "two"))
     assert one == two
@@ -75,7 +94,8 @@ def test_a_dry_run_writes_nothing(plan: Plan, tmp_path: Path, capsys: pytest.Cap
     jobs = sum(1 for job in plan.jobs.values() if job.row)
     assert f"{jobs} jobs would be taken over from" in capsys.readouterr().out
     assert not (tmp_path / "two").exists()
-    assert restore_results(tmp_path / "two", plan, path, dry_run=True) == restore_results(tmp_path / "two", plan, path)
+    workspace = Workspace(tmp_path / "two")
+    assert restore_results(workspace, plan, path, dry_run=True) == restore_results(workspace, plan, path)
 
 
 def test_a_corpus_is_needed_only_for_what_is_not_taken_over(
@@ -99,7 +119,7 @@ def test_results_of_other_settings_are_left_alone(plan: Plan, tmp_path: Path) ->
     path = finish(tmp_path / "one", plan)
     (tmp_path / "own.yaml").write_text(STUDY + "overrides: {trainer.max_epochs: 5}\n")
     other = Plan(load_study(str(tmp_path / "own.yaml")))
-    restore_results(tmp_path / "two", other, path)
+    restore_results(Workspace(tmp_path / "two"), other, path)
     assert not any(is_done(tmp_path / "two", job.id) for job in other.jobs.values() if job.row in ("a", "b"))
 
 
@@ -107,5 +127,5 @@ def test_what_is_no_such_file_is_refused(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("{}")
     for path in (tmp_path / "report.json", tmp_path / "nothing.json"):
         with pytest.raises(ValueError, match=r"is no results\.json of `interstack reproduce`"):
-            restore_results(tmp_path / "two", plan, path)
+            restore_results(Workspace(tmp_path / "two"), plan, path)
     assert read_json(tmp_path / "report.json") == {}
