@@ -16,6 +16,8 @@ from tests.ddp.scenarios import OPTIMIZERS, STEPS, STEPS_PER_EPOCH, Record, Scen
 from tests.helpers import POLICY_STAGES
 from tests.students import KINDS
 
+pytestmark = pytest.mark.ci  # all of it reads one launch
+
 TOLERANCE, MARGIN = 1e-6, 1e-4
 # Sums of another order in a format of 8 or 11 bits; measured at most 6e-4 and 2e-4 on losses of 2.4 to 1.0.
 HALF_TOLERANCE = 5e-3
@@ -87,7 +89,6 @@ def test_the_normal_suite_covers_all_pairs() -> None:
         assert wanted == {(row[i], row[j]) for row in rows}
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize("policy", POLICY_STAGES)
 def test_two_processes_equal_one(policy: str, home: Path, records: Launched) -> None:
     for row in (row for row in pairwise() if row[0] == policy):

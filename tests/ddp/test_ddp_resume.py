@@ -10,6 +10,8 @@ from tests.ddp.launch import Launched, launch_once, once
 from tests.ddp.scenarios import STEPS, STEPS_PER_EPOCH, Record, Scenario, run_alone
 from tests.ddp.test_ddp_growth import HALF_TOLERANCE, MARGIN, TOLERANCE, ranks_agree
 
+pytestmark = pytest.mark.ci  # as test_ddp_growth.py
+
 # In mid-epoch at the first depth, at an epoch's end (before a growth), in mid-epoch after one and two growths.
 RESUMED = (1, 2, 3, 5, 6)
 FAST = (2, 5)  # a growth comes first, and the middle of an epoch after two growths
@@ -55,7 +57,6 @@ def difference(uninterrupted: Record, resumed: Record) -> float:
     return max(abs(a["loss"] - b["loss"]) for a, b in zip(rest, resumed["steps"], strict=True))
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize("step", STEPS_RESUMED)
 def test_one_process_goes_on_as_two(step: int, begun_alone: dict[str, Record], records: Launched) -> None:
     resumed = records[f"two, from {step}"]

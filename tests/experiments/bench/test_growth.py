@@ -52,8 +52,9 @@ def test_two_processes_write_one_file(tmp_path: Path) -> None:
 
 def test_memory_that_is_touched_is_resident() -> None:
     before = resident_megabytes("VmRSS")
-    kept = torch.ones(25_000_000)
-    assert resident_megabytes("VmRSS") - before == pytest.approx(kept.nbytes / 1e6, abs=10)
+    kept = torch.ones(100_000_000)
+    # Linux may take pages from the process that have not been used for a while, here 25 MB.
+    assert resident_megabytes("VmRSS") - before == pytest.approx(kept.nbytes / 1e6, abs=100)
 
 
 def test_a_peak_is_that_since_it_was_started() -> None:
@@ -61,19 +62,19 @@ def test_a_peak_is_that_since_it_was_started() -> None:
     before = start_memory_peak()
     assert before is not None
     assert resident_megabytes("VmHWM") - before < 20
-    freed = torch.ones(25_000_000)
+    freed = torch.ones(100_000_000)
     size = freed.nbytes / 1e6
     del freed
-    assert resident_megabytes("VmHWM") - before == pytest.approx(size, abs=20)
+    assert resident_megabytes("VmHWM") - before == pytest.approx(size, abs=100)
 
 
 def test_what_was_freed_before_does_not_hide_what_is_taken_next() -> None:
     def take() -> list[torch.Tensor]:
-        return [torch.ones(10_000) for _ in range(2_500)]  # small enough to come from the heap
+        return [torch.ones(10_000) for _ in range(10_000)]  # small enough to come from the heap
 
     last = take()[-1]  # in use above the others, so that the C library keeps their memory
     before = start_memory_peak()
     assert before is not None
     taken = take()
     size = sum(block.nbytes for block in [*taken, last]) / 1e6
-    assert resident_megabytes("VmHWM") - before == pytest.approx(size, abs=20)
+    assert resident_megabytes("VmHWM") - before == pytest.approx(size, abs=100)

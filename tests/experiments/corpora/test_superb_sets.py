@@ -14,6 +14,8 @@ from experiments.corpora.align import align
 from experiments.corpora.superb_sets import speech, superb_sets
 from tests.experiments.superb.test_command import superb
 
+pytestmark = pytest.mark.ci  # all of it reads one set of corpora
+
 pytest.importorskip("pocketsphinx")
 
 
@@ -43,7 +45,6 @@ def sets(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return root, output
 
 
-@pytest.mark.ci
 def test_mixtures_are_sums_with_the_speech_of_both(sets: tuple[Path, Path]) -> None:
     root, output = sets
     corpus = read_corpus("sd", SuperbData(str(output)))
@@ -90,7 +91,6 @@ def test_queries_are_words_of_their_documents(sets: tuple[Path, Path]) -> None:
         assert word in texts[pair.first.rpartition("_")[0]].split()
 
 
-@pytest.mark.ci
 def test_the_tasks_run_on_them(sets: tuple[Path, Path], tmp_path: Path) -> None:
     _, output = sets
     diarization = superb("sd", "fbank", output, tmp_path / "sd", "--updates", "1")

@@ -27,6 +27,8 @@ from tests.patience import PATIENCE
 from tests.students import KINDS, POSITIONS
 from tests.tiny_run import fit
 
+pytestmark = pytest.mark.ci  # an export takes ten seconds and more
+
 BATCHES = {"alone": [12_345], "shortest": [400], "padded": [30_000, 17_000, 401], "whole": [16_000, 16_000]}
 
 
@@ -73,7 +75,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES)
 def test_student(lengths: list[int], folder: Path, checkpoint: Path) -> None:
     assert_equals_pytorch(folder, str(checkpoint), [batch(lengths)])
@@ -100,7 +101,6 @@ def test_students_of_every_policy(policy: str, inputs: Path, tmp_path: Path) -> 
     assert_equals_pytorch(tmp_path / "student", run_folder, [batch(lengths) for lengths in BATCHES.values()])
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[] if kind == "joined frames" else pytest.mark.slow) for kind in KINDS]
 )
@@ -134,7 +134,6 @@ def test_whisper(tmp_path: Path) -> None:
     assert "at least 400 samples and at most 32000." in text
 
 
-@pytest.mark.ci
 def test_int8(small: Path) -> None:
     """The file is about a quarter as large, and its states are near those of the first two layers."""
     described = json.loads((small / "student" / "interstack.json").read_text())["onnx"]
