@@ -161,7 +161,8 @@ class ResumeGuard(Callback):
         )
         saved = checkpoint.get("interstack", {}).get("fingerprint")
         if not self.allow_config_change and saved is not None:
-            saved = saved | {"model": decisive(saved["model"])}  # which an earlier version may have left in
+            if "model" in saved:
+                saved = saved | {"model": decisive(saved["model"])}  # which an earlier version may have left in
             current = {part: value for part, value in self.fingerprint(trainer, pl_module).items() if part in saved}
             if changed := differences(saved, current):
                 raise InputError(
