@@ -24,7 +24,7 @@ import numpy as np
 
 from datamodules.errors import InputError
 from datamodules.files import read_json, read_lines
-from datamodules.shards import first_damage, forget_folders, read_marker, remembered
+from datamodules.shards import MappedFile, first_damage, forget_folders, read_marker, remembered
 
 MARKER = "packed.json"
 INDEX = "index.jsonl"
@@ -50,8 +50,9 @@ class Piece(NamedTuple):
         Raises:
             InputError: the shard is missing or has changed its size.
         """
-        samples_T = _samples(self.shard)[self.first + start : self.first + stop]
-        return np.multiply(samples_T, np.float32(1 / FULL_SCALE), dtype=np.float32)
+        shard, first = _shard(self.shard), self.first + start
+        shard.will_need(first, stop - start)
+        return np.multiply(shard.values[first : self.first + stop], np.float32(1 / FULL_SCALE), dtype=np.float32)
 
 
 def piece_of(path: str) -> Piece | None:
@@ -123,11 +124,10 @@ def _status(shard: str) -> tuple[str, int, int]:
 
 
 @remembered
-def _samples(shard: str) -> np.ndarray:
-    """All samples of a shard, memory-mapped."""
+def _shard(shard: str) -> MappedFile:
     folder, name = os.path.split(shard)
     _, size, _ = _status(shard)
     # Reading past the end of a mapped file kills the process without a message.
     if size != read_marker(folder, MARKER)["parts"][name]["bytes"]:
         raise _damaged(shard, "has changed its size")
-    return np.memmap(shard, dtype="<i2", mode="r")
+    return MappedFile(shard, "<i2")

@@ -7,6 +7,7 @@ marks it as finished (:mod:`datamodules.folders`).
 """
 
 import hashlib
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -15,12 +16,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
+
 from datamodules.files import FolderLock, clear_temporaries, read_json, replacing, write_json
 from datamodules.folders import write_marker
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _FORGET: list[Callable[[], None]] = []
+READ_AHEAD_BYTES = 128 * 1024
+"""Bytes per request of :meth:`MappedFile.will_need`: Linux cuts a larger one to what it would read ahead by itself."""
 Part = dict[str, Any]
 """Description of a finished file: ``bytes``, ``sha256`` and further values of the code that writes it."""
 
@@ -47,6 +53,32 @@ def forget_folders() -> None:
 def read_marker(folder: str, marker: str) -> dict[str, Any]:
     """Content of a finished folder's marker file."""
     return read_json(os.path.join(folder, marker))
+
+
+class MappedFile:
+    """A finished file in memory-mapped form, of which pieces at random places are read.
+
+    Args:
+        path: the file, which is not empty.
+        dtype: type of its values.
+
+    Attributes:
+        values: all of its values; those that are not in memory are read from the storage when they are used.
+    """
+
+    def __init__(self, path: str, dtype: npt.DTypeLike) -> None:
+        with open(path, "rb") as file:
+            self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.values = np.frombuffer(self._pages, dtype)
+
+    def will_need(self, first: int, number: int) -> None:
+        """Begin to read ``number`` values from ``first`` on, in the background.
+
+        Without it a piece is read page by page, each of which is waited for.
+        """
+        start, end = first * self.values.itemsize, (first + number) * self.values.itemsize
+        for place in range(start - start % mmap.PAGESIZE, end, READ_AHEAD_BYTES):
+            self._pages.madvise(mmap.MADV_WILLNEED, place, min(READ_AHEAD_BYTES, end - place))
 
 
 def only_writer(folder: Path) -> FolderLock:

@@ -29,7 +29,7 @@ from torch import Tensor
 from datamodules.cached_records import CachedRecords, RecordLayout, aligned
 from datamodules.errors import InputError
 from datamodules.files import read_lines
-from datamodules.shards import first_damage, forget_folders, read_marker, remembered
+from datamodules.shards import MappedFile, first_damage, forget_folders, read_marker, remembered
 
 logger = logging.getLogger(__name__)
 
@@ -143,10 +143,13 @@ class TargetCache:
         spans = self._stored.spans(num_frames, self._chosen, self.has_features)
         # numpy asks for huge pages for a large array, torch does not: small ones took 80 % of the time of reading.
         records = np.empty((len(rows_B), aligned(self.layout.num_bytes(num_frames))), np.uint8)
-        for item, (shard, start, _) in enumerate(places_B3.tolist()):
-            stored = _shard(self.folder, shard_name(shard))
+        pieces = [(_shard(self.folder, shard_name(shard)), start) for shard, start, _ in places_B3.tolist()]
+        for shard, start in pieces:  # all of the batch before the first is waited for
+            for first, _, size in spans:
+                shard.will_need(start + first, size)
+        for record_R, (shard, start) in zip(records, pieces, strict=True):
             for first, place, size in spans:
-                records[item, place : place + size] = stored[start + first : start + first + size]
+                record_R[place : place + size] = shard.values[start + first : start + first + size]
         return CachedRecords(torch.from_numpy(records), self.layout, num_frames)
 
 
@@ -203,10 +206,9 @@ def _places(folder: str) -> np.ndarray:
 
 
 @remembered
-def _shard(folder: str, name: str) -> np.ndarray:
-    """All bytes of a shard, memory-mapped."""
+def _shard(folder: str, name: str) -> MappedFile:
     _require_size(folder, name)
-    return np.memmap(os.path.join(folder, name), dtype=np.uint8, mode="r")
+    return MappedFile(os.path.join(folder, name), np.uint8)
 
 
 def _require_size(folder: str, name: str) -> None:
