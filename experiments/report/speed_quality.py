@@ -32,7 +32,6 @@ def speed_quality(report: Mapping[str, Any], key: str, looks: Looks, width: floa
         return None
     figure, axes = single_axes(3.4, width)
     shown = _panel(axes, report, key, looks)
-    axes.set_xlabel("speed-up")
     legend_below(figure, shown, lines=False)
     name = f"speed_quality_{key.replace('/', '_')}"
     return Picture(name, f"Speed and quality: {column(key).title}", _caption(report, [key], shown), figure)
@@ -56,7 +55,6 @@ def summary(report: Mapping[str, Any], looks: Looks, width: float = WIDTH) -> Pi
     for place, axes in enumerate(axes for line in grid for axes in line):
         if place < len(keys):
             light_grid(axes)
-            axes.set_xlabel("speed-up")
             shown |= _panel(axes, report, keys[place], looks, shown)
             if keys[place] not in own:
                 axes.set_title(f"{axes.get_title(loc='left')} (published)", loc="left", fontsize=FONT, color=MUTED)
@@ -123,6 +121,8 @@ def _panel(
     shown = dict(known or {})
     ideals = []
     points = _points(report, key)
+    by_flops = points and not any(speeds for _, speeds, _ in points.values())
+    axes.set_xlabel("ideal speed-up, by FLOPs" if by_flops else "speed-up")
     shifts = _shifts(points)
     for label, (quality, speeds, ideal) in points.items():
         look, y = looks[label], statistics.fmean(quality)

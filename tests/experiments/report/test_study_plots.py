@@ -138,11 +138,14 @@ def test_measured_speed_ups_are_shown_only_if_all_rows_have_one(study: Path) -> 
     found = read_study(study)
     values, looks = study_values(found), study_looks(found)
 
-    def horizontal_whiskers() -> int:
+    def whiskers_and_label() -> tuple[int, str]:
         picture = speed_quality(values, "pr/per", looks)
         assert picture is not None
-        return sum(bool(bars.has_xerr) for bars in picture.figure.axes[0].containers)
+        axes = picture.figure.axes[0]
+        return sum(bool(bars.has_xerr) for bars in axes.containers), axes.get_xlabel()
 
-    assert horizontal_whiskers() > 1
+    number, label = whiskers_and_label()
+    assert number > 1
+    assert label == "speed-up"
     del values["values"]["full"]["speed_up"]
-    assert horizontal_whiskers() == 0
+    assert whiskers_and_label() == (0, "ideal speed-up, by FLOPs")
