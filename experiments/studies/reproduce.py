@@ -30,7 +30,7 @@ from experiments.studies.executors import Executor, LocalExecutor
 from experiments.studies.job import Workspace, is_done
 from experiments.studies.loop import Runner, only_runner, planned_seeds, write_study
 from experiments.studies.plan import Inputs, Plan
-from experiments.studies.results import restore_results
+from experiments.studies.results import differing_jobs, restore_results
 from experiments.studies.slurm import SlurmExecutor, SlurmSettings
 from experiments.studies.study import load_study, row_settings
 
@@ -104,6 +104,11 @@ def reproduce(
         for path in files:
             restored = restore_results(workspace, plan, path, dry_run)
             console.print(f"{len(restored)} jobs {'would be' if dry_run else 'are'} taken over from {path}")
+            if differing := differing_jobs(workspace, plan, path):
+                console.print(
+                    f"it has results under other settings or inputs (corpus, alignments, teacher, lexicon) of: "
+                    f"{', '.join(differing)}; their rows and seeds run again as a whole"
+                )
         if together:
             plan.train_together(lambda job: is_done(folder, job.id) or workspace.is_trained(job))
         console.print(estimate_table(plan, workspace))

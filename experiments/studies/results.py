@@ -1,5 +1,6 @@
 """Continue a study from the ``results.json`` of another machine."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,24 @@ def restore_results(workspace: Workspace, plan: Plan, path: Path, dry_run: bool 
             record = {"status": "done", "finished": now(), "seconds": entries[job_id]["seconds"], "restored": str(path)}
             write_json(folder / "job.json", plan.jobs[job_id].described() | record)
     return restored
+
+
+def differing_jobs(workspace: Workspace, plan: Plan, path: Path) -> list[str]:
+    """Name jobs to run that ``path`` has under other settings or inputs, by kind and task, with their number.
+
+    Nothing of their rows and seeds is taken over, which is what was asked for if a setting was changed, and hours lost
+    if an input such as the phone alignments is not the one that it was.
+    """
+    jobs = read_results(path)["jobs"]
+    ids = {entry["id"] for entry in jobs}
+    had = {_name(entry) for entry in jobs if entry.get("result") is not None and entry.get("row")}
+    left = [job for job in plan.to_run if job.id not in ids and not is_done(workspace.output, job.id)]
+    counts = Counter(f"{job.kind} {job.task}".strip() for job in left if _name(job.described()) in had)
+    return [f"{kind} ({count})" for kind, count in counts.items()]
+
+
+def _name(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry.get(key) or None for key in ("kind", "row", "seed", "task"))
 
 
 def _sizes(job: Job, workspace: Workspace) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A study that goes on from the results of another machine."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from experiments.studies.job import Workspace, is_done, read_result
 from experiments.studies.loop import write_study
 from experiments.studies.plan import Inputs, Job, Plan
 from experiments.studies.reproduce import reproduce
-from experiments.studies.results import restore_results
+from experiments.studies.results import differing_jobs, restore_results
 from experiments.studies.study import load_study
 from lightning_modules.student_config import StudentConfig
 from tests.helpers import save_teacher
@@ -115,12 +116,39 @@ def test_a_corpus_is_needed_only_for_what_is_not_taken_over(
     assert not (tmp_path / "two").exists()
 
 
-def test_results_of_other_settings_are_left_alone(plan: Plan, tmp_path: Path) -> None:
+def test_results_of_other_settings_are_left_alone_and_named(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = finish(tmp_path / "one", plan)
     (tmp_path / "own.yaml").write_text(STUDY + "overrides: {trainer.max_epochs: 5}\n")
     other = Plan(load_study(str(tmp_path / "own.yaml")))
     restore_results(Workspace(tmp_path / "two"), other, path)
     assert not any(is_done(tmp_path / "two", job.id) for job in other.jobs.values() if job.row in ("a", "b"))
+    two = Workspace(tmp_path / "two")
+    assert differing_jobs(two, plan, path) == []
+    kinds = Counter(f"{job.kind} {job.task}".strip() for job in other.jobs.values() if job.row in ("a", "b"))
+    named = [f"{kind} ({count})" for kind, count in kinds.items()]
+    assert differing_jobs(two, other, path) == named
+    reproduce(str(tmp_path / "own.yaml"), str(tmp_path / "two"), dry_run=True, finished=str(path))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"of: {', '.join(named)}; their rows and seeds run again as a whole" in said
+    finish(tmp_path / "two", other)
+    assert differing_jobs(two, other, path) == []
+
+
+def test_a_task_with_another_corpus_is_named(tmp_path: Path) -> None:
+    """Only that task differs; the other jobs of its rows have the ids of the file."""
+    (tmp_path / "own.yaml").write_text(STUDY.replace("[pr_probe]", "[pr_probe, sid_probe]"))
+    plans = []
+    for name in ("one", "two"):
+        (tmp_path / f"speakers_{name}.tsv").write_text(f"{name}.wav\tspeaker\ttrain\n")
+        roots = {"sid_probe": str(tmp_path / f"speakers_{name}.tsv")}
+        plans.append(Plan(load_study(str(tmp_path / "own.yaml")), Inputs(roots=roots)))
+    path = finish(tmp_path / "out", plans[0])
+    rows = sum(job.task == "sid_probe" and bool(job.row) for job in plans[1].jobs.values())
+    two = Workspace(tmp_path / "two")
+    assert differing_jobs(two, plans[0], path) == []
+    assert differing_jobs(two, plans[1], path) == [f"evaluate sid_probe ({rows})"]
 
 
 def test_what_is_no_such_file_is_refused(plan: Plan, tmp_path: Path) -> None:
