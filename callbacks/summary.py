@@ -74,6 +74,7 @@ def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[st
         train_loss=training.epoch_loss if training else None,
         val_loss=float(metrics.get("val/loss", "nan")),
         val_output=float(metrics.get("val/output", "nan")),
+        loss_function=module.objective.loss_function,
         without_transcript=data.without_transcript if data else None,
         world_size=trainer.world_size,
         precision=str(trainer.precision),

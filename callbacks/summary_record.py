@@ -20,7 +20,8 @@ class Summary:
         students: students that were trained side by side in one process.
         train_loss: mean of the last epoch.
         val_output: output loss of the last validation. It can be compared between systems whose intermediate losses
-            differ, unlike ``val_loss``.
+            differ, unlike ``val_loss``, if both have the same ``loss_function``.
+        loss_function: what the output loss measures; see ``ObjectiveConfig.loss_function``.
         without_transcript: utterances without text in splits with texts.
         teacher_precision: precision in which the targets were computed.
         cached_features: whether the features of the front end were read from a cache in the last epoch.
@@ -44,6 +45,7 @@ class Summary:
     train_loss: float | None = None
     val_loss: float | None = None
     val_output: float | None = None
+    loss_function: str | None = None
     without_transcript: int | None = None
     world_size: int | None = None
     precision: str | None = None

@@ -189,6 +189,16 @@ class ObjectiveConfig:
                 "the first stage was learned by no module there"
             )
 
+    def loss_function(self, teacher_layers: int) -> str:
+        """Name what the output loss measures, as ``mse to hidden states of layer 12 (normalize_targets: none)``.
+
+        Output losses of two runs with one teacher are the same function if this text is the same. Weights, heads and
+        the intermediate loss are no part of it.
+        """
+        states = {"hidden": "hidden states", "feed_forward": "feed-forward outputs"}[self.targets]
+        text = f"{self.distance} to {states} of layer {self.output_layer or teacher_layers}"
+        return f"{text} (normalize_targets: {self.normalize_targets})" + (f", in {self.loss}" if self.loss else "")
+
 
 def intermediate_layers(config: ObjectiveConfig, num_layers: int) -> list[int]:
     """Teacher layers of the intermediate loss, ascending, for a teacher of ``num_layers``."""
@@ -251,6 +261,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.compile_backend = config, compile_backend
+        self.loss_function = config.loss_function(teacher_layers)
         self.output_layer = config.output_layer or teacher_layers
         self.layers = intermediate_layers(config, teacher_layers)
         settings = student_width, teacher_width, get_distance(config.distance), config.head

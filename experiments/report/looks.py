@@ -156,13 +156,18 @@ def look_of(row: Row) -> Look:
     return replace(look, marker=SPARE_MARK if mark == marker else mark, line=LINES[place % len(LINES)])
 
 
+def is_untrained(row: Row) -> bool:
+    """Whether a row's student stays as it was drawn, at a learning rate of 0."""
+    return (row.get("overrides") or {}).get("model.optimizer.lr") == 0
+
+
 def _system(name: str, overrides: Mapping[str, Any]) -> tuple[str, str]:
     """Find the key in ``SYSTEMS`` and the intermediate loss that differs from the system's own, or an empty string."""
     recipe = max((begin for begin in RECIPES if name.startswith(begin)), key=len, default="")
     policy, loss = RECIPES.get(recipe, ("unknown", "l2l"))
     policy = overrides.get("growth.policy", policy)
     loss = overrides.get("model.objective.intermediate", loss)
-    if overrides.get("model.optimizer.lr") == 0:
+    if is_untrained({"overrides": overrides}):
         return "untrained", ""
     system = f"{policy} l2l" if loss == "l2l" and policy in ("none", "gradual") else policy
     system = system if system in SYSTEMS else "unknown"

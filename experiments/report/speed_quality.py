@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 Looks = Mapping[str, Look]
 Point = tuple[list[float], list[float], list[float]]
 """Qualities, measured and ideal speed-ups of a row, over seeds."""
-LEAST_TRAINING = 0.02  # of the baseline's FLOPs; a row with less, such as an untrained student, is left out
 IDEAL = (
     "An upright bar is the ideal speed-up of a row: the training FLOPs of its baseline over its own, by formula "
     "(teacher and student). A thin line joins it to the measured point. If some row has no measured speed-up that "
@@ -87,7 +86,7 @@ def _points(report: Mapping[str, Any], key: str) -> dict[str, Point]:
         quality, speed, ratio = (
             list(numbers(values.get(name, {})).values()) for name in (key, "speed_up", "flops_ratio")
         )
-        if quality and (speed or ratio) and min(ratio, default=1.0) >= LEAST_TRAINING:
+        if quality and (speed or ratio) and row["name"] not in report["untrained"]:
             found[row["label"]] = quality, speed, [1 / each for each in ratio]
     if all(ideal for _, _, ideal in found.values()) and not all(speed for _, speed, _ in found.values()):
         return {label: (quality, [], ideal) for label, (quality, _, ideal) in found.items()}

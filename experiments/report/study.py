@@ -19,6 +19,7 @@ from datamodules.files import json_text, write_bytes
 from experiments.report.comparisons import compare, comparison_grid, comparison_notes
 from experiments.report.figures import PAPER_WIDTHS, Picture
 from experiments.report.grids import html_grid, latex_grid, markdown_grid, rich_grid
+from experiments.report.looks import is_untrained
 from experiments.report.page import bullets, document, figures, made
 from experiments.report.study_plots import SvgDrawing, ancestry_drawing, study_pairs, study_pictures
 from experiments.report.study_reading import (
@@ -27,6 +28,7 @@ from experiments.report.study_reading import (
     default_columns,
     disagreements,
     failures,
+    loss_functions,
     matched_costs,
     results_text,
 )
@@ -53,7 +55,7 @@ RESULT_NOTES = (
 )
 COLUMN_NOTES = {
     "final_loss": "Train loss has the terms that a row is trained on, over its last epoch: rows with and without an "
-    "intermediate loss do not compare in it. The dev output loss is the same function in every row.",
+    "intermediate loss do not compare in it. The dev output loss does not depend on the intermediate loss.",
     "peak_memory_bytes": "Memory: the most that the process held, of the GPU its tensors, without one all of its main "
     "memory, libraries included.",
 }
@@ -169,6 +171,8 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
         "measured_references": _measured_references(study, [row["name"] for row in rows], columns),
         "values": values,
         "comparisons": compare(comparisons, values),
+        "other_losses": list(loss_functions(study)[1]),
+        "untrained": [row["name"] for row in described["rows"] if is_untrained(row)],
         "failures": failures(study, labels),
         "matched": matched_costs(study, labels),
         "run_seeds": described.get("run_seeds") or list(described["seeds"]),

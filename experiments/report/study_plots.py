@@ -79,7 +79,7 @@ def study_pictures(folder: StudyFolder, report: dict[str, Any], width: float = W
     pairs = [pairs[0] for pairs in runs]
     drawn = [
         summary(report, looks, width),
-        *(loss_curves(runs, axis, width) for axis in ("steps", "time", "flops")),
+        *_losses(runs, report, width),
         depth_vs_step(pairs, width),
         *(speed_quality(report, key, looks, width) for key in report["columns"] if "/" in key),
         *(similarity(pairs, key, width) for key in COMPARISONS),
@@ -95,6 +95,16 @@ def study_pictures(folder: StudyFolder, report: dict[str, Any], width: float = W
     return [
         replace(each, caption=each.caption + one_seed) if several and each.name in single else each for each in pictures
     ]
+
+
+def _losses(runs: Sequence[Sequence[Pair]], report: dict[str, Any], width: float) -> list[Picture]:
+    """Draw the losses of the rows with the baseline's loss function."""
+    others = {row["label"] for row in report["rows"] if row["name"] in report["other_losses"]}
+    shown = [seeds for seeds in runs if seeds[0][0].label not in others]
+    pictures = [loss_curves(shown, axis, width) for axis in ("steps", "time", "flops")]
+    left_out = [seeds[0][0].label for seeds in runs if seeds[0][0].label in others]
+    note = f" Not shown, since their loss is another function: {', '.join(left_out)}." if left_out else ""
+    return [replace(each, caption=each.caption + note) for each in pictures if each is not None]
 
 
 def stage_runs(folder: StudyFolder) -> list[dict[str, Any]]:

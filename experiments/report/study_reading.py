@@ -201,8 +201,7 @@ def _differing(folder: StudyFolder, rows: Sequence[str], seed: int) -> bool:
 def default_columns(folder: StudyFolder) -> list[str]:
     """List every metric found (of two ways to decode only the main one), the output loss, and the cost.
 
-    The output loss on held-out audio is the same function in every row, unlike the train loss, whose terms depend on
-    the row.
+    The output loss on held-out audio does not depend on the intermediate loss, unlike the train loss.
     """
     metrics = [(job.task, name) for job in folder.of("evaluate") for name in job.result.get("metrics", {})]
     found = {f"{task}/{name}": None for task, name in metrics if not name.endswith(("_fixed", "_legacy"))}
@@ -240,9 +239,33 @@ def failures(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:
     ]
 
 
+def loss_functions(folder: StudyFolder) -> tuple[str, dict[str, str]]:
+    """Find what the output loss of the baseline row measures, and the rows in which it measures something else.
+
+    Without a baseline the first row that says it takes its place. Results of older versions do not say it: such a row
+    is not among the others, and such a baseline has none.
+    """
+    seen = {
+        job.row: text
+        for job in folder.of("distil")
+        if (text := (job.result.get("summary") or {}).get("loss_function")) is not None
+    }
+    known = {row["name"]: seen[row["name"]] for row in folder.study["rows"] if row["name"] in seen}
+    own = known.get(folder.study.get("baseline") or next(iter(known), ""))
+    return own or "", {row: text for row, text in known.items() if own is not None and text != own}
+
+
 def disagreements(folder: StudyFolder) -> list[str]:
-    """Say why seconds of distillations are not comparable with each other, or with those of other studies."""
+    """Say why losses or seconds of distillations are not comparable with each other, or with those of other studies."""
     notes = []
+    own, others = loss_functions(folder)
+    if others:
+        labels = {row["name"]: row.get("label") or row["name"] for row in folder.study["rows"]}
+        named = "; ".join(f"{labels[row]}: {text}" for row, text in others.items())
+        notes.append(
+            f"Losses of these rows are another function than those of the others ({own}), so they do not compare with "
+            f"them. {named}."
+        )
     if together := sorted({job.result.get("students", 1) for job in folder.of("distil")} - {1}):
         notes.append(
             f"Students were trained side by side ({' or '.join(map(str, together))} on a device; the teacher's seconds "

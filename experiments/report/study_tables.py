@@ -78,6 +78,11 @@ def column(key: str) -> StudyColumn:
     return StudyColumn(f"{task_title(task)} {title}", fixed(2), "low" if plain.endswith(("er", "dcf")) else "high")
 
 
+def is_loss(key: str) -> bool:
+    """Whether a column has values of a distillation loss."""
+    return key in ("val_output", "final_loss") or key.startswith("val_layer_")
+
+
 def task_title(task: str) -> str:
     """Make the title of a task, such as ``PR``, ``PR probe`` or ``Frame probe``; probes are marked."""
     name, _, probe = task.partition("_")
@@ -153,8 +158,14 @@ def _spread(deviation: float, mean: str, shown: StudyColumn) -> str:
 
 
 def _best(report: dict[str, Any], key: str) -> set[str]:
-    """Find the rows whose mean is best; none without a better direction or with numbers in only one row."""
-    found = {name: numbers(values[key]) for name, values in report["values"].items()}
+    """Find the rows whose mean is best; none without a better direction or with numbers in only one row.
+
+    No loss is best if rows have other functions as loss, and a student that was not trained is best in nothing.
+    """
+    if is_loss(key) and report.get("other_losses"):
+        return set()
+    trained = [name for name in report["values"] if name not in report.get("untrained", ())]
+    found = {name: numbers(report["values"][name][key]) for name in trained}
     means = {name: statistics.fmean(each.values()) for name, each in found.items() if each}
     better = column(key).better
     if better is None or len(means) < 2:
@@ -197,6 +208,13 @@ def paired_difference(row: dict[str, Any], baseline: dict[str, Any]) -> Differen
     return Difference(len(differences), statistics.fmean(differences), *interval)
 
 
+def baseline_difference(report: dict[str, Any], row: str, key: str) -> Difference:
+    """Compute `paired_difference` of a row to the baseline; none between losses that are different functions."""
+    if is_loss(key) and row in report.get("other_losses", ()):
+        return Difference(0, None)
+    return paired_difference(report["values"][row][key], report["values"][report["baseline"]][key])
+
+
 def difference_columns(report: dict[str, Any]) -> list[str]:
     """List the columns in which a difference to the baseline is meaningful."""
     return [key for key in report["columns"] if column(key).better and key not in ("speed_up", "student_speed_up")]
@@ -218,8 +236,7 @@ def difference_grid(report: dict[str, Any]) -> Grid | None:
 
 def difference_cell(report: dict[str, Any], row: str, key: str) -> Cell:
     """Show the mean difference of a row to the baseline with its interval, bold if that excludes zero."""
-    values, baseline = report["values"], report["baseline"]
-    found = paired_difference(values[row][key], values[baseline][key])
+    found = baseline_difference(report, row, key)
     if found.mean is None:
         return Cell(DASH, missing=True)
     if found.low is None or found.high is None:
@@ -230,11 +247,10 @@ def difference_cell(report: dict[str, Any], row: str, key: str) -> Cell:
 
 def difference_note(report: dict[str, Any]) -> str:
     """Explain the table of differences; one sentence covers all differences without an interval."""
-    values, baseline = report["values"], report["baseline"]
     found = [
-        paired_difference(values[row["name"]][key], values[baseline][key])
+        baseline_difference(report, row["name"], key)
         for row in report["rows"]
-        if row["name"] != baseline
+        if row["name"] != report["baseline"]
         for key in difference_columns(report)
     ]
     notes = ["Row minus baseline over the same seeds."]

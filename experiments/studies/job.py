@@ -29,6 +29,7 @@ from experiments.records.runs import RunFolder, git_commit
 from experiments.records.settings_yaml import dump_settings, load_settings
 from experiments.studies.plan import Inputs, Job
 from experiments.training.defaults import max_epochs
+from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.student_config import StudentConfig
 
 # Variables of a scheduler or launcher around this process: they make Lightning take a job's process for a rank.
@@ -227,6 +228,12 @@ def sizes(job: Job, teacher: Any) -> dict[str, float]:
     """Compute what settings alone say of the student of a ``distil`` job, with its teacher's configuration."""
     student = StudentConfig(**job.settings.get("model", {}).get("student", {}))
     return {"superb_gmacs": sum(superb_gmacs(student_layout(student, teacher)))}
+
+
+def loss_function(job: Job, teacher: Any) -> str:
+    """Name what the output loss of a ``distil`` job measures, with its teacher's configuration."""
+    objective = ObjectiveConfig(**job.settings.get("model", {}).get("objective", {}))
+    return objective.loss_function(teacher.num_hidden_layers)
 
 
 def superb_result(folder: Path, job: Job) -> Path:

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from datamodules.files import write_json
 from experiments.report.study_reading import read_results
-from experiments.studies.job import Workspace, is_done, now, sizes
+from experiments.studies.job import Workspace, is_done, loss_function, now, sizes
 from experiments.studies.plan import Job, Plan
 
 
@@ -36,7 +36,7 @@ def restore_results(workspace: Workspace, plan: Plan, path: Path, dry_run: bool 
         restored += ids
         for job_id in () if dry_run else ids:
             folder = output / plan.jobs[job_id].folder
-            write_json(folder / "result.json", _sizes(plan.jobs[job_id], workspace) | entries[job_id]["result"])
+            write_json(folder / "result.json", _completed(entries[job_id]["result"], plan.jobs[job_id], workspace))
             record = {"status": "done", "finished": now(), "seconds": entries[job_id]["seconds"], "restored": str(path)}
             write_json(folder / "job.json", plan.jobs[job_id].described() | record)
     return restored
@@ -60,8 +60,10 @@ def _name(entry: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(entry.get(key) or None for key in ("kind", "row", "seed", "task"))
 
 
-def _sizes(job: Job, workspace: Workspace) -> dict[str, float]:
-    """What an earlier version did not keep, of a student whose teacher is in a folder."""
+def _completed(result: dict[str, Any], job: Job, workspace: Workspace) -> dict[str, Any]:
+    """Add what an earlier version did not keep, of a student whose teacher is in a folder."""
     if job.kind != "distil" or workspace.teacher is None or not Path(workspace.teacher).is_dir():
-        return {}
-    return sizes(job, AutoConfig.from_pretrained(workspace.teacher))
+        return result
+    teacher = AutoConfig.from_pretrained(workspace.teacher)
+    summary = {"loss_function": loss_function(job, teacher)} | (result.get("summary") or {})
+    return sizes(job, teacher) | result | {"summary": summary}

@@ -36,6 +36,7 @@ def test_a_run_that_was_killed_before_its_summary_gets_it_when_it_is_continued(t
     whole = fit(tmp_path, inputs)
     assert whole["val_loss"] > 0
     assert whole["train_loss"] > 0
+    assert whole["loss_function"] == "mse to hidden states of layer 4 (normalize_targets: none)"
     assert list(json.loads((tmp_path / "summary.json").read_text())) == [field.name for field in fields(Summary)]
     (tmp_path / "summary.json").unlink()
     assert fit(tmp_path, inputs, step=12) == whole

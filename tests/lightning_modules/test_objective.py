@@ -37,6 +37,32 @@ def projection_of(module: nn.Linear, hidden_BFD: torch.Tensor) -> torch.Tensor:
     return F.linear(hidden_BFD, module.weight, module.bias)
 
 
+def test_the_loss_function_is_named_by_all_that_the_output_loss_depends_on_and_by_nothing_else() -> None:
+    own = make().loss_function
+    assert own == "mse to hidden states of layer 12 (normalize_targets: none)"
+    same: list[dict[str, object]] = [
+        {"output_layer": 12},
+        {"intermediate": "none"},
+        {"intermediate": "prediction", "head": "mlp", "layers": [2]},
+        {"weight": 0.1, "output_weight": 0.5},
+        {"projection": "shared"},
+    ]
+    assert {make(**settings).loss_function for settings in same} == {own}
+    other: list[dict[str, object]] = [
+        {"distance": "l1_cosine"},
+        {"targets": "feed_forward"},
+        {"normalize_targets": "layer"},
+        {"output_layer": 9},
+        {"teacher_layers": 24},
+        {"loss": "tests.lightning_modules.test_objective.Doubled"},
+    ]
+    assert len({own, *(make(**settings).loss_function for settings in other)}) == len(other) + 1  # type: ignore[arg-type]
+
+
+class Doubled(Objective):
+    """An objective of a user's own."""
+
+
 def test_distances_equal_torch() -> None:
     a, b = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
     assert torch.allclose(mse(a, b).mean(), F.mse_loss(a, b))

@@ -109,6 +109,19 @@ def test_the_best_is_bold_and_a_published_row_never(study: Path) -> None:
     assert re.search(r"Full & \\textbf\{[\d.]+ \$\\pm\$ [\d.]+\} &", (study / "report.tex").read_text())
 
 
+def test_a_student_that_was_not_trained_is_best_in_nothing(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", rows=("full_l2l", "full", "interleave_equal"))
+    described = json.loads((folder / "study.json").read_text())
+    best = []
+    for rate in (1e-5, 0.0):
+        described["rows"][1]["overrides"] = {"model.optimizer.lr": rate}
+        (folder / "study.json").write_text(json.dumps(described))
+        grid = result_grid(study_values(read_study(folder)))
+        best.append({row[0].text for row in grid.rows if any(cell.bold for cell in row)})
+    assert "Full" in best[0]
+    assert "Full" not in best[1]
+
+
 def test_headings_read_well_in_every_form(study: Path) -> None:
     assert "| System | PR PER, % | Dev output loss | Training, s | Speed-up |" in (study / "report.md").read_text()
     assert r"System & PR PER, \% & Dev output loss & Training, s &" in (study / "report.tex").read_text()

@@ -71,12 +71,14 @@ def test_results_of_an_earlier_version_get_what_their_settings_say(plan: Plan, t
     restore_results(Workspace(tmp_path / "two", Inputs(teacher=str(teacher))), plan, path)
     (job,) = (job for job in plan.jobs.values() if job.label == "distil a seed 0")
     gmacs = sum(superb_gmacs(student_layout(StudentConfig(), AutoConfig.from_pretrained(teacher))))
-    expected = read_result(tmp_path / "one", job.id) | {"superb_gmacs": gmacs}
+    loss = {"loss_function": "mse to hidden states of layer 4 (normalize_targets: none)"}
+    expected = read_result(tmp_path / "one", job.id) | {"superb_gmacs": gmacs, "summary": loss}
     assert read_result(tmp_path / "two", job.id) == expected
-    write_json(tmp_path / "one" / job.folder / "result.json", {"superb_gmacs": 1.0})
+    newer = {"superb_gmacs": 1.0, "summary": {"loss_function": "l1", "steps": 4}}
+    write_json(tmp_path / "one" / job.folder / "result.json", newer)
     write_json(path, study_results(tmp_path / "one"))
     restore_results(Workspace(tmp_path / "three", Inputs(teacher=str(teacher))), plan, path)
-    assert read_result(tmp_path / "three", job.id) == {"superb_gmacs": 1.0}
+    assert read_result(tmp_path / "three", job.id) == newer
 
 
 def test_the_report_is_that_of_the_first_machine(plan: Plan, tmp_path: Path) -> None:
