@@ -7,10 +7,14 @@ import torch
 
 
 def hardware(device: torch.device, world_size: int = 1) -> str:
-    """Describe the hardware of a run: ``world_size`` GPUs like ``device``, or the CPU with its threads."""
+    """Describe the hardware of a run: ``world_size`` GPUs like ``device``, or the CPU with its threads.
+
+    The CPU is described by the widest vector instructions that PyTorch uses, on which its speed depends most.
+    """
     if device.type == "cuda":
         return f"{world_size} x {torch.cuda.get_device_name(device)}"
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} CPU ({vectors}), {torch.get_num_threads()} threads of {os.cpu_count()} cores"
 
 
 def machine() -> str:

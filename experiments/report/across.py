@@ -21,10 +21,10 @@ from experiments.report.study_reading import StudyFolder
 from experiments.report.study_tables import (
     INTERVAL_NOTE,
     NO_INTERVAL_NOTE,
+    baseline_difference,
     column,
     difference_cell,
     difference_columns,
-    paired_difference,
     value_cell,
 )
 from experiments.report.theme import GRID, INK, MUTED
@@ -217,7 +217,7 @@ def _picture(
             for place, (name, each) in enumerate(values.items()):
                 if row == each["baseline"] or key not in each["values"].get(row, {}):
                     continue
-                found = paired_difference(each["values"][row][key], each["values"][each["baseline"]][key])
+                found = baseline_difference(each, row, key)
                 if found.mean is None:
                     continue
                 y, colour = line + 0.7 * ((place + 0.5) / len(values) - 0.5), looks[row].colour

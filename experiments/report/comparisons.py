@@ -72,11 +72,20 @@ def comparison_grid(report: Mapping[str, Any]) -> Grid | None:
             Cell(f"{each['seeds']} of {len(report['seeds'])}"),
             _interval(each["interval"], each["measure"]),
             _interval(each["corrected"], each["measure"]),
-            Cell(each["verdict"]),
+            Cell(each["verdict"] + _within_margin(each)),
         )
         for each in compared
     ]
     return Grid((*titles, "Verdict"), tuple(rows))
+
+
+def _within_margin(each: Mapping[str, Any]) -> str:
+    """Add to a refutation that a difference smaller than the margin is not excluded, if it is not."""
+    if each["verdict"] != "refuted" or not each["margin"]:
+        return ""
+    low, high = each["interval"]
+    best = -low if column(each["measure"]).better == "low" else high
+    return " (a loss within the margin is not excluded)" if best > each["margin"] else ""
 
 
 def _levels(compared: Sequence[Mapping[str, Any]]) -> tuple[str, str]:

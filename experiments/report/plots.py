@@ -33,7 +33,8 @@ AXES = {
     ),
     "flops": (
         tuple((size, f"training compute ({prefix}FLOP)") for size, prefix in PREFIXES),
-        "floating-point operations (FLOP) of training, teacher and student, by formula",
+        "floating-point operations (FLOP) of training by formula, of the student and of a teacher that runs in the "
+        "step (cached targets cost nothing)",
         "FLOPs",
     ),
 }

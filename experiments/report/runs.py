@@ -60,7 +60,7 @@ def study_of_runs(folders: Sequence[Path], command: str) -> StudyFolder:
         "rows": [{"name": name, "label": _label(name, log), "overrides": _settings(log)} for name, log in logs.items()],
         "seeds": [0],  # the runs may have different ones
         "run_seeds": sorted({log.seed for log in logs.values() if log.seed is not None}),
-        "columns": COLUMNS,
+        "columns": [*COLUMNS, *(["speed_up"] if full else [])],
         "baseline": full,
         "notes": notes,
         "command": command,

@@ -16,10 +16,11 @@ Looks = Mapping[str, Look]
 Point = tuple[list[float], list[float], list[float]]
 """Qualities, measured and ideal speed-ups of a row, over seeds."""
 IDEAL = (
-    "An upright bar is the ideal speed-up of a row: the training FLOPs of its baseline over its own, by formula "
-    "(teacher and student). A thin line joins it to the measured point. If some row has no measured speed-up that "
-    "compares, none is shown, small markers stand on the bars, and those of one speed-up stand side by side. Dotted: "
-    "the ideal front, which is the best quality of any row at that ideal speed-up or more."
+    "An upright bar is the ideal speed-up of a row: the training FLOPs of its baseline over its own, by formula, of "
+    "the student and of a teacher that runs in the step (cached targets cost nothing). A thin line joins it to the "
+    "measured point. If some row has no measured speed-up that compares, none is shown, small markers stand on the "
+    "bars, and those of one speed-up stand side by side. Dotted: the ideal front, which is the best quality of any row "
+    "at that ideal speed-up or more, among rows with the most seeds."
 )
 PUBLISHED = "A ring marks a value published by the paper (960 h of LibriSpeech, HuBERT Base), not measured here."
 RING = "published by the paper"
@@ -32,7 +33,7 @@ def speed_quality(report: Mapping[str, Any], key: str, looks: Looks, width: floa
     figure, axes = single_axes(3.4, width)
     shown = _panel(axes, report, key, looks)
     legend_below(figure, shown, lines=False)
-    name = f"speed_quality_{key.replace('/', '_')}"
+    name = f"speed_quality_{key.replace('/', '_').replace('@', '_')}"
     return Picture(name, f"Speed and quality: {column(key).title}", _caption(report, [key], shown), figure)
 
 
@@ -75,7 +76,7 @@ def _caption(report: Mapping[str, Any], keys: Sequence[str], shown: Looks) -> st
     baseline = next((row["label"] for row in report["rows"] if row["name"] == report["baseline"]), "the baseline row")
     start = f"Quality against the speed-up of training over {baseline}, means over seeds: {better}; right is faster. "
     ring = f" {PUBLISHED}" if RING in shown else ""
-    return f"{start}Whiskers are one standard deviation over seeds. {IDEAL}{ring}"
+    return f"{start}Whiskers are one standard deviation over seeds; a point without has one seed. {IDEAL}{ring}"
 
 
 def _points(report: Mapping[str, Any], key: str) -> dict[str, Point]:
@@ -120,6 +121,7 @@ def _panel(
     shown = dict(known or {})
     ideals = []
     points = _points(report, key)
+    seeds = max((len(quality) for quality, _, _ in points.values()), default=0)
     by_flops = points and not any(speeds for _, speeds, _ in points.values())
     axes.set_xlabel("ideal speed-up, by FLOPs" if by_flops else "speed-up")
     shifts = _shifts(points)
@@ -129,7 +131,7 @@ def _panel(
         whisker: dict[str, Any] = {"color": look.colour, "elinewidth": 1, "yerr": _spread(quality), "zorder": 2.5}
         if ideal:
             x = statistics.fmean(ideal)
-            ideals.append((x, y))
+            ideals += [(x, y)] if len(quality) == seeds else []
             x += shifts[label]
             axes.plot([x], [y], "|", color=look.colour, markersize=9, markeredgewidth=1.6)
             if speeds:

@@ -67,7 +67,9 @@ def copies_picture(
     legend_below(figure, {run["name"]: looks[run["name"]] for run in shown}, lines=False)
     caption = (
         "Mean linear CKA over pairs of layers that descend from one first-stage layer (solid) and over all other pairs "
-        "(dotted). Copies that stay near their originals keep the solid line at the top."
+        "(dotted). Copies that stay near their originals keep the solid line at the top. Layers near each other are "
+        "alike without being copies, and an interleaving policy puts copies side by side, so solid lines of different "
+        "policies do not compare; experiments.analysis.copies compares layers at equal distance."
     )
     return Picture("copies", "Do copies stay near their originals?", caption, figure)
 

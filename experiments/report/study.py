@@ -31,6 +31,7 @@ from experiments.report.study_reading import (
     loss_functions,
     matched_costs,
     results_text,
+    scores,
 )
 from experiments.report.study_tables import (
     difference_grid,
@@ -47,13 +48,19 @@ FORMAT = 2
 RESULTS = "results.json"
 """File with all inputs of the report, so that it can be made again."""
 RESULT_NOTES = (
-    "Mean \u00b1 standard deviation over seeds; (n of m) where seeds are missing. The best mean of a column is bold, "
-    "whether or not the difference means anything: see the paired differences.",
+    "Mean \u00b1 standard deviation over seeds; (n of m) where seeds are missing. The best mean of a column, among "
+    "rows with the most seeds, is bold, whether or not the difference means anything: see the paired differences.",
     "Training, s: wall-clock seconds of training, without validation and checkpoints. Speed-up: training seconds of "
     "the baseline row divided by those of the row, seed by seed. Student speed-up leaves the teacher's forward out.",
     "A dash means that there is no such value (yet).",
 )
+FLOPS_NOTE = (
+    "FLOPs are those of training by formula, of the student and of a teacher that runs in the step. Where targets come "
+    "from a cache, neither the teacher nor the making of the cache is counted."
+)
 COLUMN_NOTES = {
+    "flops": FLOPS_NOTE,
+    "flops_ratio": FLOPS_NOTE,
     "final_loss": "Train loss has the terms that a row is trained on, over its last epoch: rows with and without an "
     "intermediate loss do not compare in it. The dev output loss does not depend on the intermediate loss.",
     "peak_memory_bytes": "Memory: the most that the process held, of the GPU its tensors, without one all of its main "
@@ -152,12 +159,10 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
     rows = [{"name": row["name"], "label": row.get("label") or row["name"]} for row in described["rows"]]
     labels = {row["name"]: row["label"] for row in rows} | REFERENCE_LABELS
     columns = list(described.get("columns") or default_columns(study))
-    if "speed_up" not in columns and described.get("baseline"):
-        columns.append("speed_up")
     comparisons = described.get("comparisons") or []
-    # The pictures of speed and quality need the ratios, whether or not the table shows them.
-    ratios = ("speed_up", "flops_ratio") if described.get("baseline") else ()
-    shown = dict.fromkeys([*columns, *(each["measure"] for each in comparisons), *ratios])
+    # The pictures of speed and quality need the ratio, whether or not the table shows it.
+    ratio = ["flops_ratio"] if described.get("baseline") else []
+    shown = dict.fromkeys([*columns, *(each["measure"] for each in comparisons), *ratio])
     values = cell_values(study, [row["name"] for row in rows], list(shown))
     report: dict[str, Any] = {
         "format": FORMAT,
@@ -194,7 +199,8 @@ def _measured_references(study: StudyFolder, rows: Sequence[str], columns: Seque
         values: dict[str, float] = {}
         for key in (key for key in columns if "/" in key):
             task, _, metric = key.partition("/")
-            metrics = [job.result.get("metrics", {}) for job in jobs if job.task == task]
+            metrics = [scores(job, key) for job in jobs if job.task == task]
+            metric = metric.partition("@")[0]
             seen = [found[metric] for found in metrics if metric in found]
             values |= {key: statistics.fmean(seen)} if seen else {}
         measured.append({"name": name, "label": REFERENCE_LABELS.get(name, name), "values": values})
@@ -253,7 +259,7 @@ def study_page(report: dict[str, Any], drawings: Sequence[Picture | SvgDrawing])
 
 def _notes(report: dict[str, Any]) -> list[str]:
     published = [PUBLISHED_NOTE] if report["references"] and not published_grid(report) else []
-    columns = [note for key, note in COLUMN_NOTES.items() if key in report["columns"]]
+    columns = dict.fromkeys(note for key, note in COLUMN_NOTES.items() if key in report["columns"])
     return [*report["failures"], *report["matched"], *RESULT_NOTES, *columns, *published]
 
 

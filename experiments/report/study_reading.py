@@ -165,13 +165,21 @@ def _value(folder: StudyFolder, row: str, column: str, seed: int) -> float | str
     task, _, metric = column.partition("/")
     kind = "evaluate" if metric else "distil"
     jobs = [job for job in folder.of(kind, row) if job.seed == seed and (not metric or job.task == task)]
-    result = (jobs[0].result.get("metrics", {}) if metric else jobs[0].result) if jobs else {}
+    result = (scores(jobs[0], column) if metric else jobs[0].result) if jobs else {}
+    metric = metric.partition("@")[0]
     number = result.get(metric or column)
     if isinstance(number, int | float) and math.isfinite(number):
         return float(number)
     upstream = [job for job in folder.jobs if job.row == row and job.seed == seed and job.kind in ("distil", "export")]
     broken = any(job.status == "failed" for job in [*jobs, *upstream])
     return FAILED if broken or (metric or column) in result else MISSING
+
+
+def scores(job: StudyJob, column: str) -> dict[str, Any]:
+    """Select the metrics of an evaluation on the test set that a column names, ``TASK/METRIC@SET``, or on the first."""
+    _, at, name = column.partition("@")
+    found: dict[str, Any] = job.result.get("tests", {}).get(name, {}) if at else job.result.get("metrics", {})
+    return found
 
 
 def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str:
@@ -194,6 +202,8 @@ def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str
 def _differing(folder: StudyFolder, rows: Sequence[str], seed: int) -> bool:
     """Whether the seconds of these rows cannot be compared."""
     results = [job.result for row in rows for job in folder.of("distil", row) if job.seed == seed and job.result]
+    if any(result.get("attempts", 1) > 1 for result in results) and len(results) > 1:
+        return True  # each attempt begins with slow steps, and may be of another machine
     # Seconds of students that were trained side by side differ from those of separate runs.
     return len({(*(result.get(key) for key in MUST_AGREE), result.get("students", 1)) for result in results}) > 1
 
@@ -273,7 +283,10 @@ def disagreements(folder: StudyFolder) -> list[str]:
         )
     if resumed := [job for job in folder.of("distil") if job.result.get("attempts", 1) > 1]:
         runs = "; ".join(f"{job.row}, seed {job.seed}: {job.result['attempts']} attempts" for job in resumed)
-        notes.append(f"Resumed runs ({runs}): their seconds include the first, slower steps of every attempt.")
+        notes.append(
+            f"Resumed runs ({runs}): their seconds include the first, slower steps of every attempt, so no speed-up is "
+            "given of them."
+        )
     for key in MUST_AGREE:
         seen = {str(job.result[key]) for job in folder.of("distil") if job.result.get(key)}
         if len(seen) > 1:

@@ -65,16 +65,23 @@ METRICS = {
 
 
 def column(key: str) -> StudyColumn:
-    """Find the column of a key; ``TASK/METRIC`` keys have two decimals, and for errors low is better."""
+    """Find the column of a key; ``TASK/METRIC`` keys have two decimals, and for errors low is better.
+
+    ``TASK/METRIC@SET`` is the metric on another test set than the task's first.
+    """
     if key in COLUMNS:
         return COLUMNS[key]
     if key.startswith("val_layer_"):
         return StudyColumn(f"Dev loss of layer {key.removeprefix('val_layer_')}", show_loss, "low")
+    key, _, test = key.partition("@")
     task, _, metric = key.partition("/")
     plain = metric.removesuffix("_fixed").removesuffix("_legacy")  # both ways of decoding
     title = METRICS.get(plain, plain) + "".join(
         f" ({way})" for way in ("fixed", "legacy") if metric.endswith(f"_{way}")
     )
+    if test:
+        per_cent = ", %" if title.endswith(", %") else ""
+        title = f"{title.removesuffix(', %')} ({test}){per_cent}"
     return StudyColumn(f"{task_title(task)} {title}", fixed(2), "low" if plain.endswith(("er", "dcf")) else "high")
 
 
@@ -160,13 +167,15 @@ def _spread(deviation: float, mean: str, shown: StudyColumn) -> str:
 def _best(report: dict[str, Any], key: str) -> set[str]:
     """Find the rows whose mean is best; none without a better direction or with numbers in only one row.
 
-    No loss is best if rows have other functions as loss, and a student that was not trained is best in nothing.
+    Means over other seeds do not compare, so only rows with the most seeds are candidates. No loss is best if rows have
+    other functions as loss, and a student that was not trained is best in nothing.
     """
     if is_loss(key) and report.get("other_losses"):
         return set()
     trained = [name for name in report["values"] if name not in report.get("untrained", ())]
-    found = {name: numbers(report["values"][name][key]) for name in trained}
-    means = {name: statistics.fmean(each.values()) for name, each in found.items() if each}
+    found = {name: each for name in trained if (each := numbers(report["values"][name][key]))}
+    most = max(map(len, found.values()), default=0)
+    means = {name: statistics.fmean(each.values()) for name, each in found.items() if len(each) == most}
     better = column(key).better
     if better is None or len(means) < 2:
         return set()
@@ -265,14 +274,24 @@ def signed(number: float, key: str) -> str:
 
 
 def few_seeds(report: dict[str, Any]) -> str | None:
-    """Warn if too few seeds have run, else return None."""
-    rows = (report["values"][row["name"]].values() for row in report["rows"])
-    most = max((len(numbers(values)) for row in rows for values in row), default=0)
-    if most >= FEWEST_SEEDS:
+    """Warn if too few seeds have run, of all rows or of some, else return None."""
+    most = {
+        row["label"]: max(len(numbers(values)) for values in report["values"][row["name"]].values())
+        for row in report["rows"]
+        if report["values"][row["name"]] and row["name"] not in report.get("untrained", ())
+    }
+    few = {label: count for label, count in most.items() if 0 < count < FEWEST_SEEDS}
+    seeds = max(most.values(), default=0)
+    if seeds < FEWEST_SEEDS:
+        return (
+            f"There {'is 1 seed' if seeds == 1 else f'are {seeds} seeds'} per row: nothing can be concluded about "
+            f"differences between rows. At least {FEWEST_SEEDS} seeds are needed for an interval."
+        )
+    if not few:
         return None
     return (
-        f"There {'is 1 seed' if most == 1 else f'are {most} seeds'} per row: nothing can be concluded about "
-        f"differences between rows. At least {FEWEST_SEEDS} seeds are needed for an interval."
+        f"Rows with fewer than {FEWEST_SEEDS} seeds, of which nothing can be concluded: {', '.join(few)}. Their means "
+        "do not compare with those over more seeds; the paired differences are over the seeds that both rows have."
     )
 
 

@@ -10,7 +10,8 @@ from callbacks.hardware import hardware, machine
 
 
 def test_hardware_is_what_computed_and_not_what_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    cpu = f"{platform.machine()} CPU ({vectors}), {torch.get_num_threads()} threads of {os.cpu_count()} cores"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert machine() == cpu
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

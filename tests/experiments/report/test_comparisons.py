@@ -99,6 +99,27 @@ def test_the_direction_is_that_of_the_measure_and_of_the_subtraction() -> None:
     assert "few errors: Alpha minus Beta; confirmed below +1.00, refuted above 0." in notes
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "measure", "excluded"),
+    [
+        (-1.9, -0.9, -1.0, ACCURACY, False),
+        (-1.9, -1.1, -1.0, ACCURACY, True),
+        (0.9, 1.9, -1.0, PER, False),
+        (1.1, 1.9, -1.0, PER, True),
+        (-1.9, -0.9, 0.0, ACCURACY, True),
+    ],
+)
+def test_a_refutation_says_if_a_loss_within_the_margin_is_not_excluded(
+    low: float, high: float, margin: float, measure: str, excluded: bool
+) -> None:
+    found = {"seeds": 3, "mean": (low + high) / 2, "interval": [low, high], "corrected": [low, high]}
+    found |= planned("a", measure, margin) | {"verdict": verdict(low, high, margin, measure == PER)}
+    grid = comparison_grid({"comparisons": [found], "seeds": [0, 1, 2]})
+    assert grid is not None
+    said = "" if excluded else " (a loss within the margin is not excluded)"
+    assert grid.rows[0][-1].text == f"refuted{said}"
+
+
 def test_seeds_that_failed_or_are_missing_are_left_out_and_counted() -> None:
     row, reference = made_up(6)
     values = {"a": {ACCURACY: by_seed(row)}, "b": {ACCURACY: by_seed(reference)}}

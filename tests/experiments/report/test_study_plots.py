@@ -110,6 +110,22 @@ def test_the_ideal_speed_up_is_that_of_the_flops_and_untrained_rows_have_none(st
     assert "Full" not in [text.get_text() for text in picture.figure.legends[0].get_texts()]
 
 
+def test_a_row_with_fewer_seeds_is_not_on_the_ideal_front(study: Path) -> None:
+    found = read_study(study)
+    values, looks = study_values(found), study_looks(found)
+
+    def front() -> set[float]:
+        picture = speed_quality(values, "pr/per", looks)
+        assert picture is not None
+        (dotted,) = (line for line in picture.figure.axes[0].lines if line.get_linestyle() == ":")
+        return {round(float(place), 6) for place in dotted.get_ydata()}  # type: ignore[union-attr]
+
+    values["values"]["full"]["pr/per"] = {"0": 1.0, "1": 1.0, "2": 1.0}
+    assert 1.0 in front()
+    values["values"]["full"]["pr/per"] = {"0": 1.0, "1": "missing", "2": "missing"}
+    assert 1.0 not in front()
+
+
 @pytest.mark.parametrize(("form", "columns", "millimetres"), [("pdf", 1, 80), ("pdf", 2, 170), ("svg", 1, 80)])
 def test_pictures_for_a_paper_have_its_width_and_carry_their_fonts(
     form: PaperForm, columns: PaperColumns, millimetres: int, small: Path, tmp_path: Path

@@ -117,9 +117,6 @@ def tables(output: Path, plan: Plan) -> dict[str, str]:
     write_study(output, plan, {})
     report = study_values(read_study(output))
     report["caveats"] = [line for line in report["caveats"] if not line.startswith("Resumed runs")]
-    report["columns"].remove("speed_up")
-    for row in report["values"].values():
-        del row["speed_up"]
     return study_texts(report)
 
 
