@@ -87,7 +87,7 @@ def similarity(
 
     Args:
         checkpoints: run folders (all their stages), checkpoints, or exported folders.
-        root: folder with audio files below it; the first ``utterances`` by name are used.
+        root: folder with audio files below it; ``utterances`` of them, evenly spaced by name, are used.
         output: folder for the results.
         utterances: number of audio files to use.
         max_seconds: seconds of each file to use, from its start.
@@ -96,7 +96,8 @@ def similarity(
         seed: seed of a study's row, copied into the result.
     """
     paths = {name: stage_checkpoints(Path(name)) for name in checkpoints}
-    waveforms = read_waveforms(Path(root), utterances, max_seconds)
+    recordings = choose_recordings(Path(root), utterances)
+    waveforms = read_recordings(recordings, max_seconds)
     runs: list[dict[str, Any]] = [
         {"name": Path(name).name, "stages": [asdict(stage) for stage in analyse_all(found, waveforms, teacher)]}
         for name, found in paths.items()
@@ -104,6 +105,7 @@ def similarity(
     last = runs[-1]["stages"][-1]
     head = {"row": row, "seed": seed} if row is not None else {}
     result = head | {key: last[key] for key in ("cka", "cosine", "cka_teacher")} | {"runs": runs}
+    result["recordings"] = [Path(unpacked_path(path)).stem for path in recordings]
     write_json(Path(output) / "result.json", result)
     _draw(runs, Path(output))
     for run in runs:
@@ -130,24 +132,41 @@ def stage_checkpoints(path: Path) -> list[Path]:
     return found
 
 
-def read_waveforms(root: Path, utterances: int, max_seconds: float) -> list[Tensor]:
-    """Read the first files below ``root`` by name, each (T,) float32 at 16 kHz.
+def choose_recordings(root: Path, utterances: int) -> list[str]:
+    """Choose audio files below ``root``, evenly spaced by name, so that they are of many speakers.
 
     Raises:
-        InputError: there is no audio below ``root``, or a number is not positive.
+        InputError: there is no audio below ``root``, or the number is not positive.
     """
-    if utterances < 1 or max_seconds <= 0:
-        raise InputError(f"utterances={utterances} and max_seconds={max_seconds} must be positive")
-    files = sorted(audio_below(str(root)), key=lambda path: Path(unpacked_path(path)))[:utterances]
-    refuse_twins(files)
+    if utterances < 1:
+        raise InputError(f"utterances={utterances} must be positive")
+    files = sorted(audio_below(str(root)), key=lambda path: Path(unpacked_path(path)))
     if not files:
         raise InputError(f"root {root} holds no audio ({', '.join(AUDIO_SUFFIXES)}): give a folder with some below it")
+    refuse_twins(files)
+    number = min(utterances, len(files))
+    return [files[place * len(files) // number] for place in range(number)]
+
+
+def read_recordings(paths: Sequence[str], max_seconds: float) -> list[Tensor]:
+    """Read the start of each file, (T,) float32 at 16 kHz.
+
+    Raises:
+        InputError: the number of seconds is not positive.
+    """
+    if max_seconds <= 0:
+        raise InputError(f"max_seconds={max_seconds} must be positive")
     longest = int(max_seconds * SAMPLE_RATE)
-    lengths = [min(usable_samples(path, SAMPLE_RATE, resample=True), longest) for path in files]
+    lengths = [min(usable_samples(path, SAMPLE_RATE, resample=True), longest) for path in paths]
     return [
         torch.from_numpy(read_audio(path, SAMPLE_RATE, stop=length, resample=True))
-        for path, length in zip(files, lengths, strict=True)
+        for path, length in zip(paths, lengths, strict=True)
     ]
+
+
+def read_waveforms(root: Path, utterances: int, max_seconds: float) -> list[Tensor]:
+    """Read recordings below ``root``; arguments and errors as of `choose_recordings` and `read_recordings`."""
+    return read_recordings(choose_recordings(root, utterances), max_seconds)
 
 
 def analyse_all(paths: Sequence[Path], waveforms: Sequence[Tensor], teacher: str | None) -> list[Stage]:

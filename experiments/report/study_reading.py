@@ -287,6 +287,11 @@ def disagreements(folder: StudyFolder) -> list[str]:
             f"Resumed runs ({runs}): their seconds include the first, slower steps of every attempt, so no speed-up is "
             "given of them."
         )
+    if len({repr(job.result.get("recordings")) for job in folder.of("similarity") if job.result}) > 1:
+        notes.append(
+            "The layers of some rows or seeds were compared on other recordings than those of others, so layer "
+            "similarity and depth use do not compare between them."
+        )
     for key in MUST_AGREE:
         seen = {str(job.result[key]) for job in folder.of("distil") if job.result.get(key)}
         if len(seen) > 1:

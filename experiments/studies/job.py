@@ -22,13 +22,14 @@ from transformers import AutoConfig
 
 from datamodules.errors import InputError
 from datamodules.files import read_json, read_text, write_json, write_text
+from datamodules.librispeech import LibriSpeechDataModule
 from experiments.deployment.macs import superb_gmacs
 from experiments.records.accounting import measured, student_layout
 from experiments.records.reading import run_record
 from experiments.records.runs import RunFolder, git_commit
 from experiments.records.settings_yaml import dump_settings, load_settings
 from experiments.studies.plan import Inputs, Job
-from experiments.training.defaults import max_epochs
+from experiments.training.defaults import default_of, max_epochs
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.student_config import StudentConfig
 
@@ -197,8 +198,12 @@ class Workspace:
         return {"group": self.study, "tags": [job.row], **self.wandb}
 
     def _similarity(self, job: Job) -> list[str]:
-        run = self.output / job_of(read_record(self.output, job.needs[0])).run
-        arguments = ["similarity", str(run), "--root", self.data_root(job), "--output", str(self.path(job))]
+        distil = job_of(read_record(self.output, job.needs[0]))
+        root = Path(self.data_root(job))
+        splits = distil.settings.get("data", {}).get("val_splits", default_of(LibriSpeechDataModule, "val_splits"))
+        held_out = [root / split for split in splits if (root / split).is_dir()]
+        arguments = ["similarity", str(self.output / distil.run), "--root", str(next(iter(held_out), root))]
+        arguments += ["--output", str(self.path(job))]
         return [*arguments, "--row", job.row, "--seed", str(job.seed)]
 
     def collect(self, job: Job) -> dict[str, Any]:

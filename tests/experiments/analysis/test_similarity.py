@@ -17,7 +17,9 @@ from experiments.analysis.cka import layer_similarity
 from experiments.analysis.depth_use import depth_use, idle_layers, layers_in_order, layers_needed
 from experiments.analysis.similarity import (
     as_learnt,
+    choose_recordings,
     mean_over_pairs,
+    read_recordings,
     read_waveforms,
     similarity,
     stage_checkpoints,
@@ -70,6 +72,7 @@ def test_a_run_is_analysed_stage_by_stage(run: Path, tmp_path: Path) -> None:
     similarity([str(run)], str(run.parent / "corpus"), str(tmp_path), utterances=2, row="interleave", seed=3)
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["row"], result["seed"]) == ("interleave", 3)
+    assert len(set(result["recordings"])) == 2
     stages = result["runs"][0]["stages"]
     assert [stage["depth"] for stage in stages] == [1, 2, 4]
     assert [stage["ancestry"] for stage in stages] == [[0], [0, 0], [0, 0, 0, 0]]
@@ -217,6 +220,17 @@ def test_the_utterances_of_a_packed_corpus_are_those_of_its_files(tmp_path: Path
     assert not torch.equal(from_files[0], from_pack[1])
 
 
+@pytest.mark.parametrize(
+    ("number", "expected"), [(1, "0"), (3, "036"), (5, "02468"), (10, "0123456789"), (12, "0123456789")]
+)
+def test_recordings_are_spread_over_the_folder_by_name(number: int, expected: str, tmp_path: Path) -> None:
+    """The first ones by name would be of one speaker."""
+    for speaker in range(10):
+        (tmp_path / str(speaker)).mkdir()
+        soundfile.write(tmp_path / str(speaker) / "a.wav", torch.zeros(800).numpy(), 16_000)
+    assert "".join(Path(path).parent.name for path in choose_recordings(tmp_path, number)) == expected
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no checkpoints"):
         stage_checkpoints(tmp_path)
@@ -224,8 +238,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         read_waveforms(tmp_path, 1, 1.0)
     with pytest.raises(ValueError, match="must be positive"):
         read_waveforms(tmp_path, 0, 1.0)
+    with pytest.raises(ValueError, match="must be positive"):
+        read_recordings([], 0.0)
     for name in ("a.wav", "a.flac"):
         soundfile.write(tmp_path / name, torch.zeros(800).numpy(), 16_000)
     with pytest.raises(ValueError, match=r"a\.flac and .*a\.wav are one utterance twice"):
         read_waveforms(tmp_path, 2, 1.0)
-    assert len(read_waveforms(tmp_path, 1, 1.0)) == 1

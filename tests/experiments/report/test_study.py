@@ -240,6 +240,17 @@ def test_resumed_runs_are_named_and_have_no_speed_up(tmp_path: Path) -> None:
     assert values["values"]["interleave_equal"]["speed_up"] == {"0": "missing"}
 
 
+def test_layers_that_were_compared_on_other_recordings_are_named(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", seeds=1, rows=("full_l2l", "interleave_equal"))
+    said = []
+    for recordings in ([], ["a", "b"], ["a", "b"]):
+        said.append(any("on other recordings" in line for line in study_values(read_study(folder))["caveats"]))
+        row = ("full_l2l", "interleave_equal")[len(said) % 2]
+        path = folder / "jobs" / f"similarity-{row}-0" / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"recordings": recordings or ["a", "b"]}))
+    assert said == [False, True, False]
+
+
 def test_a_column_may_name_another_test_set(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", seeds=1, rows=("full_l2l", "interleave_equal"))
     for path, per in zip(sorted(folder.glob("jobs/evaluate-*/result.json")), (30.0, 20.0, 10.0), strict=True):

@@ -88,6 +88,17 @@ def test_a_command_has_the_folder_of_its_task(study: str, tmp_path: Path) -> Non
     }
 
 
+def test_layers_are_compared_on_the_held_out_split_where_there_is_one(study: str, tmp_path: Path) -> None:
+    planned = plan(tmp_path, study, roots_of(tmp_path))
+    workspace = Workspace(tmp_path / "out", inputs_of(tmp_path, roots_of(tmp_path)))
+    held_out = tmp_path / "libri" / "dev-clean"
+    assert not held_out.exists()
+    for place in (held_out.parent, held_out):
+        place.mkdir(parents=True, exist_ok=True)
+        words = commands(planned, workspace)["similarity a seed 0"]
+        assert words[words.index("--root") + 1] == str(place)
+
+
 def commands(planned: Plan, workspace: Workspace) -> dict[str, list[str]]:
     for job in planned.jobs.values():
         write_json(workspace.path(job) / "job.json", job.described())
