@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NoReturn
 
 from callbacks.requeue import listen
 from datamodules.errors import InputError, is_foreseen
@@ -183,17 +184,33 @@ def main() -> int:
 
         print(version("interstack"))
         return 0
+    return _status("interstack", lambda: run(args))
+
+
+def run_module(command: Callable[..., None]) -> NoReturn:
+    """Run the function of ``python -m MODULE`` with the command line's options, and exit as ``interstack`` does."""
+    from jsonargparse import auto_cli
+
+    from experiments.command_line import Parser
+
+    spec = sys.modules["__main__"].__spec__
+    name = f"python -m {spec.name}" if spec else sys.argv[0]
+    sys.exit(_status(name, lambda: auto_cli(command, prog=name, as_positional=False, parser_class=Parser)))
+
+
+def _status(program: str, action: Callable[[], object]) -> int:
+    """Do something for the program; return its exit status, having printed one line on a foreseen error."""
     try:
-        run(args)
+        action()
     except Exception as error:
         if os.environ.get("INTERSTACK_TRACEBACK") or not is_foreseen(error):
             raise
         advice = what_to_do(error) if isinstance(error, OSError) else ""
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        print(f"interstack: {kind}{error}{advice}", file=sys.stderr)
+        print(f"{program}: {kind}{error}{advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interstack: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return 130
     return 0
 

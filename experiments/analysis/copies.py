@@ -66,6 +66,6 @@ def stages_of(study: StudyFolder, row: str) -> dict[int, tuple[list[int | None],
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    from experiments.cli import run_module
 
-    auto_cli(copies, as_positional=False)
+    run_module(copies)

@@ -112,6 +112,6 @@ def _load(path: Path, teacher: str | None) -> DistillationModule:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    from experiments.cli import run_module
 
-    auto_cli(target_dimensions, as_positional=False)
+    run_module(target_dimensions)

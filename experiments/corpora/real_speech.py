@@ -84,6 +84,6 @@ def _files(source: Path, split: str) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    from experiments.cli import run_module
 
-    auto_cli(real_speech_corpus, as_positional=False)
+    run_module(real_speech_corpus)

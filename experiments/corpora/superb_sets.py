@@ -206,6 +206,6 @@ def _cut_words(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    from experiments.cli import run_module
 
-    auto_cli(superb_sets, as_positional=False)
+    run_module(superb_sets)

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
 from datamodules.errors import InputError
 from datamodules.files import write_text
 from experiments.launch.gpu_commands import commands
@@ -93,4 +91,6 @@ def in_words() -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(gpu_bundle, prog="python -m experiments.launch.gpu_bundle", as_positional=False)
+    from experiments.cli import run_module
+
+    run_module(gpu_bundle)

@@ -97,6 +97,6 @@ def markdown(config: PretrainedConfig) -> str:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    from experiments.cli import run_module
 
-    auto_cli(cost, as_positional=False)
+    run_module(cost)

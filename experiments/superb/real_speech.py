@@ -173,6 +173,6 @@ def _cell(result: dict[str, Any], test: str, metric: str) -> str:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    from experiments.cli import run_module
 
-    auto_cli(superb_real_speech, as_positional=False)
+    run_module(superb_real_speech)

@@ -167,6 +167,6 @@ def _batch(task: str) -> str:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
+    from experiments.cli import run_module
 
-    auto_cli(superb_throughput, as_positional=False)
+    run_module(superb_throughput)

@@ -116,6 +116,25 @@ def test_a_foreseen_error_is_one_line(
     assert capsys.readouterr().err == f"interstack: {line}\n"
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("analysis.copies", "--results nothing.json", "nothing.json holds no study.json: give the --output folder"),
+        ("analysis.copies", "--result nothing.json", "there is no option --result: did you mean --results?"),
+        ("corpora.real_speech", "--output made", "missing: --data"),
+    ],
+)
+def test_modules_that_are_commands_have_errors_of_one_line(
+    module: str, arguments: str, message: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", f"experiments.{module}", *arguments.split()]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True)
+    line = done.stderr.decode()
+    assert done.returncode == 2
+    assert line.startswith(f"python -m experiments.{module}: {message}")
+    assert line.count("\n") == 1
+
+
 @pytest.mark.parametrize("error", [KeyError("a key"), ValueError("shapes differ"), RuntimeError("CUDA")])
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(error: Exception, fail: Callable[[Exception], None]) -> None:
     fail(error)
