@@ -91,6 +91,9 @@ class FeatureCache(Callback):
                 for stage, part in data.stage_folders(folder):
                     self._write(part, stage, data, module)
         data.use_features(folder)
+        # A run that resumes exactly at the first growth has asked for its first batches already, without features.
+        if trainer.fit_loop.is_resuming and (fetcher := trainer.fit_loop._data_fetcher) is not None:
+            iter(fetcher)
 
     def _write(self, folder: Path, stage: str, data: LibriSpeechDataModule, module: DistillationModule) -> None:
         made_with: dict[str, Any] = {

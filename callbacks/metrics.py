@@ -54,8 +54,8 @@ class TrainingMetrics(Callback):
         made = window["loss"].isfinite()  # skipped steps changed nothing
         self._epoch = self._epoch + torch.stack([window["loss"].where(made, 0.0), made.to(window["loss"].dtype)])
         step = trainer.global_step
-        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        if step != 1 and step % every:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or (step != 1 and step % every):
             return
         values = trainer.strategy.reduce(torch.stack(list(window.values())), reduce_op="mean").tolist()
         metrics = {f"train/{name}": value for name, value in zip(window, values, strict=True)}

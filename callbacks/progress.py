@@ -76,8 +76,8 @@ class DistillationProgressBar(TQDMProgressBar):
         depth = getattr(getattr(pl_module, "student", None), "depth", None)
         if depth is not None:
             shown["depth"] = depth
-        if "train/loss" in others:
-            shown["loss"] = others.pop("train/loss")
+        if (loss := trainer.callback_metrics.get("train/loss")) is not None:
+            shown["loss"] = float(loss)
         clock = find_callback(trainer, ThroughputCallback)
         if clock is not None and (rate := clock.audio_seconds_per_second) is not None:
             shown["audio_s/s"] = f"{rate:.3g}" if rate < 100 else f"{rate:.0f}"

@@ -181,7 +181,9 @@ class ThroughputCallback(Callback):
         lengths = global_lengths(batch, shares)
         self.audio_seconds += int(lengths.sum()) / (SAMPLE_RATE if data is None else data.sample_rate)
         every_n_steps = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every_n_steps and self._steps % every_n_steps == 0:
+        if not every_n_steps:  # nothing is logged, so no lap is kept
+            self._laps.clear()
+        elif self._steps % every_n_steps == 0:
             self._log(trainer, self._close_window(pl_module.device))
 
     # -- rows ------------------------------------------------------------------------------------------------

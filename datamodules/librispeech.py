@@ -48,7 +48,7 @@ from datamodules.loading import (
 from datamodules.manifest import Manifest, load_manifest, prepare_manifest
 from datamodules.placement import trains_on_cuda, workers_for
 from datamodules.speaker_choice import of_cache, share
-from datamodules.speech_data import SpeechDataModule, finished_epochs
+from datamodules.speech_data import SpeechDataModule, finished_epochs, validation_parts
 from datamodules.target_cache import VALIDATION, TargetCache, open_caches
 
 __all__ = ["AudioBatch", "LibriSpeechDataModule"]
@@ -297,11 +297,14 @@ class LibriSpeechDataModule(SpeechDataModule):
         """Loader of batches in order of length, cropped from the utterance's start, the same in every epoch."""
         if not self.val_splits:
             return []
+        plan = self._require("val", self._plans)
+        self.validation_parts = validation_parts(plan, self.trainer)
         sampler = GlobalBatchSampler(
-            self._require("val", self._plans),
+            plan,
             self._crop_rule("val", seed=None),
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            accumulate=self.validation_parts,
         )
         return self._loader("val", sampler)
 

@@ -3,6 +3,7 @@
 import os
 
 import lightning as L
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 MOST_WORKERS = 8
 
@@ -22,5 +23,11 @@ def workers_for(setting: int | None, trainer: L.Trainer | None) -> int:
         return setting
     if trainer is None or not trains_on_cuda(trainer):
         return 2
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(2, min(MOST_WORKERS, cores // trainer.num_devices - 1))
+    return max(2, min(MOST_WORKERS, _own_cores(trainer.num_devices) - 1))
+
+
+def _own_cores(num_devices: int) -> int:
+    """Cores of this process, of which there is one per device: those that SLURM bound it to, or its part of all."""
+    every = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    return cores if SLURMEnvironment.detect() and cores < every else cores // num_devices

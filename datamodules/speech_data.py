@@ -37,16 +37,26 @@ def audio_batch(waveforms: Sequence[Tensor]) -> AudioBatch:
     return AudioBatch(torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True), num_samples)
 
 
+def validation_parts(plan: BatchPlan, trainer: L.Trainer | None) -> int:
+    """Micro-batches of a validation batch: as many as in training, or as the smallest batch can be cut into."""
+    if trainer is None:
+        return 1
+    return max(1, min(trainer.accumulate_grad_batches, plan.smallest // trainer.world_size))
+
+
 class SpeechDataModule(L.LightningDataModule, ABC):
     """Batches of speech for distillation.
 
     Attributes:
         sample_rate: sample rate of the waveforms in Hz; the teacher's must be the same.
         targets: folder of cached teacher targets that training batches carry; ``None`` if the teacher runs.
+        validation_parts: micro-batches that a process computes one after the other of each global batch in validation:
+            as many as in training, where batches are large enough, since both have to fit in a device's memory.
     """
 
     sample_rate: int = 16_000
     targets: str | None = None
+    validation_parts: int = 1
 
     @property
     @abstractmethod
@@ -76,13 +86,17 @@ class SpeechDataModule(L.LightningDataModule, ABC):
         if not len(utterances):
             raise InputError(f"{type(self).__name__} has no utterances to load: look at the folder that it reads")
         trainer = self.trainer
+        plan = plan_in_order(len(utterances), batch_size)
+        parts = trainer.accumulate_grad_batches if trainer else 1
+        if seed is None:
+            parts = self.validation_parts = validation_parts(plan, trainer)
         sampler = GlobalBatchSampler(
-            plan_in_order(len(utterances), batch_size),
+            plan,
             Whole(),
             seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            accumulate=trainer.accumulate_grad_batches if trainer and seed is not None else 1,
+            accumulate=parts,
             epoch=finished_epochs(trainer) if seed is not None else 0,
         )
         workers, pinned = workers_for(num_workers, trainer), trains_on_cuda(trainer)

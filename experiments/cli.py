@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -198,16 +199,31 @@ def run_module(command: Callable[..., None]) -> NoReturn:
     sys.exit(_status(name, lambda: auto_cli(command, prog=name, as_positional=False, parser_class=Parser)))
 
 
+def _exit_without_waiting() -> Callable[[int], NoReturn] | None:
+    """How to exit if other processes may wait for this one, else None."""
+    if "torch.distributed" not in sys.modules:  # which is slow to import
+        return None
+    from experiments.training.nccl_exit import exit_without_waiting, others_may_wait
+
+    return exit_without_waiting if others_may_wait() else None
+
+
 def _status(program: str, action: Callable[[], object]) -> int:
     """Do something for the program; return its exit status, having printed one line on a foreseen error."""
     try:
         action()
     except Exception as error:
+        leave = _exit_without_waiting()
         if os.environ.get("INTERSTACK_TRACEBACK") or not is_foreseen(error):
-            raise
+            if leave is None:
+                raise
+            traceback.print_exc()
+            leave(1)
         advice = what_to_do(error) if isinstance(error, OSError) else ""
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         print(f"{program}: {kind}{error}{advice}", file=sys.stderr)
+        if leave is not None:
+            leave(2)
         return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)

@@ -33,6 +33,10 @@ def compile_in_place(modules: Iterable[nn.Module], backend: str) -> None:
     would have another graph than the uninterrupted run, with other rounding.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    # Under DDP dynamo would split a graph wherever a bucket of gradients is full. That overlaps communication if the
+    # whole model is one graph; here graphs are parts of layers, and a split would give one and several processes other
+    # graphs, with other rounding.
+    torch._dynamo.config.optimize_ddp = False
     for module in modules:
         if module._compiled_call_impl is None:
             module.compile(backend=backend, dynamic=True)

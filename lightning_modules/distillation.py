@@ -205,12 +205,15 @@ class DistillationModule(L.LightningModule):
     def training_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Any]:
         accumulate = self.trainer.accumulate_grad_batches
         terms = self._step_losses(batch, scale=self.trainer.world_size * accumulate)
-        self.log("train/loss", terms.total.detach(), prog_bar=True, logger=False, batch_size=1)
+        # Not for Lightning's progress bar: it would read the number in every step, also without a bar, and so wait.
+        self.log("train/loss", terms.total.detach(), logger=False, batch_size=1)
         return {"loss": terms.total, "terms": terms.named()}
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
-        terms = self._step_losses(batch, scale=self.trainer.world_size)
-        frames = self._global_frames(batch, self.trainer.world_size)
+        data = speech_data(self.trainer)
+        shares = self.trainer.world_size * (1 if data is None else data.validation_parts)
+        terms = self._step_losses(batch, scale=shares)
+        frames = self._global_frames(batch, shares)
         metrics = {f"val/{name}": value for name, value in terms.named().items()}
         self.log_dict(metrics, batch_size=frames, sync_dist=True, prog_bar=False, logger=False)  # by TrainingMetrics
 
@@ -301,6 +304,9 @@ class DistillationModule(L.LightningModule):
     # -- set-up and checkpoints -----------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        # The device with the least memory decides into how many parts all ranks cut a batch.
+        parts = torch.tensor(self.trainer.accumulate_grad_batches, device=self.trainer.strategy.root_device)
+        self.trainer.accumulate_grad_batches = int(self.trainer.strategy.reduce(parts, reduce_op="max"))
         self.train_matched()
         if (datamodule := speech_data(self.trainer)) is None:
             return

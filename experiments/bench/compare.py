@@ -108,6 +108,7 @@ class Place:
             "growth.measure_loss": False,
             "wandb.mode": "disabled",
             "log_samples": False,
+            "max_batch_per_device": None,  # a lap is a micro-batch: what does not fit fails, instead of taking two
             "name": "run",
             "runs_dir": str(self.folder / "runs"),
         }

@@ -2,13 +2,15 @@
 
 import ctypes
 import gc
+import math
 from pathlib import Path
 
 
 def resident_megabytes(field: str) -> float:
-    """Read ``VmRSS`` (now) or ``VmHWM`` (peak) of this process, in MB."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024 / 1e6
+    """Read ``VmRSS`` (now) or ``VmHWM`` (peak) of this process, in MB; NaN where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{field}:")), math.nan)
 
 
 def start_memory_peak() -> float | None:

@@ -11,6 +11,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
+from callbacks.progress import DistillationProgressBar
 from datamodules.alignments import alignment_digest, phone_inventory, read_split
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
@@ -58,7 +59,7 @@ def pretrain_teacher(
         accelerator: cpu, cuda, mps or auto.
         precision: precision of the training; auto is bf16-mixed on GPUs that have bfloat16, else 32-true.
         num_workers: processes that read audio; default: none on a CPU, on a GPU one less than the cores, from 2 to 8.
-        progress_bar: show a progress bar.
+        progress_bar: show a progress bar on a terminal, elsewhere a line per minute.
         overwrite: replace a teacher of other settings.
     """
     if steps < 0:
@@ -126,6 +127,7 @@ def train(
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=progress_bar,
+        callbacks=[DistillationProgressBar()] if progress_bar else None,
         num_sanity_val_steps=0,
     )
     prepare_cpu(trainer)

@@ -41,6 +41,7 @@ from experiments.shipped import find_shipped, shipped_names
 from experiments.training.accumulation import accumulation_steps, utterances_that_fit
 from experiments.training.data_class import accepts, choose_data, name_data_class
 from experiments.training.defaults import TRAINER_DEFAULTS
+from experiments.training.nccl_exit import end_others
 from experiments.training.on_cpu import prepare_cpu
 from experiments.training.trainer_flags import plugin_classes, refuse_flags
 from lightning_modules.distillation import DistillationModule
@@ -109,13 +110,13 @@ def default_precision(trainer: Any) -> str | None:
 
 def _utterances_that_fit(trainer: Trainer, config: Any) -> int | None:
     """Utterances that fit the GPU's memory; ``None`` on other devices and if the user sets accumulation or a limit."""
-    device = trainer.strategy.root_device
+    devices = getattr(trainer.strategy, "parallel_devices", None) or [trainer.strategy.root_device]
     unlimited = config.trainer.limit_train_batches is None and all(
         getattr(config.data, name, None) is not None for name in ("batch_size", "max_samples", "sample_rate")
     )
-    if device.type != "cuda" or not unlimited or trainer.accumulate_grad_batches != 1:
+    if devices[0].type != "cuda" or not unlimited or trainer.accumulate_grad_batches != 1:
         return None
-    memory_gb = torch.cuda.get_device_properties(device).total_memory / 1e9
+    memory_gb = min(torch.cuda.get_device_properties(device).total_memory for device in devices) / 1e9
     seconds = config.data.max_samples / config.data.sample_rate
     return utterances_that_fit(memory_gb, seconds, str(trainer.precision))
 
@@ -308,7 +309,7 @@ class DistillationCLI(LightningCLI):
         prepare_cpu(trainer)
         most = config.max_batch_per_device
         if most == "auto":
-            most = _utterances_that_fit(trainer, config) if fitting else None
+            most = _utterances_that_fit(trainer, config) if self.subcommand in ("fit", "validate") else None
         if most is not None:
             trainer.accumulate_grad_batches = accumulation_steps(
                 batch_size=getattr(config.data, "batch_size", None),
@@ -326,6 +327,7 @@ class DistillationCLI(LightningCLI):
         except Exception as error:
             if subcommand == "fit":
                 self.run_folder.note_error(error)
+            end_others(self.trainer)
             raise
 
     @rank_zero_only

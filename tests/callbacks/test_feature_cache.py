@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from callbacks.checkpointing import RunCheckpoint
 from callbacks.ema import StudentEMA
 from callbacks.feature_cache import FeatureCache
 from datamodules import loading
@@ -24,6 +25,7 @@ from tests.helpers import (
     some_policies,
 )
 
+CHECKPOINTS = {"enable_checkpointing": True}
 ALONE = 0.01  # seconds per forward pass, so that every segment is computed alone
 UNTIL = "trained_until_growth"
 
@@ -121,10 +123,11 @@ def test_no_audio_is_read_after_the_growth(home: Path, tmp_path: Path, monkeypat
 def test_a_resumed_run_continues_exactly(
     kept: bool, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of an epoch after the growth; features that are gone are made again."""
-    savers = [SaveAt(step, tmp_path / f"{step}.ckpt") for step in (1, 8)]
-    whole, _ = train_until_growth(home, tmp_path / "whole", FeatureCache("int8", ALONE), *savers)
-    for step in (1, 8):
+    """In mid-epoch before and after the growth, and right before it; features that are gone are made again."""
+    savers = [*(SaveAt(step, tmp_path / f"{step}.ckpt") for step in (1, 8)), RunCheckpoint(keep=100)]
+    whole, _ = train_until_growth(home, tmp_path / "whole", FeatureCache("int8", ALONE), *savers, **CHECKPOINTS)
+    shutil.copy(tmp_path / "whole" / "checkpoints" / "stage_1.ckpt", tmp_path / "3.ckpt")
+    for step in (1, 3, 8):
         folder = tmp_path / f"resumed_{step}"
         if kept:
             shutil.copytree(tmp_path / "whole" / "features", folder / "features")

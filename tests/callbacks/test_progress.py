@@ -3,16 +3,19 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.connectors.logger_connector import result
 from torch import Tensor, nn
 
 from callbacks.progress import DistillationProgressBar
 from callbacks.throughput import ThroughputCallback
+from tests.helpers import make_data, make_module, make_trainer
 
 
 class Batch(NamedTuple):
@@ -32,7 +35,7 @@ class Tiny(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.linear(batch.waveforms).square().mean()
-        self.log("train/loss", loss, prog_bar=True, logger=False, batch_size=1)
+        self.log("train/loss", loss, logger=False, batch_size=1)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -102,3 +105,26 @@ def test_a_module_without_a_student_has_no_depth(tmp_path: Path) -> None:
     assert bar.get_metrics(trainer, module) == {"depth": 6}
     del module.student
     assert bar.get_metrics(trainer, module) == {}
+
+
+@pytest.mark.ci
+def test_no_step_reads_a_number_for_the_progress_bar(
+    tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning reads what is logged with ``prog_bar=True`` after every batch, also without a bar: a GPU would wait."""
+    read: list[Any] = []
+    original = result.convert_tensors_to_scalars
+    monkeypatch.setattr(result, "convert_tensors_to_scalars", lambda value: read.append(value) or original(value))
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    data = make_data(inputs / "corpus", inputs / "cache")
+    trainer.fit(make_module(inputs / "teacher"), datamodule=data)
+    assert read == []
+    assert trainer.callback_metrics["train/loss"] > 0
+    trainer = make_trainer(tmp_path, ReadsForTheBar(), max_epochs=1)
+    trainer.fit(make_module(inputs / "teacher"), datamodule=data)
+    assert len(read) >= trainer.global_step  # control
+
+
+class ReadsForTheBar(Callback):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        pl_module.log("seen", torch.ones(()), prog_bar=True, logger=False)

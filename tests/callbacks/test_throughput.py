@@ -133,6 +133,23 @@ def make_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> tuple[L
     return trainer, rows
 
 
+def test_without_rows_nothing_is_kept(tmp_path: Path) -> None:
+    kept: list[int] = []
+
+    class Count(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            kept.append(len(clock._laps))
+
+    for every, expected in ((0, [0] * 5), (2, [1, 0, 1, 0, 1])):
+        kept.clear()
+        clock = ThroughputCallback()
+        trainer, logger = make_trainer(tmp_path, clock, Count(), log_every_n_steps=every)
+        trainer.fit(Tiny(), batches(5))
+        assert kept == expected
+        assert bool(logger.rows) == bool(every)
+        assert clock.audio_seconds > 0
+
+
 def test_a_row_every_n_steps_and_at_the_end(tmp_path: Path) -> None:
     trainer, logger = make_trainer(tmp_path, ThroughputCallback())
     trainer.fit(Tiny(), batches(5))

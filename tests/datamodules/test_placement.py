@@ -30,3 +30,19 @@ def test_workers_follow_the_cores_on_a_gpu(
     assert workers_for(None, trainer_on("cuda", devices)) == expected
     assert workers_for(None, trainer_on("cpu", devices)) == workers_for(None, None) == 2
     assert workers_for(0, trainer_on("cuda", devices)) == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "bound", "expected"), [("123", 8, 7), ("123", 32, 7), (None, 8, 2)], ids=["bound", "free", "no SLURM"]
+)
+def test_a_task_that_slurm_binds_to_its_cores_has_them_for_itself(
+    task: str | None, bound: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four tasks on a node of 32 cores; without SLURM the 8 cores of a container are for all four."""
+    monkeypatch.setattr("os.cpu_count", lambda: 32)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(bound)))
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    if task is not None:
+        monkeypatch.setenv("SLURM_NTASKS", task)
+    assert workers_for(None, trainer_on("cuda", 4)) == expected

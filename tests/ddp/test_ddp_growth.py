@@ -187,6 +187,7 @@ def mechanism_scenarios(home: Path) -> dict[str, Scenario]:
     scenarios = [
         *(Scenario(name, str(home), **settings) for name, settings in plain.items()),
         Scenario("averaged", str(home), averaged=True),
+        Scenario("less_memory", str(home), fault="less_memory", length="pad"),
         *(Scenario(p, str(home), optimizer=o, precision=p, **common) for p, o in HALF.items()),
         Scenario("overflow", str(home), precision="16-mixed", init_scale=2.0**14),
         *(Scenario(name, str(home), fault=name, **settings) for name, settings in FAULTS.items()),
@@ -235,6 +236,11 @@ def test_the_average_of_the_weights_is_that_of_one_process(home: Path, records: 
     assert two["average"][0] == pytest.approx(one["average"][0], rel=TOLERANCE, abs=TOLERANCE)
     gaps = [abs(a - b) for a, b in zip(two["average"][0], two["norms"], strict=True)]
     assert max(gaps) > MARGIN  # control: the weights themselves are others
+
+
+def test_all_ranks_cut_batches_as_the_one_with_the_least_memory_needs(home: Path, records: Launched) -> None:
+    one = run_alone(alone(replace(mechanism_scenarios(home)["less_memory"], accumulate=2)))
+    assert_equal_runs(one, records["less_memory"], POLICY_STAGES["interleaved"])
 
 
 @pytest.mark.slow

@@ -47,24 +47,31 @@ def test_a_bad_step_leaves_weights_and_moments_bit_for_bit(kind: Any, place: Pla
 
 
 class RefuseWaits(Callback):
-    """An error where the host waits for the device inside a step, from the second of each epoch on."""
+    """An error where the host waits for the device, from the third step of each epoch to its last.
 
-    def __init__(self, wait: bool = False) -> None:
+    What Lightning does after the hooks of a batch is included.
+    """
+
+    def __init__(self, wait: str = "never") -> None:
         self.wait = wait
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx:
+        if batch_idx >= 2 * trainer.accumulate_grad_batches:  # the first step is logged
             torch.cuda.set_sync_debug_mode("error")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
-        if self.wait:
+        if self.wait == "hook":
             outputs["loss"].item()
-        torch.cuda.set_sync_debug_mode("default")
+        if self.wait == "progress bar":  # Lightning reads what is logged for it, also without a bar
+            pl_module.log("seen", outputs["loss"].detach(), prog_bar=True, logger=False)
+        if trainer.is_last_batch:
+            torch.cuda.set_sync_debug_mode("default")
 
     def on_exception(self, *args: Any) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+LONG = {"batches_per_epoch": 6}
 STEPS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bf16, dropout": {
@@ -80,12 +87,13 @@ STEPS: dict[str, dict[str, Any]] = {
 @pytest.mark.filterwarnings(*[mark.args[0] for mark in TORCH_WARNINGS])
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_waits_for_nothing(name: str, cuda: torch.device, place: Place) -> None:
-    place.fit(f"waits_{name}", [RefuseWaits()], log_every_n_steps=1000, **STEPS[name])
+    place.fit(f"waits_{name}", [RefuseWaits()], data=LONG, log_every_n_steps=1000, **STEPS[name])
 
 
-def test_control_one_number_that_is_read_is_seen(cuda: torch.device, place: Place) -> None:
+@pytest.mark.parametrize("wait", ["hook", "progress bar"])
+def test_control_one_number_that_is_read_is_seen(wait: str, cuda: torch.device, place: Place) -> None:
     with pytest.raises(RuntimeError, match="synchroniz"):
-        place.fit("waits_control", [RefuseWaits(wait=True)], log_every_n_steps=1000)
+        place.fit(f"waits_control_{wait}", [RefuseWaits(wait)], data=LONG, log_every_n_steps=1000)
 
 
 class Pinned(Callback):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,12 @@ def test_memory_that_is_touched_is_resident() -> None:
     kept = torch.ones(100_000_000)
     # Linux may take pages from the process that have not been used for a while, here 25 MB.
     assert resident_megabytes("VmRSS") - before == pytest.approx(kept.nbytes / 1e6, abs=100)
+
+
+def test_a_system_that_does_not_tell_costs_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: "Name:\tpython\nVmRSS:\t  1000 kB\n")
+    assert resident_megabytes("VmRSS") == 1.024
+    assert math.isnan(resident_megabytes("VmHWM"))
 
 
 def test_a_peak_is_that_since_it_was_started() -> None:

@@ -59,6 +59,47 @@ def test_memory_decides_where_nothing_else_does(
     assert _utterances_that_fit(trainer, config) == expected
 
 
+def test_the_smallest_of_several_gpus_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = {0: 48e9, 1: 24e9}
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=memory[device.index])
+    )
+    devices = [torch.device("cuda", index) for index in memory]
+    strategy = SimpleNamespace(root_device=devices[0], parallel_devices=devices)
+    trainer: Any = SimpleNamespace(strategy=strategy, accumulate_grad_batches=1, precision="bf16-mixed")
+    data = SimpleNamespace(batch_size=64, max_samples=250_000, sample_rate=16_000)
+    config = SimpleNamespace(trainer=SimpleNamespace(limit_train_batches=None), data=data)
+    assert _utterances_that_fit(trainer, config) == 21
+    del strategy.parallel_devices
+    assert _utterances_that_fit(trainer, config) == 44
+
+
+class Sizes(Callback):
+    """Utterances of each validation batch that a device holds at once."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.seen.append(len(batch.num_samples))
+
+
+def test_validation_holds_no_more_at_once_than_training(inputs: Path, tmp_path: Path) -> None:
+    found = {}
+    for accumulate in (1, 2, 100):
+        sizes = Sizes()
+        trainer = make_trainer(tmp_path, sizes, accumulate_grad_batches=accumulate)
+        data = make_data(inputs / "corpus", inputs / "cache", val_batch_size=4, length="pad")
+        module = make_module(inputs / "teacher")
+        trainer.validate(module, datamodule=data, verbose=False)
+        found[accumulate] = float(trainer.callback_metrics["val/loss"]), sizes.seen
+    whole, at_once = found[1]
+    assert [max(seen) for _, seen in found.values()] == [4, 2, 1]
+    for loss, seen in found.values():
+        assert sum(seen) == sum(at_once)
+        assert loss == pytest.approx(whole, rel=1e-6)
+
+
 def test_what_contradicts_it_is_refused() -> None:
     with pytest.raises(ValueError, match=r"counts utterances, but data.batch_size is not set"):
         accumulation_steps(None, 1, 4)
