@@ -103,7 +103,7 @@ def _losses(runs: Sequence[Sequence[Pair]], report: dict[str, Any], width: float
     shown = [seeds for seeds in runs if seeds[0][0].label not in others]
     pictures = [loss_curves(shown, axis, width) for axis in ("steps", "time", "flops")]
     left_out = [seeds[0][0].label for seeds in runs if seeds[0][0].label in others]
-    note = f" Not shown, since their loss is another function: {', '.join(left_out)}." if left_out else ""
+    note = f" Not shown, since their loss is another function: {'; '.join(left_out)}." if left_out else ""
     return [replace(each, caption=each.caption + note) for each in pictures if each is not None]
 
 

@@ -271,10 +271,11 @@ def disagreements(folder: StudyFolder) -> list[str]:
     own, others = loss_functions(folder)
     if others:
         labels = {row["name"]: row.get("label") or row["name"] for row in folder.study["rows"]}
-        named = "; ".join(f"{labels[row]}: {text}" for row, text in others.items())
+        rows = {text: [labels[row] for row in others if others[row] == text] for text in others.values()}
+        named = " ".join(f"{'; '.join(names)}: {text}." for text, names in rows.items())
         notes.append(
             f"Losses of these rows are another function than those of the others ({own}), so they do not compare with "
-            f"them. {named}."
+            f"them. {named}"
         )
     if together := sorted({job.result.get("students", 1) for job in folder.of("distil")} - {1}):
         notes.append(

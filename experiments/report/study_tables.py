@@ -290,7 +290,7 @@ def few_seeds(report: dict[str, Any]) -> str | None:
     if not few:
         return None
     return (
-        f"Rows with fewer than {FEWEST_SEEDS} seeds, of which nothing can be concluded: {', '.join(few)}. Their means "
+        f"Rows with fewer than {FEWEST_SEEDS} seeds, of which nothing can be concluded: {'; '.join(few)}. Their means "
         "do not compare with those over more seeds; the paired differences are over the seeds that both rows have."
     )
 
