@@ -63,7 +63,7 @@ class StackingCallback(Callback):
             function (docs/extending.md).
         layers_per_stage: K, the number of layers added at each growth, unless the policy defines another.
         stages: depth of each stage, e.g. ``[3, 6, 12]``; replaces ``layers_per_stage``.
-        offset: phase of the stride of ``interleaved``: ``last`` (the paper's figure) or ``first``.
+        offset: phase of the stride of ``interleaved``: ``last`` or ``first``.
         optimizer_state: optimizer state after a growth: ``copy`` gives new layers their source's state, ``zero`` gives
             new layers a zero state, ``reset`` all layers.
         lr_after_growth: learning rate after a growth: ``continue`` the one global schedule, or ``rewarm`` over

@@ -89,7 +89,7 @@ def split_folders(settings: CorpusSettings) -> list[tuple[str, str]]:
     Raises:
         InputError: a root does not exist, no root has a split, or several subfolders of a root have the splits.
     """
-    homes = list(dict.fromkeys(_home_of_splits(root, settings.splits) for root in settings.absolute_roots))
+    homes = list(dict.fromkeys(home_of_splits(root, settings.splits) for root in settings.absolute_roots))
     found: list[tuple[str, str]] = []
     for split in settings.splits:
         folders = [os.path.join(home, split) for home in homes if os.path.isdir(os.path.join(home, split))]
@@ -153,7 +153,7 @@ def utterance_id(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def _home_of_splits(root: str, splits: Sequence[str]) -> str:
+def home_of_splits(root: str, splits: Sequence[str]) -> str:
     """The root itself if it has any of the splits, else its one subfolder with splits (LibriSpeech first)."""
     if not os.path.isdir(root):
         raise InputError(f"the corpus folder {root} does not exist")

@@ -297,16 +297,11 @@ class LibriSpeechDataModule(SpeechDataModule):
         """Loader of batches in order of length, cropped from the utterance's start, the same in every epoch."""
         if not self.val_splits:
             return []
-        plan = self._require("val", self._plans)
-        self.validation_parts = validation_parts(plan, self.trainer)
-        sampler = GlobalBatchSampler(
-            plan,
-            self._crop_rule("val", seed=None),
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
-            accumulate=self.validation_parts,
-        )
-        return self._loader("val", sampler)
+        trainer, plan = self.trainer, self._require("val", self._plans)
+        self.validation_parts = validation_parts(plan, trainer)
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        shares = {"rank": rank, "world_size": world_size, "accumulate": self.validation_parts}
+        return self._loader("val", GlobalBatchSampler(plan, self._crop_rule("val", seed=None), **shares))
 
     def example_batch(self, num_items: int) -> AudioBatch:
         """``num_items`` training utterances around the median length (all, if fewer), cropped as in validation.

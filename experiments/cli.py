@@ -160,7 +160,8 @@ def run(args: list[str]) -> None:
 
 
 def main() -> int:
-    """Run the program; return exit status 0, or 2 after a foreseen error, which is one line. Others are raised.
+    """Run the program; return exit status 0, or 2 after a foreseen error, which is one line. Others are raised,
+    or printed where other processes may wait for this one (see ``experiments.training.nccl_exit``).
 
     SIGTERM during ``fit`` and ``validate`` passes through as a ``SystemExit`` of status 143.
     """

@@ -57,7 +57,7 @@ def target_dimensions(
     Args:
         checkpoints: training checkpoints of students.
         root: folder of held-out speech.
-        utterances: the first files below root, by name.
+        utterances: number of files below root to use, evenly spaced by name.
         max_seconds: longest part of a file that is used.
         teacher: hub name or folder, instead of the one that the checkpoint names.
     """

@@ -77,7 +77,7 @@ def streaming(
     Args:
         upstream: encoder with convolutions over waveforms: exported student, training checkpoint, Hugging Face name or
             folder, or the path of a class, as for `interstack superb`.
-        root: folder with audio files below it; the first ``utterances`` by name are used.
+        root: folder with audio files below it; ``utterances`` of them, evenly spaced by name, are used.
         output: folder for the results.
         hop: seconds that one call makes final, a multiple of 0.02; one or several.
         left_context: seconds before the hop that are computed again; one or several.

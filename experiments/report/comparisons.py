@@ -10,9 +10,9 @@ from typing import Any
 
 from experiments.report.grids import Cell, Grid
 from experiments.report.numbers import DASH
-from experiments.report.study_tables import ERROR, FEWEST_SEEDS, column, paired, signed, student_interval
+from experiments.report.study_tables import ERROR, FEWEST_SEEDS, column, is_loss, paired, signed, student_interval
 
-TOO_FEW = "not enough seeds"
+TOO_FEW, OTHER_LOSS = "not enough seeds", "other loss function"
 NOTES = (
     "Difference: row minus reference, the mean over the seeds that both have. Seeds that failed or are missing are "
     f"left out. With fewer than {FEWEST_SEEDS} seeds there is no interval and no verdict.",
@@ -23,19 +23,26 @@ NOTES = (
 )
 
 
-def compare(comparisons: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
+def compare(
+    comparisons: Sequence[Mapping[str, Any]], values: Mapping[str, Any], loss_functions: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Add ``seeds`` (their number), ``mean``, ``interval``, ``corrected`` and ``verdict`` to each comparison.
 
     Args:
         comparisons: as in ``study.json``: label, row, reference, measure, margin.
         values: row -> column -> seed -> number, "failed" or "missing".
+        loss_functions: row -> what its output loss measures, of rows of which it is known. Losses that measure
+            different things have no difference.
     """
     compared = []
     for each in comparisons:
         measure = each["measure"]
         differences = paired(values[each["row"]][measure], values[each["reference"]][measure])
         found: dict[str, Any] = {"mean": None, "interval": None, "corrected": None, "verdict": TOO_FEW}
-        if len(differences) >= FEWEST_SEEDS:
+        functions = {(loss_functions or {}).get(each[name]) for name in ("row", "reference")} - {None}
+        if is_loss(measure) and len(functions) > 1:
+            found["verdict"] = OTHER_LOSS
+        elif len(differences) >= FEWEST_SEEDS:
             interval = student_interval(differences)
             found = {
                 "mean": statistics.fmean(differences),

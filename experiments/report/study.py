@@ -30,6 +30,7 @@ from experiments.report.study_reading import (
     failures,
     loss_functions,
     matched_costs,
+    other_losses,
     results_text,
     scores,
 )
@@ -175,8 +176,8 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
         "references": list(described.get("references") or []),
         "measured_references": _measured_references(study, [row["name"] for row in rows], columns),
         "values": values,
-        "comparisons": compare(comparisons, values),
-        "other_losses": list(loss_functions(study)[1]),
+        "comparisons": compare(comparisons, values, loss_functions(study)),
+        "other_losses": list(other_losses(study)[1]),
         "untrained": [row["name"] for row in described["rows"] if is_untrained(row)],
         "failures": failures(study, labels),
         "matched": matched_costs(study, labels),

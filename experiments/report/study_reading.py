@@ -202,8 +202,6 @@ def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str
 def _differing(folder: StudyFolder, rows: Sequence[str], seed: int) -> bool:
     """Whether the seconds of these rows cannot be compared."""
     results = [job.result for row in rows for job in folder.of("distil", row) if job.seed == seed and job.result]
-    if any(result.get("attempts", 1) > 1 for result in results) and len(results) > 1:
-        return True  # each attempt begins with slow steps, and may be of another machine
     # Seconds of students that were trained side by side differ from those of separate runs.
     return len({(*(result.get(key) for key in MUST_AGREE), result.get("students", 1)) for result in results}) > 1
 
@@ -249,18 +247,22 @@ def failures(folder: StudyFolder, labels: Mapping[str, str]) -> list[str]:
     ]
 
 
-def loss_functions(folder: StudyFolder) -> tuple[str, dict[str, str]]:
-    """Find what the output loss of the baseline row measures, and the rows in which it measures something else.
-
-    Without a baseline the first row that says it takes its place. Results of older versions do not say it: such a row
-    is not among the others, and such a baseline has none.
-    """
+def loss_functions(folder: StudyFolder) -> dict[str, str]:
+    """Find what the output loss of each row measures; results of older versions do not say it."""
     seen = {
         job.row: text
         for job in folder.of("distil")
         if (text := (job.result.get("summary") or {}).get("loss_function")) is not None
     }
-    known = {row["name"]: seen[row["name"]] for row in folder.study["rows"] if row["name"] in seen}
+    return {row["name"]: seen[row["name"]] for row in folder.study["rows"] if row["name"] in seen}
+
+
+def other_losses(folder: StudyFolder) -> tuple[str, dict[str, str]]:
+    """Find what the output loss of the baseline row measures, and the rows in which it measures something else.
+
+    Without a baseline the first row of which it is known takes its place.
+    """
+    known = loss_functions(folder)
     own = known.get(folder.study.get("baseline") or next(iter(known), ""))
     return own or "", {row: text for row, text in known.items() if own is not None and text != own}
 
@@ -268,7 +270,7 @@ def loss_functions(folder: StudyFolder) -> tuple[str, dict[str, str]]:
 def disagreements(folder: StudyFolder) -> list[str]:
     """Say why losses or seconds of distillations are not comparable with each other, or with those of other studies."""
     notes = []
-    own, others = loss_functions(folder)
+    own, others = other_losses(folder)
     if others:
         labels = {row["name"]: row.get("label") or row["name"] for row in folder.study["rows"]}
         rows = {text: [labels[row] for row in others if others[row] == text] for text in others.values()}
@@ -285,8 +287,8 @@ def disagreements(folder: StudyFolder) -> list[str]:
     if resumed := [job for job in folder.of("distil") if job.result.get("attempts", 1) > 1]:
         runs = "; ".join(f"{job.row}, seed {job.seed}: {job.result['attempts']} attempts" for job in resumed)
         notes.append(
-            f"Resumed runs ({runs}): their seconds include the first, slower steps of every attempt, so no speed-up is "
-            "given of them."
+            f"Resumed runs ({runs}): their seconds include the first, slower steps of every attempt, and attempts on "
+            "another machine than the last one's."
         )
     if len({repr(job.result.get("recordings")) for job in folder.of("similarity") if job.result}) > 1:
         notes.append(

@@ -33,7 +33,7 @@ LIBRISPEECH_UTTERANCES = 281_241
 # Mean seconds of an utterance: in LibriSpeech, and in the synthetic corpus after cropping to its batch's shortest.
 MEAN_SECONDS = {"root": 12.3, "corpus": 3.0}
 GPU_RATE = 4e13
-"""FLOP/s of a training step on one GPU, assumed: a tenth of an H100's peak in bf16. Not measured."""
+"""FLOP/s of a training step on one GPU, assumed: a careful 4 % of an H100's peak in bf16. Not measured."""
 CPU_RATE = 4e10
 """FLOP/s of a quick start's training step on two x86_64 cores, measured."""
 CPU_SECONDS = {"corpus": 2.0, "teacher": 3.0, "export": 3.5, "evaluate": 4.0, "similarity": 8.0}

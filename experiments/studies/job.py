@@ -20,6 +20,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from datamodules.corpus import home_of_splits
 from datamodules.errors import InputError
 from datamodules.files import read_json, read_text, write_json, write_text
 from datamodules.librispeech import LibriSpeechDataModule
@@ -199,10 +200,11 @@ class Workspace:
 
     def _similarity(self, job: Job) -> list[str]:
         distil = job_of(read_record(self.output, job.needs[0]))
-        root = Path(self.data_root(job))
         splits = distil.settings.get("data", {}).get("val_splits", default_of(LibriSpeechDataModule, "val_splits"))
-        held_out = [root / split for split in splits if (root / split).is_dir()]
-        arguments = ["similarity", str(self.output / distil.run), "--root", str(next(iter(held_out), root))]
+        root = Path(self.data_root(job))
+        home = Path(home_of_splits(str(root), splits)) if root.is_dir() else root
+        held_out = next((home / split for split in splits if (home / split).is_dir()), root)
+        arguments = ["similarity", str(self.output / distil.run), "--root", str(held_out)]
         arguments += ["--output", str(self.path(job))]
         return [*arguments, "--row", job.row, "--seed", str(job.seed)]
 

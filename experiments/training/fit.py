@@ -356,6 +356,6 @@ _HELP = {
     "trainer.logger": "Default: metrics.csv in the run's folder, and Weights & Biases as the --wandb settings say.",
     "trainer.use_distributed_sampler": "Leave it off: the data module cuts global batches by rank itself.",
     "trainer.max_epochs": "Epochs of the whole run; a growth schedule divides them into stages.",
-    "trainer.num_sanity_val_steps": "Validation batches run before training; off by default.",
+    "trainer.num_sanity_val_steps": "Validation micro-batches run before training; off by default.",
     "data.run_dir": "Ignored: it is always the run's folder.",
 }

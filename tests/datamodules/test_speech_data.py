@@ -69,8 +69,12 @@ def test_epochs_differ_and_a_state_continues_in_the_middle_of_one() -> None:
 
 
 def test_validation_keeps_the_order() -> None:
-    batches = list(map(places, Data(accumulate=2).loader(UTTERANCES, 5, num_workers=0)))
-    assert batches == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    for accumulate, expected in (
+        (1, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),
+        (2, [[0, 2, 4], [1, 3], [5, 7, 9], [6, 8]]),  # in parts, as in training
+        (9, [[place] for place in range(10)]),  # as many as there can be
+    ):
+        assert list(map(places, Data(accumulate=accumulate).loader(UTTERANCES, 5, num_workers=0))) == expected
     with pytest.raises(ValueError, match="Data has no utterances to load"):
         Data().loader([], 5)
 

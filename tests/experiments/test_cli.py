@@ -116,6 +116,7 @@ def test_a_foreseen_error_is_one_line(
     assert capsys.readouterr().err == f"interstack: {line}\n"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [

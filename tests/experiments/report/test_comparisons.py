@@ -120,6 +120,21 @@ def test_a_refutation_says_if_a_loss_within_the_margin_is_not_excluded(
     assert grid.rows[0][-1].text == f"refuted{said}"
 
 
+def test_losses_that_measure_different_things_have_no_verdict() -> None:
+    row, reference = made_up(5)
+    values = {
+        name: {key: by_seed(data) for key in ("val_output", ACCURACY)} for name, data in (("a", row), ("b", reference))
+    }
+    for functions, verdicts in (
+        ({"a": "mse", "b": "l1"}, ["other loss function", "confirmed"]),
+        ({"a": "mse", "b": "mse"}, ["refuted", "confirmed"]),
+        ({"a": "mse"}, ["refuted", "confirmed"]),
+    ):
+        found = compare([planned("loss", "val_output"), planned("accuracy")], values, functions)
+        assert [each["verdict"] for each in found] == verdicts
+        assert (found[0]["interval"] is None) == (verdicts[0] == "other loss function")
+
+
 def test_seeds_that_failed_or_are_missing_are_left_out_and_counted() -> None:
     row, reference = made_up(6)
     values = {"a": {ACCURACY: by_seed(row)}, "b": {ACCURACY: by_seed(reference)}}

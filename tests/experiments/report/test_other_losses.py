@@ -9,7 +9,7 @@ import pytest
 from experiments.report.runs import study_of_runs
 from experiments.report.study import study_texts, study_values
 from experiments.report.study_plots import study_pictures
-from experiments.report.study_reading import loss_functions, read_study
+from experiments.report.study_reading import other_losses, read_study
 from experiments.report.study_tables import difference_grid, result_grid
 from tests.experiments.report.made_up_runs import write_run
 from tests.experiments.report.made_up_study import ROWS, write_study
@@ -76,4 +76,4 @@ def test_runs_without_a_baseline_are_compared_with_the_first(tmp_path: Path) -> 
         summary.write_text(json.dumps(json.loads(summary.read_text()) | {"loss_function": text}))
     found = study_of_runs(runs, "interstack report")
     assert found.study["baseline"] is None
-    assert loss_functions(found) == (MSE, {"b": COSINE})
+    assert other_losses(found) == (MSE, {"b": COSINE})

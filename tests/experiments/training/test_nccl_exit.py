@@ -40,6 +40,7 @@ sys.exit(cli.main())
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
@@ -91,6 +92,8 @@ def test_one_process_returns_its_status(monkeypatch: pytest.MonkeyPatch, tmp_pat
         raise InputError("no")
 
     monkeypatch.setattr(cli, "run", fail)
+    monkeypatch.setattr(sys, "path", sys.path[:])  # to which the program adds the folder that it is in
+    monkeypatch.setattr(cli, "CHATTY_LOGGERS", ())
     monkeypatch.setattr(sys, "argv", ["interstack", "fit"])
     monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: pytest.fail("the process is not at its end"))
     assert cli.main() == 2

@@ -109,10 +109,11 @@ def test_students_are_those_of_separate_runs(
         fit_together(["--configs", ",".join(files.values()), *arguments, "--runs_dir", str(tmp_path)])
     assert {name: problems(apart, tmp_path, name) for name in STUDENTS} == {name: [] for name in STUDENTS}
 
-    # 16 micro-batches and 4 validations of one batch; besides, a batch of every student's before and after a growth.
+    # 16 micro-batches and 4 validations of one batch in two parts; besides, a batch of every student's before and
+    # after a growth.
     growths = [len(json.loads((tmp_path / name / "growth.json").read_text())) for name in STUDENTS[1:]]
-    assert counts["batches"] == 16 + 4 + 2 * sum(growths)
-    assert counts["teacher"] == 16 + 4 + 2 * sum(growths)
+    assert counts["batches"] == 16 + 4 * 2 + 2 * sum(growths)
+    assert counts["teacher"] == 16 + 4 * 2 + 2 * sum(growths)
     summaries = {name: json.loads((tmp_path / name / "summary.json").read_text()) for name in STUDENTS}
     assert [summaries[name]["students"] for name in STUDENTS] == [3, 3, 3]
     checkpoint = torch.load(tmp_path / "poisoned" / "checkpoints" / "last.ckpt", weights_only=True)
