@@ -87,6 +87,8 @@ def bench_suite(
                 save_random_teacher(teacher)
             print(f"{part.name} ...", flush=True)
             state["parts"][part.name] = run_part(part, folder, end) | {"command": words, "output": part.output}
+            if state["parts"][part.name]["status"] in ("failed", "out of time"):
+                print(last_lines(folder / "logs" / f"{part.name}.log"), flush=True)
             write_json(folder / "suite.json", state)
             write_text(folder / "table.md", table(folder, state))
     print(table(folder, state))
@@ -138,6 +140,12 @@ def run_part(part: Part, folder: Path, end: float) -> dict[str, Any]:
     return {"status": status, "seconds": round(time.monotonic() - start, 1)}
 
 
+def last_lines(log: Path, number: int = 3, width: int = 300) -> str:
+    """Return the end of a log, where an error says what it is."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(line[:width] for line in lines[-number:])
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a process and those that it started; on SIGTERM torch.distributed.run ends its own."""
     for sent, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
@@ -166,7 +174,7 @@ def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> li
 
     def profile(name: str, batch: int, *more: str) -> Part:
         words = ("bench", "profile", *where, *size(batch), "--rounds", rounds, *model, *more)
-        return Part(f"profile_{name}", words, "profile.json", 120)
+        return Part(f"profile_{name}", words, "profile.json", 240 if "--compile" in more else 120)  # a cold compiler
 
     def step(name: str, limit: float, *more: str) -> Part:
         return Part(name, ("bench", *where, "--rounds", rounds, *model, *more), f"{name}.json", limit)
@@ -225,7 +233,7 @@ def suite_parts(accelerator: str, corpus: Path, tiny_teacher: Path | None) -> li
             "kernels",
             ("bench", "kernels", *where, *size(16), "--precision", "bf16", "--compile", fast, "--rounds", rounds),
             "kernels.json",
-            150,
+            300,
         ),
         Part(
             "data",

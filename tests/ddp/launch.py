@@ -24,7 +24,8 @@ def environment() -> dict[str, str]:
     return kept | {
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": str(REPOSITORY),
+        # What was in it may hold the packages, as on a machine where nothing can be installed.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
     }
 
 

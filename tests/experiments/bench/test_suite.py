@@ -11,7 +11,7 @@ import pytest
 
 from datamodules.errors import InputError
 from experiments.bench import suite
-from experiments.bench.suite import Part, bench_suite, choose, run_part, suite_parts
+from experiments.bench.suite import Part, bench_suite, choose, last_lines, run_part, suite_parts
 from experiments.bench.suite_table import table
 from experiments.cli import COMMANDS, run
 
@@ -49,7 +49,12 @@ def part_of(*words: str, limit: float = 60) -> Part:
 
 def test_a_part_that_fails_leaves_its_log(tmp_path: Path) -> None:
     assert run_part(part_of("no-such-command"), tmp_path, FOREVER)["status"] == "failed"
-    assert "unknown command 'no-such-command'" in (tmp_path / "logs" / "one.log").read_text()
+    log = tmp_path / "logs" / "one.log"
+    assert "unknown command 'no-such-command'" in log.read_text()
+    assert "unknown command 'no-such-command'" in last_lines(log)
+    log.write_text("".join(f"{number} {'x' * 400}\n" for number in range(9)))
+    assert [line.split()[0] for line in last_lines(log).splitlines()] == ["6", "7", "8"]
+    assert max(map(len, last_lines(log).splitlines())) == 300
 
 
 @pytest.mark.ci

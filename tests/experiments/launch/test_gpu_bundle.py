@@ -1,5 +1,6 @@
 """The bundle for an offline GPU machine: wheels of the tested versions, and commands that are accepted there."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from experiments.cli import COMMANDS, run
 from experiments.launch.gpu_bundle import MISSING, REPOSITORY, gpu_bundle, in_words, pinned, pip_command
 from experiments.launch.gpu_commands import FIT, MOST_CHARACTERS, MOST_SECONDS, Command, commands
+from tests.patience import PATIENCE
 
 EACH = pytest.mark.parametrize("command", commands(), ids=lambda command: command.title[:20])
 
@@ -23,19 +25,69 @@ def test_a_command_is_short_and_parses(command: Command) -> None:
     subprocess.run(["bash", "-n", "-c", command.text], check=True)
 
 
+STAND_INS = {
+    "python3": 'echo "$*" >> calls; mkdir -p gpu_results/suite; echo a | tee gpu_results/suite/table.md; exit "$STATUS"',
+    "nvidia-smi": "echo a GPU",
+    "hostname": "echo localhost",
+    "sleep": "exec /bin/sleep 0.1",
+}
+
+
+@EACH
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_shell_brings_results_back_and_ends(command: Command, status: int, tmp_path: Path) -> None:
+    """With stand-ins for the programs; a part that fails costs the others nothing, but the first step is a gate."""
+    (tmp_path / "bin").mkdir()
+    for name, body in STAND_INS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name in (".bundle/wheels", "site/interstack/site", "back"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".bundle" / "commit").write_text("abc\n")
+    places = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "TMPDIR": str(tmp_path / "site"), "OUT": "back"}
+    settings = {"cwd": tmp_path, "env": os.environ | places | {"STATUS": str(status)}, "timeout": PATIENCE}
+    done = subprocess.run(["bash", "-c", command.text], capture_output=True, text=True, **settings)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert "syntax" not in done.stderr
+    if status and "|| exit 1; keep" in command.body:
+        assert len(calls) == 1
+        return
+    started = command.body.count("python3 -m") + command.body.count("python3 -c")
+    repeated = 2 if "torch.distributed.run" in command.body else 0  # over NCCL twice, over gloo in two processes
+    assert len(calls) == started + repeated
+    brought = {path.name for path in (tmp_path / "back").iterdir()}
+    assert "part" not in brought
+    if " bench suite " in command.body:
+        assert "suite.tgz" in brought
+    if "pytest" in command.body:
+        assert any(name.startswith("tests_") for name in brought)
+
+
 def test_control_a_command_that_does_not_parse_is_seen() -> None:
     with pytest.raises(subprocess.CalledProcessError):
         subprocess.run(["bash", "-n", "-c", commands()[0].text + "; do"], check=True, capture_output=True)
 
 
 def inner_limits(command: Command) -> list[int]:
-    return [int(seconds) for seconds in re.findall(r"timeout (\d+) ", command.body)]
+    """Seconds of each ``timeout``; ``$L`` is the limit that the command has unless told otherwise."""
+    (most,) = re.findall(r'L="\$\{L:-(\d+)\}"', command.text)
+    found = re.findall(r"(?<!-)timeout (?:-s INT )?(?:-k 15 )?(\d+|\$L) ", command.body)
+    return [int(most if seconds == "$L" else seconds) for seconds in found]
 
 
 @EACH
 def test_what_takes_long_has_a_limit_below_that_of_the_command(command: Command) -> None:
     assert inner_limits(command)
     assert all(seconds < command.limit for seconds in inner_limits(command))
+    assert len(re.findall("(?<!-)timeout ", command.body)) == len(inner_limits(command))
+
+
+@EACH
+def test_the_parts_of_a_command_fit_into_its_limit_together(command: Command) -> None:
+    budgets = [eval(text, {"L": 560}) for text in re.findall(r"--budget \$\(\((.*?)\)\)", command.body)]
+    others = [int(seconds) for seconds in re.findall(r"(?<!-)timeout (?:-s INT )?(?:-k 15 )?(\d+) ", command.body)]
+    if budgets:
+        assert sum(budgets) + sum(others) < command.limit
 
 
 @EACH
@@ -48,8 +100,12 @@ def test_paths_of_the_repository_exist(command: Command) -> None:
 
 def interstack_calls(command: Command) -> list[list[str]]:
     """Arguments of each call of the program, without what the shell does with its output."""
-    found = re.findall(r"-m experiments\.cli (.*?)(?= 2>&1| > |;|$)", command.body)
-    return [shlex.split(call.replace("$F", FIT)) for call in found]
+    found = re.findall(r"-m experiments\.cli (.*?)(?= 2>&1| > | \|\| |;|$)", command.body)
+    values = {"$F": FIT, "$M": "--trainer.max_time 00:00:00:03", "$D": "gpu_results/ddp"}
+    calls = [re.sub(r"\$\(\(.*?\)\)", "200", call) for call in found]
+    for name, value in values.items():
+        calls = [call.replace(name, value) for call in calls]
+    return [shlex.split(call) for call in calls]
 
 
 @pytest.mark.parametrize("arguments", [call for command in commands() for call in interstack_calls(command)])
