@@ -46,7 +46,7 @@ test-slurm: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm $(ARGS)
 
 test-gpu: install
-	$(BIN)/python -m pytest tests/gpu --device $(DEVICE) $(ARGS)
+	$(BIN)/python -m pytest -W default tests/gpu --device $(DEVICE) $(ARGS)
 
 bench-gpu: install
 	$(BIN)/interstack bench suite --output gpu_results/suite $(ARGS)
