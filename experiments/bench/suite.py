@@ -141,8 +141,8 @@ def run_part(part: Part, folder: Path, end: float) -> dict[str, Any]:
 
 
 def last_lines(log: Path, number: int = 3, width: int = 300) -> str:
-    """Return the end of a log, where an error says what it is."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    """Return the end of a log, where an error says what it is; a part that was not started has none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     return "\n".join(line[:width] for line in lines[-number:])
 
 
