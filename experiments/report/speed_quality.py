@@ -1,8 +1,9 @@
 """Pictures of quality against speed-up: one per measure, and all of a study on one page with published points."""
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from experiments.report.figures import FONT, SMALL, WIDTH, Picture, axes_grid, legend_below, light_grid, single_axes
 from experiments.report.looks import Look, look_of
@@ -11,6 +12,7 @@ from experiments.report.theme import MUTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Looks = Mapping[str, Look]
 Point = tuple[list[float], list[float], list[float]]
@@ -57,7 +59,7 @@ def summary(report: Mapping[str, Any], looks: Looks, width: float = WIDTH) -> Pi
             light_grid(axes)
             shown |= _panel(axes, report, keys[place], looks, shown)
             if keys[place] not in own:
-                axes.set_title(f"{axes.get_title(loc='left')} (published)", loc="left", fontsize=FONT, color=MUTED)
+                _title(axes, f"{column(keys[place]).title} (published)")
         else:
             axes.set_axis_off()
     legend_below(figure, _ring_last(shown), lines=False)
@@ -153,8 +155,18 @@ def _panel(
         axis.set_major_locator(MaxNLocator(5))
     axes.ticklabel_format(useOffset=False)
     axes.tick_params(labelsize=SMALL)
-    axes.set_title(column(key).title, loc="left", fontsize=FONT, color=MUTED)
+    _title(axes, column(key).title)
     return _ring_last(shown)
+
+
+def _title(axes: "Axes", text: str) -> None:
+    """Write a title over a panel, in as many lines as its width needs."""
+    place = axes.get_subplotspec()
+    columns = 1 if place is None else place.get_gridspec().ncols
+    inches = cast("Figure", axes.figure).get_figwidth() / columns - 0.5  # without the numbers beside it
+    letters = int(72 * inches / (0.55 * FONT))
+    wrapped = textwrap.fill(text, letters, break_long_words=False, break_on_hyphens=False)
+    axes.set_title(wrapped, loc="left", fontsize=FONT, color=MUTED)
 
 
 def _draw_published(axes: "Axes", row: Mapping[str, Any], key: str, shown: Looks) -> dict[str, Look]:

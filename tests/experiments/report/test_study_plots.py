@@ -99,6 +99,20 @@ def test_the_summary_gives_published_values_of_another_measure_their_own_panel(s
     assert "The last panel, ASR WER, %, is another measure" in picture.caption
 
 
+def test_a_long_title_stays_in_its_panel(study: Path) -> None:
+    found = read_study(study)
+    values = study_values(found)
+    values["columns"] += ["pr/per@test-other-of-a-corpus"]
+    for row in values["values"].values():
+        row["pr/per@test-other-of-a-corpus"] = row["pr/per"]
+    picture = summary(values, study_looks(found))
+    assert picture is not None
+    picture.figure.draw_without_rendering()
+    boxes = [axes.title.get_window_extent() for axes in picture.figure.axes if axes.axison]
+    boxes += [axes._left_title.get_window_extent() for axes in picture.figure.axes if axes.axison]  # type: ignore[attr-defined]
+    assert max(box.x1 for box in boxes) <= picture.figure.bbox.x1
+
+
 def test_the_ideal_speed_up_is_that_of_the_flops_and_untrained_rows_have_none(study: Path) -> None:
     found = read_study(study)
     values, looks = study_values(found), study_looks(found)
