@@ -199,10 +199,9 @@ def _measured_references(study: StudyFolder, rows: Sequence[str], columns: Seque
         jobs = study.of("evaluate", name)
         values: dict[str, float] = {}
         for key in (key for key in columns if "/" in key):
-            task, _, metric = key.partition("/")
-            metrics = [scores(job, key) for job in jobs if job.task == task]
-            metric = metric.partition("@")[0]
-            seen = [found[metric] for found in metrics if metric in found]
+            task = key.partition("/")[0]
+            found = [scores(job, key) for job in jobs if job.task == task]
+            seen = [metrics[metric] for metrics, metric in found if metric in metrics]
             values |= {key: statistics.fmean(seen)} if seen else {}
         measured.append({"name": name, "label": REFERENCE_LABELS.get(name, name), "values": values})
     return measured

@@ -162,24 +162,22 @@ def cell_values(folder: StudyFolder, rows: Sequence[str], columns: Sequence[str]
 def _value(folder: StudyFolder, row: str, column: str, seed: int) -> float | str:
     if column in RATIOS:
         return _ratio(folder, row, column, seed)
-    task, _, metric = column.partition("/")
-    kind = "evaluate" if metric else "distil"
-    jobs = [job for job in folder.of(kind, row) if job.seed == seed and (not metric or job.task == task)]
-    result = (scores(jobs[0], column) if metric else jobs[0].result) if jobs else {}
-    metric = metric.partition("@")[0]
-    number = result.get(metric or column)
+    task, slash, _ = column.partition("/")
+    kind = "evaluate" if slash else "distil"
+    jobs = [job for job in folder.of(kind, row) if job.seed == seed and (not slash or job.task == task)]
+    result, name = (scores(jobs[0], column) if slash else (jobs[0].result, column)) if jobs else ({}, column)
+    number = result.get(name)
     if isinstance(number, int | float) and math.isfinite(number):
         return float(number)
     upstream = [job for job in folder.jobs if job.row == row and job.seed == seed and job.kind in ("distil", "export")]
     broken = any(job.status == "failed" for job in [*jobs, *upstream])
-    return FAILED if broken or (metric or column) in result else MISSING
+    return FAILED if broken or name in result else MISSING
 
 
-def scores(job: StudyJob, column: str) -> dict[str, Any]:
-    """Select the metrics of an evaluation on the test set that a column names, ``TASK/METRIC@SET``, or on the first."""
-    _, at, name = column.partition("@")
-    found: dict[str, Any] = job.result.get("tests", {}).get(name, {}) if at else job.result.get("metrics", {})
-    return found
+def scores(job: StudyJob, column: str) -> tuple[dict[str, Any], str]:
+    """Select an evaluation's metrics on the test set of ``TASK/METRIC@SET``, or on the first; and name the metric."""
+    metric, at, name = column.partition("/")[2].partition("@")
+    return (job.result.get("tests", {}).get(name, {}) if at else job.result.get("metrics", {})), metric
 
 
 def _ratio(folder: StudyFolder, row: str, column: str, seed: int) -> float | str:
