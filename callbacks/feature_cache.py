@@ -91,11 +91,10 @@ class FeatureCache(Callback):
                 for stage, part in data.stage_folders(folder):
                     self._write(part, stage, data, module)
         data.use_features(folder)
-        # A run that resumes exactly at the first growth has asked for its first batches already, without features.
-        loop = trainer.fit_loop
-        at_start = loop.is_resuming and loop.epoch_loop.batch_progress.current.ready == 0
-        if at_start and loop._data_fetcher is not None:
-            iter(loop._data_fetcher)
+        # A run that resumes exactly at the first growth has asked for its first batches already, without features. One
+        # that resumes in the middle of an epoch comes here before its loader has been asked.
+        if trainer.fit_loop.is_resuming and (fetcher := trainer.fit_loop._data_fetcher) is not None:
+            iter(fetcher)
 
     def _write(self, folder: Path, stage: str, data: LibriSpeechDataModule, module: DistillationModule) -> None:
         made_with: dict[str, Any] = {
