@@ -331,6 +331,12 @@ class DistillationCLI(LightningCLI):
             raise
 
     @rank_zero_only
+    def after_validate(self) -> None:
+        """Print the losses; Lightning's own table has only what goes to a logger."""
+        for name, value in self.trainer.callback_metrics.items():
+            print(f"{name} {float(value):.6g}")
+
+    @rank_zero_only
     def _start_attempt(self) -> None:
         config = self.config[self.subcommand].clone()
         # The saved configuration starts the same run from scratch; run.json records what this attempt resumed.

@@ -40,7 +40,7 @@ def test_validate_wants_a_trained_student(more: list[str], message: str, tmp_pat
 
 
 @pytest.mark.ci
-def test_validate_measures_what_fit_has_trained(tmp_path: Path) -> None:
+def test_validate_measures_what_fit_has_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_corpus(tmp_path / "corpus", {"train": 12, "dev": 4})
     arguments = [*TINY, "--data.root", str(tmp_path / "corpus"), "--data.cache_dir", str(tmp_path / "cache")]
     arguments += ["--model.teacher.init_args.model", str(save_teacher(tmp_path / "teacher"))]
@@ -50,6 +50,9 @@ def test_validate_measures_what_fit_has_trained(tmp_path: Path) -> None:
         for command in ("fit", "validate")
     )
     assert measured == pytest.approx(trained, abs=1e-6)
+    printed = capsys.readouterr().out
+    assert f"val/loss {measured:.6g}\n" in printed
+    assert "val/output " in printed
 
 
 @pytest.mark.parametrize(
