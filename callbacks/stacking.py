@@ -58,12 +58,14 @@ class StackingCallback(Callback):
     Resumes: without state of its own; the depth follows from the state dict and the epoch.
 
     Args:
-        policy: name in ``lightning_modules.growth.policies.POLICIES``, or ``none`` to train at full depth throughout.
+        policy: ``interleaved``, ``gradual`` (GradStack), ``midas``, ``lidas``, ``stackbert``, ``one_shot_stack``,
+            ``one_shot_interleave``, ``random``, ``identity``, the path of a function (docs/extending.md), or ``none``
+            to train at full depth throughout.
         schedule: ``equal``, ``prop-ALPHA``, ``explicit-E1,E2,...`` (the epochs at which to grow), or the path of a
             function (docs/extending.md).
         layers_per_stage: K, the number of layers added at each growth, unless the policy defines another.
         stages: depth of each stage, e.g. ``[3, 6, 12]``; replaces ``layers_per_stage``.
-        offset: phase of the stride of ``interleaved``: ``last`` or ``first``.
+        offset: layer of each group that ``interleaved`` and ``identity`` clone: the ``last`` or the ``first``.
         optimizer_state: optimizer state after a growth: ``copy`` gives new layers their source's state, ``zero`` gives
             new layers a zero state, ``reset`` all layers.
         lr_after_growth: learning rate after a growth: ``continue`` the one global schedule, or ``rewarm`` over
@@ -106,6 +108,12 @@ class StackingCallback(Callback):
         full_depth = pl_module.student.config.num_layers
         if self.policy == "none":
             self.stages, self.lengths = (full_depth,), (epochs,)
+            if self.schedule != "equal" or self.requested_stages:
+                log.warning(
+                    "growth.policy=none: all %d layers train throughout; growth.schedule=%s and growth.stages=%s "
+                    "have no effect",
+                    *(full_depth, self.schedule, self.requested_stages),
+                )
         else:
             self._refuse(trainer)
             self._divide(pl_module, full_depth, None if trainer.fast_dev_run else epochs)  # type: ignore[attr-defined]

@@ -318,7 +318,7 @@ def _draw(runs: list[dict[str, Any]], output: Path) -> None:
     """Write the pictures if matplotlib is installed; the numbers do not need it."""
     try:
         pictures = [stages_picture(runs), copies_picture(runs), depth_use_picture(runs), exits_picture(runs)]
-    except ModuleNotFoundError as error:
+    except InputError as error:
         log.warning("no pictures: %s", error)
         return
     for picture in pictures:

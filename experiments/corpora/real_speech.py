@@ -1,6 +1,8 @@
 """``python -m experiments.corpora.real_speech --data DIR --output DIR``: make the corpus of study ``table1_whisper``.
 
-DIR holds parts of LibriSpeech as ``tests/test_real_speech.py`` describes them. OUTPUT gets, in LibriSpeech's layout::
+DIR holds parts of LibriSpeech, each in its layout: ``LibriSpeech/{train-clean-100,test-clean,test-other}``,
+``LibriSpeech_mp3/dev-clean``, ``LibriSpeech_many_speakers/train-clean-100``, and ``manifest.tsv``, which lists the
+files with their transcripts. OUTPUT gets, in LibriSpeech's layout::
 
     OUTPUT/LibriSpeech/train         all speech but the held-out part, in pieces of at most 5 s, to train students
     OUTPUT/LibriSpeech/labelled      links to those of its utterances that have transcripts, to train probes

@@ -166,7 +166,7 @@ def _draw(result: dict[str, Any], output: Path) -> None:
     """Write the picture if matplotlib is installed; the numbers do not need it."""
     try:
         picture = context_picture(result)
-    except ModuleNotFoundError as error:
+    except InputError as error:
         log.warning("no picture: %s", error)
         return
     if picture is not None:

@@ -9,11 +9,13 @@ import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.errors import InputError
 from experiments.report.looks import Look
 from experiments.report.theme import GRID, INK, MUTED, PAPER, follow_theme
 
@@ -92,14 +94,10 @@ def require_matplotlib() -> None:
     """Fail early, with the remedy, if pictures cannot be drawn.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        InputError: matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "the report draws with matplotlib, which is not installed: pip install 'interstack[report]'"
-        ) from None
+    if find_spec("matplotlib") is None:
+        raise InputError("the report draws with matplotlib, which is not installed: pip install 'interstack[report]'")
 
 
 def single_axes(height: float, width: float = WIDTH) -> tuple["Figure", "Axes"]:

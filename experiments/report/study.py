@@ -107,8 +107,7 @@ def build_report(
         columns: of a paper that these are as wide as.
 
     Raises:
-        ModuleNotFoundError: matplotlib is missing.
-        InputError: the report has no file of a name in ``files``.
+        InputError: matplotlib is missing, or the report has no file of a name in ``files``.
     """
     folder, report = output or study.path, study_values(study)
     ancestry = ancestry_drawing(study_pairs(study))

@@ -14,12 +14,13 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from datamodules.files import read_json, write_json
+from experiments.report.figures import require_matplotlib
 from experiments.studies.estimate import Estimator, estimate_table, measured_slowness
 from experiments.studies.executors import InProcessExecutor
 from experiments.studies.job import Workspace
 from experiments.studies.loop import only_runner
 from experiments.studies.plan import Plan
-from experiments.studies.reproduce import require_report, run_study
+from experiments.studies.reproduce import run_study
 from experiments.studies.study import Study, load_study, merge, row_settings
 
 BUDGET = 15 * 60
@@ -39,7 +40,7 @@ def quickstart(output: str = "runs/quickstart", fast: bool = False, seed: int = 
         fast: take one to two minutes instead of about fifteen, with models too poor to compare.
         seed: seed of corpus, teacher, students and probes.
     """
-    require_report()
+    require_matplotlib()
     folder, study = Path(output), load_study("quickstart_fast" if fast else "quickstart")
     kept, slowness = _kept(folder, {"fast": fast, "seed": seed}), measured_slowness()
     share = kept if kept is not None else fitting_share(study, seed, slowness)

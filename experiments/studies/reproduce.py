@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from rich.console import Console
 from callbacks.hardware import machine
 from datamodules.errors import InputError
 from experiments.records.runs import git_commit
+from experiments.report.figures import require_matplotlib
 from experiments.report.study_reading import read_study
 from experiments.studies.corpora import require_corpora
 from experiments.studies.estimate import estimate_table
@@ -94,7 +94,7 @@ def reproduce(
     if together and workspace.devices > 1:
         raise InputError(f"students are trained together on one device, not {workspace.devices}: use one of the two")
     if not dry_run:
-        require_report()
+        require_matplotlib()
     files = [Path(path) for path in ([finished] if isinstance(finished, str) else finished or [])]
     taken = {job for path in files for job in restore_results(workspace, plan, path, dry_run=True)}
     if not dry_run:  # check before anything is written, the lock file included
@@ -118,16 +118,6 @@ def reproduce(
             SlurmExecutor(workspace, slurm) if executor == "slurm" else LocalExecutor(workspace, parallel)
         )
         run_study(plan, workspace, chosen, console)
-
-
-def require_report() -> None:
-    """Refuse to begin what could not write its report at the end.
-
-    Raises:
-        InputError: matplotlib is missing.
-    """
-    if find_spec("matplotlib") is None:
-        raise InputError("the report at the end needs matplotlib: pip install 'interstack[report]'")
 
 
 def run_study(plan: Plan, workspace: Workspace, executor: Executor, console: Console) -> None:

@@ -193,6 +193,21 @@ def test_what_cannot_work_is_refused(
         )
 
 
+@pytest.mark.parametrize(
+    ("settings", "warned"), [({"schedule": "prop-1"}, True), ({"stages": [2, 4]}, True), ({}, False)]
+)
+def test_a_schedule_without_a_policy_is_said_to_have_no_effect(
+    settings: dict[str, Any],
+    warned: bool,
+    tmp_path: Path,
+    teacher: Path,
+    corpus: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fit(tmp_path, teacher, corpus, StackingCallback(**settings), max_epochs=1)
+    assert ("growth.policy=none: all 4 layers train throughout" in caplog.text) == warned
+
+
 def test_a_stage_whose_loss_has_no_layer_is_refused_before_the_first_step(
     tmp_path: Path, teacher: Path, corpus: Path
 ) -> None:

@@ -44,7 +44,7 @@ def pairwise() -> Iterator[tuple[str, str, str, float | None, str, str]]:
     """All policies, once each, with every pair of the other settings."""
     lengths = ((0, 0, 1), (1, 0, 0), (1, 1, 0))  # by window and optimizer
     batches = ((0, 1, 1), (1, 0, 0), (0, 0, 0))  # a cut tail has no double batch
-    for policy, (w, o) in zip(POLICY_STAGES, itertools.product(range(3), range(3)), strict=True):
+    for policy, (w, o) in zip(POLICY_STAGES, itertools.cycle(itertools.product(range(3), range(3))), strict=False):
         by = ("accumulate", "batch")[batches[w][o]]
         yield policy, list(OPTIMIZERS)[o], WINDOWS[w], CLIPS[(w + o) % 2], LENGTHS[lengths[w][o]], by
 
