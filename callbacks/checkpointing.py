@@ -33,7 +33,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.ddp import require_lightning
 from callbacks.lookup import find_callback
-from callbacks.requeue import EXIT_SIGTERM, requeue, stop_listening
+from callbacks.requeue import EXIT_SIGTERM, is_preempted, requeue, stop_listening
 from callbacks.stacking import StackingCallback
 from datamodules.errors import InputError
 from datamodules.files import clear_temporaries, replacing
@@ -59,6 +59,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
+        self.requeues = False  # whether the run returns its own job to SLURM's queue
 
     def listen(self, trainer: L.Trainer) -> None:
         """Start to record signals. Outside the main thread, where Python allows no handlers, it does nothing."""
@@ -69,6 +70,7 @@ class StopSignals:
         stop_listening()
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             assert environment.requeue_signal is not None
+            self.requeues = True
             signal.signal(environment.requeue_signal, self._note_requeue)
         signal.signal(signal.SIGTERM, self._note_sigterm)
 
@@ -118,9 +120,11 @@ class RunCheckpoint(Checkpoint):
     interactive); ``sbatch --requeue --signal=SIGUSR1@120`` sends the signal two minutes before the end. Then the run
     writes a checkpoint as above, calls ``scontrol requeue``, and exits as above, but with 143 from the first process
     alone: ``srun --kill-on-bad-exit`` would end it when another exits so. Lightning's handler is not used: it ends the
-    loggers first, however long one waits for its server. Before training starts, :func:`callbacks.requeue.listen`
-    answers the signal. For another signal, or none, set ``trainer.plugins`` to a ``SLURMEnvironment`` with other
-    ``requeue_signal`` or ``auto_requeue``. The command must have ``--ckpt_path last`` from the start.
+    loggers first, however long one waits for its server. A job that SLURM preempts gets SIGTERM at the start of its
+    grace time. The run then does the same, because SLURM would take its exit for a failure. Before training starts,
+    :func:`callbacks.requeue.listen` answers the signal. For another signal, or none, set ``trainer.plugins`` to a
+    ``SLURMEnvironment`` with other ``requeue_signal`` or ``auto_requeue``. The command must have ``--ckpt_path last``
+    from the start.
 
     Args:
         every_n_steps: optimizer steps between files; 0 saves at epochs' ends only.
@@ -198,7 +202,7 @@ class RunCheckpoint(Checkpoint):
                 "stopped %s after step %d; %s holds all of it: continue with the same command and --ckpt_path last",
                 *(REASONS[reason], trainer.global_step, path),
             )
-            if reason == REQUEUE:
+            if reason == REQUEUE or (reason == TERMINATE and self.signals.requeues and is_preempted()):
                 requeue()
         raise SIGTERMException(EXIT_SIGTERM if _reports(trainer) else 0)
 
@@ -222,11 +226,13 @@ class RunCheckpoint(Checkpoint):
                     _link(path, folder / name)
                 self._prune(path)
             except OSError as error:
-                problem = _describe(error, folder)
+                problem = error.errno, _describe(error, folder)
         # The other ranks wait here and stop on a failure too, instead of waiting in the next collective.
         problem = trainer.strategy.broadcast(problem)
         if problem:
-            raise OSError(problem)
+            failure = OSError(problem[1])
+            failure.errno = problem[0]  # without it in the text
+            raise failure
         return path
 
     def _prune(self, newest: Path) -> None:

@@ -95,6 +95,16 @@ def requeue() -> bool:
     return False
 
 
+def is_preempted() -> bool:
+    """Ask SLURM whether it has preempted this job, which it tells with the SIGTERM that begins the grace time."""
+    try:
+        words = ["scontrol", "show", "job", "--oneliner", job_id()]
+        text = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return False
+    return re.search(r"\bPreemptTime=\d", text) is not None  # else None
+
+
 def announce() -> None:
     """Note that this process will return its job to the queue, so that what ends meanwhile is no failure."""
     _announced.append(True)

@@ -28,23 +28,35 @@ class RunSummary(Callback):
     """Writes the summary when ``fit`` ends normally. A run without a summary is not finished.
 
     Resumes: a run that was interrupted between its last checkpoint and its summary writes it when it is continued, even
-    with nothing left to train. The last validation's metrics are then those in the checkpoint.
+    with nothing left to train. The last validation's metrics are then those in the checkpoint. The summary of a run
+    that was finished before stays as it is.
+
+    Attributes:
+        kept: whether the run was finished before, so that this ``fit`` trained and wrote nothing.
     """
 
     def __init__(self) -> None:
         self._saved_metrics: Mapping[str, float] = {}
+        self._trained = self.kept = False
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._saved_metrics = checkpoint.get("interstack", {}).get("metrics", {})
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._trained = True
+
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        path = Path(trainer.default_root_dir) / "summary.json"
+        self.kept = not self._trained and path.is_file()
+        if self.kept:
+            return
         guard = find_callback(trainer, NonFiniteGuard)
         if trainer.current_epoch < (trainer.max_epochs or 0) or (guard and guard.learned_nothing(trainer)):
             return
         metrics = {**self._saved_metrics, **trainer.callback_metrics}
         summary = summarise(trainer, pl_module, metrics).to_plain()
-        write_json(Path(trainer.default_root_dir) / "summary.json", summary)
+        write_json(path, summary)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update(summary)

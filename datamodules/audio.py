@@ -6,15 +6,19 @@ stop with it or list the file and continue.
 
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from stat import S_ISREG
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import soundfile
 import soxr
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, is_storage_error
 from datamodules.packed import piece_of
 
+T = TypeVar("T")
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3")
 SAMPLE_RATE = 16_000
 """Samples per second that encoders of speech take."""
@@ -59,14 +63,20 @@ def audio_info(path: str) -> AudioInfo:
     if (piece := piece_of(path)) is not None:
         return AudioInfo(piece.num_samples, piece.sample_rate, channels=1)
     _require_content(path)
-    try:
+
+    def read() -> AudioInfo:
         with soundfile.SoundFile(path) as file:
             if (shorter := _SHORTER.search(file.extra_info)) and not _made_by_a_pipe(int(shorter["promised"])):
                 raise BadAudioError.of(path, "is shorter than its header says (truncated); copy it again")
             if _SIZE_OF_ZERO.search(file.extra_info):
                 raise BadAudioError.of(path, "does not state its length (made by a pipe); write it again to a file")
             return AudioInfo(file.frames, file.samplerate, file.channels, file.subtype.startswith(EXACT_SUBTYPES))
+
+    try:
+        return _from_storage(path, read)
     except (soundfile.SoundFileError, OSError) as error:
+        if is_storage_error(error):
+            raise
         problem = f"cannot be read as audio ({_reason(error)}); copy it again or convert it to FLAC"
         raise BadAudioError.of(path, problem) from error
 
@@ -130,10 +140,30 @@ def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:
 
 
 def _require_content(path: str) -> None:
-    if not os.path.isfile(path):
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if is_storage_error(error):
+            raise
+        status = None
+    if status is None or not S_ISREG(status.st_mode):
         raise BadAudioError.of(path, "does not exist; restore it or build the manifest again")
-    if os.path.getsize(path) == 0:
+    if status.st_size == 0:
         raise BadAudioError.of(path, "is an empty file (0 bytes); copy it again")
+
+
+def _from_storage(path: str, read: Callable[[], T]) -> T:
+    """Read a file, a second time after an error; libsndfile does not tell a damaged file from a storage that failed.
+
+    Raises:
+        OSError: the storage fails, which is no fault of the file.
+        SoundFileError: the file is damaged, or is not audio.
+    """
+    try:
+        return read()
+    except soundfile.SoundFileError:
+        Path(path).read_bytes()
+        return read()
 
 
 def _require_usable(path: str, info: AudioInfo, sample_rate: int, resample: bool) -> None:
@@ -149,8 +179,10 @@ def _decode(path: str, start: int, stop: int) -> np.ndarray:
     if (piece := piece_of(path)) is not None:
         return piece.read(start, stop)
     try:
-        waveform_T, rate = soundfile.read(path, start=start, stop=stop, dtype="float32")
+        waveform_T, rate = _from_storage(path, lambda: soundfile.read(path, start=start, stop=stop, dtype="float32"))
     except (soundfile.SoundFileError, OSError) as error:
+        if is_storage_error(error):
+            raise
         problem = f"cannot be decoded ({_reason(error)}), truncated or damaged; copy it again"
         raise BadAudioError.of(path, problem) from error
     if len(waveform_T) != stop - start:
@@ -189,4 +221,4 @@ def _made_by_a_pipe(promised_bytes: int) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).rstrip(". ").rpartition(": ")[2]
+    return (isinstance(error, OSError) and error.strerror) or str(error).rstrip(". ").rpartition(": ")[2]

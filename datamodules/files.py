@@ -172,29 +172,33 @@ def replacing(path: str | Path) -> Iterator[Path]:
 class FolderLock:
     """A lock on a folder, held by this process until it is released or the process ends in any way.
 
-    The lock is the kernel's (POSIX, over NFS as well), so that no dead process holds it, and processes that this one
-    forks do not have it. The lock file stays after release and has no meaning by itself.
+    The lock is the kernel's (POSIX, over NFS as well), so that no dead process holds it, but a dead machine may.
+    Processes that this one forks do not have it. The lock file stays after release and has no meaning by itself.
 
     Args:
         folder: the folder to lock; made if missing.
         name: name of the lock file.
         remedy: what the user should do if another process has the lock, for the message.
+        wait: wait until no other process has the lock.
 
     Raises:
-        InputError: another process has the lock; the message names that process and its machine.
+        InputError: another process has the lock; the message names that process and its machine. An NFS server of
+            version 3 keeps the lock of a machine that has died, so the message names the file to delete then.
         OSError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: str | Path, name: str, remedy: str) -> None:
+    def __init__(self, folder: str | Path, name: str, remedy: str, wait: bool = False) -> None:
         self._handle = -1
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self._handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except (BlockingIOError, PermissionError):  # POSIX allows either
             holder = os.read(self._handle, 1000).decode().strip() or "just started"
             self.release()
+            if (machine := holder.rpartition(" on ")[2]) not in (socket.gethostname(), holder):
+                remedy += f". If {machine} is down, delete {folder / name}"
             raise InputError(f"{folder} is in use by another command ({holder}): {remedy}") from None
         except OSError as error:
             log.warning("%s cannot be locked (%s): let no second command write there", folder, error.strerror)

@@ -296,7 +296,8 @@ def _next_longer(num_samples_N: np.ndarray, row: int, needed: int) -> Iterator[i
 def _outlive_sigterm(worker: int) -> None:
     # A scheduler signals the whole process group. If workers ended at once, the run would fail before it has written
     # its checkpoint. They cannot ignore the signal, since a broken loader uses it to end workers that it cannot
-    # reach. So they end with a delay.
+    # reach. So they end with a delay. SLURM's signal of a requeue is for the run itself, whose answer they inherit.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
 
 

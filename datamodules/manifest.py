@@ -209,7 +209,10 @@ def _write_columns(folder: str, rows: Sequence[Row]) -> None:
 
 
 def _point_to(cache: str, signature: str) -> None:
-    write_text(os.path.join(cache, "current"), signature)
+    pointer = os.path.join(cache, "current")
+    # A cache that others share may be read-only, and their runs may be reading this file.
+    if not os.path.isfile(pointer) or read_text(pointer) != signature:
+        write_text(pointer, signature)
 
 
 def _row_hash(rows: Sequence[Row]) -> str:

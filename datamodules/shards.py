@@ -9,6 +9,7 @@ marks it as finished (:mod:`datamodules.folders`).
 import hashlib
 import mmap
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.errors import InputError
 from datamodules.files import FolderLock, clear_temporaries, read_json, replacing, write_json
 from datamodules.folders import write_marker
 
@@ -27,6 +29,8 @@ R = TypeVar("R")
 _FORGET: list[Callable[[], None]] = []
 READ_AHEAD_BYTES = 128 * 1024
 """Bytes per request of :meth:`MappedFile.will_need`: Linux cuts a larger one to what it would read ahead by itself."""
+MOST_OPEN_FILES = 65_536  # enough, and without the cost that some programs have where the limit is in the millions
+OTHER_OPEN_FILES = 256  # of the libraries, the GPU, the network and the loaders
 Part = dict[str, Any]
 """Description of a finished file: ``bytes``, ``sha256`` and further values of the code that writes it."""
 
@@ -79,6 +83,28 @@ class MappedFile:
         start, end = first * self.values.itemsize, (first + number) * self.values.itemsize
         for place in range(start - start % mmap.PAGESIZE, end, READ_AHEAD_BYTES):
             self._pages.madvise(mmap.MADV_WILLNEED, place, min(READ_AHEAD_BYTES, end - place))
+
+
+def allow_open_files(number: int, folder: str, option: str) -> None:
+    """Raise this process's limit of open files, which its children inherit, to the highest that is allowed.
+
+    Args:
+        number: files of ``folder`` that stay mapped, each of which counts as open.
+        option: option that makes larger and thus fewer files, for the message.
+
+    Raises:
+        InputError: the limit is too low for that many.
+    """
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if highest == resource.RLIM_INFINITY else min(highest, MOST_OPEN_FILES)
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, highest))
+    if max(limit, wanted) < number + OTHER_OPEN_FILES:
+        raise InputError(
+            f"{folder} has {number} files, and this process may hold {max(limit, wanted)} open: raise the limit "
+            f"(`ulimit -n {number + OTHER_OPEN_FILES}`, or the hard limit of your system), or make larger files with "
+            f"{option}"
+        )
 
 
 def only_writer(folder: Path) -> FolderLock:

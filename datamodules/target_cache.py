@@ -29,7 +29,7 @@ from torch import Tensor
 from datamodules.cached_records import CachedRecords, RecordLayout, aligned
 from datamodules.errors import InputError
 from datamodules.files import read_lines
-from datamodules.shards import MappedFile, first_damage, forget_folders, read_marker, remembered
+from datamodules.shards import MappedFile, allow_open_files, first_damage, forget_folders, read_marker, remembered
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,9 @@ class TargetCache:
                 f"{folder} holds no finished cache of targets: make one with `interstack cache-targets --output "
                 f"{folder}` and the options of this run; the same command continues an unfinished one"
             )
-        self.settings: dict[str, Any] = read_marker(self.folder, MARKER)["settings"]
+        marker = read_marker(self.folder, MARKER)
+        allow_open_files(len(marker["parts"]), self.folder, "--shard_megabytes")
+        self.settings: dict[str, Any] = marker["settings"]
         stored: list[int] = self.settings["layers"]
         self.layers = list(stored if layers is None else layers)
         self._stored = RecordLayout.of(self.settings)

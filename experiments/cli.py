@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import NoReturn
 
 from callbacks.requeue import listen
-from datamodules.errors import InputError, is_foreseen
+from datamodules.errors import InputError, is_foreseen, is_storage_error
 from datamodules.files import what_to_do
 
 COMMANDS = {
@@ -223,9 +223,10 @@ def _status(program: str, action: Callable[[], object]) -> int:
         advice = what_to_do(error) if isinstance(error, OSError) else ""
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         print(f"{program}: {kind}{error}{advice}", file=sys.stderr)
+        status = 1 if is_storage_error(error) else 2  # 2: the same command would fail again
         if leave is not None:
-            leave(2)
-        return 2
+            leave(status)
+        return status
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130

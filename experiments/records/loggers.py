@@ -173,6 +173,7 @@ class ResilientWandbLogger(WandbLogger):
 
     Args:
         finish_timeout_seconds: as in `WandbSettings`.
+        config: resolved configuration of the run.
         kwargs: as for ``WandbLogger``, which hands most of them to ``wandb.init``.
 
     Attributes:
@@ -182,8 +183,9 @@ class ResilientWandbLogger(WandbLogger):
     unreachable = False
     _running = 0  # runs of this process that have started and not ended
 
-    def __init__(self, finish_timeout_seconds: float, **kwargs: Any) -> None:
+    def __init__(self, finish_timeout_seconds: float, config: Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._config = config
         self._finish_timeout_seconds = finish_timeout_seconds
         del self._wandb_init["anonymous"]  # W&B warns of it at every start
 
@@ -225,6 +227,17 @@ class ResilientWandbLogger(WandbLogger):
 
     def _online_folders(self) -> set[Path]:
         return set((Path(self.save_dir or ".") / "wandb").glob("run-*"))
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Send the configuration, once.
+
+        Lightning calls this when a resumed run's checkpoint has been accepted. ``wandb.init`` would change the
+        configuration of a run whose resume is then refused.
+        """
+        if self._config:
+            self.experiment.config.update(self._config, allow_val_change=True)  # a resumed run may have another
+            self._config = {}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -339,6 +352,7 @@ def _wandb_logger(
     run_dir.mkdir(parents=True, exist_ok=True)
     return ResilientWandbLogger(
         settings.finish_timeout_seconds,
+        config,
         name=name,
         save_dir=run_dir,
         project=settings.project,
@@ -347,8 +361,6 @@ def _wandb_logger(
         entity=settings.entity,
         group=settings.group,
         tags=settings.tags,
-        config=config,
-        allow_val_change=True,  # a resumed run may have another configuration
         reinit="create_new",  # else a run that is active in this process would be continued
         settings=wandb.Settings(
             init_timeout=settings.init_timeout_seconds,

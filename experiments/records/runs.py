@@ -88,10 +88,14 @@ class RunFolder:
 
     @property
     def wandb_id(self) -> str:
-        """The W&B run id, made once and kept over every resume."""
+        """The W&B run id, made once, or set, and kept over every resume."""
         if self.record["wandb_id"] is None:
             self.record["wandb_id"] = uuid.uuid4().hex[:12]
         return str(self.record["wandb_id"])
+
+    @wandb_id.setter
+    def wandb_id(self, run_id: str) -> None:
+        self.record["wandb_id"] = run_id
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
@@ -185,6 +189,15 @@ class RunFolder:
             {"started": started, "config": name, "resumed_from": resumed_from, "git_commit": commit}
         )
         self.record |= {"git_commit": commit, "wandb_id": self.wandb_id}
+        write_json(self._record_path, self.record)
+
+    def withdraw_attempt(self) -> None:
+        """Forget the attempt that was recorded last, unless it is the only one: it trained nothing."""
+        if len(self.record["attempts"]) < 2:
+            return
+        attempt = self.record["attempts"].pop()
+        self.record["git_commit"] = self.record["attempts"][-1]["git_commit"]
+        (self.path / attempt["config"]).unlink(missing_ok=True)
         write_json(self._record_path, self.record)
 
     def note_error(self, error: BaseException) -> None:

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.guards import NonFiniteGuard
+from callbacks.lookup import find_callback
 from callbacks.metrics import TrainingMetrics
 from callbacks.progress import DistillationProgressBar
 from callbacks.resume_guard import ResumeGuard
@@ -278,6 +279,8 @@ class DistillationCLI(LightningCLI):
         if fitting:
             self._dump_config()  # on every rank: the loggers are built from it
             self.config_dump = name_data_class(self.config_dump, self._data_class)
+            if config.wandb.id:
+                self.run_folder.wandb_id = config.wandb.id
             self._start_attempt()
         if config.trainer.logger is None:
             logged = fitting and not config.trainer.fast_dev_run
@@ -331,6 +334,13 @@ class DistillationCLI(LightningCLI):
             raise
 
     @rank_zero_only
+    def after_fit(self) -> None:
+        """Leave no trace of a call that found the run finished."""
+        summary = find_callback(self.trainer, RunSummary)
+        if summary is not None and summary.kept:
+            self.run_folder.withdraw_attempt()
+
+    @rank_zero_only
     def after_validate(self) -> None:
         """Print the losses; Lightning's own table has only what goes to a logger."""
         for name, value in self.trainer.callback_metrics.items():
@@ -342,6 +352,7 @@ class DistillationCLI(LightningCLI):
         # The saved configuration starts the same run from scratch; run.json records what this attempt resumed.
         resumed_from, config.ckpt_path, config.allow_config_change = config.ckpt_path, None, False
         config.trainer.default_root_dir = None  # it follows from --runs_dir and --name
+        config.wandb.id = None  # of this run alone, and kept in run.json
         self.run_folder.start_attempt(self._parser(self.subcommand).dump(config, skip_none=False), resumed_from)
 
 

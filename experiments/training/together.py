@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import TERMINATE, RunCheckpoint
 from callbacks.lookup import find_callback
-from callbacks.requeue import EXIT_SIGTERM, announce, requeue, under_srun
+from callbacks.requeue import EXIT_SIGTERM, announce, is_preempted, requeue, under_srun
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError, is_foreseen
 from datamodules.files import flatten
@@ -259,16 +259,17 @@ class Together:
     def _report(self, seconds: float) -> None:
         errors = {student.name: student.error for student in self.students if student.error is not None}
         failed = {name: error for name, error in errors.items() if not isinstance(error, SIGTERMException)}
-        if failed:
-            texts = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failed.items())
-            kind = InputError if all(map(is_foreseen, failed.values())) else RuntimeError
-            raise kind(
-                f"{len(failed)} of {len(self.students)} students failed, the others went on without them: {texts}"
-            ) from next(iter(failed.values()))
-        if errors:
-            if self._signal == signal.SIGUSR1:
+        texts = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failed.items())
+        summary = f"{len(failed)} of {len(self.students)} students failed, the others went on without them: {texts}"
+        if len(errors) > len(failed):  # some were stopped, and go on later whatever happened to the others
+            if failed:
+                log.error(summary)
+            if self._signal == signal.SIGUSR1 or (self._signal and under_srun() and is_preempted()):
                 requeue()
             raise SystemExit(EXIT_SIGTERM)
+        if failed:
+            kind = InputError if all(map(is_foreseen, failed.values())) else RuntimeError
+            raise kind(summary) from next(iter(failed.values()))
         teacher, data = self.shared.targets.total_seconds, self.shared.batches.total_seconds
         log.info(
             "%d students in %.1f s, of which the teacher took %.1f s and loading %.1f s, once for all",

@@ -206,6 +206,19 @@ def test_slurms_signal_requeues_between_optimizer_steps(
     assert equal(whole, fit("run", ckpt_path=ckpt_path))
 
 
+@pytest.mark.parametrize("preempted", [True, False])
+def test_a_preempted_run_goes_back_into_the_queue_and_a_cancelled_one_does_not(
+    preempted: bool, slurm: Path, fit: Fit
+) -> None:
+    script = slurm.parent / "bin" / "scontrol"
+    time = "2026-11-30T12:00:00" if preempted else "None"
+    script.write_text(f"{script.read_text()}echo JobId=123 PreemptTime={time}\n")
+    with pytest.raises(SIGTERMException) as stop:
+        fit("run", SendSignal(1, 0, "SIGTERM"))
+    assert stop.value.code == EXIT_SIGTERM
+    assert slurm.read_text().splitlines() == ["show job --oneliner 123", "requeue 123"][: 1 + preempted]
+
+
 def test_a_requeue_comes_before_the_loggers_end(slurm: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     """A logger that waits for its server must not use up the time that SLURM leaves."""
     asked: list[bool] = []

@@ -52,6 +52,22 @@ def test_a_busy_controller_is_asked_three_times(scontrol: Path, failures: int, a
     assert requests(scontrol) == ["requeue 123"] * min(3, failures + 1)
 
 
+@pytest.mark.parametrize(
+    ("answer", "preempted"),
+    [("PreemptEligibleTime=2026-11-30T10:00:00 PreemptTime=2026-11-30T12:00:00", True), ("PreemptTime=None", False)],
+)
+def test_a_preempted_job_is_known(scontrol: Path, answer: str, preempted: bool) -> None:
+    script = scontrol / "scontrol"
+    script.write_text(f'{script.read_text()}echo "JobId=123 {answer} SuspendTime=None"\n')
+    assert requeue.is_preempted() is preempted
+    assert requests(scontrol) == ["show job --oneliner 123"]
+
+
+def test_without_slurms_programs_no_job_is_preempted(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(scontrol / "empty"))
+    assert not requeue.is_preempted()
+
+
 def test_of_an_array_only_this_task_is_requeued(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "120")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")

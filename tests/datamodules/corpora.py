@@ -1,7 +1,9 @@
 """Small made-up corpora in LibriSpeech's layout."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -43,3 +45,15 @@ def truncate(path: Path, keep: float = 0.5) -> Path:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
     return path
+
+
+def storage_fault(path: Path, number: int) -> Callable[..., os.stat_result]:
+    """An ``os.stat`` that fails for one file."""
+    stat = os.stat
+
+    def fail(asked: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if str(asked) == str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return stat(asked, *args, **kwargs)
+
+    return fail

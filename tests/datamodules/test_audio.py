@@ -1,6 +1,8 @@
 """Reading audio: exact slices, exact lengths, and a clear error for every kind of bad file."""
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from datamodules.audio import (
     resampled_length,
     usable_samples,
 )
-from tests.datamodules.corpora import noise, truncate, write_audio
+from tests.datamodules.corpora import noise, storage_fault, truncate, write_audio
 
 
 @pytest.mark.parametrize("suffix", ["flac", "wav", "mp3"])
@@ -26,6 +28,36 @@ def test_a_slice_equals_the_slice_of_the_whole(tmp_path: Path, suffix: str) -> N
     slice_T = read_audio(path, start=5000, stop=9001)
     np.testing.assert_array_equal(slice_T, whole_T[5000:9001])
     assert not np.array_equal(slice_T, whole_T[5001:9002])
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.EIO, OSError), (errno.ENOENT, BadAudioError)])
+def test_a_storage_that_fails_is_no_fault_of_the_file(
+    number: int, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_audio(tmp_path / "a.flac", 20000)
+    monkeypatch.setattr("datamodules.audio.os.stat", storage_fault(path, number))
+    with pytest.raises(error):
+        audio_info(str(path))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_read_that_fails_is_repeated_once(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libsndfile's error does not tell whether the storage failed for a moment."""
+    path = write_audio(tmp_path / "a.flac", 20000)
+    expected_T, read, left = read_audio(str(path)), soundfile.read, [None] * times
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if left:
+            left.pop()
+            raise soundfile.LibsndfileError(2)
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(soundfile, "read", failing)
+    if times == 1:
+        np.testing.assert_array_equal(read_audio(str(path)), expected_T)
+    else:
+        with pytest.raises(BadAudioError, match="cannot be decoded"):
+            read_audio(str(path))
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])

@@ -1,12 +1,15 @@
 """Download of missing splits, with torchaudio's part replaced."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torchaudio
 
 from datamodules.download import download_missing
 from tests.datamodules.corpora import utterance, write_corpus
+from tests.processes import ended, fork
 
 
 @pytest.fixture
@@ -35,6 +38,24 @@ def test_only_missing_splits_are_fetched(tmp_path: Path, fetched: list[str], nam
     assert fetched == ["test-clean"]
     assert utterance(home, 1, split="test-clean").is_file()
     assert sorted(path.name for path in home.iterdir()) == ["dev-clean", "test-clean"]
+
+
+def test_of_several_processes_one_downloads(
+    tmp_path: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch, count = torchaudio.datasets.LIBRISPEECH, tmp_path / "count"
+
+    def slowly(*arguments: Any, **options: Any) -> None:
+        with count.open("a") as file:
+            file.write("x")
+        time.sleep(0.5)
+        fetch(*arguments, **options)
+
+    monkeypatch.setattr(torchaudio.datasets, "LIBRISPEECH", slowly)
+    processes = [fork(lambda: download_missing([str(tmp_path)], ["dev-clean"])) for _ in range(3)]
+    assert [ended(process) for process in processes] == [0, 0, 0]
+    assert count.read_text() == "x"
+    assert [path.name for path in (tmp_path / "LibriSpeech").iterdir()] == ["dev-clean"]
 
 
 def test_an_interrupted_extraction_is_not_taken_for_complete(tmp_path: Path, fetched: list[str]) -> None:

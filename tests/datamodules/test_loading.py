@@ -1,5 +1,7 @@
 """Decoding micro-batches, replacing what cannot be decoded, and resuming a loader in mid-epoch."""
 
+import multiprocessing
+import os
 import pickle
 import re
 import signal
@@ -226,6 +228,21 @@ def test_listing_appends_what_is_not_yet_listed(tmp_path: Path) -> None:
     list_skipped(str(tmp_path / "run"), [one, two])
     listed = (tmp_path / "run" / SKIPPED_FILE).read_text(encoding="utf-8")
     assert listed == "/a.flac\tis too short\n/b.flac\thas 2 channels\n"
+
+
+def test_slurms_signal_does_not_reach_workers(corpus: Path) -> None:
+    """They are forked while the program answers it by a requeue; a scheduler may signal all processes of a job."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: os._exit(9))
+    try:
+        batches = iter(loader_of(corpus, num_workers=1))
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGUSR1)
+        assert sum(1 for _ in batches) == len(loader_of(corpus)) - 1
+        assert worker.exitcode in (None, 0)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.ci

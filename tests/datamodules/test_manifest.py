@@ -1,5 +1,6 @@
 """The cached table: contents, rebuilding exactly when the corpus changes, interruption, and size."""
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -17,7 +18,7 @@ from datamodules.manifest import (
     write_manifest,
 )
 from datamodules.scanning import Row
-from tests.datamodules.corpora import utterance, write_audio, write_corpus, write_transcripts
+from tests.datamodules.corpora import storage_fault, utterance, write_audio, write_corpus, write_transcripts
 from tests.processes import ended, fork
 
 LIBRISPEECH_960H_ROWS = 281_241
@@ -182,6 +183,24 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="no space left"):
         write_manifest(str(tmp_path / "key" / "signature"), made_up_rows(3))
     assert list((tmp_path / "key").iterdir()) == []
+
+
+def test_a_manifest_that_is_there_is_used_without_a_write(
+    corpus: Path, cache: str, builds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_manifest(settings(corpus), cache)
+    monkeypatch.setattr(manifest_module, "write_text", None)  # a shared cache may be read-only
+    assert len(prepare_manifest(settings(corpus), cache)) == len(load_manifest(settings(corpus), cache))
+    assert len(builds) == 1
+
+
+def test_a_failing_storage_makes_no_manifest(corpus: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = sorted((corpus / "train").rglob("*.flac"))[0]
+    monkeypatch.setattr("datamodules.audio.os.stat", storage_fault(failing, errno.ESTALE))
+    with pytest.raises(OSError, match=f"{os.strerror(errno.ESTALE)}.*{failing.name}"):
+        prepare_manifest(settings(corpus, on_bad_audio="skip"), cache)
+    monkeypatch.setattr("datamodules.audio.os.stat", storage_fault(failing, errno.ENOENT))
+    assert len(prepare_manifest(settings(corpus, on_bad_audio="skip"), cache).skipped) == 1  # control
 
 
 def test_two_processes_may_finish_the_same_manifest(tmp_path: Path) -> None:

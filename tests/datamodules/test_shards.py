@@ -1,6 +1,7 @@
 """Pieces of large files are announced to the system before they are read."""
 
 import mmap
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from datamodules import target_cache
 from datamodules.packed import MARKER as PACKED
 from datamodules.packed import Piece
-from datamodules.shards import READ_AHEAD_BYTES, MappedFile, forget_folders
+from datamodules.shards import READ_AHEAD_BYTES, MappedFile, allow_open_files, forget_folders
 from datamodules.target_cache import TargetCache
 from tests.datamodules.test_target_cache import made
+from tests.processes import ended, fork
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3 * READ_AHEAD_BYTES, dtype=np.uint8)
 PAGE = mmap.PAGESIZE
@@ -83,3 +85,19 @@ def test_samples_of_a_pack_are_announced(tmp_path: Path, asked: list[tuple[int, 
     piece = Piece(str(shard), first=PAGE, num_samples=100)
     assert np.array_equal(piece.read(10, 100) * 32768, CONTENT[2 * PAGE + 20 :][:180].view("<i2"))
     assert asked == [(2 * PAGE, 200)]
+
+
+def limit_for(number: int, hard: int) -> int:
+    """The limit of open files of a process that has opened a cache of ``number`` files."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    allow_open_files(number, "cache", "--shard_megabytes")
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may() -> None:
+    def check() -> None:
+        assert limit_for(950, hard=4096) == 4096
+        with pytest.raises(ValueError, match=r"cache has 4000 files.* hold 4096 open.*`ulimit -n 4256`"):
+            allow_open_files(4000, "cache", "--shard_megabytes")
+
+    assert ended(fork(check)) == 0  # a hard limit cannot be raised again

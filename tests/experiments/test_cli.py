@@ -1,6 +1,7 @@
 """The interstack program: help, errors, configs by name, resolved configuration."""
 
 import contextlib
+import errno
 import os
 import re
 import subprocess
@@ -114,6 +115,17 @@ def test_a_foreseen_error_is_one_line(
     fail(error)
     assert main() == 2
     assert capsys.readouterr().err == f"interstack: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(errno.EIO, 1), (errno.ESTALE, 1), (errno.ENOSPC, 2), (errno.EACCES, 2)]
+)
+def test_what_may_be_gone_at_the_next_start_has_a_status_of_its_own(
+    number: int, status: int, fail: Callable[[Exception], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail(OSError(number, os.strerror(number), "last.ckpt"))
+    assert main() == status
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.ci

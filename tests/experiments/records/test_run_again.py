@@ -49,6 +49,31 @@ def test_a_kept_configuration_starts_the_same_run_anew_whatever_attempt_it_is_fr
     assert equal(load(checkpoint(home)), load(checkpoint(home, "anew")))
 
 
+@pytest.mark.ci
+def test_a_finished_run_keeps_its_record_whatever_machine_asks_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = home / "runs" / "whole"
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "run.lock"}
+    monkeypatch.setattr("callbacks.summary.hardware", lambda *_: "another machine")
+    monkeypatch.setattr("experiments.records.runs.git_commit", lambda: "another commit")
+    fit(home, "whole", "--ckpt_path", "last")
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "run.lock"} == before
+    (run / "summary.json").unlink()  # control: as if it had been interrupted before it wrote its summary
+    fit(home, "whole", "--ckpt_path", "last")
+    assert json.loads((run / "summary.json").read_text())["hardware"] == "another machine"
+    assert len(json.loads((run / "run.json").read_text())["attempts"]) == 2
+
+
+def test_a_wandb_id_belongs_to_one_run(home: Path) -> None:
+    settings = ["--wandb.mode", "disabled", "--trainer.max_epochs", "4"]
+    fit(home, "named", "--wandb.id", "mine", *settings)
+    run = home / "runs" / "named"
+    assert json.loads((run / "run.json").read_text())["wandb_id"] == "mine"
+    DistillationCLI(["fit", "--config", str(run / "config_1.yaml"), "--name", "other"])
+    assert json.loads((home / "runs" / "other" / "run.json").read_text())["wandb_id"] != "mine"
+
+
 STILL = ["--growth.policy", "none", "--model.optimizer.lr", "0", "--trainer.max_epochs", "6"]
 
 

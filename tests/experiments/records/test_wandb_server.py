@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import wandb
+from lightning.pytorch.callbacks import Callback
 
 from callbacks import requeue
+from datamodules.errors import InputError
 from experiments.records import loggers
 from experiments.records.loggers import ResilientWandbLogger, WandbSettings, build_loggers
 from experiments.records.reading import read_metrics
@@ -55,6 +57,28 @@ def test_a_server_that_answers_gets_every_row(fault: str, tmp_path: Path, server
     assert [row["trainer/global_step"] for row in run.history if "train/loss" in row] == [0, 1]
     assert (run.exit_code, run.display_name, run.preempting) == (0, "run", False)
     assert run.config["a"]["value"] == 1
+
+
+class Refusing(Callback):
+    """Refuses every checkpoint, as a guard does that finds other settings."""
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        raise InputError("other settings")
+
+
+def test_a_refused_resume_leaves_the_runs_configuration(tmp_path: Path, server: WandbServer) -> None:
+    trainer = make_trainer(tmp_path, 1, [logger_of(tmp_path)])
+    trainer.fit(Tiny(), loader(), loader())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    other = build_loggers(tmp_path, "run", WandbSettings("online"), run_id="abc123", config={"a": 2})[1]
+    resumed = make_trainer(tmp_path, 2, [other])
+    resumed.callbacks.append(Refusing())  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="other settings"):
+        resumed.fit(Tiny(), loader(), loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert server.runs["abc123"].config["a"]["value"] == 1
+    accepted = build_loggers(tmp_path, "run", WandbSettings("online"), run_id="abc123", config={"a": 3})[1]
+    make_trainer(tmp_path, 2, [accepted]).fit(Tiny(), loader(), loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert server.runs["abc123"].config["a"]["value"] == 3  # control
 
 
 @pytest.mark.parametrize(

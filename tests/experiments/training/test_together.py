@@ -12,18 +12,21 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks import requeue
+from callbacks.guards import DivergedError
 from callbacks.requeue import EXIT_SIGTERM
 from datamodules.errors import InputError
 from datamodules.loading import AudioDataset
 from experiments.training.fit import CONFIGS, DistillationCLI
-from experiments.training.together import fit_together
+from experiments.training.together import Together, fit_together
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.conftest import REPOSITORY
@@ -178,7 +181,9 @@ def test_a_signal_saves_all_and_they_go_on_from_different_places(
     with pytest.raises(SystemExit) as stop:
         fit_together(command)
     assert stop.value.code == EXIT_SIGTERM
-    assert requeue.announced() is slurm.exists() is (signal_name == "SIGUSR1")
+    asked = {"SIGTERM": "show job --oneliner 123\n", "SIGUSR1": "requeue 123\n"}
+    assert slurm.read_text() == asked[signal_name]
+    assert requeue.announced() is (signal_name == "SIGUSR1")
     steps = {name: sorted((tmp_path / name / "checkpoints").glob("step=*.ckpt")) for name in STUDENTS[:2]}
     assert {name: len(files) for name, files in steps.items()} == {"full": 2, "interleave_equal": 2}
     assert not (tmp_path / "full" / "summary.json").exists()
@@ -192,6 +197,20 @@ def test_a_signal_saves_all_and_they_go_on_from_different_places(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     fit_together(command)
     assert problems(apart, tmp_path, "full") == problems(apart, tmp_path, "interleave_equal") == []
+
+
+def test_students_that_were_stopped_go_back_into_the_queue_though_another_failed(
+    slurm: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = {"a": DivergedError("not finite"), "b": SIGTERMException()}
+    students = [SimpleNamespace(name=name, error=error) for name, error in errors.items()]
+    with pytest.raises(SystemExit) as stop:
+        Together._report(SimpleNamespace(students=students, _signal=signal.SIGUSR1), 1.0)  # type: ignore[arg-type]
+    assert stop.value.code == EXIT_SIGTERM
+    assert slurm.read_text() == "requeue 123\n"
+    assert "1 of 2 students failed, the others went on without them: a: DivergedError: not finite" in caplog.text
+    with pytest.raises(InputError, match="1 of 1 students failed"):  # control
+        Together._report(SimpleNamespace(students=students[:1], _signal=None), 1.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow  # SIGTERM is above, kills of single runs are in test_kill.py
