@@ -126,7 +126,8 @@ class SuperbDataModule(L.LightningDataModule):
         target_length: function that returns the encoded length of a row's target; needed for window sampling (PR, SF).
         recipe: recipe of the batches; by default the task's.
         seed: random seed of order, draws and crops.
-        corpus: a corpus that is already read; by default ``setup`` reads it.
+        corpus: a corpus that is already read; by default ``setup`` reads it, for an encoder with HuBERT's hop. ER needs
+            the corpus of a fold.
         keep_bytes: most bytes of decoded training audio to keep in memory, in each loading process.
 
     Raises:
@@ -159,6 +160,8 @@ class SuperbDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if self._corpus is None:
+            if find_source(self.task).corpus_of(self.data).folds:
+                raise InputError(f"task {self.task} has folds: give the corpus of one, read_corpus(..., fold=NAME)")
             self._corpus = read_corpus(self.task, self.data, self.seed)
 
     @property

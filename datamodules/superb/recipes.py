@@ -24,7 +24,7 @@ class DataRecipe:
         silence_samples: length in samples to which ``_silence_`` recordings of train and dev are cropped at random.
         effects: effects on all audio.
         resample: whether audio of other rates is converted without being asked.
-        min_samples: samples of the shortest usable utterance.
+        min_frames: frames of the encoder in the shortest usable utterance.
         min_train_samples: samples of the shortest utterance of train.
         balanced_dev: whether dev is a balanced draw too, with as many utterances as dev has.
     """
@@ -37,7 +37,7 @@ class DataRecipe:
     silence_samples: int | None = None
     effects: Effects = NO_EFFECTS
     resample: bool = False
-    min_samples: int = MIN_SAMPLES
+    min_frames: int = 1
     min_train_samples: int = MIN_SAMPLES
     balanced_dev: bool = False
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from datamodules.alignments import corpus_folder
 from datamodules.errors import InputError
 from datamodules.frames import HOP
@@ -18,13 +16,14 @@ from datamodules.superb.aligned import read_aligned
 from datamodules.superb.effects import Effects
 from datamodules.superb.fluent import read_fluent, require_fluent
 from datamodules.superb.iemocap import FOLDS, read_iemocap, require_iemocap
-from datamodules.superb.librimix import read_librimix, require_librimix
+from datamodules.superb.librimix import chunk_of, read_librimix, require_librimix
 from datamodules.superb.librispeech import read_librispeech, require_librispeech
 from datamodules.superb.quesst import read_quesst14, require_quesst14
 from datamodules.superb.recipes import DataRecipe
-from datamodules.superb.rows import Reading, Row, SuperbCorpus, Trials
+from datamodules.superb.rows import MIN_SAMPLES, Reading, Row, SuperbCorpus
 from datamodules.superb.snips import read_snips, require_snips
 from datamodules.superb.speech_commands import read_speech_commands, require_speech_commands
+from datamodules.superb.subsets import limited
 from datamodules.superb.table import (
     INTENT,
     LABEL,
@@ -58,8 +57,10 @@ class SuperbData:
         resample: convert files of another rate or several channels (to their mean) instead of treating them as bad; QbE
             always does.
         on_bad_audio: "error" stops at the first bad file; "skip" leaves bad files out and counts them.
-        max_train_utterances: size of a random subset of train, for probes; default: all utterances.
-        max_eval_utterances: size of a random subset of dev and of each test, for probes; default: all utterances.
+        max_train_utterances: size of a random subset of train, for probes; default: all utterances. In KS, SID and ER
+            it has some of each class.
+        max_eval_utterances: size of a random subset of dev and of each test, for probes; default: all utterances. In
+            ASV and QbE pairs are drawn, in SD whole recordings.
         num_workers: loader processes per rank. The default is 2; on a GPU it is the number of cores per process minus
             one, from 2 to 8.
         cache_dir: folder of cached LibriSpeech manifests and of ASV's lengths without silence; by default interstack/
@@ -140,8 +141,8 @@ ALIGNED_FRAMES = Corpus(
 )
 
 
-XVECTOR_SAMPLES = 17 * HOP
-"""Samples of the shortest utterance that an x-vector can be computed of: 14 frames of context, and two to average."""
+XVECTOR_FRAMES = 17
+"""Frames of the shortest utterance that an x-vector can be computed of: 14 of context, two to average, one to spare."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class TaskSource:
         targets: name of targets that are no labels.
         without_lexicon: corpus that is read in place of transcripts if there is no lexicon for them; ``None``: the task
             needs no lexicon.
+        recording: recording of a row, where rows are parts of recordings that are scored as a whole.
     """
 
     corpus: Corpus
@@ -164,6 +166,7 @@ class TaskSource:
     labels: tuple[str, ...] = ()
     targets: str = "transcripts"
     without_lexicon: Corpus | None = None
+    recording: Callable[[Row], str] | None = None
 
     def corpus_of(self, data: SuperbData, has_lexicon: bool = True) -> Corpus:
         """The corpus at ``data.root``."""
@@ -222,14 +225,18 @@ SOURCES: dict[str, TaskSource] = {
             accumulate=5,
             train_max_samples=128_000,
             effects=Effects(gain_db=-3.0, remove_silence=True),
-            min_samples=XVECTOR_SAMPLES,
+            min_frames=XVECTOR_FRAMES,
             min_train_samples=32_001,
         ),
         SPEAKER,
         ("speakers of train",),
     ),
     "sd": TaskSource(
-        LIBRIMIX, DataRecipe("shuffled", batch_size=8, accumulate=4), SEGMENTS, targets="segments of speech"
+        LIBRIMIX,
+        DataRecipe("shuffled", batch_size=8, accumulate=4),
+        SEGMENTS,
+        targets="segments of speech",
+        recording=lambda row: chunk_of(row.key)[0],
     ),
     # A probe, on any corpus with phone alignments.
     "frames": TaskSource(ALIGNED_FRAMES, DataRecipe("shuffled", batch_size=16), targets="phones of alignments"),
@@ -269,13 +276,17 @@ def read_corpus(
     reading = Reading(
         data.resample or recipe.resample,
         data.on_bad_audio,
-        recipe.min_samples,
+        max(MIN_SAMPLES, recipe.min_frames * hop),
         recipe.effects,
         data.cache_dir,
         hop,
         fold,
     )
     corpus = source.corpus_of(data, has_lexicon).read(data, reading)
+    if corpus.skipped and source.recording is not None:  # a recording is scored as a whole
+        bad = {problem.path for problem in corpus.skipped}
+        whole = {name: [row for row in rows if row.path not in bad] for name, rows in corpus.splits.items()}
+        corpus = replace(corpus, train=whole.pop("train"), dev=whole.pop("dev"), tests=whole)
     if corpus.skipped:
         first = corpus.skipped[0]
         logger.warning("%d files left out, the first: %s: %s", len(corpus.skipped), first.path, first.reason)
@@ -287,26 +298,14 @@ def read_corpus(
         )
     if corpus.train and not long_enough:
         raise InputError(f"no utterance of train has {recipe.min_train_samples} samples; task {task} needs some")
-    limited = replace(
-        corpus,
-        train=_subset(long_enough, data.max_train_utterances, seed),
-        dev=_subset(corpus.dev, data.max_eval_utterances, seed),
-        tests={name: _subset(rows, data.max_eval_utterances, seed) for name, rows in corpus.tests.items()},
-        too_short=short,
+    return limited(
+        replace(corpus, train=long_enough, too_short=short),
+        data.max_train_utterances,
+        data.max_eval_utterances,
+        seed,
+        classes=source.table is LABEL,
+        recording=source.recording,
     )
-    return replace(limited, trials={name: _possible(limited, name) for name in corpus.trials})
-
-
-def _possible(corpus: SuperbCorpus, split: str) -> Trials:
-    """The trials of a split whose utterances are both in it."""
-    keys, trials = {row.key for row in corpus.splits[split]}, corpus.trials[split]
-    pairs = [pair for pair in trials.pairs if pair.first in keys and pair.second in keys]
-    if len({pair.matches for pair in pairs}) < 2:
-        raise InputError(
-            f"the trials of {split!r} that are left ({len(pairs)}) are not of both kinds, matching and not matching: "
-            "give more utterances, or a higher max_eval_utterances"
-        )
-    return trials._replace(pairs=pairs)
 
 
 def require_label_lists(task: str, data: SuperbData) -> None:
@@ -323,10 +322,3 @@ def require_label_lists(task: str, data: SuperbData) -> None:
     if len(data.labels) != len(source.labels):
         needed = ", ".join(source.labels)
         raise InputError(f"`labels` has {len(data.labels)} lists; task {task} needs {len(source.labels)} ({needed})")
-
-
-def _subset(rows: list[Row], most: int | None, seed: int) -> list[Row]:
-    """At most ``most`` rows, chosen at random and kept in order."""
-    if most is None or len(rows) <= most:
-        return rows
-    return [rows[index] for index in sorted(np.random.default_rng(seed).permutation(len(rows))[:most])]

@@ -1,16 +1,16 @@
 """VoxCeleb1 for ASV: training speakers, and the trials of the original test list."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from datamodules.errors import InputError
 from datamodules.files import read_lines
 from datamodules.superb.missing import Published
 from datamodules.superb.rows import Reading, Row, SuperbCorpus, Trial, Trials, in_order_of_appearance, measured_corpus
+from datamodules.superb.voxceleb import WAV_FOLDERS, speaker_folders
 
 LISTS = ("voxceleb1_test_v2.txt", "veri_test.txt")
-FOLDERS = ("wav", "dev/wav", "test/wav")
 
 PUBLISHED = Published(
     "VoxCeleb1",
@@ -34,8 +34,8 @@ def read_voxceleb1_trials(root: str, reading: Reading = Reading()) -> SuperbCorp
     lines = list(_trials(path))
     names = in_order_of_appearance(name for _, *pair in lines for name in pair)
     tested = {name.partition("/")[0] for name in names}
-    folders = [os.path.join(root, folder) for folder in FOLDERS if os.path.isdir(os.path.join(root, folder))]
-    train = [row for folder in folders for row in _speakers(folder, tested)]
+    folders = speaker_folders(root)
+    train = [row for speaker in sorted(folders.keys() - tested) for row in _speaker(folders[speaker], speaker)]
     rows = [_row(_folder_of(folders, name, path), name) for name in names]
     pairs = [Trial(_key(first), _key(second), label == "1") for label, first, second in lines]
     corpus = measured_corpus({"train": train, "dev": rows, "test": rows}, [], reading)
@@ -53,8 +53,8 @@ def require_voxceleb1_trials(root: str) -> str:
     there = [path for name in LISTS if os.path.isfile(path := os.path.join(root, name))]
     if not there:
         raise InputError(PUBLISHED.missing(f"{root} has neither {' nor '.join(LISTS)}"))
-    if not any(os.path.isdir(os.path.join(root, folder)) for folder in FOLDERS):
-        raise InputError(PUBLISHED.missing(f"{root} has no folder {' or '.join(FOLDERS)}"))
+    if not speaker_folders(root):
+        raise InputError(PUBLISHED.missing(f"{root} has no speaker's folder in {' or '.join(WAV_FOLDERS)}"))
     return there[0]
 
 
@@ -68,14 +68,11 @@ def _trials(path: str) -> Iterator[tuple[str, str, str]]:
         yield parts[0], parts[1], parts[2]
 
 
-def _speakers(folder: str, left_out: set[str]) -> Iterator[Row]:
-    """Rows of all speakers of a folder but some, sorted."""
-    for speaker in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
-        if speaker in left_out:
-            continue
-        for place, _, files in sorted(os.walk(os.path.join(folder, speaker))):
-            for file in sorted(name for name in files if name.endswith(".wav")):
-                yield _row(folder, os.path.relpath(os.path.join(place, file), folder))
+def _speaker(folder: str, speaker: str) -> Iterator[Row]:
+    """Rows of a speaker, sorted."""
+    for place, _, files in sorted(os.walk(os.path.join(folder, speaker))):
+        for file in sorted(name for name in files if name.endswith(".wav")):
+            yield _row(folder, os.path.relpath(os.path.join(place, file), folder))
 
 
 def _row(folder: str, name: str) -> Row:
@@ -88,8 +85,8 @@ def _key(name: str) -> str:
     return os.path.splitext(name)[0].replace("/", "-")
 
 
-def _folder_of(folders: list[str], name: str, path: str) -> str:
-    for folder in folders:
-        if os.path.isfile(os.path.join(folder, name)):
-            return folder
-    raise InputError(f"{path} names {name}, which is in none of {', '.join(folders)}")
+def _folder_of(folders: Mapping[str, str], name: str, path: str) -> str:
+    folder = folders.get(name.partition("/")[0])
+    if folder is None or not os.path.isfile(os.path.join(folder, name)):
+        raise InputError(f"{path} names {name}, which is in none of {', '.join(sorted({*folders.values()}))}")
+    return folder

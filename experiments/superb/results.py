@@ -50,6 +50,7 @@ def result_of(
         "hidden_states": module.upstream.num_states,
         "width": module.upstream.width,
         "utterances": {name: len(rows) for name, rows in prepared.corpus.splits.items()},
+        "trials": {name: len(trials.pairs) for name, trials in prepared.corpus.trials.items()},
         "labels": [len(names) for names in prepared.corpus.labels],
         "batch_size": settings.recipe.effective_batch,
         "left_out": {

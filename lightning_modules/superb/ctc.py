@@ -31,12 +31,12 @@ def is_feasible(target: Sequence[int], num_frames: int) -> bool:
     return len(target) + doubles <= num_frames
 
 
-def collapse(labels: Sequence[int], blank: int, decode: Decode = "fixed") -> list[int]:
+def collapse(labels: Sequence[int], blank: int, decode: Decode = "fixed", eos: int | None = None) -> list[int]:
     """Turn the best path into symbols.
 
-    ``fixed`` merges repeats and then drops blanks. ``legacy`` drops blanks first, so that a symbol spoken twice becomes
-    one. s3prl did the latter in PR and SF until May 2022, and the published numbers were made with it.
+    ``fixed`` merges repeats and then drops blanks. ``legacy`` drops blanks and ``eos`` first, so that a symbol spoken
+    twice becomes one. s3prl did the latter in PR and SF until May 2022, and the published numbers were made with it.
     """
     if decode == "legacy":
-        labels = [label for label in labels if label != blank]
+        labels = [label for label in labels if label not in (blank, eos)]
     return [label for label, _ in itertools.groupby(labels) if label != blank]

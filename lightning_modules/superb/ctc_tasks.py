@@ -91,7 +91,8 @@ class CtcTask(Task):
         return [self._hypothesis(prediction, decode) for prediction in predictions], references
 
     def _hypothesis(self, prediction: Prediction, decode: Decode) -> str:
-        return self.tokenizer.decode(collapse(prediction.values, self.tokenizer.blank, decode))
+        tokenizer = self.tokenizer
+        return tokenizer.decode(collapse(prediction.values, tokenizer.blank, decode, tokenizer.eos))
 
     def texts(self, prediction: Prediction) -> tuple[str, str]:
         return self._hypothesis(prediction, self.decode), self.tokenizer.reference(prediction.target)

@@ -36,8 +36,10 @@ class SpeakerVerification(Task):
         return [Prediction(item.key, item.target, row_D) for item, row_D in zip(items, embeddings_BD, strict=True)]
 
     def score(self, predictions: Sequence[Prediction], split: str) -> dict[str, float]:
-        """Equal error rate, and the least detection cost at a prior of 1 % (from 0 to 1)."""
+        """Equal error rate, and the least detection cost at a prior of 1 % (from 0 to 1); NaN if the head diverged."""
         scores_N = self._cosines(predictions, self.trials[split].pairs)
+        if not np.isfinite(scores_N).all():
+            return {"eer": float("nan"), "min_dcf": float("nan")}
         matches_N = np.array([pair.matches for pair in self.trials[split].pairs])
         return {"eer": equal_error_rate(scores_N, matches_N), "min_dcf": min_dcf(scores_N, matches_N)}
 

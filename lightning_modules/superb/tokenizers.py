@@ -29,11 +29,13 @@ class Tokenizer(Protocol):
 
     Attributes:
         blank: class of CTC's blank.
+        eos: class of the end of a target.
         symbols: name of each class.
         pieces: what each class adds to the text, from which :func:`joined` makes it; nothing for blank and ``<eos>``.
     """
 
     blank: int
+    eos: int
     symbols: list[str]
     pieces: list[str]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +199,42 @@ def test_faults_of_a_table_s_trials_are_errors(line: str, message: str, tmp_path
     rows["dev"] = [row.__class__(f"audio/dev-{number}", "", 1, "") for number, row in enumerate(rows["dev"])]
     with pytest.raises(ValueError, match=message):
         read_trials(str(table), rows)
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_archives_in_folders_of_their_own_serve_sid_and_asv(tmp_path: Path, links: bool) -> None:
+    """s3prl's layout for ASV; who has made one folder of links as well for SID is not told of doubled utterances."""
+    one = corpora.voxceleb1_trials(tmp_path / "one")
+    corpora.voxceleb1(one)
+    two = tmp_path / "two"
+    shutil.copytree(one, two)
+    for speaker in sorted((two / "wav").iterdir()):
+        part = two / ("test" if speaker.name in corpora.TESTED else "dev") / "wav"
+        part.mkdir(parents=True, exist_ok=True)
+        speaker.rename(part / speaker.name)
+        if links:
+            speaker.symlink_to(part / speaker.name)
+    if not links:
+        (two / "wav").rmdir()
+    for task in ("sid", "asv"):
+        expected, found = (
+            read_corpus(task, SuperbData(str(root), cache_dir=str(tmp_path / "cache"))) for root in (one, two)
+        )
+        assert [row.key for row in found.train] == [row.key for row in expected.train]
+        assert {name: len(rows) for name, rows in found.splits.items()} == {
+            name: len(rows) for name, rows in expected.splits.items()
+        }
+
+
+@pytest.mark.parametrize("hop", [160, 320, 640])
+def test_the_shortest_utterance_of_asv_follows_the_encoders_hop(hop: int, tmp_path: Path) -> None:
+    root = corpora.voxceleb1_trials(tmp_path)
+    path = root / "wav" / corpora.TESTED[0] / "video1" / "00001.wav"
+    for frames, fits in ((16, False), (18, True)):
+        corpora.write_tone(path, frames * hop / 16_000, 10)
+        data = SuperbData(str(root), cache_dir=str(tmp_path / f"{frames}"), on_bad_audio="error")
+        if fits:
+            assert read_corpus("asv", data, hop=hop).dev
+        else:
+            with pytest.raises(BadAudioError, match=f"at least {17 * hop} are needed"):
+                read_corpus("asv", data, hop=hop)

@@ -44,3 +44,8 @@ def test_a_target_that_does_not_fit_has_no_loss() -> None:
 def test_fixed_and_legacy_decoding(labels: list[int], fixed: list[int], legacy: list[int]) -> None:
     assert collapse(labels, 0) == fixed
     assert collapse(labels, 0, "legacy") == legacy
+
+
+def test_legacy_decoding_drops_the_end_with_the_blank() -> None:
+    assert collapse([5, 1, 5, 0, 5, 1], 0, "legacy", eos=1) == [5]
+    assert collapse([5, 1, 5, 0, 5, 1], 0, "fixed", eos=1) == [5, 1, 5, 5, 1]

@@ -106,3 +106,11 @@ def test_each_trial_is_scored_by_the_cosine_of_its_recordings() -> None:
     swapped = [one._replace(key={"b": "c", "c": "b"}.get(one.key, one.key)) for one in predictions]
     assert task.score(swapped, "test")["eer"] == pytest.approx(100, abs=1e-6)
     assert TASK_RECIPES["asv"].optimizer is torch.optim.AdamW
+
+
+def test_a_head_that_diverged_has_no_score_and_does_not_end_a_sweep() -> None:
+    trials = Trials([Trial("a", "b", True), Trial("a", "c", False)])
+    task = build_task("asv", TaskInputs([["anna"]], trials={"dev": trials}))
+    values = {"a": np.full(2, np.nan), "b": np.ones(2), "c": np.zeros(2)}
+    scores = task.score([Prediction(key, "anna", value.astype(np.float32)) for key, value in values.items()], "dev")
+    assert all(np.isnan(score) for score in scores.values())
