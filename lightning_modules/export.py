@@ -168,6 +168,7 @@ def export_student(
     student = load_student(checkpoint)
     if layers is not None:
         student = cut_student(student, layers)
+    student.model.to(getattr(torch, dtype)).float()  # a head must have been trained on these weights
     whole = attach(student, output.name) if attach else Attached(student.model)
     for model in (student.model, whole.model):
         model.to(getattr(torch, dtype))

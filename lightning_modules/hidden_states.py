@@ -24,6 +24,12 @@ def encoder_states(model: Any, waveforms_BT: Tensor, num_samples_B: Tensor | Non
     return [*outputs.hidden_states[:-1], outputs.last_hidden_state]
 
 
+def last_state(model: Any, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> Tensor:
+    """The last of :func:`encoder_states` alone."""
+    result: Tensor = model(waveforms_BT, attention_mask=valid_samples(waveforms_BT, num_samples_B)).last_hidden_state
+    return result
+
+
 def valid_samples(waveforms_BT: Tensor, num_samples_B: Tensor | None) -> Tensor | None:
     """Attention mask (B, T) int64; ``None`` if no item is padded, because a mask of ones only costs time."""
     if num_samples_B is None or not is_padded(num_samples_B, waveforms_BT.shape[1]):

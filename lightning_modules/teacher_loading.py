@@ -43,6 +43,8 @@ def load_config(model: str, revision: str | None) -> Any:
         raise InputError(
             f"teacher model {model!r} is a Whisper model: set model.teacher=lightning_modules.whisper.WhisperTeacher"
         )
+    if config.model_type == "compact_hubert":
+        raise InputError(f"teacher model {model!r} is a compact student, which cannot be a teacher: {ADVICE}")
     if not all(hasattr(config, name) for name in CONV_FIELDS):
         raise InputError(f"teacher model {model!r} ({config.model_type}) has no convolutions over waveforms: {ADVICE}")
     return config

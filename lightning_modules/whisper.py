@@ -12,7 +12,7 @@ samples [160 k, 160 k + 400), and the two convolutions, of stride 1 and 2, centr
 Shapes: B batch, T samples (16 kHz), M mel frames (10 ms), F frames (20 ms), C mel bins, D width.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -78,6 +78,30 @@ class LogMel(nn.Module):
         return features_BCM if valid_BM is None else features_BCM.masked_fill(~valid_BM.unsqueeze(1), 0.0)
 
 
+def states_in_parts(
+    states_of: Callable[[Tensor, Tensor], Sequence[Tensor]],
+    waveforms_BT: Tensor,
+    num_samples_B: Tensor,
+    most_frames: int,
+    least_samples: int = 0,
+) -> list[Tensor]:
+    """Compute the states (B, F, D) of utterances in parts of ``most_frames`` frames, without attention between them.
+
+    Args:
+        states_of: returns the states of waveforms (B, T) and their samples (B,).
+        waveforms_BT: padded waveforms.
+        num_samples_B: samples of each.
+        most_frames: the most frames that ``states_of`` takes.
+        least_samples: samples that an item has at least in every part, also in those after its end.
+    """
+    hop = most_frames * HOP  # from part to part; a part's last frame extends past it
+    parts = []
+    for start in range(0, count_windows(waveforms_BT.shape[1], WINDOW, HOP) * HOP, hop):
+        part_BT = waveforms_BT[:, start : start + hop + WINDOW - HOP]
+        parts.append(states_of(part_BT, (num_samples_B - start).clamp(least_samples, part_BT.shape[1])))
+    return [torch.cat(states, dim=1) for states in zip(*parts, strict=True)]
+
+
 class WhisperTeacher(EncoderTeacher):
     """The encoder of a Whisper model.
 
@@ -138,18 +162,12 @@ class WhisperTeacher(EncoderTeacher):
 
         An utterance of more than 30 s is computed in parts of 30 s, without attention between them.
         """
-        width = waveforms_BT.shape[1]
         if num_samples_B is None:
-            num_samples_B = torch.full((len(waveforms_BT),), width)
-        hop = self.model.max_source_positions * HOP  # from part to part; a part's last frame extends past it
-        parts = [
-            self._all_states_of_part(waveforms_BT[:, start : start + hop + WINDOW - HOP], num_samples_B - start)
-            for start in range(0, count_windows(width, WINDOW, HOP) * HOP, hop)
-        ]
-        return [torch.cat(states, dim=1) for states in zip(*parts, strict=True)]
+            num_samples_B = torch.full((len(waveforms_BT),), waveforms_BT.shape[1])
+        return states_in_parts(self._all_states_of_part, waveforms_BT, num_samples_B, self.model.max_source_positions)
 
     def _all_states_of_part(self, waveforms_BT: Tensor, num_samples_B: Tensor) -> list[Tensor]:
-        last, num_samples_B = self.num_layers, num_samples_B.clamp(0, waveforms_BT.shape[1])
+        last = self.num_layers
         states = self.hidden_states(waveforms_BT, num_samples_B, range(last + 1))
         return [*(states[number] for number in range(last)), self.model.layer_norm(states[last])]
 

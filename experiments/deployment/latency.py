@@ -12,7 +12,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from experiments.deployment.rows import Row, find_rows
 from experiments.deployment.scores import Scores, find_scores
 from experiments.deployment.tables import markdown, picture
 from experiments.report.figures import require_matplotlib
+from lightning_modules.deployment.onnx_file import versions
 from lightning_modules.precision import warn_if_bf16_is_slow
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def measured(
         **made(torch.device("cpu")),
         "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores",  # the rows have their own threads
         "threads": list(threads),
-        "versions": {name: version(name) for name in ("torch", "transformers", "onnxruntime") if _installed(name)},
+        "versions": versions(*filter(find_spec, ("torch", "transformers", "onnxruntime"))),
         "load_before": load,
         "seconds": sorted(seconds),
         "batch_size": batch_size,
@@ -149,9 +150,3 @@ def macs(config: Any) -> Mapping[str, float | None]:
     if config is None:
         return {"gmacs_per_second": None, "superb_gmacs": None}
     return {"gmacs_per_second": gmacs_per_second(config, MACS_SECONDS), "superb_gmacs": sum(superb_gmacs(config))}
-
-
-def _installed(name: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(name) is not None

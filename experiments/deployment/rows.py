@@ -4,6 +4,7 @@ A training checkpoint or a run folder is exported first, so that its optimizer s
 """
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from datamodules.files import read_json
 from experiments.command_line import nearest
 from lightning_modules.deployment.onnx_encoder import is_onnx_folder
 from lightning_modules.deployment.onnx_file import MODEL_FILE, require
-from lightning_modules.export import META_FILE, checkpoint_in, export_student
+from lightning_modules.export import META_FILE, checkpoint_in, export_student, is_of_own_kind
 from lightning_modules.superb.upstream import is_class_path
 from lightning_modules.teacher_loading import WHISPER, read_config
 
@@ -144,6 +145,8 @@ def _draw(source: str, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         AutoModel.from_config(config).save_pretrained(folder)
+    if is_of_own_kind(Path(what)):  # by which the folder is known to hold such a student
+        shutil.copyfile(Path(what) / META_FILE, folder / META_FILE)
     if config.model_type != WHISPER:
         Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
     return folder

@@ -54,6 +54,11 @@ class TorchEncoder:
         if precision == "bfloat16":
             self.teacher.model.to(torch.bfloat16)
             self.teacher.precision_used = "bf16"
+        elif isinstance(self.teacher.model, transformers.WavLMModel):
+            raise InputError(
+                "torch cannot quantise WavLM, whose attention reads the weights of its linear layers: export it with "
+                "--format onnx --quantize int8 and measure that folder"
+            )
         else:
             from torch.ao.quantization import quantize_dynamic
 

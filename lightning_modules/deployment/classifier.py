@@ -104,7 +104,8 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 extractor = AutoFeatureExtractor.from_pretrained("{name}")
 classifier = AutoModelForAudioClassification.from_pretrained("{name}").eval()
-logits = classifier(**extractor(waveform, sampling_rate=16000, return_tensors="pt")).logits[0]
+inputs = extractor(waveform, sampling_rate=16000, return_tensors="pt").to(classifier.dtype)
+logits = classifier(**inputs).logits[0]
 names = [classifier.config.id2label[number] for number in range(len(logits))]
 for part in logits.split({sizes}):
     print(names[int(part.argmax())])

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.files import read_json
-from datamodules.frames import count_windows
+from datamodules.frames import HOP, count_windows
 from lightning_modules.deployment.onnx_file import MODEL_FILE, run, session
 from lightning_modules.export import META_FILE
 from lightning_modules.teacher import Teacher, TeacherTargets
+from lightning_modules.whisper import states_in_parts
 
 STATES = ("hidden_states", "last_hidden_state")
 
@@ -74,9 +75,19 @@ class OnnxEncoder(Teacher):
         return count_windows(num_samples_B.to(torch.long), window, hop)
 
     def all_states(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> list[Tensor]:
+        """Hidden states (B, F, D) on the device of the waveforms; of Whisper, in parts of 30 s as in PyTorch."""
         if num_samples_B is None:
             num_samples_B = torch.full((len(waveforms_BT),), waveforms_BT.shape[1])
-        states = run(self._session, waveforms_BT.float().contiguous(), num_samples_B.cpu())[0]
+        inputs = waveforms_BT.float().cpu(), num_samples_B.cpu()
+        longest, least = self.described["longest_samples"], self.described["shortest_samples"]
+        if longest is None:
+            states = self._states(*inputs)
+        else:
+            states = states_in_parts(self._states, *inputs, longest // HOP, least)
+        return [state_BFD.to(waveforms_BT.device) for state_BFD in states]
+
+    def _states(self, waveforms_BT: Tensor, num_samples_B: Tensor) -> list[Tensor]:
+        states = run(self._session, waveforms_BT.contiguous(), num_samples_B)[0]
         return list(states) if self.outputs[0] == STATES[0] else [states]
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:

@@ -7,7 +7,6 @@ The folder holds ``model.onnx``, ``README.md`` (a model card with lines of code 
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from lightning_modules.deployment.encoder import DeployedEncoder, States, cut, d
 from lightning_modules.deployment.head import DeployedHead, TrainedHead
 from lightning_modules.deployment.onnx_file import (
     MODEL_FILE,
+    MOST_IN_ONE_FILE,
     OPSET,
     TOLERANCE,
     difference,
@@ -33,6 +33,8 @@ from lightning_modules.deployment.onnx_file import (
     require_opset,
     run,
     session,
+    versions,
+    weights_bytes,
     write_onnx,
 )
 from lightning_modules.export import (
@@ -88,6 +90,11 @@ def export_onnx(
     if head is not None:
         head.require_fit(teacher)
     graph = DeployedHead(bare, head) if head else bare
+    if quantize == "int8" and (size := weights_bytes(graph)) > MOST_IN_ONE_FILE:
+        raise InputError(
+            f"--quantize int8 takes encoders of {MOST_IN_ONE_FILE / 1e9:g} GB of float32 weights at most, and "
+            f"{encoder!r} has {size / 1e9:.1f} GB: export it in float32, or fewer --layers"
+        )
     with making(output) as folder:
         write_onnx(graph, folder / MODEL_FILE, graph.outputs, opset)
         exact = check(graph, folder / MODEL_FILE)
@@ -162,7 +169,7 @@ def description(encoder: DeployedEncoder, outputs: Sequence[str], quantize: Quan
         "layers": encoder.num_layers,
         "width": encoder.width,
         "parameters": encoder.num_parameters,
-        "versions": {name: version(name) for name in ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")},
+        "versions": versions("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
     }
 
 
@@ -178,6 +185,8 @@ def check(graph: nn.Module, path: Path) -> dict[str, float]:
     for batch in (example(), (noise(), torch.tensor([SAMPLE_RATE]))):
         with quietly():
             found, wanted = run(opened, *batch)[0], graph(*batch)[0]
+        if not (found.isfinite().all() and wanted.isfinite().all()):
+            raise InputError("the encoder, or the ONNX file made of it, returns numbers that are not finite on noise")
         worst["difference"] = max(worst["difference"], difference(found, wanted))
         worst["relative_error"] = max(worst["relative_error"], relative_error(found, wanted))
     return worst

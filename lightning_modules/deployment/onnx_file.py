@@ -86,8 +86,17 @@ def write_onnx(graph: nn.Module, path: Path, outputs: Sequence[str], opset: int 
             verbose=False,
         )
         assert program is not None
-        size = sum(tensor.nbytes for tensor in graph.state_dict().values())
-        program.save(str(path), external_data=size > MOST_IN_ONE_FILE)
+        program.save(str(path), external_data=weights_bytes(graph) > MOST_IN_ONE_FILE)
+
+
+def weights_bytes(graph: nn.Module) -> int:
+    """Bytes of a module's weights."""
+    return sum(tensor.nbytes for tensor in graph.state_dict().values())
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of packages as they are imported; another distribution, as ``onnxruntime-gpu``, may provide one."""
+    return {name: str(importlib.import_module(name).__version__) for name in packages}
 
 
 @contextmanager

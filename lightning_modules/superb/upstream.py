@@ -28,7 +28,7 @@ from datamodules.frames import count_windows
 from lightning_modules.deployment.onnx_encoder import OnnxEncoder, is_onnx_folder
 from lightning_modules.export import checkpoint_in, is_of_own_kind, load_student
 from lightning_modules.front_end import conv_frames, noise
-from lightning_modules.hidden_states import encoder_states
+from lightning_modules.hidden_states import encoder_states, last_state
 from lightning_modules.lengths import window_and_hop
 from lightning_modules.teacher import (
     HuggingFaceTeacher,
@@ -44,6 +44,8 @@ FBANK = "fbank"
 CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 PROVENANCE = ("architectures", "dtype", "transformers_version")
 """Keys of a Hugging Face configuration that describe its origin and do not change what the model computes."""
+OF_HEADS = ("classifier_proj_size", "id2label", "label2id", "use_weighted_layer_sum")
+"""Keys of a head behind the encoder, which a folder with one has."""
 
 
 class Upstream(nn.Module, ABC):
@@ -116,6 +118,10 @@ class LoadedEncoder(Teacher):
         return encoder_states(self.model, waveforms_BT, num_samples_B)
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
+        if (
+            not self.hidden_layers and self.output_layer == self.num_layers
+        ):  # compact students make each state by a head
+            return TeacherTargets(last_state(self.model, waveforms_BT, num_samples_B), {})
         states = self.all_states(waveforms_BT, num_samples_B)
         first = self.num_layers + 1 - len(states)  # 1 if the states have another width than the first layer's input
         hidden = {layer: states[layer - first] for layer in self.hidden_layers}
@@ -235,8 +241,10 @@ def _padded(waveforms: Sequence[Tensor], longest: int | None) -> tuple[Tensor, T
 
 
 def _described(config: Any) -> str:
-    """A Hugging Face configuration as JSON, without the keys that describe its origin."""
-    values = config.to_diff_dict()
+    """A Hugging Face configuration as JSON, without the keys that describe its origin or a head."""
+    values, default = config.to_diff_dict(), type(config)().to_diff_dict()
+    values = {key: value for key, value in values.items() if key not in OF_HEADS}
+    values |= {key: default[key] for key in OF_HEADS if key in default}
     return json.dumps({key: values[key] for key in sorted(values) if key not in PROVENANCE}, default=str)
 
 

@@ -138,11 +138,11 @@ def assert_same_as_module(output: Path, head: Path, upstream: Path) -> None:
     assert [text_of(found, item) for item in range(3)] == [wanted[0][1]] * 3
 
 
-def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **known: Any) -> str:
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(folder.parent)
     capsys.readouterr()
-    exec(code, {})
+    exec(code, known)
     return capsys.readouterr().out
 
 
@@ -202,6 +202,7 @@ def test_pipeline_of_transformers(home: Path, sid: Path) -> None:
         torch.testing.assert_close(torch.tensor([one["score"] for one in found]), wanted, rtol=1e-4, atol=1e-5)
     assert len(names) > 1
     assert "pipeline_tag: audio-classification" in (output / "README.md").read_text()
+    assert load_upstream(str(output)).digest() == load_upstream(str(home / "student")).digest()  # the same encoder
     again, student = load_student(output), load_student(home / "student.ckpt")
     assert again.meta == student.meta  # an export of this folder has no head by itself
     for one, other in zip(again.model.parameters(), student.model.parameters(), strict=True):
@@ -211,6 +212,24 @@ def test_pipeline_of_transformers(home: Path, sid: Path) -> None:
 def test_heads_without_a_class_of_transformers(home: Path, asr: Path) -> None:
     with pytest.raises(ValueError, match=r"no class of transformers has the head .* \(task asr, preset superb\)"):
         export(home / "student.ckpt", home / "none", "--head", str(asr))
+
+
+def test_a_head_of_other_weights_than_half_precision_has_is_refused(home: Path, sid: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="was trained on an encoder with other weights or settings"):
+        export(home / "student.ckpt", tmp_path / "none", "--head", str(sid), "--dtype", "float16")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_head_of_several_lists_behind_half_precision_runs_as_its_card_says(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corpora").symlink_to(home / "corpora")
+    ic = head_of(tmp_path, "ic", export(home / "student.ckpt", tmp_path / "half", "--dtype", "float16"))
+    output = export(home / "student.ckpt", tmp_path / "ic-half", "--head", str(ic), "--dtype", "float16")
+    waveform = 0.1 * torch.randn(16_000).numpy()
+    words = run_card(output, monkeypatch, capsys, waveform=waveform).split()
+    lists = read_json(ic / "labels.json")["labels"]
+    assert [word in names for word, names in zip(words, lists, strict=True)] == [True] * 3
 
 
 def test_refusals(home: Path, sid: Path, tmp_path: Path) -> None:

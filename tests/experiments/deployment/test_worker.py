@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 from datamodules.errors import InputError
 from experiments.deployment.worker import OnnxEncoder, TorchEncoder, noise, run
@@ -54,6 +55,15 @@ def test_lower_precision_is_near_and_smaller(encoder: Path, precision: str) -> N
     else:
         kinds = {type(each).__module__ for each in found.teacher.modules()}
         assert any("quantized.dynamic" in kind for kind in kinds)
+
+
+def test_int8_of_wavlm_is_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    WavLMModel(WavLMConfig(**sizes, conv_dim=(8,) * 7, num_conv_pos_embedding_groups=2)).save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path)
+    assert TorchEncoder(str(tmp_path), "bfloat16", 1).parameters
+    with pytest.raises(InputError, match="torch cannot quantise WavLM"):
+        TorchEncoder(str(tmp_path), "int8", 1)
 
 
 def test_weights_are_as_large_as_their_file(encoder: Path, tmp_path: Path) -> None:

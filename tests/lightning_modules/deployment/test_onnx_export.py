@@ -134,6 +134,33 @@ def test_whisper(tmp_path: Path) -> None:
     assert "at least 400 samples and at most 32000." in text
 
 
+def test_long_utterances_of_whisper_are_computed_in_parts_as_in_pytorch(tmp_path: Path) -> None:
+    teacher = save_whisper(tmp_path / "whisper")  # of 2 s at most
+    export_onnx(str(teacher), tmp_path / "encoder", states="all")
+    spoken = [waveform_T[:length] for length, waveform_T in zip((75_000, 30_000), batch([75_000] * 2)[0], strict=True)]
+    found, wanted = load_upstream(str(tmp_path / "encoder"))(spoken), load_upstream(str(teacher))(spoken)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+        assert one.isfinite().all()
+        for item, frames in enumerate((234, 93)):
+            assert difference(one[item, :frames], other[item, :frames]) < TOLERANCE
+
+
+def test_numbers_that_are_not_finite_and_files_that_are_too_large_are_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hubert = tiny_hubert(3)
+    with torch.no_grad():
+        hubert.encoder.layers[1].feed_forward.output_dense.bias[0] = float("nan")
+    broken = save(tmp_path, checkpoint_of(hubert), "broken.ckpt")
+    with pytest.raises(ValueError, match="returns numbers that are not finite on noise"):
+        export_onnx(str(broken), tmp_path / "student")
+    monkeypatch.setattr("lightning_modules.deployment.onnx_export.MOST_IN_ONE_FILE", 1000)
+    with pytest.raises(ValueError, match="--quantize int8 takes encoders of 1e-06 GB"):
+        export_onnx(str(checkpoint), tmp_path / "student", quantize="int8")
+    assert not (tmp_path / "student").exists()
+
+
 def test_int8(small: Path) -> None:
     """The file is about a quarter as large, and its states are near those of the first two layers."""
     described = json.loads((small / "student" / "interstack.json").read_text())["onnx"]
