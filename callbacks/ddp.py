@@ -40,6 +40,11 @@ def require_supported(trainer: L.Trainer) -> None:
             f"StackingCallback cannot grow a model under {type(strategy).__name__}: use a single device or "
             "trainer.strategy=ddp (a student of 27M parameters needs no sharding)"
         )
+    if getattr(strategy, "_ddp_comm_state", None) is not None:
+        raise InputError(
+            "ddp_comm_state holds tensors of the gradients' buckets, which a growth changes: leave it out, or use a "
+            "hook without a state, such as bf16_compress_hook"
+        )
     kwargs = getattr(strategy, "_ddp_kwargs", {})
     if kwargs.get("static_graph"):
         raise InputError("static_graph=True cannot follow a growing model: use trainer.strategy=ddp")

@@ -61,9 +61,14 @@ class StudentEMA(WeightAveraging):
             self._average_model.module.load_state_dict(_weights(pl_module).state_dict())
         self._average_model.to(pl_module.device)
 
-    def grow(self, plan: Sequence[int | None], initialise: Initialise, seed: int) -> None:
-        """Grow the average like the student, with :meth:`Student.grow`; fresh layers get the student's values."""
+    def grow(self, plan: Sequence[int | None], initialise: Initialise, seed: int, student: Student) -> None:
+        """Grow the average like the ``student``, with :meth:`Student.grow`; fresh layers get the student's values.
+
+        A front end that the growth froze is the student's from then on, which all later layers are trained on.
+        """
         self.student.grow(plan, initialise, seed)
+        if student.frozen_front_end:
+            self.student.hubert.feature_extractor.load_state_dict(student.hubert.feature_extractor.state_dict())
 
     @property
     def student(self) -> Student:

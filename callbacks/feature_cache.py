@@ -13,6 +13,7 @@ from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from lightning.pytorch.callbacks import Callback
 
 from datamodules.cached_records import FEATURES_ALONE, RecordLayout
+from datamodules.data_settings import require_fixed
 from datamodules.errors import InputError
 from datamodules.folders import is_finished
 from datamodules.librispeech import LibriSpeechDataModule
@@ -66,10 +67,16 @@ class FeatureCache(Callback):
                 f"FeatureCache needs model.student.front_end=trained_until_growth, not {kind}: the features of a front "
                 "end that is frozen from the start are stored by `interstack cache-targets --features true`"
             )
-        if not isinstance(data, LibriSpeechDataModule) or data.crop != "fixed" or data.relay is not None:
+        if not isinstance(data, LibriSpeechDataModule) or data.relay is not None:
             raise InputError(
-                "FeatureCache needs the fixed segments of LibriSpeechDataModule (data.crop=fixed), and a run of its "
-                "own, not one of fit-together, whose students share their batches"
+                "FeatureCache needs LibriSpeechDataModule, and a run of its own, not one of fit-together, whose "
+                "students share their batches"
+            )
+        require_fixed(data.crop, data.length)
+        if data.on_bad_audio == "skip" and data.targets is None:
+            raise InputError(
+                "FeatureCache computes the features of every segment, so data.on_bad_audio=skip needs cached targets "
+                "(data.targets), which exist only where all can be decoded"
             )
 
     # The loaders of a resumed run, and their workers, exist before its training starts.

@@ -192,9 +192,9 @@ class StackingCallback(Callback):
         ddp.unwrap(trainer, module)
         sources = student.grow(plan, policy.initialise, module.seed)
         if (average := find_callback(trainer, StudentEMA)) is not None:
-            average.grow(plan, policy.initialise, module.seed)
+            average.grow(plan, policy.initialise, module.seed, student)
+        carry_state(optimizer, sources, self.optimizer_state)  # before `rebind` drops the state of what is frozen now
         rebind(optimizer, module.parameter_groups())
-        carry_state(optimizer, sources, self.optimizer_state)
         if self.verify:  # before DDP is built: its constructor overwrites drifted parameters with rank 0's
             ddp.verify_ranks(trainer, module, optimizer)
         ddp.rewrap(trainer)

@@ -3,6 +3,7 @@
 import torch
 
 from datamodules.errors import InputError
+from datamodules.frames import HOP
 from datamodules.speech_data import SpeechDataModule
 from lightning_modules.masking import FrameMasks
 from lightning_modules.student import Student
@@ -34,14 +35,15 @@ def check_cached_features(datamodule: SpeechDataModule | None, student: Student)
 
 
 def check_frame_rates(teacher: Teacher, student: Student) -> None:
-    """Refuse a teacher with another number of frames than the student, at lengths from 0.1 to 10 s."""
-    num_samples = torch.tensor([1600, 8000, 16_000, 16_079, 40_000, 160_000])
-    teacher_frames, student_frames = teacher.num_frames(num_samples), student.num_frames(num_samples)
-    if not torch.equal(teacher_frames.to(torch.long), student_frames):
+    """Refuse a teacher with another number of frames than the student, at every length of a frame around 1 s."""
+    num_samples = torch.cat([16_000 + torch.arange(2 * HOP), torch.tensor([1600, 160_000])])
+    teacher_frames, student_frames = teacher.num_frames(num_samples).to(torch.long), student.num_frames(num_samples)
+    if (differing := (teacher_frames != student_frames).nonzero()).numel():
+        first = int(differing[0])
         raise InputError(
-            f"for {num_samples[-1]} samples the teacher gives {int(teacher_frames[-1])} frames and the student "
-            f"{int(student_frames[-1])}: a teacher must have the student's frame rate (one frame per 320 samples); "
-            "copy its front end (model.student.front_end_init=teacher) or choose another teacher"
+            f"for {num_samples[first]} samples the teacher gives {int(teacher_frames[first])} frames and the student "
+            f"{int(student_frames[first])}: a teacher must have the student's frames (one per 320 samples, each of the "
+            "same 400); copy its front end (model.student.front_end_init=teacher) or choose another teacher"
         )
 
 

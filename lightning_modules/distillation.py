@@ -288,18 +288,18 @@ class DistillationModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm with torch itself: Lightning refuses to clip for fused AdamW under any mixed precision.
+        """Clip with torch itself: Lightning refuses to clip for fused AdamW under any mixed precision.
 
         Gradients are unscaled at this point, because bf16 has no scaler. With a scaler, fused optimizers unscale in
         ``step`` and clipping scaled gradients would be wrong, so that case is left to Lightning, which refuses it.
         """
         if not gradient_clip_val:
             return
-        if self.trainer.precision == "16-mixed" or gradient_clip_algorithm == "value":
+        if self.trainer.precision == "16-mixed":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+        clip([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
 
     # -- set-up and checkpoints -----------------------------------------------------------------------------------
 
@@ -329,7 +329,9 @@ class DistillationModule(L.LightningModule):
         """Set the target statistics: from the checkpoint, else from the cache, else measured by the first process."""
         normalizer, datamodule = self.objective.normalizer, speech_data(self.trainer)
         pair = None if datamodule is None else datamodule.cached_statistics
-        cached = None if pair is None else TargetStatistics(*pair)
+        # Of the layers of all students that share the teacher.
+        places = [0, *(1 + self.teacher.hidden_layers.index(layer) for layer in self.objective.layers)]
+        cached = None if pair is None else TargetStatistics(*(values_SD[places] for values_SD in pair))
         if (known := normalizer.statistics) is None:
             found = cached
             if found is None and self.global_rank == 0:

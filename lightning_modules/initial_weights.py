@@ -75,8 +75,13 @@ def load_initial_weights(path: Path, student: Student, objective: Objective) -> 
     own.get("_extra_state", {}).pop(FROZEN, None)  # a new run trains its front end until its own growth
     if (problem := _load(student, own)) is not None:
         raise InputError(f"model.init_from={path} has a student of other sizes: {problem}") from problem
-    if (problem := _load(objective, _below(weights, "objective."))) is not None:
-        log.warning("the projections of %s belong to other losses, so new ones are drawn: %s", path, problem)
+    # Statistics of targets are those of this run's own teacher and layers.
+    saved = {k: v for k, v in _below(weights, "objective.").items() if not k.startswith("normalizer.")}
+    own = {k: v for k, v in objective.state_dict().items() if not k.startswith("normalizer.")}
+    if saved.keys() != own.keys() or any(saved[name].shape != value.shape for name, value in own.items()):
+        log.warning("the projections of %s belong to other losses, so new ones are drawn", path)
+    else:
+        objective.load_state_dict(saved, strict=False)
 
 
 def load_front_end(path: Path, student: Student) -> None:

@@ -180,9 +180,9 @@ class LearningRates(LambdaLR):
 def rebind(optimizer: Optimizer, groups: ParameterGroups) -> None:
     """Give ``optimizer`` the parameters of ``groups`` after a growth, and keep the object and so its schedulers.
 
-    Parameters that a growth has frozen leave it with their state. The state of kept parameters stays valid, because its
-    keys are the tensors. ``add_param_group`` cannot be used, because the learning-rate schedulers rely on the number of
-    groups.
+    Parameters that a growth has frozen leave it with their state, and new ones that are frozen get none. The state of
+    kept parameters stays valid, because its keys are the tensors. ``add_param_group`` cannot be used, because the
+    learning-rate schedulers rely on the number of groups.
     """
     if len(groups) != len(optimizer.param_groups):
         raise RuntimeError(f"{len(optimizer.param_groups)} parameter groups became {len(groups)} at a growth")
@@ -190,8 +190,8 @@ def rebind(optimizer: Optimizer, groups: ParameterGroups) -> None:
     left = [p for group in optimizer.param_groups for p in group["params"] if p not in kept]
     if any(parameter.requires_grad for parameter in left):
         raise RuntimeError("a growth lost parameters that the optimizer trains")
-    for parameter in left:
-        optimizer.state.pop(parameter, None)
+    for parameter in [p for p in optimizer.state if p not in kept]:
+        del optimizer.state[parameter]
     for group, new in zip(optimizer.param_groups, groups, strict=True):
         group["params"] = [parameter for _, parameter in new["params"]]
         group["param_names"] = [name for name, _ in new["params"]]
@@ -200,7 +200,7 @@ def rebind(optimizer: Optimizer, groups: ParameterGroups) -> None:
 def carry_state(
     optimizer: Optimizer, sources: dict[nn.Parameter, nn.Parameter | None], setting: OptimizerState
 ) -> None:
-    """Set the optimizer state of the parameters after a growth.
+    """Set the optimizer state of the parameters after a growth, before :func:`rebind`.
 
     Args:
         sources: new parameter -> the parameter that it was copied from, ``None`` if it was not copied.

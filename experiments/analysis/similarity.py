@@ -182,8 +182,10 @@ def _teacher(meta: dict[str, Any], name: str | None) -> Teacher | None:
     if name == "none":
         return None
     spec = meta["teacher"] if name is None else {**meta["teacher"], "init_args": {"model": name}}
-    model = build_teacher(spec)
-    output = meta.get("recipe", {}).get("objective", {}).get("output_layer")
+    model, objective = build_teacher(spec), meta.get("recipe", {}).get("objective", {})
+    if objective.get("targets") == "feed_forward":
+        model.use_feed_forward()
+    output = objective.get("output_layer")
     model.select_layers(range(1, (output or model.num_layers) + 1), output)
     return model
 

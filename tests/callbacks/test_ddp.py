@@ -16,6 +16,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from callbacks import ddp
@@ -184,6 +185,7 @@ def test_one_device_needs_no_wrapper() -> None:
     [
         (FSDPStrategy(), "cannot grow a model under FSDPStrategy: use a single device or trainer.strategy=ddp"),
         (DDPStrategy(static_graph=True), "static_graph=True cannot follow a growing model"),
+        (DDPStrategy(ddp_comm_state=object(), ddp_comm_hook=noop_hook), "ddp_comm_state holds tensors of"),
         (DDPStrategy(find_unused_parameters=True), "find_unused_parameters=True would hide a layer .*strategy=ddp"),
     ],
 )
@@ -192,7 +194,9 @@ def test_what_cannot_follow_a_growth_is_refused(strategy: Strategy, message: str
         ddp.require_supported(SimpleNamespace(strategy=strategy))
 
 
-@pytest.mark.parametrize("strategy", [DDPStrategy(), SingleDeviceStrategy(torch.device("cpu"))])
+@pytest.mark.parametrize(
+    "strategy", [DDPStrategy(), DDPStrategy(ddp_comm_hook=noop_hook), SingleDeviceStrategy(torch.device("cpu"))]
+)
 def test_ddp_and_single_devices_are_supported(strategy: Strategy) -> None:
     ddp.require_supported(SimpleNamespace(strategy=strategy))
 

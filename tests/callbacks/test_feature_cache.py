@@ -4,7 +4,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from callbacks.checkpointing import RunCheckpoint
@@ -14,6 +17,7 @@ from datamodules import loading
 from datamodules.loading import AudioBatch
 from experiments.training.cache_targets import TargetsTrainer
 from lightning_modules.distillation import DistillationModule
+from lightning_modules.student import Student
 from tests.cached_runs import SaveAt, data_of, distance, equal, features_alone, train
 from tests.helpers import (
     POLICY_STAGES,
@@ -49,8 +53,8 @@ def train_until_growth(
     return train(make_module(home / "teacher", front_end=UNTIL), data, folder, *callbacks, **settings)
 
 
-def convolutions(module: DistillationModule) -> list[Tensor]:
-    return [weight.detach().clone() for weight in module.student.hubert.feature_extractor.parameters()]
+def convolutions(student: Student) -> list[Tensor]:
+    return [weight.detach().clone() for weight in student.hubert.feature_extractor.parameters()]
 
 
 @pytest.fixture
@@ -70,18 +74,18 @@ def test_the_first_growth_freezes_the_front_end(policy: str, home: Path, tmp_pat
 
         def store(self, trainer: Any, module: DistillationModule) -> None:
             names = {name for group in trainer.optimizers[0].param_groups for name in group["param_names"]}
-            self.seen.append(convolutions(module))
+            self.seen.append(convolutions(module.student))
             self.names.append({name for name in names if "feature_extractor" in name})
 
     module, watch = make_module(home / "teacher", num_layers=POLICY_STAGES[policy][-1], front_end=UNTIL), Watch()
-    drawn = convolutions(module)
+    drawn = convolutions(module.student)
     trainer = make_trainer(tmp_path, make_stacking(policy), watch, max_epochs=len(POLICY_STAGES[policy]))
     trainer.fit(module, datamodule=data_of(home, targets=str(home / "targets")))
     assert module.student.frozen_front_end
     start, _, _, grown, *_ = watch.seen  # three times before the first epoch, then after the first growth
     assert equal(drawn, start)
     assert not equal(start, grown)
-    assert equal(grown, convolutions(module))
+    assert equal(grown, convolutions(module.student))
     assert watch.names[0]
     assert watch.names[3] == set()
     (optimizer,) = trainer.optimizers
@@ -151,6 +155,26 @@ def test_an_average_of_the_weights_grows_with_it(home: Path, tmp_path: Path) -> 
     assert average.student.frozen_front_end
 
 
+def test_an_average_has_the_front_end_that_the_growth_froze(home: Path, tmp_path: Path) -> None:
+    """Its features are cached, for validation too, and those of a front end that lags behind are others."""
+
+    class Keep(Callback):
+        def __init__(self) -> None:
+            self.found: list[tuple[list[Tensor], Tensor]] = []
+
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            assert isinstance(pl_module, DistillationModule)
+            for student in (pl_module.student, average.student):
+                layer = student.hubert.encoder.layers[0].attention.k_proj.weight
+                self.found.append((convolutions(student), layer.detach().clone()))
+
+    average, keep = StudentEMA(0.99), Keep()
+    train_until_growth(home, tmp_path, keep, average, FeatureCache())
+    (own, layer), (averaged, averaged_layer) = keep.found
+    assert equal(own, averaged)
+    assert not torch.equal(layer, averaged_layer)  # control: the other weights are averaged
+
+
 def test_a_new_run_from_its_weights_trains_the_front_end_again(home: Path, tmp_path: Path) -> None:
     train_until_growth(home, tmp_path / "first", SaveAt(12, tmp_path / "end.ckpt"))
     module = make_module(home / "teacher", front_end=UNTIL)
@@ -167,8 +191,11 @@ def test_what_cannot_be_cached_is_refused(home: Path, tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="front_end=trained_until_growth, not frozen"):
         fit("frozen")
-    with pytest.raises(ValueError, match=r"needs the fixed segments of LibriSpeechDataModule \(data\.crop=fixed\)"):
-        fit(crop="random")
+    for settings in ({"crop": "random"}, {"length": "pad"}):
+        with pytest.raises(ValueError, match=r"need data\.crop=fixed and data\.length=crop"):
+            fit(**settings)
+    with pytest.raises(ValueError, match=r"on_bad_audio=skip needs cached targets"):
+        fit(on_bad_audio="skip")
     for settings in ({"dtype": "fp8"}, {"batch_seconds": 0.0}, {"shard_megabytes": 0}):
         with pytest.raises(ValueError, match="dtype must be bf16, int8 or float32, the others positive"):
             FeatureCache(**settings)  # type: ignore[arg-type]

@@ -89,8 +89,8 @@ def grown(setting: str) -> tuple[Net, torch.optim.Optimizer, nn.Linear, nn.Linea
     step(net, optimizer)
     source, clone = net.layers[0], copy.deepcopy(net.layers[0])
     net.layers = nn.ModuleList([source, clone])
-    rebind(optimizer, groups(net))
     carry_state(optimizer, dict(zip(clone.parameters(), source.parameters(), strict=True)), setting)
+    rebind(optimizer, groups(net))
     return net, optimizer, source, clone
 
 

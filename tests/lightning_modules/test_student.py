@@ -201,3 +201,13 @@ def test_loads_a_state_dict_of_any_depth(front_end: FrontEnd, saved: int, built:
 def test_bad_sizes_are_named() -> None:
     with pytest.raises(ValueError, match=r"hidden_size=30 is not a multiple of model\.student\.num_heads=4"):
         Student(StudentConfig(hidden_size=30, num_heads=4, front_end_init="random"))
+
+
+def test_a_batch_that_is_shorter_than_a_mask_has_none() -> None:
+    config = dataclasses.replace(TINY, conv_channels=8, dropout=0.0, mask_time_prob=0.6, mask_time_length=10)
+    student = Student(config)
+    for samples, frames in ((1000, 2), (3600, 11)):
+        waveforms_BT = torch.randn(2, samples)
+        masked_BFD, whole_BFD = student.train()(waveforms_BT)[0], student.eval()(waveforms_BT)[0]
+        assert masked_BFD.shape[1] == frames
+        assert torch.equal(masked_BFD, whole_BFD) == (frames < 10)

@@ -16,6 +16,7 @@ from datamodules.speech_data import AudioBatch
 from experiments.analysis.cka import layer_similarity
 from experiments.analysis.depth_use import depth_use, idle_layers, layers_in_order, layers_needed
 from experiments.analysis.similarity import (
+    _teacher,
     as_learnt,
     choose_recordings,
     mean_over_pairs,
@@ -52,6 +53,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     assert ended(fork_program(arguments, folder / "output.txt")) == 0, (folder / "output.txt").read_text()
     return folder / "run"
+
+
+@pytest.mark.parametrize("targets", ["hidden", "feed_forward"])
+def test_the_teacher_outputs_what_the_student_learnt(targets: str, tmp_path: Path) -> None:
+    spec = {"class_path": "lightning_modules.teacher.HuggingFaceTeacher"}
+    spec["init_args"] = {"model": str(save_teacher(tmp_path / "teacher"))}
+    teacher = _teacher({"teacher": spec, "recipe": {"objective": {"targets": targets}}}, None)
+    assert teacher is not None
+    assert teacher.feed_forward == (targets == "feed_forward")
 
 
 @pytest.mark.parametrize("kind", ["layer", "standardize"])

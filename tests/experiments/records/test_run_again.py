@@ -126,6 +126,19 @@ def test_projections_of_other_losses_start_anew(home: Path, caplog: pytest.LogCa
     assert "the projections of" in caplog.text
 
 
+def test_statistics_of_targets_are_those_of_the_new_runs_layers(home: Path) -> None:
+    """Those of the source would be taken for measured ones, of whatever layers they are."""
+    standard = ["--model.objective.normalize_targets", "standardize", *STILL[:2], "--trainer.max_epochs", "1"]
+    one, two = (["--model.objective.layers", layers] for layers in ("[1]", "[1, 3]"))
+    fit(home, "standardized", *standard, *one)
+    for layers in (["--model.objective.layers", "[2]"], two):
+        anew = fit(home, f"anew {layers[1]}", *standard, *layers).model.objective.normalizer.statistics
+        start = ["--model.init_from", str(checkpoint(home, "standardized"))]
+        found = fit(home, f"started {layers[1]}", *standard, *layers, *start).model.objective.normalizer.statistics
+        assert torch.equal(found.mean_SD, anew.mean_SD)
+        assert torch.equal(found.deviation_SD, anew.deviation_SD)
+
+
 REFUSED = {
     "another depth": (
         ["--model.init_from", "LAST"],

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from datamodules.loading import AudioBatch
+from datamodules.target_cache import TargetCache
 from experiments.cli import run
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.teacher import TeacherTargets
@@ -136,3 +137,22 @@ def test_a_cache_holds_normalised_targets_and_their_statistics(kind: str, home: 
             )
     with pytest.raises(ValueError, match=rf"objective\.normalize_targets was none, is {kind}"):
         train(make_module(home / "teacher", objective=objective), data_of(home, targets=str(home / "bf16")), tmp_path)
+
+
+def test_a_shared_teachers_cache_has_statistics_of_more_layers(home: Path, tmp_path: Path) -> None:
+    """Students that are trained together share a teacher that outputs the layers of all of them."""
+    objective = {"normalize_targets": "standardize", "layers": [1, 2, 3]}
+    more = ["--model.objective.normalize_targets", "standardize", "--model.objective.layers", "[1,2,3]"]
+    run(["cache-targets", *options(home), *more, "--output", str(tmp_path / "cache")])
+    statistics = TargetCache(str(tmp_path / "cache")).statistics
+    assert statistics is not None
+    for layers in ([1, 2, 3], [2], []):
+        module = make_module(home / "teacher", objective=objective | {"layers": layers or None, "intermediate": "none"})
+        if layers:
+            module = make_module(home / "teacher", objective=objective | {"layers": layers})
+        module.teacher.select_layers([1, 2, 3], None)
+        trainer = make_trainer(tmp_path, max_epochs=1)
+        trainer.fit(module, datamodule=data_of(home, targets=str(tmp_path / "cache")))
+        found = module.objective.normalizer.statistics
+        assert found is not None
+        assert torch.equal(found.mean_SD, statistics[0][[0, *layers]])
