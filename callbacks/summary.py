@@ -31,6 +31,9 @@ class RunSummary(Callback):
     with nothing left to train. The last validation's metrics are then those in the checkpoint. The summary of a run
     that was finished before stays as it is.
 
+    Validates: the last epoch too, whatever ``trainer.check_val_every_n_epoch`` is, since the last validation is the
+    run's result.
+
     Attributes:
         kept: whether the run was finished before, so that this ``fit`` trained and wrote nothing.
     """
@@ -44,6 +47,10 @@ class RunSummary(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._trained = True
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch is not None:
+            trainer.check_val_every_n_epoch = 1
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import logging
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -156,14 +157,17 @@ def find_audio(root: str | Path, split: str, utterances: Iterable[str]) -> dict[
         InputError: an utterance has no audio file or two; the first is named. Audio without an alignment is a warning.
     """
     folder = corpus_folder(root) / split
-    audio = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in AUDIO_SUFFIXES]
+    # Through links to folders, as the walk of a corpus.
+    below = (Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    audio = sorted(path for path in below if path.suffix.lower() in AUDIO_SUFFIXES)
     refuse_twins(map(str, audio))
     found = {path.stem: path for path in audio}
     paths = {utterance: found[utterance] for utterance in utterances if utterance in found}
     if missing := [utterance for utterance in utterances if utterance not in paths]:
         raise InputError(
             f"{missing[0]} (and {len(missing) - 1} more) is aligned but has no audio file below {folder}: "
-            "an utterance has the name of its .flac, .wav or .mp3 file without the suffix"
+            "an utterance has the name of its .flac, .wav or .mp3 file without the suffix. If the file was removed, "
+            "`interstack align` removes its alignment too"
         )
     if unaligned := len(found) - len(paths):
         logger.warning(

@@ -109,7 +109,10 @@ class PhoneAligner:
         if word not in self._lexicon:
             return False
         phones = " ".join(re.sub(r"\d", "", phone) for phone in self._lexicon[word])
-        self._decoder.add_word(word, phones, True)
+        try:
+            self._decoder.add_word(word, phones, True)
+        except RuntimeError:  # a phone that the acoustic model lacks, such as SPN of <UNK>
+            return False
         return True
 
     def _search_words(self, pcm: bytes, text: str) -> list["_Word"]:

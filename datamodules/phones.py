@@ -62,7 +62,7 @@ class FrameLabelDataset(Dataset[FrameBatch]):
             alignment = read_split(root, split)
             self.paths += [str(path) for path in find_audio(root, split, alignment).values()]
             self.segments += alignment.values()
-        self.num_samples = [usable_samples(path, SAMPLE_RATE, WINDOW) for path in self.paths]
+        self.num_samples = [usable_samples(path, SAMPLE_RATE, WINDOW, resample=True) for path in self.paths]
         self.length = len(self.paths) if length is None else length
         self._order = (-1, np.zeros(0, dtype=np.int64))
         if unknown := {s.phone for segments in self.segments for s in segments} - set(phones):
@@ -85,7 +85,9 @@ class FrameLabelDataset(Dataset[FrameBatch]):
         row, start = self.crop(index)
         stop = min(start + self.crop_samples, self.num_samples[row])
         waveform_T = torch.zeros(self.crop_samples)
-        waveform_T[: stop - start] = torch.from_numpy(read_audio(self.paths[row], SAMPLE_RATE, start, stop))
+        waveform_T[: stop - start] = torch.from_numpy(
+            read_audio(self.paths[row], SAMPLE_RATE, start, stop, resample=True)
+        )
         labels_F = torch.full((count_windows(self.crop_samples),), IGNORED)
         valid = count_windows(stop - start)
         labels_F[:valid] = torch.from_numpy(frame_labels(self.segments[row], valid, self.phones, start))

@@ -43,11 +43,11 @@ def measure(targets: Iterable[TeacherTargets], layers: Sequence[int]) -> TargetS
     """
     frames, sums_SD, squares_SD = 0, torch.zeros(()), torch.zeros(())
     for batch in targets:
-        stacked_SND = torch.stack(
-            [target_BFD.flatten(0, 1).double() for target_BFD in (batch.output_BFD, *(batch.hidden[k] for k in layers))]
-        )
+        used = batch.output_BFD, *(batch.hidden[k] for k in layers)
+        # On the CPU, since Apple's GPU has no float64.
+        stacked_SND = torch.stack([target_BFD.flatten(0, 1).cpu().double() for target_BFD in used])
         frames += stacked_SND.shape[1]
-        sums_SD, squares_SD = sums_SD + stacked_SND.sum(1).cpu(), squares_SD + stacked_SND.square().sum(1).cpu()
+        sums_SD, squares_SD = sums_SD + stacked_SND.sum(1), squares_SD + stacked_SND.square().sum(1)
     if not frames:
         raise InputError("targets cannot be standardized: the training data hold no frame")
     mean_SD = sums_SD / frames

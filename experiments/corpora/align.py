@@ -15,6 +15,7 @@ from datamodules.corpus import CorpusSettings, list_files, read_transcripts, spl
 from datamodules.errors import InputError
 from datamodules.files import FolderLock, write_text
 from datamodules.forced_alignment import AlignmentError, PhoneAligner
+from datamodules.packed import is_packed
 from lightning_modules.superb.tokenizers import read_lexicon
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ def _link(place: Path, folder: Path) -> None:
 
 
 def _chapters(folders: Sequence[tuple[str, str]], home: Path) -> list[Chapter]:
+    if packed := [folder for _, folder in folders if is_packed(folder)]:
+        raise InputError(f"{packed[0]} is packed, and a pack has no alignments: align the files that it was made of")
     files = list_files(folders)
     texts = {
         (os.path.dirname(file.path), key): text
@@ -116,7 +119,8 @@ def _align_chapter(chapter: Chapter) -> tuple[int, int]:
     assert _aligner is not None
     stem, utterances = chapter
     written, list_of_failed = (stem.with_name(stem.name + suffix) for suffix in (".tsv", UNALIGNED))
-    found: dict[str, list[Segment]] = read_alignment(written) if written.is_file() else {}
+    before: dict[str, list[Segment]] = read_alignment(written) if written.is_file() else {}
+    found = {key: segments for key, segments in before.items() if key in utterances}  # the audio of others is gone
     problems: list[str] = []
     new = sorted(utterances.keys() - found.keys())
     for key in new:
@@ -125,7 +129,7 @@ def _align_chapter(chapter: Chapter) -> tuple[int, int]:
             found[key] = _aligner.align(read_audio(path, SAMPLE_RATE, resample=True), text)
         except (AlignmentError, BadAudioError) as error:
             problems.append(f"{key}\t{error}\n")
-    if len(problems) < len(new):
+    if len(problems) < len(new) or len(found) < len(before):
         write_alignment(written, {key: found[key] for key in sorted(found)})
     if problems:
         write_text(list_of_failed, "".join(problems))

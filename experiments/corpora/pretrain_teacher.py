@@ -64,6 +64,11 @@ def pretrain_teacher(
     """
     if steps < 0:
         raise InputError(f"steps={steps} must be 0 (untrained) or more")
+    if not train_splits or not val_splits:
+        raise InputError(
+            f"train_splits={list(train_splits)} and val_splits={list(val_splits)} must each name a folder with "
+            "alignments"
+        )
     folder = Path(output)
     used = trainer_precision(accelerator) if precision == "auto" else precision
     settings = {"steps": steps, "seed": seed, "train_splits": train_splits, "val_splits": val_splits}

@@ -293,6 +293,12 @@ def disagreements(folder: StudyFolder) -> list[str]:
             "The layers of some rows or seeds were compared on other recordings than those of others, so layer "
             "similarity and depth use do not compare between them."
         )
+    for key in ("precision", "teacher_precision", "world_size"):
+        seen = {str((job.result.get("summary") or {}).get(key)) for job in folder.of("distil") if job.result} - {"None"}
+        if len(seen) > 1:
+            notes.append(
+                f"The runs differ in {key} ({'; '.join(sorted(seen))}), which may change scores as well as seconds."
+            )
     for key in MUST_AGREE:
         seen = {str(job.result[key]) for job in folder.of("distil") if job.result.get(key)}
         if len(seen) > 1:

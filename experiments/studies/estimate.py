@@ -18,7 +18,8 @@ from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.target_cache import TargetCache
 from experiments.corpora.pretrain_teacher import pretrain_teacher
 from experiments.records.accounting import Growth, hears_30_seconds, run_flops, step_cost
-from experiments.studies.job import Workspace, is_done, matched
+from experiments.studies.job import Workspace, is_done
+from experiments.studies.matching import matched
 from experiments.studies.plan import Job, Plan
 from experiments.superb.options import PROBE_UPDATES
 from experiments.training.defaults import default_of, max_epochs

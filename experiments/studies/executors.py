@@ -19,6 +19,10 @@ from experiments.studies.job import INTERRUPTED, Workspace, execute, header
 from experiments.studies.plan import Job
 
 
+class NotNow(Exception):
+    """A scheduler takes no more jobs at the moment; the message says why."""
+
+
 class Handle(Protocol):
     """A submitted job."""
 
@@ -32,7 +36,11 @@ class Executor(Protocol):
     capacity: int
 
     def submit(self, job: Job) -> Handle:
-        """Start the job, or put it into a queue."""
+        """Start the job, or put it into a queue.
+
+        Raises:
+            NotNow: it cannot be started at the moment.
+        """
 
     def explain(self, handle: Any) -> str:
         """Say why a job ended without a result, if its log cannot say it; else return an empty string."""
@@ -59,10 +67,11 @@ class LocalExecutor:
         workspace: workspace of the study.
         parallel: jobs at a time; default: one per group of ``workspace.devices`` GPUs, or one without GPUs, so that
             jobs do not disturb each other's timings.
+        on_gpus: whether students are trained on GPUs, if there are any.
     """
 
-    def __init__(self, workspace: Workspace, parallel: int | None = None) -> None:
-        names, each = visible_gpus(), workspace.devices
+    def __init__(self, workspace: Workspace, parallel: int | None = None, on_gpus: bool = True) -> None:
+        names, each = visible_gpus() if on_gpus else [], workspace.devices
         gpus = len(names)
         if gpus and gpus < each:
             raise InputError(f"devices={each} for each job, but there are {gpus} GPUs: use {gpus} or fewer")
@@ -88,8 +97,9 @@ class LocalExecutor:
         finally:
             self._free.put(devices)
 
-    def explain(self, handle: Any) -> str:
-        return ""
+    def explain(self, handle: Future[bool]) -> str:
+        error = handle.exception()
+        return "" if error is None else f"{type(error).__name__}: {error}"
 
     def stop(self) -> None:
         self._stop.set()

@@ -7,12 +7,14 @@ the same folder. A job is done when ``job.json`` says so; that is written last.
 import ctypes
 import fcntl
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,10 +31,13 @@ from experiments.records.accounting import measured, student_layout
 from experiments.records.reading import run_record
 from experiments.records.runs import RunFolder, git_commit
 from experiments.records.settings_yaml import dump_settings, load_settings
+from experiments.studies.matching import cost_ratio, matched
 from experiments.studies.plan import Inputs, Job
-from experiments.training.defaults import default_of, max_epochs
+from experiments.training.defaults import default_of
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.student_config import StudentConfig
+
+log = logging.getLogger(__name__)
 
 # Variables of a scheduler or launcher around this process: they make Lightning take a job's process for a rank.
 LAUNCHER_PREFIXES = ("SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "SUBMITIT_", "PMI_")
@@ -152,7 +157,8 @@ class Workspace:
         """Write the configuration of a run and return its path."""
         settings = {key: value for key, value in job.settings.items() if key != "inputs"}
         if job.match:
-            settings = matched(settings, self._ratio(job.match))
+            target, reference = (read_result(self.output, job.match[part]) for part in ("target", "reference"))
+            settings = matched(settings, cost_ratio(target, reference, job.match["cost"]))
         if job.kind == "distil" and (cache := self.needed(job, "targets")):
             folder = str(self.output / "jobs" / cache / "targets")
             settings["data"] = settings.get("data", {}) | {"targets": folder}
@@ -172,10 +178,6 @@ class Workspace:
     def is_trained(self, job: Job) -> bool:
         """Whether the run of a ``distil`` job is finished, alone or trained side by side with others."""
         return job.kind == "distil" and (self.output / job.run / "summary.json").is_file()
-
-    def _ratio(self, match: Mapping[str, str]) -> float:
-        target, reference = (read_result(self.output, match[part])[match["cost"]] for part in ("target", "reference"))
-        return target / reference
 
     def _export(self, job: Job) -> list[str]:
         run = self.output / job_of(read_record(self.output, job.needs[0])).run
@@ -252,21 +254,6 @@ def superb_result(folder: Path, job: Job) -> Path:
     return found[0] if len(found) == 1 else folder / f"lr{rate}_seed{job.seed}" / "result.json"
 
 
-def matched(settings: dict[str, Any], ratio: float) -> dict[str, Any]:
-    """Change ``settings`` to a run ``ratio`` times as long, by fewer steps per epoch, or else fewer epochs."""
-    data, trainer = dict(settings.get("data", {})), dict(settings.get("trainer", {}))
-    epochs = max_epochs(settings)
-    if per_epoch := data.get("batches_per_epoch"):
-        steps = ratio * per_epoch * epochs
-        # A few epochs fewer are used if that gets nearer to the wanted number of steps.
-        candidates = [(n, max(1, round(steps / n))) for n in range(epochs, max(0, epochs - 4), -1)]
-        epochs, per_epoch = min(candidates, key=lambda pair: abs(pair[0] * pair[1] - steps))
-        data["batches_per_epoch"] = per_epoch
-    else:
-        epochs = max(1, round(ratio * epochs))
-    return settings | {"data": data, "trainer": trainer | {"max_epochs": epochs}}
-
-
 def job_of(record: Mapping[str, Any]) -> Job:
     """Build the job that ``job.json`` describes."""
     return Job(**{key: record[key] for key in Job.__dataclass_fields__ if key in record})
@@ -322,6 +309,9 @@ def execute(
                 break
             except BlockingIOError:
                 time.sleep(0.2)
+            except OSError as error:
+                log.warning("%s cannot be locked (%s): let no second runner work there", folder, error.strerror)
+                break
         if is_done(workspace.output, job.id):
             return True
         if stop.is_set():
@@ -334,21 +324,26 @@ def execute(
 
 def _execute(workspace: Workspace, job: Job, launch: Callable[[list[str], Path], int]) -> bool:
     folder, started, ending = workspace.path(job), time.perf_counter(), "interrupted"
-    log = folder / "log.txt"
-    record = job.described() | {"status": "running", "started": now(), "log": str(log.relative_to(workspace.output))}
+    text = folder / "log.txt"
+    record = job.described() | {"status": "running", "started": now(), "log": str(text.relative_to(workspace.output))}
     try:
         record["arguments"] = workspace.command(job)
         write_json(folder / "job.json", record)
         trained = workspace.is_trained(job)
-        status = 0 if trained else launch(record["arguments"], log)
+        status = 0 if trained else launch(record["arguments"], text)
         if status == 0:
             result = workspace.collect(job)
             write_json(folder / "result.json", result)
         ending = "done" if status == 0 else "interrupted" if status == INTERRUPTED else "failed"
     except (ValueError, KeyError, OSError, TypeError) as error:
-        with log.open("a", encoding="utf-8") as file:
+        with text.open("a", encoding="utf-8") as file:
             file.write(f"{type(error).__name__}: {error}\n")
         ending = "failed"
+    except Exception:
+        with text.open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        ending = "failed"
+        raise
     finally:
         seconds = round(time.perf_counter() - started, 2)
         write_json(folder / "job.json", record | {"status": ending, "finished": now(), "seconds": seconds})
@@ -377,10 +372,15 @@ def _launch(arguments: list[str], log: Path, variables: dict[str, str], lock: in
             pass_fds=[lock],
             preexec_fn=_die_with_parent,
         )
-        while True:
-            try:
-                return process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                if stop.is_set():
-                    process.terminate()
-                    return process.wait() and INTERRUPTED
+        try:
+            while True:
+                try:
+                    return process.wait(timeout=0.2)
+                except subprocess.TimeoutExpired:
+                    if stop.is_set():
+                        process.terminate()
+                        return process.wait() and INTERRUPTED
+        except BaseException:  # such as submitit's at the end of a job's time: the run writes its checkpoint first
+            process.terminate()
+            process.wait()
+            raise

@@ -10,10 +10,11 @@ from rich.live import Live
 from rich.table import Table
 
 from datamodules.files import FolderLock, read_json, write_json
-from experiments.studies.executors import Executor, Handle
+from experiments.studies.executors import Executor, Handle, NotNow
 from experiments.studies.job import Workspace, is_done, read_record
 from experiments.studies.plan import Job, Plan
 
+SECONDS_TO_NEXT_TRY = 60.0
 STATES = ("done", "running", "waiting", "failed", "blocked")
 
 
@@ -44,6 +45,7 @@ class Runner:
         self.poll_seconds = poll_seconds
         self.states: dict[str, str] = {}
         self._handles: dict[str, Handle] = {}
+        self._next_try = 0.0  # after a scheduler took no more
         self.jobs = {job.id: job for job in plan.to_run}
         for job in plan.jobs.values():
             done, runs = is_done(workspace.output, job.id), job.id in self.jobs
@@ -80,11 +82,22 @@ class Runner:
                 needed = {self._state_for(job, other) for other in job.needs}
                 if needed & {"failed", "blocked"}:
                     self.states[job.id] = "blocked"
-                elif needed <= {"done"} and len(self._handles) < self.executor.capacity:
-                    self.states[job.id] = "running"
-                    self._say(f"started: {job.label}")
-                    self._handles[job.id] = self.executor.submit(job)
-        return bool(self._handles)
+                elif needed <= {"done"} and len(self._handles) < self.executor.capacity and self._may_submit():
+                    self._submit(job)
+        return bool(self._handles) or not self._may_submit()
+
+    def _may_submit(self) -> bool:
+        return time.monotonic() >= self._next_try
+
+    def _submit(self, job: Job) -> None:
+        try:
+            self._handles[job.id] = self.executor.submit(job)
+        except NotNow as error:
+            self._next_try = time.monotonic() + SECONDS_TO_NEXT_TRY
+            self.console.print(f"{error}; trying again in {SECONDS_TO_NEXT_TRY:g} s", soft_wrap=True)
+        else:
+            self.states[job.id] = "running"
+            self._say(f"started: {job.label}")
 
     def _say(self, line: str) -> None:
         """Print a line where the table is shown only at the end, that is, not on a terminal."""

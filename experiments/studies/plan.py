@@ -8,7 +8,8 @@ version of the code: every result names its commit, and the report says if they 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from datamodules.alignments import ALIGNMENTS, alignment_digest, corpus_folder
 from datamodules.errors import InputError
 from datamodules.packed import MARKER, packed_digest
 from experiments.studies.study import Row, Study, row_settings
+from lightning_modules.objective import ObjectiveConfig
 
 Kind = Literal["corpus", "teacher", "targets", "together", "distil", "export", "evaluate", "similarity"]
 TARGET_SETTINGS = ("output_layer", "normalize_targets", "statistics_seconds", "targets", "masked")
@@ -298,13 +300,23 @@ class Plan:
         return inputs
 
 
+def trains_on_gpus(plan: "Plan") -> bool:
+    """Whether any student is not trained on the CPU by its settings."""
+    return any(job.settings.get("trainer", {}).get("accelerator") != "cpu" for job in plan.distil.values())
+
+
 def _what_is_shared(job: Job) -> str:
     """Describe batches and teacher of a run as text, equal for runs that ``interstack fit-together`` can combine."""
     settings = job.settings
     model = settings.get("model", {})
+    objective = ObjectiveConfig(**model.get("objective", {}))
+    if objective.masked != "none":
+        return job.id  # its masks change the targets
     shared = {key: value for key, value in settings.items() if key in ("data", "max_batch_per_device", "inputs")}
     shared["trainer"] = {key: value for key, value in settings.get("trainer", {}).items() if key != "max_epochs"}
-    shared["targets"] = model.get("teacher"), model.get("objective", {}).get("output_layer")
+    highest = max(objective.layers or [0])  # the default is below the output layer
+    shared["targets"] = model.get("teacher"), objective.output_layer, objective.targets, highest
+    shared["cuda"] = model.get("cuda")
     return json.dumps([job.seed, job.needs, shared], sort_keys=True, default=str)
 
 
@@ -326,7 +338,7 @@ def corpus_digest(root: Path) -> str:
     if root.is_file():
         return hashlib.sha256(root.read_bytes()).hexdigest()[:16]
     names = []
-    for path in root.rglob("*"):
+    for path in _files_below(root):
         if path.suffix.lower() in AUDIO_SUFFIXES:
             names.append(f"{path.relative_to(root)} {path.stat().st_size}")
         elif path.name == MARKER:
@@ -337,6 +349,14 @@ def corpus_digest(root: Path) -> str:
             "other corpora"
         )
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """All files below a folder, through links to folders as data modules read them, but not around in circles."""
+    for folder, below, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        below[:] = [name for name in below if not f"{real}/".startswith(f"{os.path.realpath(f'{folder}/{name}')}/")]
+        yield from (Path(folder) / name for name in files)
 
 
 def lexicon_digest(paths: Sequence[str]) -> str:

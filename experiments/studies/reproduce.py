@@ -29,7 +29,7 @@ from experiments.studies.estimate import estimate_table
 from experiments.studies.executors import Executor, LocalExecutor
 from experiments.studies.job import Workspace, is_done
 from experiments.studies.loop import Runner, only_runner, planned_seeds, write_study
-from experiments.studies.plan import Inputs, Plan
+from experiments.studies.plan import Inputs, Plan, trains_on_gpus
 from experiments.studies.results import differing_jobs, restore_results
 from experiments.studies.slurm import SlurmExecutor, SlurmSettings
 from experiments.studies.study import load_study, row_settings
@@ -115,7 +115,9 @@ def reproduce(
         if dry_run:
             return
         chosen: Executor = (
-            SlurmExecutor(workspace, slurm) if executor == "slurm" else LocalExecutor(workspace, parallel)
+            SlurmExecutor(workspace, slurm)
+            if executor == "slurm"
+            else LocalExecutor(workspace, parallel, trains_on_gpus(plan))
         )
         run_study(plan, workspace, chosen, console)
 

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from datamodules.errors import InputError
+from experiments.studies.executors import NotNow
 from experiments.studies.job import Workspace, execute
 from experiments.studies.plan import Job
 
 SECONDS_BETWEEN = 15.0
+MOST_REFUSALS = 10
+"""Refusals in a row after which a study ends, if none of its jobs runs."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ class SlurmExecutor:
         self._executor = submitit.AutoExecutor(folder=workspace.output / "slurm", cluster=settings.cluster)
         self._queue = Queue() if settings.cluster == "slurm" else None
         self._handles: list[SlurmHandle] = []
+        self._refused = 0  # times in a row
 
     def parameters(self, job: Job) -> dict[str, Any]:
         """Build submitit's parameters for the job; only distillation gets more than one GPU."""
@@ -158,7 +162,8 @@ class SlurmExecutor:
         """Put the job into the queue.
 
         Raises:
-            InputError: SLURM refuses it.
+            InputError: SLURM refuses it, and has accepted none or none is left that runs.
+            NotNow: SLURM refuses it while others run, such as at a limit of jobs or when its controller is busy.
         """
         from submitit.core.utils import FailedJobError
 
@@ -166,14 +171,22 @@ class SlurmExecutor:
         try:
             submitted = self._executor.submit(execute, self._workspace, job)
         except FailedJobError as error:
-            raise InputError(f"SLURM refuses the job of {job.label} ({' '.join(str(error).split())})") from error
+            problem = f"SLURM refuses the job of {job.label} ({' '.join(str(error).split())})"
+            self._refused += 1
+            running = any(not handle.done() for handle in self._handles)
+            if running or (self._handles and self._refused < MOST_REFUSALS):
+                raise NotNow(problem) from error
+            raise InputError(problem) from error
+        self._refused = 0
         handle = SlurmHandle(submitted, self._queue, time.monotonic())
         self._handles.append(handle)
         return handle
 
     def explain(self, handle: SlurmHandle) -> str:
-        if self._queue is None or handle.job.paths.result_pickle.exists():
+        if handle.job.paths.result_pickle.exists() and handle.job.exception() is None:
             return ""  # the job came to its end, so that its log says what went wrong
+        if self._queue is None:
+            return ""
         how = explain_end(handle.job.job_id)
         return f"{how}; SLURM's log: {handle.job.paths.stderr}" if how else ""
 

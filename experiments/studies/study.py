@@ -56,7 +56,7 @@ class Row:
         name: unique name of letters, digits and underscores, used in the run folders.
         label: unique label, used in tables.
         configs: names of shipped configurations.
-        overrides: settings of ``interstack fit`` by dotted name.
+        overrides: settings of ``interstack fit`` by dotted name; one replaces the study's of the same name.
         match: rule that sets the length of the run by another row's cost.
         random_growth: grow the student at epochs drawn from the seed.
         cache: what the row reads from a cache instead of the study's choice: none, targets, or features (in bf16, with
@@ -213,7 +213,10 @@ def _merged(path: Path) -> dict[str, Any]:
     for base in [bases] if isinstance(bases, str) else bases:
         sibling = path.parent / f"{base}.yaml"
         result = merge(result, _merged(sibling if sibling.is_file() else find_study(base)))
-    return merge(result, own)
+    merged, later = merge(result, own), own.get("overrides") or {}
+    if later:  # what stands last counts, such as `trainer` in one study and `trainer.max_epochs` in its base
+        merged["overrides"] = _later(merged["overrides"], {key: merged["overrides"][key] for key in later})
+    return merged
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,10 +251,15 @@ def _row(values: Mapping[str, Any], changes: dict[str, Mapping[str, Any]]) -> Ro
     if not isinstance(values, Mapping) or "name" not in values:
         raise InputError(f"rows are mappings with a name, not {values}")
     values = dict(values)
-    values["overrides"] = {**values.get("overrides", {}), **changes.pop(values["name"], {})}
+    values["overrides"] = _later(values.get("overrides", {}), changes.pop(values["name"], {}))
     if match := values.get("match"):
         values["match"] = _build(Match, match)
     return _build(Row, values)
+
+
+def _later(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides of which the ``second`` count, whatever their order was; one replaces another of the same key."""
+    return {key: value for key, value in first.items() if key not in second} | dict(second)
 
 
 def _check(study: Study) -> None:
@@ -314,7 +322,7 @@ def row_settings(study: Study, row: Row, seed: int) -> dict[str, Any]:
         if name not in shipped_names(CONFIGS):
             raise InputError(f"{study.name}: row {row.name} names the config {name!r}, which is not shipped")
         settings = merge(settings, load_settings(read_text(CONFIGS / f"{name}.yaml")) or {})
-    for key, value in {**study.overrides, **row.overrides}.items():
+    for key, value in _later(study.overrides, row.overrides).items():
         for part in reversed(key.split(".")):
             value = {part: value}
         settings = merge(settings, value)

@@ -19,11 +19,13 @@ from tests.helpers import make_data, make_module, make_stacking, make_trainer
 
 
 def fit(
-    folder: Path, inputs: Path, *callbacks: Callback, step: int | None = None, **settings: object
+    folder: Path, inputs: Path, *callbacks: Callback, step: int | None = None, every: int = 1, **settings: object
 ) -> dict[str, Any]:
     """Train 4 epochs of 3 steps, growing, from the checkpoint of ``step`` on; returns the summary."""
     own = (make_stacking(), TrainingMetrics(), ThroughputCallback(), RunSummary())
-    trainer = make_trainer(folder, *own, RunCheckpoint(1, keep=100), *callbacks, enable_checkpointing=True)
+    trainer = make_trainer(
+        folder, *own, RunCheckpoint(1, keep=100), *callbacks, enable_checkpointing=True, check_val_every_n_epoch=every
+    )
     start = None if step is None else str(folder / "checkpoints" / f"step={step:09d}.ckpt")
     data = make_data(inputs / "corpus", inputs / "cache", **settings)
     trainer.fit(make_module(inputs / "teacher"), datamodule=data, ckpt_path=start)
@@ -72,3 +74,10 @@ def test_the_mean_loss_is_that_of_the_whole_epoch_after_a_resume(
     assert fit(tmp_path, inputs, step=step)["train_loss"] == whole["train_loss"]
     monkeypatch.setattr(TrainingMetrics, "load_state_dict", lambda *_: None)  # control
     assert abs(fit(tmp_path, inputs, step=step)["train_loss"] - whole["train_loss"]) > 1e-4
+
+
+@pytest.mark.parametrize("every", [3, 100])
+def test_the_last_epoch_is_validated_in_any_case(every: int, tmp_path: Path, inputs: Path) -> None:
+    """Its losses are the run's result, and not those of the epoch that happened to be validated last."""
+    often, seldom = fit(tmp_path / "often", inputs), fit(tmp_path / "seldom", inputs, every=every)
+    assert (seldom["val_loss"], seldom["val_output"]) == (often["val_loss"], often["val_output"])

@@ -100,6 +100,9 @@ def test_find_audio(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "1 of 2 audio files" in caplog.text
     with pytest.raises(ValueError, match=r"v \(and 1 more\) is aligned but has no audio file"):
         find_audio(tmp_path, "train", ["u", "v", "x"])
+    (tmp_path / "train" / "1").rename(tmp_path / "elsewhere")
+    (tmp_path / "train" / "1").symlink_to(tmp_path / "elsewhere")
+    assert find_audio(tmp_path, "train", ["u"]) == {"u": tmp_path / "train/1/2/u.flac"}
     (tmp_path / "train" / "1" / "2" / "u.WAV").touch()
     with pytest.raises(ValueError, match=r"u\.\w+ and .*u\.\w+ are one utterance twice"):
         find_audio(tmp_path, "train", ["u"])

@@ -114,6 +114,7 @@ def test_the_lexicon_is_for_words_that_the_dictionary_lacks(aligner: PhoneAligne
     assert aligner._knows("helstone")
     assert aligner._decoder.lookup_word("helstone") == "HH EH L S T OW N"
     assert not PhoneAligner()._knows("helstone")
+    assert not PhoneAligner({"<UNK>": ["SPN"]})._knows("<unk>")  # the acoustic model has no such phone
     other = PhoneAligner({"THE": ["ZH"]})
     assert other._knows("the")
     assert other._decoder.lookup_word("the") == "DH AH"

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+import soxr
 import torch
 
 from datamodules.phones import IGNORED, FrameLabelDataset, stack_crops
@@ -70,3 +72,15 @@ def test_short_utterances_are_padded_and_not_scored(root: Path) -> None:
 def test_unknown_phones_and_short_audio_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="phones d of train are not in the inventory"):
         FrameLabelDataset(root, ["train"], ["SIL", "a", "b", "c"], 4000)
+
+
+def test_audio_of_another_rate_is_converted_as_it_was_aligned(tmp_path: Path) -> None:
+    root = save_aligned_corpus(tmp_path, {"train": 2})
+    plain = FrameLabelDataset(root, ["train"], PHONES, 4000)
+    for path in map(Path, plain.paths):
+        waveform_T, rate = soundfile.read(path)
+        soundfile.write(path, soxr.resample(np.stack([waveform_T] * 2, axis=1), rate, 44_100), 44_100)
+    other = FrameLabelDataset(root, ["train"], PHONES, 4000)
+    for one, two in zip(plain, other, strict=True):
+        assert torch.equal(one.labels, two.labels)
+    assert other.num_samples == plain.num_samples

@@ -69,6 +69,19 @@ def test_what_is_aligned_is_kept_and_the_rest_is_listed_and_tried_again(corpus: 
     assert sorted(found) == sorted([*NAMES, "533-1066-0090"])
     assert [s[1:] for s in found["533-1066-0090"]] == [s[1:] for s in found[NAMES[0]]]  # the same sound and words
     assert not (corpus / "alignments" / "test-other" / "533-1066.unaligned.txt").exists()
+    # An alignment whose audio was removed goes too, or readers of alignments would stop at it.
+    (corpus / CHAPTER / "533-1066-0090.flac").unlink()
+    align(corpus)
+    assert sorted(found := read_split(corpus, "test-other")) == sorted(NAMES)
+    assert find_audio(corpus, "test-other", found)
+
+
+def test_a_pack_is_refused(corpus: Path, tmp_path: Path) -> None:
+    (corpus / CHAPTER / "533-1066-0091.flac").unlink()
+    run(["pack", "--root", str(corpus), "--splits", "[test-other]", "--output", str(tmp_path / "packed")])
+    with pytest.raises(ValueError, match="is packed, and a pack has no alignments"):
+        align(tmp_path / "packed")
+    assert not (tmp_path / "packed" / "alignments").exists()
 
 
 def test_processes_change_nothing(corpus: Path, tmp_path: Path) -> None:

@@ -83,6 +83,9 @@ def test_no_steps_write_the_untrained_twin(root: Path, tmp_path: Path) -> None:
     untrained = pretrain(root, tmp_path / "untrained", steps=0)
     assert same(untrained, initial_model(RECIPE, 0).state_dict())
     assert not same(untrained, pretrain(root, tmp_path / "trained"))
+    for splits in (([], ["dev"]), (["train"], [])):
+        with pytest.raises(ValueError, match="must each name a folder with alignments"):
+            pretrain_teacher(str(root), str(tmp_path / "none"), *splits)
     with pytest.raises(ValueError, match="steps=-1"):
         pretrain(root, tmp_path / "negative", steps=-1)
 

@@ -70,10 +70,12 @@ def test_an_unfinished_run_is_named_and_its_curve_is_drawn(tmp_path: Path) -> No
 
 def test_different_hardware_and_seeds_are_named(tmp_path: Path) -> None:
     runs = two_runs(tmp_path)
-    other = write_run(tmp_path / "other", hardware="another", seed=7)
+    other = write_run(tmp_path / "other", hardware="another", seed=7, precision="bf16-mixed")
+    third = write_run(tmp_path / "third", precision="32-true")
     assert not any("hardware" in note for note in values_of(runs)["caveats"])
-    found = values_of([*runs, other])
+    found = values_of([*runs, other, third])
     assert any("differ in hardware" in note for note in found["caveats"])
+    assert any("differ in precision (32-true; bf16-mixed)" in note for note in found["caveats"])
     assert found["run_seeds"] == [0, 7]
     assert found["values"]["other"]["speed_up"]["0"] == "missing"
 

@@ -1,12 +1,15 @@
 """Which GPUs the jobs of this machine get."""
 
+import errno
+import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.studies.executors import LocalExecutor
-from experiments.studies.job import Workspace
+from experiments.studies.job import Workspace, execute, read_record
 from experiments.studies.plan import Job
 from tests.patience import PATIENCE
 
@@ -17,6 +20,7 @@ def test_more_gpus_than_there_are_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert LocalExecutor(Workspace(tmp_path)).capacity == 4
     assert LocalExecutor(Workspace(tmp_path, devices=2)).capacity == 2
+    assert LocalExecutor(Workspace(tmp_path), on_gpus=False).capacity == 1  # students that are trained on the CPU
     with pytest.raises(ValueError, match="there are 4 GPUs"):
         LocalExecutor(Workspace(tmp_path, devices=8))
     with pytest.raises(ValueError, match="use 2 at most"):
@@ -59,3 +63,31 @@ def test_jobs_get_the_gpus_that_the_runner_has(
     assert all(job.result() for job in jobs)
     executor.stop()
     assert (set(seen), len(seen)) == (groups, len(groups))
+
+
+@pytest.mark.parametrize(("number", "text"), [(errno.ENOLCK, "cannot be locked"), (None, "")])
+def test_a_file_system_without_locks_is_warned_of(
+    number: int | None, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(file: Any, how: int) -> None:
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("experiments.studies.job.fcntl.flock", flock)
+    monkeypatch.setattr("experiments.studies.job._execute", lambda *_: True)
+    assert execute(Workspace(tmp_path), Job("one", "corpus", []))
+    assert text in caplog.text
+    assert bool(caplog.text) == bool(text)
+
+
+def test_an_error_that_nobody_foresaw_is_in_the_log_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(self: Workspace, job: Job) -> list[str]:
+        raise RuntimeError("CUDA")
+
+    monkeypatch.setattr(Workspace, "command", command)
+    executor, job = LocalExecutor(Workspace(tmp_path)), Job("one", "corpus", [])
+    handle = executor.submit(job)
+    assert executor.explain(handle) == "RuntimeError: CUDA"
+    assert "Traceback" in (tmp_path / job.folder / "log.txt").read_text()
+    assert read_record(tmp_path, "one")["status"] == "failed"
+    executor.stop()

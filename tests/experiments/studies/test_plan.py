@@ -12,8 +12,9 @@ from datamodules.files import write_text
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.packing import pack_split
 from experiments.studies.estimate import Estimator
-from experiments.studies.job import matched, superb_result
-from experiments.studies.plan import Inputs, Job, Plan, corpus_digest, teacher_digest
+from experiments.studies.job import superb_result
+from experiments.studies.matching import cost_ratio, matched
+from experiments.studies.plan import Inputs, Job, Plan, corpus_digest, teacher_digest, trains_on_gpus
 from experiments.studies.study import load_study
 from experiments.training.defaults import TRAINER_DEFAULTS
 from tests.helpers import save_corpus, save_teacher
@@ -309,3 +310,38 @@ def test_the_result_of_a_superb_task_is_that_of_its_rate(tmp_path: Path) -> None
     assert not superb_result(tmp_path, job).is_file()  # two rates, and none was chosen
     (tmp_path / "pr_probe" / "chosen_seed3.json").write_text('{"chosen_lr": 0.01}')
     assert superb_result(tmp_path, job).parent.name == "lr0.01_seed3"
+
+
+@pytest.mark.parametrize("change", ["objective.masked: drawn", "objective.targets: feed_forward", "cuda.tf32: true"])
+def test_students_that_cannot_share_a_teacher_are_in_no_group(change: str, tmp_path: Path) -> None:
+    more = f"- {{name: d, label: D, configs: [full_l2l], overrides: {{model.{change}}}}}\n"
+    planned = plan(tmp_path, STUDY + more, seeds=[0])
+    planned.train_together(lambda job: False)
+    (joined,) = [job for job in planned.jobs.values() if job.kind == "together"]
+    assert joined.settings["members"] == [planned.distil[row, 0].id for row in ("a", "b")]
+
+
+def test_students_train_on_gpus_unless_all_are_told_to_use_the_cpu(tmp_path: Path) -> None:
+    assert trains_on_gpus(plan(tmp_path))
+    assert not trains_on_gpus(plan(tmp_path, STUDY + "overrides: {trainer.accelerator: cpu}\n"))
+
+
+def test_seconds_of_other_hardware_make_no_run_of_equal_cost() -> None:
+    target = {"row": "b", "seed": 0, "train_seconds": 5.0, "flops": 5.0, "hardware": "A100", "students": 1}
+    for other in ({"hardware": "H100"}, {"students": 3}):
+        reference = target | {"row": "a", "train_seconds": 10.0, "flops": 10.0} | other
+        with pytest.raises(ValueError, match="equal seconds of b and a, seed 0, have no meaning"):
+            cost_ratio(target, reference, "train_seconds")
+        assert cost_ratio(target, reference, "flops") == 0.5
+        assert cost_ratio(target, reference | {key: target[key] for key in other}, "train_seconds") == 0.5
+
+
+def test_audio_behind_links_is_part_of_the_digest(tmp_path: Path) -> None:
+    save_corpus(tmp_path / "real", {"train": 2})
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "train").symlink_to(tmp_path / "real" / "train")
+    (tmp_path / "real" / "train" / "circle").symlink_to(tmp_path / "real")
+    assert corpus_digest(tmp_path / "linked") == corpus_digest(tmp_path / "real")
+    before = corpus_digest(tmp_path / "linked")
+    next((tmp_path / "real").rglob("*.flac")).unlink()
+    assert corpus_digest(tmp_path / "linked") != before

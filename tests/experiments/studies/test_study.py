@@ -177,6 +177,14 @@ def test_a_variant_holds_only_what_differs(tmp_path: Path) -> None:
     assert settings["growth"] == {"policy": "none"}
 
 
+def test_what_stands_in_the_variant_counts_however_it_is_written(tmp_path: Path) -> None:
+    first = "{trainer: {max_epochs: 5, devices: 1}, trainer.max_epochs: 3}"
+    write(tmp_path, f"title: T\noverrides: {first}\n{ROWS}", "first.yaml")
+    for overrides in ("overrides: {trainer: {max_epochs: 7}}", "row_overrides: {b: {trainer.max_epochs: 7}}"):
+        study = load_study(write(tmp_path, f"base: first\nkeep_rows: [b]\n{overrides}\n"))
+        assert row_settings(study, study.rows[0], 0)["trainer"] == {"max_epochs": 7, "devices": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
