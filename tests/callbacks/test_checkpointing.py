@@ -128,6 +128,7 @@ class OutOfTime(Timer):
         super().on_train_batch_end(trainer, *args, **kwargs)
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided")
 @pytest.mark.parametrize("name", STOPS)
 def test_a_stop_that_is_no_signal_resumes_exactly_too(

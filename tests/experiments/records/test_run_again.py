@@ -126,6 +126,7 @@ def test_projections_of_other_losses_start_anew(home: Path, caplog: pytest.LogCa
     assert "the projections of" in caplog.text
 
 
+@pytest.mark.ci
 def test_statistics_of_targets_are_those_of_the_new_runs_layers(home: Path) -> None:
     """Those of the source would be taken for measured ones, of whatever layers they are."""
     standard = ["--model.objective.normalize_targets", "standardize", *STILL[:2], "--trainer.max_epochs", "1"]
