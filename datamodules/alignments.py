@@ -167,7 +167,7 @@ def find_audio(root: str | Path, split: str, utterances: Iterable[str]) -> dict[
         raise InputError(
             f"{missing[0]} (and {len(missing) - 1} more) is aligned but has no audio file below {folder}: "
             "an utterance has the name of its .flac, .wav or .mp3 file without the suffix. If the file was removed, "
-            "`interstack align` removes its alignment too"
+            "remove its alignment: delete the .tsv of its chapter, and `interstack align` writes the rest again"
         )
     if unaligned := len(found) - len(paths):
         logger.warning(

@@ -210,12 +210,14 @@ class ResumableLoader(DataLoader[AudioBatch]):
         return batches
 
     def explain(self, error: BaseException) -> None:
-        """Add the file that was being read to torch's error about a dead worker; other errors do not change.
+        """Add the file that was being read to torch's error about a dead worker, and its number to an error of storage.
 
         torch raises the error from a signal handler, at any point of the main process, so the message is amended
         where the run's exceptions are handled. Workers can also hang without an error, because storage hangs or a
         fork met a lock (see ``_load``).
         """
+        if isinstance(error, OSError) and error.errno is None and (found := re.search(r"\[Errno (\d+)\]", str(error))):
+            error.errno = int(found[1])  # a worker's error comes as its text alone
         if "DataLoader timed out" in str(error):
             error.args = (
                 f"no data worker delivered a batch for {self.timeout:g} s: storage that does not answer, or a worker "

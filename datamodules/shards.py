@@ -6,6 +6,7 @@ has no record or one with other settings. The finished folder keeps the records,
 marks it as finished (:mod:`datamodules.folders`).
 """
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -97,11 +98,14 @@ def allow_open_files(number: int, folder: str, option: str) -> None:
     """
     limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_OPEN_FILES if highest == resource.RLIM_INFINITY else min(highest, MOST_OPEN_FILES)
-    if limit != resource.RLIM_INFINITY and limit < wanted:
+    if limit == resource.RLIM_INFINITY or limit >= number + OTHER_OPEN_FILES:
+        return
+    with contextlib.suppress(ValueError, OSError):  # some systems allow less than their hard limit says
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, highest))
-    if max(limit, wanted) < number + OTHER_OPEN_FILES:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit < number + OTHER_OPEN_FILES:
         raise InputError(
-            f"{folder} has {number} files, and this process may hold {max(limit, wanted)} open: raise the limit "
+            f"{folder} has {number} files, and this process may hold {limit} open: raise the limit "
             f"(`ulimit -n {number + OTHER_OPEN_FILES}`, or the hard limit of your system), or make larger files with "
             f"{option}"
         )

@@ -220,7 +220,7 @@ def _status(program: str, action: Callable[[], object]) -> int:
                 raise
             traceback.print_exc()
             leave(1)
-        advice = what_to_do(error) if isinstance(error, OSError) else ""
+        advice = what_to_do(error) if isinstance(error, OSError) and error.strerror else ""  # else it has its own
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         print(f"{program}: {kind}{error}{advice}", file=sys.stderr)
         status = 1 if is_storage_error(error) else 2  # 2: the same command would fail again

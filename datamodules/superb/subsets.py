@@ -35,7 +35,7 @@ def limited(
         recording: recording of a row, whose rows stay together; ``None``: each row is one.
 
     Raises:
-        InputError: the trials that are left are all of one kind.
+        InputError: the trials that are left are all of one kind, or no recording is short enough.
     """
 
     def evaluated(name: str, rows: list[Row], classes: bool = False) -> list[Row]:
@@ -61,14 +61,19 @@ def _subset(rows: list[Row], most: int | None, seed: int, classes: bool, recordi
     units: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         units.setdefault(recording(row) if recording else row.key, []).append(index)
-    order = [list(units.values())[place] for place in np.random.default_rng(seed).permutation(len(units))]
+    listed = list(units.values())
+    order = [listed[place] for place in np.random.default_rng(seed).permutation(len(listed))]
     if classes:
         order = _rare_first(order, rows, most)
     chosen: list[int] = []
     for unit in order:
-        if len(chosen) + len(unit) > most:
-            break
-        chosen += unit
+        if len(chosen) + len(unit) <= most:
+            chosen += unit
+    if not chosen:
+        raise InputError(
+            f"at most {most} parts of recordings are to be used, but every recording has {min(map(len, order))} or "
+            "more: give a higher max_train_utterances or max_eval_utterances"
+        )
     return [rows[index] for index in sorted(chosen)]
 
 

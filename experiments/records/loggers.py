@@ -229,15 +229,15 @@ class ResilientWandbLogger(WandbLogger):
         return set((Path(self.save_dir or ".") / "wandb").glob("run-*"))
 
     @rank_zero_only
-    def save(self) -> None:
-        """Send the configuration, once.
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log a row; before the first one, send the configuration.
 
-        Lightning calls this when a resumed run's checkpoint has been accepted. ``wandb.init`` would change the
-        configuration of a run whose resume is then refused.
+        ``wandb.init`` would change the configuration of a run whose resume is then refused, or that was finished.
         """
         if self._config:
             self.experiment.config.update(self._config, allow_val_change=True)  # a resumed run may have another
             self._config = {}
+        super().log_metrics(metrics, step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -45,7 +45,7 @@ class Runner:
         self.poll_seconds = poll_seconds
         self.states: dict[str, str] = {}
         self._handles: dict[str, Handle] = {}
-        self._next_try = 0.0  # after a scheduler took no more
+        self._refused: dict[str, float] = {}  # when jobs that a scheduler did not take are tried again
         self.jobs = {job.id: job for job in plan.to_run}
         for job in plan.jobs.values():
             done, runs = is_done(workspace.output, job.id), job.id in self.jobs
@@ -82,20 +82,20 @@ class Runner:
                 needed = {self._state_for(job, other) for other in job.needs}
                 if needed & {"failed", "blocked"}:
                     self.states[job.id] = "blocked"
-                elif needed <= {"done"} and len(self._handles) < self.executor.capacity and self._may_submit():
+                elif needed <= {"done"} and len(self._handles) < self.executor.capacity:
                     self._submit(job)
-        return bool(self._handles) or not self._may_submit()
-
-    def _may_submit(self) -> bool:
-        return time.monotonic() >= self._next_try
+        return bool(self._handles or self._refused)
 
     def _submit(self, job: Job) -> None:
+        if time.monotonic() < self._refused.get(job.id, 0.0):
+            return
         try:
             self._handles[job.id] = self.executor.submit(job)
         except NotNow as error:
-            self._next_try = time.monotonic() + SECONDS_TO_NEXT_TRY
+            self._refused[job.id] = time.monotonic() + SECONDS_TO_NEXT_TRY
             self.console.print(f"{error}; trying again in {SECONDS_TO_NEXT_TRY:g} s", soft_wrap=True)
         else:
+            self._refused.pop(job.id, None)
             self.states[job.id] = "running"
             self._say(f"started: {job.label}")
 

@@ -314,7 +314,8 @@ def _what_is_shared(job: Job) -> str:
         return job.id  # its masks change the targets
     shared = {key: value for key, value in settings.items() if key in ("data", "max_batch_per_device", "inputs")}
     shared["trainer"] = {key: value for key, value in settings.get("trainer", {}).items() if key != "max_epochs"}
-    highest = max(objective.layers or [0])  # the default is below the output layer
+    # By default the output layer is the last, which no other layer is above.
+    highest = None if objective.output_layer is None else max([objective.output_layer, *(objective.layers or [])])
     shared["targets"] = model.get("teacher"), objective.output_layer, objective.targets, highest
     shared["cuda"] = model.get("cuda")
     return json.dumps([job.seed, job.needs, shared], sort_keys=True, default=str)

@@ -140,7 +140,7 @@ class SlurmExecutor:
         self._executor = submitit.AutoExecutor(folder=workspace.output / "slurm", cluster=settings.cluster)
         self._queue = Queue() if settings.cluster == "slurm" else None
         self._handles: list[SlurmHandle] = []
-        self._refused = 0  # times in a row
+        self._refused = 0  # times in a row in which no job ran
 
     def parameters(self, job: Job) -> dict[str, Any]:
         """Build submitit's parameters for the job; only distillation gets more than one GPU."""
@@ -172,8 +172,8 @@ class SlurmExecutor:
             submitted = self._executor.submit(execute, self._workspace, job)
         except FailedJobError as error:
             problem = f"SLURM refuses the job of {job.label} ({' '.join(str(error).split())})"
-            self._refused += 1
             running = any(not handle.done() for handle in self._handles)
+            self._refused = 0 if running else self._refused + 1
             if running or (self._handles and self._refused < MOST_REFUSALS):
                 raise NotNow(problem) from error
             raise InputError(problem) from error

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from datamodules.errors import InputError
-from datamodules.files import read_text
+from datamodules.files import flatten, read_text
 from experiments.records.accounting import Growth
 from experiments.records.settings_yaml import load_settings
 from experiments.report.study_tables import COLUMNS
@@ -212,10 +212,19 @@ def _merged(path: Path) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         sibling = path.parent / f"{base}.yaml"
-        result = merge(result, _merged(sibling if sibling.is_file() else find_study(base)))
-    merged, later = merge(result, own), own.get("overrides") or {}
-    if later:  # what stands last counts, such as `trainer` in one study and `trainer.max_epochs` in its base
-        merged["overrides"] = _later(merged["overrides"], {key: merged["overrides"][key] for key in later})
+        result = _over(result, _merged(sibling if sibling.is_file() else find_study(base)))
+    return _over(result, own)
+
+
+def _over(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the values of a study over those of its base; of overrides, what the study itself has stands last."""
+    merged, before = merge(first, second), first.get("overrides") or {}
+    if before and second.get("overrides"):
+        later: dict[str, Any] = {}
+        for key, value in second["overrides"].items():
+            both = isinstance(value, Mapping) and isinstance(before.get(key), Mapping)
+            later |= flatten(value, key) if both else {key: value}
+        merged["overrides"] = _later(before, later)
     return merged
 
 

@@ -118,9 +118,8 @@ class LoadedEncoder(Teacher):
         return encoder_states(self.model, waveforms_BT, num_samples_B)
 
     def forward(self, waveforms_BT: Tensor, num_samples_B: Tensor | None = None) -> TeacherTargets:
-        if (
-            not self.hidden_layers and self.output_layer == self.num_layers
-        ):  # compact students make each state by a head
+        # Without the states in between, each of which a compact student makes by a head.
+        if not self.hidden_layers and self.output_layer == self.num_layers:
             return TeacherTargets(last_state(self.model, waveforms_BT, num_samples_B), {})
         states = self.all_states(waveforms_BT, num_samples_B)
         first = self.num_layers + 1 - len(states)  # 1 if the states have another width than the first layer's input

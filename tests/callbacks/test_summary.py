@@ -81,3 +81,6 @@ def test_the_last_epoch_is_validated_in_any_case(tmp_path: Path, inputs: Path) -
     """Its losses are the run's result, and not those of the epoch that happened to be validated last."""
     often, seldom = fit(tmp_path / "often", inputs), fit(tmp_path / "seldom", inputs, every=3)
     assert (seldom["val_loss"], seldom["val_output"]) == (often["val_loss"], often["val_output"])
+    (tmp_path / "seldom" / "summary.json").unlink()
+    resumed = fit(tmp_path / "seldom", inputs, every=3, step=10)  # in the last epoch
+    assert (resumed["val_loss"], resumed["val_output"]) == (often["val_loss"], often["val_output"])

@@ -1,5 +1,6 @@
 """Decoding micro-batches, replacing what cannot be decoded, and resuming a loader in mid-epoch."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -23,6 +24,7 @@ from datamodules.audio import BadAudioError, read_audio
 from datamodules.batching import CropRule, GlobalBatchSampler, MicroBatch, plan_by_utterances
 from datamodules.cached_records import CachedRecords, RecordLayout
 from datamodules.corpus import CorpusSettings
+from datamodules.errors import is_storage_error
 from datamodules.loading import (
     SKIPPED_FILE,
     AudioBatch,
@@ -230,13 +232,26 @@ def test_listing_appends_what_is_not_yet_listed(tmp_path: Path) -> None:
     assert listed == "/a.flac\tis too short\n/b.flac\thas 2 channels\n"
 
 
+def test_an_error_of_the_storage_in_a_worker_keeps_its_number(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "a.flac")
+
+    loader = loader_of(corpus, num_workers=1)
+    monkeypatch.setattr("datamodules.loading.read_audio", fail)
+    with pytest.raises(OSError, match="Stale file handle") as caught:
+        next(iter(loader))
+    assert not is_storage_error(caught.value)  # torch makes it anew from its text
+    loader.explain(caught.value)
+    assert is_storage_error(caught.value)
+
+
 def test_slurms_signal_does_not_reach_workers(corpus: Path) -> None:
     """They are forked while the program answers it by a requeue; a scheduler may signal all processes of a job."""
-    before = signal.signal(signal.SIGUSR1, lambda *_: os._exit(9))
+    before, others = signal.signal(signal.SIGUSR1, lambda *_: os._exit(9)), multiprocessing.active_children()
     try:
         batches = iter(loader_of(corpus, num_workers=1))
         next(batches)
-        (worker,) = multiprocessing.active_children()
+        (worker,) = set(multiprocessing.active_children()) - set(others)
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGUSR1)
         assert sum(1 for _ in batches) == len(loader_of(corpus)) - 1

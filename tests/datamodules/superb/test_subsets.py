@@ -73,6 +73,12 @@ def test_a_recording_is_in_it_as_a_whole(tmp_path: Path, monkeypatch: pytest.Mon
         assert some.items() <= sizes.items()
 
 
+def test_recordings_that_are_all_too_long_are_an_error() -> None:
+    test = rows({"meeting": 9})
+    with pytest.raises(ValueError, match=r"at most 8 parts of recordings .* has 9 or more"):
+        limited(corpus_of(rows({"other": 2}), test), None, 8, 0, False, lambda row: row.target)
+
+
 def test_a_recording_of_which_a_part_is_bad_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datamodules.superb.librimix.CHUNK_FRAMES", 20)
     root, recording = corpora.librimix(tmp_path), find_source("sd").recording

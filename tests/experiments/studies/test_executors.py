@@ -4,13 +4,20 @@ import errno
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from experiments.studies.executors import LocalExecutor
+from datamodules.errors import InputError
+from experiments.studies.executors import LocalExecutor, NotNow
 from experiments.studies.job import Workspace, execute, read_record
+from experiments.studies.loop import Runner
 from experiments.studies.plan import Job
+from experiments.studies.slurm import MOST_REFUSALS, SlurmExecutor, SlurmSettings
+from tests.experiments.studies.test_plan import plan
+from tests.experiments.studies.test_runner import Recorder
 from tests.patience import PATIENCE
 
 
@@ -91,3 +98,49 @@ def test_an_error_that_nobody_foresaw_is_in_the_log_and_named(tmp_path: Path, mo
     assert "Traceback" in (tmp_path / job.folder / "log.txt").read_text()
     assert read_record(tmp_path, "one")["status"] == "failed"
     executor.stop()
+
+
+def test_a_scheduler_that_takes_no_more_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Busy(Recorder):
+        refusals = 2
+
+        def submit(self, job: Job) -> Any:
+            if self.refusals and job.kind == "export":
+                self.refusals -= 1
+                raise NotNow("SLURM refuses the job (Socket timed out)")
+            return super().submit(job)
+
+    monkeypatch.setattr("experiments.studies.loop.SECONDS_TO_NEXT_TRY", 0.01)
+    workspace = Workspace(tmp_path)
+    runner = Runner(plan(tmp_path, only=["a"], seeds=[0]), workspace, Busy(workspace), Console(), poll_seconds=0)
+    runner.run()
+    assert not runner.failed
+    assert set(runner.states.values()) == {"done"}
+    assert capsys.readouterr().out.count("Socket timed out); trying again in 0.01 s") == 2
+
+
+def test_slurms_refusal_ends_a_study_only_where_nothing_else_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from submitit.core.utils import FailedJobError
+
+    def refuse(*_: Any) -> None:
+        raise FailedJobError("Socket timed out")
+
+    executor, job = SlurmExecutor(Workspace(tmp_path), SlurmSettings(cluster="local")), Job("one", "corpus", [])
+    monkeypatch.setattr(executor._executor, "submit", refuse)
+    with pytest.raises(InputError, match="SLURM refuses the job of corpus"):  # it has accepted none
+        executor.submit(job)
+    running, executor._refused = SimpleNamespace(done=lambda: False), 0
+    executor._handles = [running]  # type: ignore[list-item]
+    for _ in range(2 * MOST_REFUSALS):
+        with pytest.raises(NotNow, match="Socket timed out"):
+            executor.submit(job)
+    running.done = lambda: True
+    for _ in range(MOST_REFUSALS - 1):
+        with pytest.raises(NotNow):
+            executor.submit(job)
+    with pytest.raises(InputError):
+        executor.submit(job)

@@ -19,7 +19,7 @@ from rich.console import Console
 from datamodules.files import write_json
 from experiments.report.study import study_texts, study_values
 from experiments.report.study_reading import cell_values, read_study, study_results
-from experiments.studies.executors import LocalExecutor, NotNow
+from experiments.studies.executors import LocalExecutor
 from experiments.studies.job import Workspace, is_done, read_record, read_result
 from experiments.studies.loop import Runner, only_runner, planned_seeds, write_study
 from experiments.studies.plan import Inputs, Job, Plan
@@ -247,28 +247,6 @@ def test_a_student_that_fails_beside_others_fails_alone(setup: Setup, tmp_path: 
     record = read_record(tmp_path, plan.distil["broken", 0].id)
     assert (record["status"], record["log"]) == ("failed", f"jobs/{joined.id}/log.txt")
     assert read_record(tmp_path, plan.distil["grown", 0].id)["status"] == "done"
-
-
-def test_a_scheduler_that_takes_no_more_is_asked_again(
-    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Busy(Recorder):
-        refusals = 2
-
-        def submit(self, job: Job) -> Any:
-            if self.refusals and job.kind == "export":
-                self.refusals -= 1
-                raise NotNow("SLURM refuses the job (Socket timed out)")
-            return super().submit(job)
-
-    monkeypatch.setattr("experiments.studies.loop.SECONDS_TO_NEXT_TRY", 0.01)
-    workspace = setup.workspace(tmp_path)
-    executor = Busy(workspace)
-    runner = Runner(setup.plan(only=["grown"]), workspace, executor, Console(), poll_seconds=0)
-    runner.run()
-    assert not runner.failed
-    assert set(runner.states.values()) == {"done"}
-    assert capsys.readouterr().out.count("Socket timed out); trying again in 0.01 s") == 2
 
 
 def test_a_job_that_ended_without_a_word_has_failed(setup: Setup, tmp_path: Path) -> None:

@@ -183,6 +183,8 @@ def test_what_stands_in_the_variant_counts_however_it_is_written(tmp_path: Path)
     for overrides in ("overrides: {trainer: {max_epochs: 7}}", "row_overrides: {b: {trainer.max_epochs: 7}}"):
         study = load_study(write(tmp_path, f"base: first\nkeep_rows: [b]\n{overrides}\n"))
         assert row_settings(study, study.rows[0], 0)["trainer"] == {"max_epochs": 7, "devices": 1}
+    study = load_study(write(tmp_path, "base: first\nkeep_rows: [b]\noverrides: {trainer: {devices: 2}}\n"))
+    assert row_settings(study, study.rows[0], 0)["trainer"] == {"max_epochs": 3, "devices": 2}
 
 
 @pytest.mark.parametrize(
