@@ -72,13 +72,7 @@ def audio_info(path: str) -> AudioInfo:
                 raise BadAudioError.of(path, "does not state its length (made by a pipe); write it again to a file")
             return AudioInfo(file.frames, file.samplerate, file.channels, file.subtype.startswith(EXACT_SUBTYPES))
 
-    try:
-        return _from_storage(path, read)
-    except (soundfile.SoundFileError, OSError) as error:
-        if is_storage_error(error):
-            raise
-        problem = f"cannot be read as audio ({_reason(error)}); copy it again or convert it to FLAC"
-        raise BadAudioError.of(path, problem) from error
+    return _from_storage(path, read, "cannot be read as audio ({}); copy it again or convert it to FLAC")
 
 
 def usable_samples(path: str, sample_rate: int = 16000, min_samples: int = 1, resample: bool = False) -> int:
@@ -152,18 +146,23 @@ def _require_content(path: str) -> None:
         raise BadAudioError.of(path, "is an empty file (0 bytes); copy it again")
 
 
-def _from_storage(path: str, read: Callable[[], T]) -> T:
+def _from_storage(path: str, read: Callable[[], T], problem: str) -> T:
     """Read a file, a second time after an error; libsndfile does not tell a damaged file from a storage that failed.
 
     Raises:
         OSError: the storage fails, which is no fault of the file.
-        SoundFileError: the file is damaged, or is not audio.
+        BadAudioError: the file is damaged, or is not audio; ``problem`` says so, with the reason.
     """
     try:
-        return read()
-    except soundfile.SoundFileError:
-        Path(path).read_bytes()
-        return read()
+        try:
+            return read()
+        except soundfile.SoundFileError:
+            Path(path).read_bytes()
+            return read()
+    except (soundfile.SoundFileError, OSError) as error:
+        if is_storage_error(error):
+            raise
+        raise BadAudioError.of(path, problem.format(_reason(error))) from error
 
 
 def _require_usable(path: str, info: AudioInfo, sample_rate: int, resample: bool) -> None:
@@ -178,13 +177,11 @@ def _require_usable(path: str, info: AudioInfo, sample_rate: int, resample: bool
 def _decode(path: str, start: int, stop: int) -> np.ndarray:
     if (piece := piece_of(path)) is not None:
         return piece.read(start, stop)
-    try:
-        waveform_T, rate = _from_storage(path, lambda: soundfile.read(path, start=start, stop=stop, dtype="float32"))
-    except (soundfile.SoundFileError, OSError) as error:
-        if is_storage_error(error):
-            raise
-        problem = f"cannot be decoded ({_reason(error)}), truncated or damaged; copy it again"
-        raise BadAudioError.of(path, problem) from error
+    waveform_T, rate = _from_storage(
+        path,
+        lambda: soundfile.read(path, start=start, stop=stop, dtype="float32"),
+        "cannot be decoded ({}), truncated or damaged; copy it again",
+    )
     if len(waveform_T) != stop - start:
         end = start + len(waveform_T)
         problem = f"ends after {end} samples, its header promises more (truncated); copy it again"

@@ -11,7 +11,8 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,31 @@ def fork(
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     return process
+
+
+@contextmanager
+def holding(hold: Callable[[], object], sign: Path) -> Iterator[BaseProcess]:
+    """A child that has called ``hold``, and keeps what it holds until it is killed at the end of the context.
+
+    Args:
+        hold: what the child does first; what it returns is kept.
+        sign: file that the child makes then.
+    """
+
+    def run() -> None:
+        held = hold()  # noqa: F841 (a lock is released when it is collected)
+        sign.touch()
+        time.sleep(PATIENCE)
+
+    process = fork(run)
+    try:
+        while not sign.exists():
+            assert process.is_alive()
+            time.sleep(0.01)
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 def fork_program(

@@ -1,8 +1,9 @@
 """One table of all kinds of students, for every test that should hold for each of them."""
 
+from pathlib import Path
 from typing import Any
 
-from tests.helpers import POLICY_STAGES
+from tests.helpers import POLICY_STAGES, save_corpus, save_teacher
 
 THIN = [[4, 10, 5], [8, 1, 1], *[[8, 3, 2]] * 4, [16, 1, 1], *[[16, 2, 2]] * 2]
 """Convolutions with FitHuBERT's kernels and strides."""
@@ -27,3 +28,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 # Policy -> stages of a student whose layers come in pairs.
 PAIR_STAGES = {policy: [2 * depth for depth in stages] for policy, stages in POLICY_STAGES.items()}
+
+
+def save_home(folder: Path) -> Path:
+    """A corpus, and a teacher of eight layers whose first ones a student can copy."""
+    save_corpus(folder / "corpus", {"train": 8, "dev": 2})
+    save_teacher(folder / "teacher", layers=8, **POSITIONS)
+    return folder

@@ -2,14 +2,12 @@ import errno
 import json
 import math
 import socket
-import time
 from pathlib import Path
 
 import pytest
 
 from datamodules.files import FolderLock, flatten, read_json, read_text, replacing, write_json, write_text
-from tests.patience import PATIENCE
-from tests.processes import fork
+from tests.processes import holding
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
@@ -72,23 +70,14 @@ def test_nested_settings_become_dotted_names() -> None:
     assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "d": [1]}
 
 
-def test_the_lock_of_a_dead_machine_can_be_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hold() -> None:
+def test_the_lock_of_a_dead_machine_can_be_taken_away(tmp_path: Path) -> None:
+    def hold() -> FolderLock:
         socket.gethostname = lambda: "node7"
-        with FolderLock(tmp_path, "run.lock", "wait for it"):
-            (tmp_path / "held").touch()
-            time.sleep(PATIENCE)
+        return FolderLock(tmp_path, "run.lock", "wait for it")
 
-    process = fork(hold)
-    try:
-        while not (tmp_path / "held").exists():
-            assert process.is_alive()
-            time.sleep(0.01)
+    with holding(hold, tmp_path / "held") as process:
         way_out = rf"process {process.pid} on node7\): wait for it. If node7 is down, delete {tmp_path / 'run.lock'}"
         with pytest.raises(ValueError, match=way_out):
             FolderLock(tmp_path, "run.lock", "wait for it")
         (tmp_path / "run.lock").unlink()
         FolderLock(tmp_path, "run.lock", "wait for it").release()
-    finally:
-        process.kill()
-        process.join()

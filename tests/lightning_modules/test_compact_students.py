@@ -16,18 +16,15 @@ from lightning_modules.compact_hubert import CompactLayer
 from lightning_modules.export import export_student
 from lightning_modules.superb.upstream import load_upstream
 from lightning_modules.teacher import HuggingFaceTeacher
-from tests.helpers import POLICY_STAGES, make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
-from tests.students import KINDS, PAIR_STAGES, POSITIONS
+from tests.helpers import POLICY_STAGES, make_data, make_module, make_stacking, make_trainer
+from tests.students import KINDS, PAIR_STAGES, save_home
 
 FAST = ("interleaved", "gradual", "random")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    save_corpus(home / "corpus", {"train": 8, "dev": 2})
-    save_teacher(home / "teacher", layers=8, **POSITIONS)
-    return home
+    return save_home(tmp_path_factory.mktemp("home"))
 
 
 class States(Callback):

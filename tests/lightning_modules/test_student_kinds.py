@@ -26,19 +26,16 @@ from lightning_modules.student_config import StudentConfig, hubert_config
 from lightning_modules.superb.upstream import load_upstream
 from lightning_modules.teacher import HuggingFaceTeacher
 from tests.conftest import REPOSITORY
-from tests.helpers import POLICY_STAGES, make_data, make_module, make_stacking, make_trainer, save_corpus, save_teacher
+from tests.helpers import POLICY_STAGES, make_data, make_module, make_stacking, make_trainer
 from tests.lightning_modules.graphs import TORCH_WARNINGS
-from tests.students import KINDS, PAIR_STAGES, POSITIONS, THIN
+from tests.students import KINDS, PAIR_STAGES, THIN, save_home
 
 LENGTHS = [400, 1100, 4000, 5123]  # 1, 3, 12 and 15 frames
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    save_corpus(home / "corpus", {"train": 8, "dev": 2})
-    save_teacher(home / "teacher", layers=8, **POSITIONS)
-    return home
+    return save_home(tmp_path_factory.mktemp("home"))
 
 
 def stages_of(kind: str, policy: str) -> list[int]:

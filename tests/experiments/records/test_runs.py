@@ -3,15 +3,13 @@
 import json
 import os
 import socket
-import time
 from pathlib import Path
 
 import pytest
 
 from experiments.records.runs import RunFolder, git_commit
 from tests.lightning_modules.test_checkpoint_files import DAMAGES, save
-from tests.patience import PATIENCE
-from tests.processes import fork
+from tests.processes import holding
 
 
 def test_a_new_run_then_a_used_folder(tmp_path: Path) -> None:
@@ -132,24 +130,16 @@ def test_a_damaged_record_is_named_and_can_be_moved_away(tmp_path: Path) -> None
 
 
 def test_a_second_command_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
-    def hold() -> None:
+    def hold() -> RunFolder:
         folder = RunFolder(tmp_path)
         folder.hold()
-        (tmp_path / "held").touch()
-        time.sleep(PATIENCE)
+        return folder
 
-    process = fork(hold)
-    try:
-        while not (tmp_path / "held").exists():
-            assert process.is_alive()
-            time.sleep(0.01)
+    with holding(hold, tmp_path / "held") as process:
         who = f"process {process.pid} on {socket.gethostname()}"
         with pytest.raises(ValueError, match=rf"in use by another command \({who}\): wait for it, or choose"):
             RunFolder(tmp_path).hold()
         RunFolder(tmp_path / "other").hold()
-    finally:
-        process.kill()
-        process.join()
     again = RunFolder(tmp_path)
     again.hold()  # the file is still there, the lock is not
     assert (tmp_path / "run.lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
