@@ -31,6 +31,7 @@ from lightning_modules.growth.event import GrowthEvent
 from lightning_modules.growth.policies import default_stages, get_policy, make_plan
 from lightning_modules.growth.schedules import depth_at, growth_epochs, stage_lengths
 from lightning_modules.optimisation import OptimizerState, carry_state, rebind
+from lightning_modules.stopwatch import synchronize
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +188,7 @@ class StackingCallback(Callback):
         depth, policy = student.depth, get_policy(self.policy)
         plan = make_plan(self.policy, depth, target, self.offset, student.layer_group)
         loss_before, train_seconds = self._loss(trainer, module), _train_seconds(trainer)
+        synchronize(module.device)  # the last step's work is no part of the growth's time, its own copies are
         started = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)  # frees gradients that are views of the old reducer's buckets
         ddp.unwrap(trainer, module)
@@ -198,6 +200,7 @@ class StackingCallback(Callback):
         if self.verify:  # before DDP is built: its constructor overwrites drifted parameters with rank 0's
             ddp.verify_ranks(trainer, module, optimizer)
         ddp.rewrap(trainer)
+        synchronize(module.device)
         seconds = time.perf_counter() - started
         event = GrowthEvent(
             epoch=trainer.current_epoch,

@@ -26,7 +26,7 @@ from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.speech_data import speech_data
 from lightning_modules.lengths import global_lengths
-from lightning_modules.stopwatch import Section, StepStopwatch, TimePoint, milliseconds, time_point
+from lightning_modules.stopwatch import Section, StepStopwatch, TimePoint, milliseconds, synchronize, time_point
 
 
 class Lap(NamedTuple):
@@ -110,8 +110,7 @@ class ThroughputCallback(Callback):
     def _pause(self, device: torch.device) -> None:
         if self._running_since is None:
             return
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # submitted training work must not count as part of what comes next
+        synchronize(device)  # submitted training work must not count as part of what comes next
         self._bank()
         self._running_since = self._previous_end = None
 

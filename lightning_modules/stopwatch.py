@@ -34,6 +34,12 @@ def time_point(device: torch.device) -> TimePoint:
     return event
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until all work that was submitted to ``device`` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def milliseconds(start: TimePoint, end: TimePoint) -> float:
     """Time from ``start`` to ``end``, two points of the same device; the work before ``end`` must be done."""
     if isinstance(start, float):

@@ -8,6 +8,7 @@ import torch
 
 from experiments.training.fit import CONFIGS, DistillationCLI
 from tests.helpers import save_corpus, save_teacher, save_whisper
+from tests.holding import NOTE_BEGINNING, beginnings
 from tests.students import POSITIONS, THIN
 
 # Sizes only; everything that makes a recipe what it is comes from its file.
@@ -91,7 +92,8 @@ def test_config_trains_grows_and_resumes_exactly(
         return
 
     early = run / "checkpoints" / f"stage_{stages[0]}.ckpt" if len(stages) > 1 else sorted(run.glob("*/step=*"))[0]
-    DistillationCLI([*arguments, "--ckpt_path", str(early)])
+    DistillationCLI([*arguments, "--ckpt_path", str(early), NOTE_BEGINNING])
+    assert beginnings(run) == [torch.load(early, weights_only=True)["global_step"]] != [0]
     second = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     for name, value in first["state_dict"].items():
         assert (

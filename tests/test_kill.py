@@ -17,6 +17,7 @@ import torch
 from experiments.cli import run
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
+from tests.holding import NOTE_BEGINNING, beginnings
 from tests.patience import PATIENCE
 from tests.processes import ended, fork_program
 from tests.resuming import differences
@@ -43,7 +44,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     save_corpus(folder / "corpus", {"train": 20, "dev": 4})
     inputs = ["--data.root", str(folder / "corpus"), "--model.teacher.init_args.model", str(folder / "teacher")]
     inputs += ["--data.cache_dir", str(folder / "cache"), "--data.batches_per_epoch", str(BATCHES_PER_EPOCH)]
-    return ["fit", "--config", "interleave_equal", *SHRUNK, *inputs, "--ckpt_path", "last"]
+    return ["fit", "--config", "interleave_equal", *SHRUNK, *inputs, "--ckpt_path", "last", NOTE_BEGINNING]
 
 
 def start(command: list[str], output: Path) -> subprocess.Popen[bytes]:
@@ -111,6 +112,9 @@ def assert_kills_leave_no_trace(kills: int, seed: int, arguments: list[str], fol
     assert len({step // BATCHES_PER_EPOCH for step in reached}) > 1
     last = run_to_the_end(arguments, folder / "killed")
     assert_same_end(whole, last)
+    # A kill may come between the newest checkpoint and its name last.ckpt.
+    begun = beginnings(last.parents[1])[-len(reached) :]
+    assert all(0 <= step - start <= 1 for step, start in zip(reached, begun, strict=True)), (reached, begun)
     assert not list((folder / "killed").rglob("*.tmp")), "the next checkpoint removes what a kill leaves"
 
 
@@ -262,9 +266,12 @@ def test_when_both_are_killed_the_run_goes_on_as_if_they_never_were(arguments: l
     # By Lightning's launcher, whose second rank is in the process group of the first.
     both = [*arguments, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     whole = run_to_the_end(both, tmp_path / "whole")
-    assert 7 <= kill_after(7, 0.05, both, tmp_path / "killed") < STEPS
+    reached = kill_after(7, 0.05, both, tmp_path / "killed")
+    assert 7 <= reached < STEPS
     wait_for(lambda: not processes_of(str(tmp_path)))
-    assert_same_end(whole, run_to_the_end(both, tmp_path / "killed"))
+    last = run_to_the_end(both, tmp_path / "killed")
+    assert_same_end(whole, last)
+    assert beginnings(last.parents[1])[1] in (reached - 1, reached)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:

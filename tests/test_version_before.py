@@ -18,6 +18,7 @@ from experiments.cli import run
 from experiments.records.reading import read_run
 from experiments.training.fit import DistillationCLI
 from lightning_modules import dropout
+from tests.holding import NOTE_BEGINNING, beginnings
 
 ARCHIVE = Path(__file__).parent / "data" / "version_before.tar.xz"
 
@@ -34,7 +35,9 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def resume(*arguments: str) -> dict[str, float]:
     """Continue the run by its kept configuration; the sum of absolute values of each weight of the student."""
-    fit = DistillationCLI(["fit", "--config", "runs/first/config_1.yaml", "--ckpt_path", "last", *arguments])
+    fit = DistillationCLI(
+        ["fit", "--config", "runs/first/config_1.yaml", "--ckpt_path", "last", *arguments, NOTE_BEGINNING]
+    )
     weights = fit.model.student.hubert.state_dict()
     return {f"student.hubert.{name}": float(value.double().abs().sum()) for name, value in weights.items()}
 
@@ -51,6 +54,7 @@ def test_a_run_resumes_grows_and_ends_as_it_did(old: Path, monkeypatch: pytest.M
     sums = resume()
     assert set(sums) <= set(expected)
     assert differing(sums, expected) == []
+    assert beginnings(old / "runs" / "first") == [2]
     log = read_run(old / "runs" / "first")
     assert log.finished
     assert log.steps == 4

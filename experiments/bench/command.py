@@ -33,6 +33,7 @@ from lightning_modules.growth.schedules import mean_depth, stage_lengths
 from lightning_modules.kernels import Kernels
 from lightning_modules.objective import ObjectiveConfig
 from lightning_modules.precision import CudaSettings
+from lightning_modules.stopwatch import synchronize
 from lightning_modules.student_config import StudentConfig
 from lightning_modules.teacher import HuggingFaceTeacher
 
@@ -222,8 +223,7 @@ def matmul_peak(device: torch.device, precision: str) -> float:
     for _ in range(10):
         start = time.perf_counter()
         matrix @ matrix
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 

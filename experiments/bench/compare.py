@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent
 TIMES = ("step_ms", *PARTS)
+CORPUS_BATCHES = 12  # longer epochs repeat them
 
 
 @dataclass
@@ -77,12 +78,19 @@ class Place:
     accelerator: str
     num_workers: int = 0
 
+    @property
+    def skipped_steps(self) -> int:
+        """Steps of each epoch that are not counted: two that compile and allocate, and those whose batches the data
+        workers have ready by then (two each), for which no step would wait however slow the workers are."""
+        return 2 + 2 * self.num_workers
+
     def settings(self) -> dict[str, Any]:
         """Settings and machine of the runs, in plain values; turns with other settings are not comparable."""
         random = Path(self.teacher).parent == self.folder
         return {
             **made(training_device(self.accelerator)),
             **{name: getattr(self, name) for name in ("batch_size", "seconds", "steps_per_epoch", "num_workers")},
+            "skipped_steps": self.skipped_steps,
             "teacher": "random weights, HuBERT Base" if random else self.teacher,
         }
 
@@ -93,6 +101,7 @@ class Place:
             "data.train_splits": ["train-clean-100"],
             "data.val_splits": [],
             "data.batch_size": self.batch_size,
+            "data.batches_per_epoch": self.steps_per_epoch,
             "data.num_workers": self.num_workers,
             "data.cache_dir": str(self.folder / "manifests"),
             "model.teacher.init_args.model": self.teacher,
@@ -126,7 +135,7 @@ def bench_compare(
     only: list[str] | None = None,
     batch_size: int = 4,
     seconds: float = 5.0,
-    steps_per_epoch: int = 3,
+    steps_per_epoch: int = 4,
     rounds: int = 5,
     accelerator: str = "auto",
     num_workers: int = 0,
@@ -135,8 +144,9 @@ def bench_compare(
 ) -> None:
     """Time whole runs with different switches in turns; print ratios and write JSON.
 
-    A run at full depth has one epoch, a growing run one per stage, of a few steps each. The first two steps of a run
-    (compilation, optimizer state, first memory allocations) are not counted. Every other round runs in reverse order,
+    A run at full depth has one epoch, a growing run one per stage, of a few steps each. The first two steps of an epoch
+    (compilation, optimizer state, first memory allocations) are not counted, and neither are two steps for each data
+    worker, whose batches are ready by then. Every other round runs in reverse order,
     so that a machine that gets slower favours no variant. Time per step of a growing run is the mean over its stages
     (equal schedule); growths are reported separately. For a growing run the report also has f, the share of its deepest
     step that scales with depth, and for equal and prop-1 the speed-up predicted from f and the measured one over full
@@ -148,18 +158,23 @@ def bench_compare(
         only: names of the variants to run; those that they are compared with are added.
         batch_size: utterances per step.
         seconds: length of each utterance.
-        steps_per_epoch: steps per epoch.
+        steps_per_epoch: steps per epoch, more than are not counted; the corpus has at most 12 batches, which repeat.
         rounds: counted turns of every variant; median and quartiles are over these.
         accelerator: cpu, gpu or auto.
         num_workers: processes that decode audio; a fast GPU outruns decoding in the training process.
         teacher: folder or hub name of a Hugging Face encoder; default: random weights in HuBERT Base's sizes.
         output: JSON file to write after every run. The benchmark continues an existing file of the same commit,
             hardware and settings; runs of a variant are kept if its definition is the same.
+
+    Raises:
+        InputError: a number or a name is wrong.
+        RuntimeError: some variants failed, after the others were measured and printed.
     """
-    if min(batch_size, rounds) < 1 or steps_per_epoch < 3 or seconds <= 0:
+    least = Place(Path(), "", batch_size, seconds, steps_per_epoch, accelerator, num_workers).skipped_steps + 1
+    if min(batch_size, rounds) < 1 or steps_per_epoch < least or seconds <= 0:
         raise InputError(
             f"batch_size={batch_size} and rounds={rounds} must be at least 1, steps_per_epoch={steps_per_epoch} at "
-            f"least 3 and seconds={seconds} positive"
+            f"least {least} with num_workers={num_workers}, and seconds={seconds} positive"
         )
     known = load_variants(find_variants(variants))
     chosen, path = choose(known, only), None if output is None else Path(output)
@@ -170,15 +185,22 @@ def bench_compare(
         turns = turns_of(known, earlier(path, place.settings()))
         missing = {label: variant for label, variant in chosen.items() if len(turns[label]) < rounds}
         if missing:
-            prepare(place, missing)
+            write_noise(folder, batch_size * min(steps_per_epoch, CORPUS_BATCHES), seconds)
+            attempt(place, *next(iter(missing.items())))  # not counted: it builds the manifest of the corpus
+        failed: list[str] = []
         for turn in range(rounds):
             for label in list(missing) if turn % 2 == 0 else reversed(missing):
-                if len(turns[label]) > turn:
+                if len(turns[label]) > turn or label in failed:
                     continue
-                turns[label].append(run(place, missing[label]))
+                if (result := attempt(place, label, missing[label])) is None:
+                    failed.append(label)
+                    continue
+                turns[label].append(result)
                 if path is not None:
                     write_json(path, summarise(known, turns, place))
         print(table(summarise(known, turns, place)))
+    if failed:
+        raise RuntimeError(f"not measured, for the errors above: {', '.join(failed)}")
 
 
 def turns_of(variants: Mapping[str, Variant], result: Mapping[str, Any] | None) -> dict[str, list[dict[str, Any]]]:
@@ -195,12 +217,18 @@ def turns_of(variants: Mapping[str, Variant], result: Mapping[str, Any] | None) 
     return turns
 
 
-def prepare(place: Place, variants: Mapping[str, Variant]) -> None:
-    """Write the corpus and the target caches; one run that is not counted builds the manifest of the corpus."""
-    write_noise(place.folder, place.batch_size * place.steps_per_epoch, place.seconds)
-    for cached in {variant.cache: variant for variant in variants.values() if variant.cache is not None}.values():
-        write_cache(place, cached)
-    run(place, next(iter(variants.values())))
+def attempt(place: Place, label: str, variant: Variant) -> dict[str, Any] | None:
+    """Run a variant, after writing its cache if that is not there; an error is logged, since it concerns no other."""
+    try:
+        if variant.cache is not None and not (place.folder / variant.cache).exists():
+            write_cache(place, variant)
+        return run(place, variant)
+    except Exception:
+        log.exception("the variant %r failed", label)
+        return None
+    finally:
+        gc.collect()
+        shutil.rmtree(place.folder / "runs", ignore_errors=True)
 
 
 def find_variants(name: str) -> Path:
@@ -251,17 +279,20 @@ def run(place: Place, variant: Variant) -> dict[str, Any]:
     laps = find_callback(cli.trainer, StepLaps)
     assert laps is not None
     stages: dict[int, list[dict[str, float]]] = {}
-    for step in laps.steps[1:]:  # the second of a run still takes a tenth longer than those after it
+    for step in laps.steps:
         stages.setdefault(int(step["depth"]), []).append(step)
-    middle = {depth: {name: median(step[name] for step in steps) for name in TIMES} for depth, steps in stages.items()}
-    result: dict[str, Any] = {name: float(np.mean([stage[name] for stage in middle.values()])) for name in TIMES}
+    counted = place.steps_per_epoch - place.skipped_steps
+    # Means, not medians: with several data workers one step in several waits for all of them.
+    means = {
+        depth: {name: float(np.mean([step[name] for step in steps[-counted:]])) for name in TIMES}
+        for depth, steps in stages.items()
+    }
+    result: dict[str, Any] = {name: float(np.mean([stage[name] for stage in means.values()])) for name in TIMES}
     result |= {
         "growth_ms": sum(laps.growths_ms),
-        "stages": {depth: stage["step_ms"] for depth, stage in middle.items()},
+        "stages": {depth: stage["step_ms"] for depth, stage in means.items()},
+        "teacher_precision": cli.model.teacher.precision_used,
     }
-    del cli
-    gc.collect()
-    shutil.rmtree(place.folder / "runs")
     return result
 
 

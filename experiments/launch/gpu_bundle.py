@@ -82,7 +82,8 @@ def pip_command(folder: Path, python: str, wanted: list[str]) -> list[str]:
 def in_words() -> str:
     """Format the commands as text."""
     lines = [
-        "# In the root of the working tree on the GPU machine, with the ignored folder .bundle beside the files of git."
+        "# In the root of the working tree on the GPU machine, with the ignored folder .bundle beside git's files.",
+        "# After each command copy the suite.tgz that came back into .bundle: a fresh machine goes on from it.",
     ]
     for number, command in enumerate(commands(), 1):
         again = "; give it again until nothing is left" if command.repeat else ""

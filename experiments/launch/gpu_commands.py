@@ -1,8 +1,9 @@
 """Commands for a machine with one GPU and no network, most valuable first.
 
 Each command has at most 2,000 characters and runs for at most ten minutes, or for ``L`` seconds if that is set before
-it. State stays in ``gpu_results`` of the working tree, so that a repeated command continues. Results to copy back are
-packed into ``$OUT``, every half minute, because a command that is killed packs nothing.
+it. State stays in ``gpu_results`` of the working tree, so that a repeated command continues; on a fresh machine the
+benchmarks continue from ``.bundle/suite.tgz``. Results to copy back are packed into ``$OUT`` every half minute, because
+a command that is killed packs nothing.
 """
 
 import json
@@ -20,14 +21,15 @@ PREPARE = (
     'grep -qw "$(hostname)" /etc/hosts || echo "127.0.0.1 $(hostname)" >> /etc/hosts || true; '
 )
 BENCH = "python3 -m experiments.cli bench"
-# Packs the suite now and then, and a last time.
+# Unpacks the suite's results on a fresh machine; packs them now and then, and a last time.
 KEEP = (
+    "[ -d gpu_results/suite ] || [ ! -f .bundle/suite.tgz ] || tar xzf .bundle/suite.tgz -C gpu_results; "
     'keep() { tar czf "$OUT/part" -C gpu_results suite && mv "$OUT/part" "$OUT/suite.tgz"; }; '
     "(while sleep 30; do keep; done) > /dev/null 2>&1 & K=$!; "
 )
 TESTS = "python3 -m pytest -p no:benchmark -W default -q"
 FIRST = ("profile_eager", "profile_compiled", "step_compiled")
-NEXT = ("step_features", "lengths_grid", "lengths", "step_channels_last", "kernels", "data", "growth")
+NEXT = ("step_features", "lengths_grid", "lengths", "data_features", "kernels", "step_channels_last", "data", "growth")
 PROFILES = tuple(f"profile_{name}" for name in ("features", "small", "large", "shared", "shallow", "float32"))
 # Tests that compare a run with itself, whatever the device.
 OWN_TESTS = (
@@ -70,8 +72,8 @@ def commands() -> list[Command]:
         Command(
             "what the machine is, whether a step runs at all, the steps that decide, and the tests of the GPU",
             "nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv; df -h /dev/shm /tmp; nproc; "
-            f"timeout 100 {BENCH} profile --accelerator gpu --batch_size 8 --rounds 3 --output gpu_results/first.json "
-            f"|| exit 1; {_suite(FIRST, 'L-290')}; timeout -s INT -k 15 190 {TESTS} -n 5 --dist loadfile --timeout 100 "
+            f'timeout 100 {BENCH} profile --accelerator gpu --batch_size 8 --rounds 3 --output "$OUT/first.json" || '
+            f"exit 1; {_suite(FIRST, 'L-290')}; timeout -s INT -k 15 190 {TESTS} -n 5 --dist worksteal --timeout 150 "
             'tests/gpu --ignore tests/gpu/test_processes.py --device cuda 2>&1 | tee "$OUT/tests_gpu.log"',
         ),
         Command(

@@ -14,7 +14,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import soundfile
-import torch
 
 from callbacks.hardware import hardware
 from datamodules.audio import SAMPLE_RATE
@@ -29,6 +28,7 @@ from experiments.superb.options import RunSettings, TaskData
 from experiments.superb.preparation import prepare
 from experiments.superb.running import build_module
 from experiments.training.on_cpu import prepare_cpu
+from lightning_modules.stopwatch import synchronize
 from lightning_modules.superb.recipes import SUPERB_TASKS, TASK_RECIPES
 from lightning_modules.superb.task_module import deterministic_cudnn
 from lightning_modules.superb.upstream import load_upstream
@@ -47,8 +47,7 @@ class UpdateTimer(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step > len(self.ends):
-            if trainer.strategy.root_device.type == "cuda":
-                torch.cuda.synchronize()  # the GPU runs asynchronously
+            synchronize(trainer.strategy.root_device)
             self.ends.append(time.perf_counter())
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import TERMINATE, RunCheckpoint
@@ -34,6 +33,7 @@ from experiments.command_line import PlainParser
 from experiments.training.fit import DistillationCLI
 from experiments.training.lockstep import Lockstep, Shared, Stopped, Turns
 from lightning_modules.distillation import DistillationModule
+from lightning_modules.stopwatch import synchronize
 from lightning_modules.teacher import TeacherTargets
 
 log = logging.getLogger(__name__)
@@ -189,8 +189,7 @@ class Together:
 
         def finished(ask: Callable[[], TeacherTargets]) -> TeacherTargets:
             targets = ask()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)  # the teacher's time is charged to all, so it must hold nothing else
+            synchronize(device)  # the teacher's time is charged to all, so it must hold nothing else
             return targets
 
         student.datamodule.relay = turns.relay

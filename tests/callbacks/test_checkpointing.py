@@ -21,6 +21,7 @@ from callbacks.requeue import EXIT_SIGTERM
 from experiments.cli import run
 from tests.callbacks.faults import AskToStop, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
+from tests.holding import NOTE_BEGINNING, beginnings
 from tests.processes import ended, fork_program
 from tests.slurm_task import pretend_task
 
@@ -364,7 +365,7 @@ def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpu
         "trainer.enable_progress_bar": "false", "log_samples": "false", "wandb.mode": "disabled",
         "checkpoint.every_n_steps": 0, "runs_dir": tmp_path, "data.cache_dir": tmp_path / "cache",
     }  # fmt: skip
-    command += [f"--{name}={value}" for name, value in settings.items()]
+    command += [*(f"--{name}={value}" for name, value in settings.items()), NOTE_BEGINNING]
     run([*command, "--name=whole"])
 
     # However late the signal is sent, the run is not over by then.
@@ -380,7 +381,9 @@ def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpu
     assert str(tmp_path / "run" / "checkpoints" / "step=") in line
     assert "--ckpt_path last" in line
     assert "Traceback" not in output
-    assert 3 <= load(tmp_path / "run")["global_step"] < 12
+    stop = load(tmp_path / "run")["global_step"]
+    assert 3 <= stop < 12
 
     run([*command, "--name=run", "--ckpt_path=last"])
     assert equal(load(tmp_path / "whole"), load(tmp_path / "run"))
+    assert beginnings(tmp_path / "run") == [0, stop]

@@ -88,9 +88,10 @@ def test_a_new_length_costs_less_than_twice_a_seen_one(wide: DistillationModule)
 def _cost_of_a_new_length(module: DistillationModule, settings: CudaSettings, first: int, grid: int) -> float:
     """Host time of a step at a length not seen before, as a multiple of one that was; medians."""
     settings.apply(module.device)
-    lengths = [first + grid * number for number in range(8)]
+    # Longest first: a longer step than any before would wait for the allocator as well.
+    lengths = [first + grid * number for number in reversed(range(8))]
     for _ in range(3):
-        _timed_step(module, first)
+        _timed_step(module, lengths[0])
     new = median([_timed_step(module, length) for length in lengths[1:]])
     seen = median([_timed_step(module, length) for length in lengths[1:]])
     return new / seen

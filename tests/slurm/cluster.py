@@ -19,6 +19,7 @@ from tests.patience import PATIENCE
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 PATHS = ("/usr/sbin", "/usr/local/sbin", "/sbin")  # where daemons are, of a user who is not root too
 KILL_WAIT_SECONDS = 10
+GRACE_SECONDS = 120  # from the signal that a job is preempted to its end
 
 CONFIG = """
 ClusterName=interstack
@@ -46,9 +47,12 @@ ReturnToService=2
 SlurmdTimeout=10
 KillWait={kill_wait}
 SlurmdParameters=config_overrides
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={first} CPUs=8 RealMemory=8000
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={second} CPUs=8 RealMemory=8000
-PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
+PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace}
+PartitionName=urgent Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=2
 """
 
 
@@ -79,7 +83,8 @@ class Cluster:
         (folder / "munge" / "key").chmod(0o600)
         controller, first, second = free_ports(3)
         values = {"controller": controller, "first": first, "second": second, "user": getpass.getuser()}
-        (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, kill_wait=KILL_WAIT_SECONDS, **values))
+        values |= {"kill_wait": KILL_WAIT_SECONDS, "grace": GRACE_SECONDS}
+        (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, **values))
 
     def start(self) -> None:
         munge = self.folder / "munge"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, processes_of
+from tests.slurm.cluster import GRACE_SECONDS, Cluster, processes_of
 from tests.test_configs import SHRUNK
 from tests.test_kill import BATCHES_PER_EPOCH, STEPS, assert_same_end
 from tests.wandb_server import KEY, PROJECT, wandb_server
@@ -78,6 +78,34 @@ def test_a_growing_run_over_two_nodes_goes_through_limit_signal_and_requeue(runs
     assert cluster.restarts(job) == 3
     assert runs.log(job).count("is back in the queue") == 2  # the third was not the run's own
     assert_same_end(whole, runs.last("limited"))
+
+
+def test_a_preempted_run_saves_within_its_grace_time_and_goes_back_into_the_queue(runs: Runs, whole: Path) -> None:
+    cluster = runs.cluster
+    job = runs.submit("preempted", *runs.hold(8))
+    runs.wait_for("preempted", 8)
+    began = time.monotonic()
+    urgent = ["--partition", "urgent", "--nodes", "2", "--exclusive", "--output", "urgent.log", "--wrap", "sleep 5"]
+    other = cluster.call("sbatch", "--parsable", *urgent, cwd=runs.folder).strip()
+    cluster.wait(lambda: cluster.restarts(job) == 1, "the requeue of the preempted run")
+    assert time.monotonic() - began < GRACE_SECONDS, "SLURM requeued it at the end of the grace time"
+    log = runs.log(job)
+    assert log.count("stopped by a signal after step 9") == 1
+    assert log.count("is back in the queue") == 1
+    assert cluster.finish(other) == "COMPLETED"
+    assert cluster.finish(job) == "COMPLETED", runs.log(job)
+    assert_same_end(whole, runs.last("preempted"))
+
+
+def test_control_a_cancelled_run_saves_and_does_not_come_back(runs: Runs) -> None:
+    cluster = runs.cluster
+    job = runs.submit("cancelled", *runs.hold(8), options=["--nodes", "1"])
+    cluster.wait(lambda: (runs.run("cancelled") / "held_8_0").exists(), "step 8")
+    cluster.call("scancel", job)
+    assert cluster.finish(job) == "CANCELLED"
+    cluster.wait(lambda: "stopped by a signal after step 9" in runs.log(job), "the checkpoint")
+    assert cluster.restarts(job) == 0
+    assert "is back in the queue" not in runs.log(job)
 
 
 def starting(word: str) -> list[int]:

@@ -3,12 +3,14 @@
 import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from experiments.bench import compare
 from experiments.bench.compare import (
+    TIMES,
     Place,
     Variant,
     bench_compare,
@@ -18,7 +20,7 @@ from experiments.bench.compare import (
     summarise,
     table,
 )
-from experiments.bench.laps import PARTS
+from experiments.bench.laps import PARTS, StepLaps
 from experiments.cli import run
 from tests.helpers import save_teacher
 
@@ -68,7 +70,7 @@ def test_runs_take_turns_and_their_parts_are_reported(tmp_path: Path, capsys: py
     proportional = sum(rows["grown cached"]["turns"][0]["stages"][str(3 * k)] * k for k in (1, 2, 3, 4)) / 10
     same = rows["cached"]["step_ms"] / proportional
     assert rows["grown cached"]["against_full"]["prop-1"]["median"] == pytest.approx(same)
-    for name in ("plain", "frozen", "cached"):  # two counted steps each, whose median is their mean
+    for name in ("plain", "frozen", "cached"):
         assert sum(rows[name][part] for part in PARTS) == pytest.approx(rows[name]["step_ms"])
     assert "| grown |" in capsys.readouterr().out
 
@@ -96,24 +98,28 @@ def test_ratios_are_of_turns_that_both_have(tmp_path: Path) -> None:
 
 
 def interrupted_compare(folder: Path, monkeypatch: pytest.MonkeyPatch, runs: int, **settings: Any) -> list[str]:
-    """Names of the variants that ran before the benchmark was interrupted, after so many counted runs."""
+    """Names of the variants that ran before the benchmark was interrupted, after so many counted runs.
+
+    Those whose ``x`` is ``fails`` do.
+    """
     names = {tuple(sorted(v.overrides.items())): n for n, v in load_variants(folder / "variants.yaml").items()}
     ran: list[str] = []
 
     def one_run(place: Place, variant: Variant) -> dict[str, Any]:
-        if len(ran) == runs:
+        if len(ran) == runs + 1:  # the first one is not counted
             raise KeyboardInterrupt
         ran.append(names[tuple(sorted(variant.overrides.items()))])
+        if variant.overrides["x"] == "fails":
+            raise ZeroDivisionError("x fails")
         return turn(10.0)
 
-    monkeypatch.setattr(compare, "prepare", lambda place, variants: None)
     monkeypatch.setattr(compare, "run", one_run)
     with contextlib.suppress(KeyboardInterrupt):
         bench_compare(
             str(folder / "variants.yaml"), teacher="some/teacher", accelerator="cpu", rounds=2,
             output=str(folder / "compare.json"), **settings,
         )  # fmt: skip
-    return ran
+    return ran[1:]
 
 
 def test_an_interrupted_benchmark_goes_on(
@@ -132,6 +138,48 @@ def test_an_interrupted_benchmark_goes_on(
     assert "turns of 'b' are dropped" in caplog.text
     assert interrupted_compare(tmp_path, monkeypatch, 9, seconds=1.0) == ["a", "b", "b", "a"]
     assert "begins anew: its seconds was 5.0, is 1.0" in caplog.text
+
+
+def test_a_variant_that_fails_costs_the_others_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    definitions = {name: {"overrides": {"x": x}} for name, x in (("a", "a"), ("b", "fails"), ("c", "c"))}
+    (tmp_path / "variants.yaml").write_text(json.dumps(definitions))
+    with pytest.raises(RuntimeError, match=r"not measured, for the errors above: b$"):
+        interrupted_compare(tmp_path, monkeypatch, 9)
+    assert "ZeroDivisionError: x fails" in caplog.text
+    assert "| c | 10 |" in capsys.readouterr().out
+    written = json.loads((tmp_path / "compare.json").read_text())["variants"]
+    assert {name: len(row["turns"]) for name, row in written.items()} == {"a": 2, "c": 2}
+    definitions["b"]["overrides"]["x"] = "works"
+    (tmp_path / "variants.yaml").write_text(json.dumps(definitions))
+    assert interrupted_compare(tmp_path, monkeypatch, 9) == ["b", "b"]
+
+
+class Steps:
+    """What ``run`` asks of a run: two stages of as many steps as it was told, whose times are their numbers."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.laps, count = StepLaps(), int(arguments[arguments.index("--data.batches_per_epoch") + 1])
+        for depth in (3, 6):
+            self.laps.steps += [{**dict.fromkeys(TIMES, float(step)), "depth": depth} for step in range(count)]
+        self.trainer = SimpleNamespace(callbacks=[self.laps])
+        self.model = SimpleNamespace(teacher=SimpleNamespace(precision_used="32"))
+
+
+@pytest.mark.parametrize(("workers", "mean"), [(0, (2 + 9) / 2), (3, (8 + 9) / 2)])
+def test_steps_whose_batches_were_ready_are_not_counted(
+    workers: int, mean: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "DistillationCLI", Steps)
+    found = compare.run(Place(tmp_path, "teacher", 1, 1.0, 10, "cpu", workers), Variant())
+    assert found["stages"] == {3: mean, 6: mean}
+    assert found["data_ms"] == mean
+    with pytest.raises(ValueError, match="steps_per_epoch=8 at least 9 with num_workers=3"):
+        bench_compare(steps_per_epoch=8, num_workers=3)
 
 
 @pytest.mark.ci
@@ -159,7 +207,7 @@ def test_what_a_variant_is_compared_with_runs_too() -> None:
 
 
 def test_nonsense_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="steps_per_epoch=2 at least 3"):
+    with pytest.raises(ValueError, match="steps_per_epoch=2 at least 3 with num_workers=0"):
         bench_compare(steps_per_epoch=2)
     with pytest.raises(
         ValueError,

@@ -54,6 +54,8 @@ def test_a_profile_on_a_cpu(
         ("void at::native::RowwiseMomentsCUDAKernel<float>", "group norm"),
         ("void at::native::multi_tensor_apply_kernel<at::native::FusedAdamMathFunctor>", "optimizer"),
         ("triton_poi_fused_gelu_0", "triton"),
+        ("triton_poi_fused_convolution_gelu_3", "triton"),
+        ("triton_poi_fused__scaled_dot_product_flash_attention_clone_2", "triton"),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>", "gelu"),
         ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>", "copy/cast"),
         ("Memcpy HtoD (Pinned -> Device)", "copy/cast"),

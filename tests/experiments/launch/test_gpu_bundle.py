@@ -12,7 +12,7 @@ import pytest
 
 from experiments.cli import COMMANDS, run
 from experiments.launch.gpu_bundle import MISSING, REPOSITORY, gpu_bundle, in_words, pinned, pip_command
-from experiments.launch.gpu_commands import FIT, MOST_CHARACTERS, MOST_SECONDS, Command, commands
+from experiments.launch.gpu_commands import FIT, KEEP, MOST_CHARACTERS, MOST_SECONDS, Command, commands
 from tests.patience import PATIENCE
 
 EACH = pytest.mark.parametrize("command", commands(), ids=lambda command: command.title[:20])
@@ -49,7 +49,7 @@ def test_the_shell_brings_results_back_and_ends(command: Command, status: int, t
     done = subprocess.run(["bash", "-c", command.text], capture_output=True, text=True, **settings)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert "syntax" not in done.stderr
-    if status and "|| exit 1; keep" in command.body:
+    if status and "|| exit 1; [" in command.body:
         assert len(calls) == 1
         return
     started = command.body.count("python3 -m") + command.body.count("python3 -c")
@@ -61,6 +61,16 @@ def test_the_shell_brings_results_back_and_ends(command: Command, status: int, t
         assert "suite.tgz" in brought
     if "pytest" in command.body:
         assert any(name.startswith("tests_") for name in brought)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_fresh_machine_goes_on_from_the_results_in_the_bundle(warm: bool, tmp_path: Path) -> None:
+    for name in (".bundle", "suite", "gpu_results", *(["gpu_results/suite"] if warm else [])):
+        (tmp_path / name).mkdir()
+    (tmp_path / "suite" / "a").touch()
+    subprocess.run(["tar", "czf", ".bundle/suite.tgz", "suite"], cwd=tmp_path, check=True)
+    subprocess.run(["bash", "-c", KEEP + "kill $K"], cwd=tmp_path, env=os.environ | {"OUT": "."}, check=True)
+    assert (tmp_path / "gpu_results" / "suite" / "a").exists() is not warm
 
 
 def test_control_a_command_that_does_not_parse_is_seen() -> None:
@@ -162,6 +172,7 @@ def test_the_bundle_has_wheels_and_the_commit(
     assert all(command.text in said for command in commands())
 
 
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="this is no clone")
 def test_results_and_bundle_are_ignored() -> None:
     ignored = ["git", "check-ignore", ".bundle/wheels", "gpu_results/suite"]
     done = subprocess.run(ignored, cwd=REPOSITORY, capture_output=True, text=True, check=True)
