@@ -99,6 +99,15 @@ class StopSignals:
         return int(trainer.strategy.reduce(own, reduce_op="max"))
 
 
+def _validation_is_due(trainer: L.Trainer) -> bool:
+    """Whether Lightning will validate after this batch by ``trainer.val_check_interval`` in batches."""
+    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
+    if every is None or every == float("inf") or not loop._should_check_val_epoch():
+        return False
+    index = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
+    return (index + 1) % every == 0
+
+
 class RunCheckpoint(Checkpoint):
     """Saves every N optimizer steps, at every epoch's end (before a growth), once per stage, and at a stop.
 
@@ -109,6 +118,8 @@ class RunCheckpoint(Checkpoint):
 
     It removes only files that this attempt has written. An attempt that begins at an older checkpoint moves the later
     ones to ``checkpoints/abandoned_TIME`` before it writes its first.
+
+    A validation that is due after the step comes first: Lightning would take it for done when it resumes.
 
     Stop: a run stops after SIGTERM to any rank, after ``trainer.max_time``, or when a callback sets
     ``trainer.should_stop``. It writes a checkpoint at the next optimizer step that is not an epoch's last, else at the
@@ -145,6 +156,7 @@ class RunCheckpoint(Checkpoint):
         self.every_n_steps, self.keep, self.keep_stages = every_n_steps, keep, keep_stages
         self.signals = StopSignals()
         self._began_at, self._written = 0, list[Path]()
+        self._after_validation: int | None = None  # reason of a stop, or 0, while a checkpoint waits for a validation
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit" and "loops" in checkpoint:
@@ -164,7 +176,11 @@ class RunCheckpoint(Checkpoint):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.take_over(trainer)
 
-    on_validation_end = on_train_epoch_start
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals.take_over(trainer)
+        if self._after_validation is not None:
+            stop, self._after_validation = self._after_validation, None
+            self._save_and_stop(trainer, stop)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -174,10 +190,12 @@ class RunCheckpoint(Checkpoint):
         if not window_done or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         stop = self.signals.agreed(trainer)
-        if stop or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
-            path = self._save(trainer)
-        if stop:
-            self._stop(trainer, stop, path)
+        if not stop and (not self.every_n_steps or trainer.global_step % self.every_n_steps):
+            return
+        if _validation_is_due(trainer):
+            self._after_validation = stop
+        else:
+            self._save_and_stop(trainer, stop)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.take_over(trainer)
@@ -195,6 +213,11 @@ class RunCheckpoint(Checkpoint):
         depth = stacking.depth_at(epoch)
         ends = epoch == last or stacking.depth_at(epoch + 1) != depth
         return [f"stage_{depth}.ckpt"] if ends else []
+
+    def _save_and_stop(self, trainer: L.Trainer, stop: int) -> None:
+        path = self._save(trainer)
+        if stop:
+            self._stop(trainer, stop, path)
 
     def _stop(self, trainer: L.Trainer, reason: int, path: Path) -> None:
         if trainer.is_global_zero:

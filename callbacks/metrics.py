@@ -8,6 +8,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
+from callbacks.lookup import find_callback
+from callbacks.throughput import ThroughputCallback
 from lightning_modules.distillation import DistillationModule
 
 
@@ -16,7 +18,7 @@ class TrainingMetrics(Callback):
 
     Lightning would log a validation after step N at step N - 1, beside the training row of step N.
 
-    The terms of one accumulation window are summed, since a micro-batch is only a share of a global batch. They are
+    The terms of one accumulation window are averaged, since a micro-batch is only a share of a global batch. They are
     summed on the device and reduced over the ranks only at logged steps, so no other step waits.
 
     Resumes: the sum over the epoch so far and the last ``epoch_loss`` are in the checkpoint.
@@ -45,12 +47,12 @@ class TrainingMetrics(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, DistillationModule)
-        accumulate = trainer.accumulate_grad_batches
         for name, value in outputs["terms"].items():
-            self._window[name] = self._window.get(name, 0) + value / accumulate
-        if (batch_idx + 1) % accumulate:
+            self._window[name] = self._window.get(name, 0) + value
+        summed = batch_idx % trainer.accumulate_grad_batches + 1
+        if summed < trainer.accumulate_grad_batches and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        window, self._window = self._window, {}
+        window, self._window = {name: value / summed for name, value in self._window.items()}, {}
         made = window["loss"].isfinite()  # skipped steps changed nothing
         self._epoch = self._epoch + torch.stack([window["loss"].where(made, 0.0), made.to(window["loss"].dtype)])
         step = trainer.global_step
@@ -64,6 +66,9 @@ class TrainingMetrics(Callback):
             "growth/depth": pl_module.student.depth,
             "epoch": trainer.current_epoch,
         }
+        if (clock := find_callback(trainer, ThroughputCallback)) is not None:
+            # In this row too: W&B draws one metric against another only where a row has both.
+            metrics["perf/train_seconds"] = clock.train_seconds
         _log(trainer, metrics)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -287,7 +287,9 @@ class StackingCallback(Callback):
     def _describe(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.config.update({"growth": self.settings}, allow_val_change=True)
+                # Beside the section `growth` of the configuration, which the logger sends as a whole.
+                found = {"growth_stages": list(self.stages), "growth_stage_epochs": list(self.lengths)}
+                logger.experiment.config.update(found, allow_val_change=True)
 
     @rank_zero_only
     def _record(self, trainer: L.Trainer, event: GrowthEvent) -> None:

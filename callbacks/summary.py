@@ -31,32 +31,39 @@ class RunSummary(Callback):
     with nothing left to train. The last validation's metrics are then those in the checkpoint. The summary of a run
     that was finished before stays as it is.
 
-    Validates: the last epoch too, whatever ``trainer.check_val_every_n_epoch`` is, since the last validation is the
-    run's result.
+    Validates: after the last step too, whatever ``trainer.check_val_every_n_epoch`` and ``trainer.val_check_interval``
+    are, since the last validation is the run's result.
 
     Attributes:
+        trained: whether this ``fit`` has begun to train.
         kept: whether the run was finished before, so that this ``fit`` trained and wrote nothing.
     """
 
     def __init__(self) -> None:
         self._saved_metrics: Mapping[str, float] = {}
-        self._trained = self.kept = False
+        self.trained = self.kept = False
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._saved_metrics = checkpoint.get("interstack", {}).get("metrics", {})
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._trained = True
-        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out after a resume in mid-epoch
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch is not None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.trained = True
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.current_epoch + 1 != trainer.max_epochs or not loop.batch_progress.is_last_batch:
+            return
+        if trainer.check_val_every_n_epoch is not None:
             trainer.check_val_every_n_epoch = 1
+        if trainer.val_check_batch != float("inf"):  # where Lightning validates at the end of the epoch anyway
+            every_epoch = trainer.check_val_every_n_epoch is not None
+            trainer.val_check_batch = 1 + (loop.batch_idx if every_epoch else loop.total_batch_idx)
+            trainer._val_check_time_interval = None  # type: ignore[attr-defined]
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         path = Path(trainer.default_root_dir) / "summary.json"
-        self.kept = not self._trained and path.is_file()
+        self.kept = not self.trained and path.is_file()
         if self.kept:
             return
         guard = find_callback(trainer, NonFiniteGuard)
@@ -91,6 +98,7 @@ def summarise(trainer: L.Trainer, module: L.LightningModule, metrics: Mapping[st
         train_seconds=clock.train_seconds if clock else None,
         students=clock.students if clock else 1,
         audio_seconds=clock.audio_seconds if clock else None,
+        utterances=clock.utterances if clock else None,
         train_loss=training.epoch_loss if training else None,
         val_loss=float(metrics.get("val/loss", "nan")),
         val_output=float(metrics.get("val/output", "nan")),

@@ -18,6 +18,7 @@ class Summary:
         train_seconds: seconds of training. With several students they include shared work, and cannot be compared with
             those of a run alone.
         students: students that were trained side by side in one process.
+        utterances: utterances that were trained on, each time that they were.
         train_loss: mean of the last epoch.
         val_output: output loss of the last validation. It can be compared between systems whose intermediate losses
             differ, unlike ``val_loss``, if both have the same ``loss_function``.
@@ -42,6 +43,7 @@ class Summary:
     train_seconds: float | None = None
     students: int = 1
     audio_seconds: float | None = None
+    utterances: float | None = None
     train_loss: float | None = None
     val_loss: float | None = None
     val_output: float | None = None

@@ -9,6 +9,7 @@ There are two clocks:
   read only when a row is logged, so no step waits for the device. Elsewhere they come from the host's clock.
 """
 
+import math
 import resource
 import sys
 import time
@@ -68,6 +69,7 @@ class ThroughputCallback(Callback):
     Attributes:
         train_seconds: wall-clock training time up to the last batch.
         audio_seconds: audio that was trained on, of all ranks.
+        utterances: utterances that were trained on, of all ranks, each time that they were.
         students: number of students trained side by side in this process. ``train_seconds`` of each includes the
             shared time of teacher and loading, but not the time of the other students.
     """
@@ -79,6 +81,7 @@ class ThroughputCallback(Callback):
         self.students = 1
         self.train_seconds = 0.0
         self.audio_seconds = 0.0
+        self.utterances = 0.0
         self._running_since: float | None = None
         self._steps = 0
         self._last_rate: float | None = None
@@ -176,9 +179,11 @@ class ThroughputCallback(Callback):
             return
         self._steps = trainer.global_step
         self._window_steps += 1
-        data, shares = speech_data(trainer), trainer.world_size * trainer.accumulate_grad_batches
-        lengths = global_lengths(batch, shares)
-        self.audio_seconds += int(lengths.sum()) / (SAMPLE_RATE if data is None else data.sample_rate)
+        data, accumulate = speech_data(trainer), trainer.accumulate_grad_batches
+        lengths = global_lengths(batch, trainer.world_size * accumulate)
+        share = (batch_idx % accumulate + 1) / accumulate  # below 1 in a window that the epoch's end cuts off
+        self.audio_seconds += share * int(lengths.sum()) / (SAMPLE_RATE if data is None else data.sample_rate)
+        self.utterances += share * len(lengths)
         every_n_steps = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every_n_steps:  # nothing is logged, so no lap is kept
             self._laps.clear()
@@ -216,10 +221,12 @@ class ThroughputCallback(Callback):
             logger.log_metrics(row, step=self._steps)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"train_seconds": self.train_seconds, "audio_seconds": self.audio_seconds}
+        totals = ("train_seconds", "audio_seconds", "utterances")
+        return {name: getattr(self, name) for name in totals}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_seconds, self.audio_seconds = state_dict["train_seconds"], state_dict["audio_seconds"]
+        self.utterances = state_dict.get("utterances", math.nan)  # older versions did not count them
 
 
 def step_parts(laps: list[Lap], num_steps: int) -> dict[str, float]:

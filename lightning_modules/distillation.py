@@ -314,7 +314,7 @@ class DistillationModule(L.LightningModule):
         if stage == "fit" and datamodule.targets is not None:
             masks = {} if self.masks is None else self.masks.settings
             settings = teacher_settings(self.teacher) | self.objective.normalizer.settings | masks
-            frozen = self.student.config.front_end in ("frozen", "shared")
+            frozen = self.student.config.starts_frozen
             datamodule.use_targets(settings, self.teacher.hidden_layers, features=frozen)
 
     def on_fit_start(self) -> None:

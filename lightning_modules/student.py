@@ -76,7 +76,7 @@ class Student(nn.Module):
             self.hubert.feature_extractor.load_state_dict(front_end.state_dict)
         self.hubert.feature_extractor._requires_grad = False  # no gradient to the waveform
         self.frozen_front_end = False
-        if config.front_end in ("frozen", "shared"):
+        if config.starts_frozen:
             self._freeze_front_end()
         install(self.hubert.feature_extractor, config.kernels)
         self.ancestry: list[int | None] = list(range(config.num_layers))

@@ -94,6 +94,11 @@ class StudentConfig:
     compile_backend: str = "inductor"
     kernels: Kernels = "auto"
 
+    @property
+    def starts_frozen(self) -> bool:
+        """Whether the front end never learns, so that a cache can hold its features."""
+        return self.front_end in ("frozen", "shared")
+
 
 def dropout_rates(config: StudentConfig) -> dict[str, Any]:
     """Rates of attention, hidden and activation dropout, under the names of their settings.

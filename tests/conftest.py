@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_DATA = ("LibriSpeech", "LibriSpeech_mp3", "fsdd", "lexicon", "manifest.tsv")
+
+NEEDS_CLONE = pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="this is no clone")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,6 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products need it
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a suite for the CPU, on a machine with a GPU too
+    if config.getoption("--device") is None:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums depend on it, and processes that tests start have one
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +49,10 @@ def corpus(inputs: Path) -> Path:
 def real_data() -> Path:
     """Folder of real speech (LibriSpeech subsets); tests that need it skip, saying so, where it is absent."""
     folder = Path(os.environ.get("INTERSTACK_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not (folder / "LibriSpeech").is_dir():
-        pytest.skip(f"no real speech at {folder}: set INTERSTACK_DATA to a folder that holds LibriSpeech/")
+    if missing := [name for name in REAL_DATA if not (folder / name).exists()]:
+        pytest.skip(
+            f"no real speech at {folder} (INTERSTACK_DATA): {', '.join(missing)} of the tests' own set is missing"
+        )
     return folder
 
 

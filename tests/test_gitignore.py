@@ -6,13 +6,11 @@ import subprocess
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
-
 from experiments.dashboards.command import dashboard
-from tests.conftest import REPOSITORY
+from tests.conftest import NEEDS_CLONE, REPOSITORY
 from tests.test_readme import PAGES, command_of, commands, interstack_commands
 
-pytestmark = pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="this is no clone")
+pytestmark = NEEDS_CLONE
 
 WRITES = ("--output", "--runs_dir", "--feature_cache", "--data.cache_dir", "--cache_dir", "--data.targets")
 

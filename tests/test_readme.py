@@ -1,5 +1,7 @@
 """Every command of the README runs: as it stands, shrunk, or (what needs a corpus or GPUs) with --print_config."""
 
+import functools
+import importlib
 import json
 import os
 import re
@@ -7,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,10 @@ PAGES = [
     *(REPOSITORY / "docs" / name for name in DOCS),
     REPOSITORY / "benchmarks" / "README.md",
 ]
-DEPLOYMENT = ("export", "latency", "rescore", "streaming")
+PARSED = ("fit", "fit-together", "validate", "cache-targets", "superb", "export", "latency", "rescore", "streaming")
+READ = ("report", "similarity", "dashboard", "align")  # they have no --print_config
+# Each of the others has a test of its own, here or beside its code.
+TESTED = {*PARSED, *READ, *("bench", "pack", "reproduce", "synthesize", "pretrain-teacher", "convert")}
 # What makes a command small enough for a test; the later of two values wins.
 SMALL = {
     "synthesize": ["--minutes", "0.5", "--voices", "3"],
@@ -64,8 +70,9 @@ def call(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]
 
 
 def test_there_are_commands_to_test() -> None:
-    tested = {command_of(line) for line in interstack_commands()}
-    assert tested == set(COMMANDS) - {"quickstart"}  # which is behind `make quickstart`
+    named = {command_of(line) for line in interstack_commands()}
+    assert named == set(COMMANDS) - {"quickstart"}  # which is behind `make quickstart`
+    assert {name for name in named if not name.startswith("bench ")} == TESTED
     assert "make quickstart" in commands(PAGES[0])
     assert "make test" in commands(PAGES[0])
 
@@ -77,12 +84,7 @@ def test_make_targets_exist(line: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [
-        line
-        for line in interstack_commands()
-        if command_of(line) in ("fit", "fit-together", "validate", "cache-targets", "superb", *DEPLOYMENT)
-        or command_of(line).startswith("bench ")
-    ],
+    [line for line in interstack_commands() if command_of(line) in PARSED or command_of(line).startswith("bench ")],
 )
 def test_training_commands_parse_and_resolve(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -94,6 +96,19 @@ def test_training_commands_parse_and_resolve(
         setting in printed
         for setting in ("growth", "lexicon", "rounds", "steps_per_stage", "budget", "opset", "accelerator")
     )
+
+
+@pytest.mark.parametrize("line", [line for line in interstack_commands() if command_of(line) in READ])
+def test_other_commands_are_called_with_their_options(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *arguments = shlex.split(line)[1:]
+    module, calls = importlib.import_module(COMMANDS[name][0]), []
+    command = getattr(module, name)
+    monkeypatch.setattr(module, name, functools.wraps(command)(lambda **options: calls.append(options)))
+    run([name, *arguments])
+    (options,) = calls
+    for name, value in pairwise(arguments):
+        if name.startswith("--"):
+            assert str(options[name.removeprefix("--")]).replace("'", "") == value
 
 
 def resolved(line: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -258,4 +273,5 @@ def test_the_job_script_passes_its_arguments_on(place: int, tmp_path: Path) -> N
 
 def test_every_config_is_in_the_readme() -> None:
     text = PAGES[0].read_text(encoding="utf-8")
-    assert all(path.stem in text for path in CONFIGS.glob("*.yaml") if path.stem != "quickstart")
+    named = set(re.findall(r"[a-z0-9_]+", text))
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} - {"quickstart"} <= named

@@ -47,9 +47,11 @@ def embedding_flops(config: Any, frames: int) -> int:
     """Compute forward FLOPs between the convolutions and the first layer: projection and positional convolution."""
     width = config.hidden_size
     projected = config.conv_dim[-1] * width if getattr(config, "feature_projection", True) else 0
-    positional = width * config.num_conv_pos_embeddings // config.num_conv_pos_embedding_groups
-    # An even kernel makes one extra frame, which is cut off again.
-    made = frames + (config.num_conv_pos_embeddings % 2 == 0)
+    convolutions, taps = 1, config.num_conv_pos_embeddings
+    if hasattr(config, "conv_pos_kernel_size"):  # data2vec-audio has several
+        convolutions, taps = taps, config.conv_pos_kernel_size
+    positional = convolutions * width * taps // config.num_conv_pos_embedding_groups
+    made = frames + (taps % 2 == 0)  # an even kernel makes one extra frame, which is cut off again
     return 2 * frames * projected + 2 * made * width * positional
 
 
@@ -235,7 +237,8 @@ def measured(run: Path, teacher: Any, settings: Mapping[str, Any]) -> dict[str, 
     student, objective = StudentConfig(**model.get("student", {})), ObjectiveConfig(**model.get("objective", {}))
     depths, audio = _audio_by_stage(log, summary.steps, summary.audio_seconds)
     batch_size = settings.get("data", {}).get("batch_size") or default_of(LibriSpeechDataModule, "batch_size")
-    num_samples = round(summary.audio_seconds * SAMPLE_RATE / (summary.steps * batch_size))
+    utterances = summary.utterances or summary.steps * batch_size  # older versions did not count them
+    num_samples = round(summary.audio_seconds * SAMPLE_RATE / utterances)
     cached = settings.get("data", {}).get("targets") is not None
     cost = step_cost(teacher, student, objective, num_samples, cached, hears_30_seconds(model), summary.cached_features)
     by_stage = run_flops(cost, depths, [seconds * SAMPLE_RATE / num_samples for seconds in audio])

@@ -320,7 +320,7 @@ def build_loggers(
     run_id: str | None = None,
     config: dict[str, Any] | None = None,
 ) -> list[Logger]:
-    """Build the loggers of a run; nothing is written or started before the first metric.
+    """Build the loggers of a run; nothing is written or started before the run is set up.
 
     Args:
         run_dir: folder of the run; ``metrics.csv`` and ``wandb/`` lie in it.

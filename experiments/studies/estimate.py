@@ -97,6 +97,8 @@ class Estimator:
         longest = data.get("max_samples", default_of(LibriSpeechDataModule, "max_samples"))
         samples = min(longest, round(MEAN_SECONDS[self.plan.study.data] * SAMPLE_RATE))
         batch_size = data.get("batch_size") or default_of(LibriSpeechDataModule, "batch_size")
+        if seconds := data.get("batch_seconds"):
+            batch_size = max(1, round(seconds * SAMPLE_RATE / samples))
         per_epoch = (data.get("batches_per_epoch") or self._corpus_size(data) // batch_size) * batch_size
         cache, targets = self.plan.study.cache_of(self.plan.study.row(job.row)), data.get("targets")
         cached = cache != "none" or targets is not None

@@ -19,6 +19,7 @@ from datamodules.errors import InputError
 from datamodules.packed import MARKER, packed_digest
 from experiments.studies.study import Row, Study, row_settings
 from lightning_modules.objective import ObjectiveConfig
+from lightning_modules.student_config import StudentConfig
 
 Kind = Literal["corpus", "teacher", "targets", "together", "distil", "export", "evaluate", "similarity"]
 TARGET_SETTINGS = ("output_layer", "normalize_targets", "statistics_seconds", "targets", "masked")
@@ -318,6 +319,8 @@ def _what_is_shared(job: Job) -> str:
     highest = None if objective.output_layer is None else max([objective.output_layer, *(objective.layers or [])])
     shared["targets"] = model.get("teacher"), objective.output_layer, objective.targets, highest
     shared["cuda"] = model.get("cuda")
+    if settings.get("data", {}).get("targets"):  # which may have the features of a frozen front end
+        shared["frozen"] = StudentConfig(**model.get("student", {})).starts_frozen
     return json.dumps([job.seed, job.needs, shared], sort_keys=True, default=str)
 
 

@@ -86,7 +86,8 @@ def default_name(args: list[str]) -> str:
     name = "run"
     for before, argument in zip(["", *args], args, strict=False):
         if argument.startswith("--config=") or before in ("--config", "-c"):
-            name = Path(argument.removeprefix("--config=")).stem
+            value = argument.removeprefix("--config=")
+            name = name if ":" in value else Path(value).stem  # with a colon it is settings, not a file
     return name
 
 
@@ -239,6 +240,9 @@ class DistillationCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        if isinstance(seed, bool):  # Lightning takes them for a random seed, and none
+            raise InputError(f"--seed_everything {str(seed).lower()} must be a number: no other run would be like it")
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would silently replace the configuration by the checkpoint's hyper-parameters."""
@@ -330,6 +334,7 @@ class DistillationCLI(LightningCLI):
         except Exception as error:
             if subcommand == "fit":
                 self.run_folder.note_error(error)
+                self._withdraw_if_refused()
             end_others(self.trainer)
             raise
 
@@ -338,6 +343,13 @@ class DistillationCLI(LightningCLI):
         """Leave no trace of a call that found the run finished."""
         summary = find_callback(self.trainer, RunSummary)
         if summary is not None and summary.kept:
+            self.run_folder.withdraw_attempt()
+
+    @rank_zero_only
+    def _withdraw_if_refused(self) -> None:
+        """Leave no trace of a resume that trained nothing, such as one with other settings."""
+        summary = find_callback(self.trainer, RunSummary)
+        if summary is not None and not summary.trained and self.run_folder.record["attempts"][-1]["resumed_from"]:
             self.run_folder.withdraw_attempt()
 
     @rank_zero_only
@@ -364,6 +376,7 @@ _DESCRIPTIONS = {
 
 # Help texts for options whose text from Lightning would be wrong here.
 _HELP = {
+    "seed_everything": "Seed of weights, masks, dropout and the order of the data: a number.",
     "data": "Class of another data module (my_package.MyData), or a YAML file with settings of this one.",
     "config": "A YAML file, or the name of a shipped one; may be given several times, later ones win.",
     "ckpt_path": "A checkpoint, or `last`: the newest of this run (without one, `fit` starts from scratch).",

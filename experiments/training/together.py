@@ -29,6 +29,7 @@ from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError, is_foreseen
 from datamodules.files import flatten
 from datamodules.librispeech import LibriSpeechDataModule
+from datamodules.target_cache import TargetCache
 from experiments.command_line import PlainParser
 from experiments.training.fit import DistillationCLI
 from experiments.training.lockstep import Lockstep, Shared, Stopped, Turns
@@ -76,7 +77,13 @@ class StudentCLI(DistillationCLI):
         """Values of ``MUST_AGREE`` by dotted name."""
         settings = flatten(self.config.fit.as_dict())
         below = tuple(f"{name}." for name in MUST_AGREE)
-        return {k: v for k, v in settings.items() if (k in MUST_AGREE or k.startswith(below)) and k not in OWN}
+        agreed = {k: v for k, v in settings.items() if (k in MUST_AGREE or k.startswith(below)) and k not in OWN}
+        targets = settings.get("data.targets")
+        if targets is not None and TargetCache(targets).has_features:
+            # A batch has the audio or the cached features.
+            frozen = self.model.student.config.starts_frozen
+            agreed["model.student.front_end"] = "a frozen one" if frozen else "one that is trained"
+        return agreed
 
 
 def fit_together(args: list[str]) -> None:
@@ -113,8 +120,11 @@ def _parse(args: list[str]) -> tuple[dict[str, str], list[str]]:
     )
     parser.add_argument("--ckpt_path", choices=["last"], help="Continue every student from its newest checkpoint.")
     known, rest = parser.parse_known_args(args)
-    if any(argument.split("=")[0] == "--name" for argument in rest):
+    given = {argument.split("=")[0] for argument in rest}
+    if "--name" in given:
         raise InputError("--name would apply to every student: name them by --configs NAME=FILE,NAME=FILE")
+    if "--wandb.id" in given:
+        raise InputError("--wandb.id would make all students one run of W&B: give wandb.id in the student's file")
     configs: dict[str, str] = {}
     for item in known.configs.split(","):
         name, separator, file = item.partition("=")

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from callbacks.metrics import TrainingMetrics
+from callbacks.throughput import ThroughputCallback
 from experiments.records.loggers import AppendingCSVLogger
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
 
@@ -20,6 +21,30 @@ def test_a_skipped_step_is_not_in_the_mean_loss(tmp_path: Path, inputs: Path) ->
         metrics.on_train_batch_end(trainer, module, {"terms": {"loss": torch.tensor(loss)}}, None, number)
     metrics.on_train_epoch_end(trainer, module)
     assert metrics.epoch_loss == 2.0
+
+
+def test_a_window_that_the_epochs_end_cuts_off_is_a_step_too(tmp_path: Path, inputs: Path) -> None:
+    metrics, clock = TrainingMetrics(), ThroughputCallback()
+    settings = {"accumulate_grad_batches": 2, "limit_train_batches": 3, "max_epochs": 1, "log_every_n_steps": 1}
+    own = (metrics, clock, RecordLosses())
+    trainer = make_trainer(tmp_path, *own, logger=AppendingCSVLogger(tmp_path), **settings)
+    trainer.fit(make_module(inputs / "teacher"), datamodule=make_data(inputs / "corpus", inputs / "cache"))
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [1, 2]
+    first, second, third = own[2].losses
+    assert metrics.epoch_loss == pytest.approx(((first + second) / 2 + third) / 2)
+    assert clock.utterances == 1.5 * 4  # of two global batches
+    assert [row["perf/train_seconds"] != "" for row in rows if row["train/loss"]] == [True, True]
+
+
+class RecordLosses(Callback):
+    """Loss of each micro-batch."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+        self.losses.append(float(outputs["terms"]["loss"]))
 
 
 class Rates(Callback):

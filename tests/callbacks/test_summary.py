@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -19,13 +20,17 @@ from tests.helpers import make_data, make_module, make_stacking, make_trainer
 
 
 def fit(
-    folder: Path, inputs: Path, *callbacks: Callback, step: int | None = None, every: int = 1, **settings: object
+    folder: Path,
+    inputs: Path,
+    *callbacks: Callback,
+    step: int | None = None,
+    trainer_settings: dict[str, Any] = {},  # noqa: B006
+    **settings: object,
 ) -> dict[str, Any]:
     """Train 4 epochs of 3 steps, growing, from the checkpoint of ``step`` on; returns the summary."""
     own = (make_stacking(), TrainingMetrics(), ThroughputCallback(), RunSummary())
-    trainer = make_trainer(
-        folder, *own, RunCheckpoint(1, keep=100), *callbacks, enable_checkpointing=True, check_val_every_n_epoch=every
-    )
+    own = (*own, RunCheckpoint(1, keep=100), *callbacks)
+    trainer = make_trainer(folder, *own, enable_checkpointing=True, **trainer_settings)
     start = None if step is None else str(folder / "checkpoints" / f"step={step:09d}.ckpt")
     data = make_data(inputs / "corpus", inputs / "cache", **settings)
     trainer.fit(make_module(inputs / "teacher"), datamodule=data, ckpt_path=start)
@@ -77,10 +82,33 @@ def test_the_mean_loss_is_that_of_the_whole_epoch_after_a_resume(
     assert abs(fit(tmp_path, inputs, step=step)["train_loss"] - whole["train_loss"]) > 1e-4
 
 
-def test_the_last_epoch_is_validated_in_any_case(tmp_path: Path, inputs: Path) -> None:
-    """Its losses are the run's result, and not those of the epoch that happened to be validated last."""
-    often, seldom = fit(tmp_path / "often", inputs), fit(tmp_path / "seldom", inputs, every=3)
+class Validations(Callback):
+    """Steps after which there was a validation."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.steps.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps"),
+    [
+        ({"check_val_every_n_epoch": 3}, [9, 12]),
+        ({"val_check_interval": 2}, [2, 5, 8, 11, 12]),
+        ({"check_val_every_n_epoch": None, "val_check_interval": 5}, [5, 10, 12]),
+        ({"check_val_every_n_epoch": None, "val_check_interval": "00:01:00:00"}, [12]),
+    ],
+)
+def test_the_last_step_is_validated_in_any_case(
+    interval: dict[str, Any], steps: list[int], tmp_path: Path, inputs: Path
+) -> None:
+    """Its losses are the run's result, and not those of the step that happened to be validated last."""
+    often, when = fit(tmp_path / "often", inputs), Validations()
+    seldom = fit(tmp_path / "seldom", inputs, when, trainer_settings=interval)
+    assert when.steps == steps
     assert (seldom["val_loss"], seldom["val_output"]) == (often["val_loss"], often["val_output"])
     (tmp_path / "seldom" / "summary.json").unlink()
-    resumed = fit(tmp_path / "seldom", inputs, every=3, step=10)  # in the last epoch
+    resumed = fit(tmp_path / "seldom", inputs, step=10, trainer_settings=interval)  # in the last epoch
     assert (resumed["val_loss"], resumed["val_output"]) == (often["val_loss"], often["val_output"])

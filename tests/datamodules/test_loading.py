@@ -80,7 +80,7 @@ def test_a_batch_holds_the_samples_that_were_asked_for(corpus: Path) -> None:
     expected_T = read_audio(str(utterance(corpus, 3)), start=100, stop=5100)
     np.testing.assert_array_equal(batch.waveforms[0, :5000].numpy(), expected_T)
     assert not batch.waveforms[0, 5000:].any()
-    assert batch.waveforms[1].abs().min() >= 0
+    np.testing.assert_array_equal(batch.waveforms[1].numpy(), read_audio(str(utterance(corpus, 0)), stop=9000))
     assert (batch.num_samples.tolist(), batch.index.tolist()) == ([5000, 9000], [3, 0])
     assert {tensor.dtype for tensor in batch[1:4]} == {torch.int64}
     assert batch.cached is None

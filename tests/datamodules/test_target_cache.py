@@ -158,8 +158,10 @@ def test_damage_names_the_file(tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(ValueError, match=r"00001\.targets is missing"):
         cache.verify()
+    shard.write_bytes(content)
+    cache.verify()
     (tmp_path / "cache" / PLACES).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"places\.npy has changed|00001\.targets is missing"):
+    with pytest.raises(ValueError, match=r"places\.npy has changed"):
         cache.verify()
 
 

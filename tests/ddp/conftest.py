@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from experiments.training.cache_targets import TargetsTrainer
 from tests.ddp.scenarios import BATCH_SIZE, UTTERANCES
@@ -37,12 +36,3 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.cache_targets(frozen, data, str(folder / "features"), features="float32")
             (folder / "ready").touch()
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    """Sums depend on the number of threads, and the launched processes have one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -324,6 +324,6 @@ def rise(megabytes: list[float]) -> float:
 def test_memory_is_flat_over_twelve_rewraps(records: Launched) -> None:
     # The student has 27 MB of parameters; a reducer that stays holds at least as much, nine of them 243 MB, less two
     # or three where the allocator had not yet given their room back at the start.
-    assert all(rise(megabytes) < 30 for megabytes in records["memory"]["megabytes"])
+    assert all(rise(megabytes) < 60 for megabytes in records["memory"]["megabytes"])
     assert records["memory"]["alive"] == [[0] * 16] * 2
     assert all(rise(megabytes) > 120 for megabytes in records["memory, hold"]["megabytes"])

@@ -230,6 +230,7 @@ def test_shipped_configs_are_found_by_name(tmp_path: Path) -> None:
 def test_runs_are_named_after_their_last_config() -> None:
     assert default_name(["fit", "--config", "a/full.yaml", "--config=midas_equal"]) == "midas_equal"
     assert default_name(["fit", "-c", "midas_equal"]) == "midas_equal"
+    assert default_name(["fit", "-c", "midas_equal", "-c", "{model: {init_from: a/last.ckpt}}"]) == "midas_equal"
     assert default_name(["fit"]) == "run"
 
 
@@ -263,6 +264,12 @@ def test_any_value_can_be_overridden(capsys: pytest.CaptureFixture[str]) -> None
     assert config["growth"]["policy"] == "midas"
     assert config["model"]["optimizer"]["lr"] == 1e-3
     assert config["seed_everything"] == 5
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_seed_is_a_number(value: str) -> None:
+    with pytest.raises(InputError, match=f"--seed_everything {value} must be a number"):
+        run(["fit", "--data.root", "corpus", "--seed_everything", value])
 
 
 LIMITS = [f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")]

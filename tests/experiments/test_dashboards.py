@@ -17,6 +17,7 @@ from experiments.cli import run
 from experiments.dashboards import command
 from experiments.dashboards.specification import study_specification
 from tests.conftest import REPOSITORY
+from tests.patience import PATIENCE
 from tests.tiny_run import TINY
 from tests.wandb_server import PROJECT, TEAM, WandbServer
 
@@ -108,7 +109,7 @@ def test_every_run_of_the_sweep_has_a_name_of_its_own(tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(PATIENCE)
 def test_the_agent_trains_every_point_of_the_sweep(tmp_path: Path, inputs: Path, server: WandbServer) -> None:
     places = ["--model.teacher.init_args.model", inputs / "teacher", "--data.cache_dir", inputs / "cache"]
     tiny = shlex.join(map(str, [*TINY, *places, "--wandb.mode", "online"]))

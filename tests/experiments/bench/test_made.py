@@ -13,6 +13,7 @@ from experiments.bench import made as module
 from experiments.bench.made import earlier, made, training_device
 from experiments.records import runs
 from lightning_modules.precision import CudaSettings, cpu_features
+from tests.conftest import NEEDS_CLONE
 
 
 def test_a_cpu_is_described() -> None:
@@ -55,6 +56,7 @@ def test_an_earlier_file_is_taken_where_all_settings_agree(tmp_path: Path, caplo
     assert "begins anew: its commit was a, is b" in caplog.text
 
 
+@NEEDS_CLONE
 def test_a_copy_outside_a_clone_can_be_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERSTACK_COMMIT", "told")
     assert runs.git_commit() != "told"  # this is a clone, which knows better

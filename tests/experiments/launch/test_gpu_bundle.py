@@ -13,6 +13,7 @@ import pytest
 from experiments.cli import COMMANDS, run
 from experiments.launch.gpu_bundle import MISSING, REPOSITORY, gpu_bundle, in_words, pinned, pip_command
 from experiments.launch.gpu_commands import FIT, KEEP, MOST_CHARACTERS, MOST_SECONDS, Command, commands
+from tests.conftest import NEEDS_CLONE
 from tests.patience import PATIENCE
 
 EACH = pytest.mark.parametrize("command", commands(), ids=lambda command: command.title[:20])
@@ -172,7 +173,7 @@ def test_the_bundle_has_wheels_and_the_commit(
     assert all(command.text in said for command in commands())
 
 
-@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="this is no clone")
+@NEEDS_CLONE
 def test_results_and_bundle_are_ignored() -> None:
     ignored = ["git", "check-ignore", ".bundle/wheels", "gpu_results/suite"]
     done = subprocess.run(ignored, cwd=REPOSITORY, capture_output=True, text=True, check=True)

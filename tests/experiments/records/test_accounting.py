@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, HubertConfig, HubertModel
+from transformers import AutoConfig, Data2VecAudioConfig, Data2VecAudioModel, HubertConfig, HubertModel
 from transformers.models.hubert.modeling_hubert import HubertPositionalConvEmbedding
 
 from datamodules.cached_records import CachedRecords, RecordLayout
@@ -85,6 +85,14 @@ def test_a_compact_model_costs_what_torch_counts(sizes: dict[str, Any]) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         CompactHubertModel(config).eval()(torch.zeros(1, NUM_SAMPLES), output_hidden_states=True)
     assert teacher_flops(config, NUM_SAMPLES, 4) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("taps", [4, 5])
+def test_the_several_positional_convolutions_of_data2vec_are_counted(taps: int) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "conv_dim": [8] * 7}
+    config = Data2VecAudioConfig(**sizes, num_conv_pos_embedding_groups=4, conv_pos_kernel_size=taps)
+    formula, torch_counts = counted(Data2VecAudioModel(config).eval(), 2)
+    assert formula == torch_counts
 
 
 def test_a_layer_too_many_would_be_noticed() -> None:
@@ -213,6 +221,8 @@ def test_a_grown_run_costs_less_than_a_full_one_by_the_difference_of_their_depth
     assert grown["flops"] - cached["flops"] == pytest.approx(cost.teacher * 32, rel=0.1)
     saved = cost.per_layer * 4.5 * 32  # layers fewer on average, utterances
     assert full["flops"] - grown["flops"] == pytest.approx(saved, rel=0.1)
+    by_seconds = {**settings, "data": {"batch_size": None, "batch_seconds": 9.0, "targets": None}}
+    assert measured(run, HubertConfig.from_pretrained(teacher), by_seconds)["flops"] == grown["flops"]
 
 
 def test_an_unfinished_run_has_no_cost(tmp_path: Path) -> None:

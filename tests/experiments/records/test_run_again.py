@@ -180,8 +180,9 @@ def test_a_finished_run_that_is_continued_says_so(home: Path, caplog: pytest.Log
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_more_epochs_of_a_finished_run_are_refused_with_the_way_on(allowed: bool, home: Path) -> None:
-    before = checkpoint(home).read_bytes()
+    before, record = checkpoint(home).read_bytes(), (home / "runs" / "whole" / "run.json").read_text()
     settings = ["--ckpt_path", "last", "--trainer.max_epochs", "8", *(["--allow-config-change"] if allowed else [])]
     with pytest.raises(ValueError, match=r"--model\.init_from .*--growth\.policy none"):
         fit(home, "whole", *settings)
     assert checkpoint(home).read_bytes() == before
+    assert json.loads((home / "runs" / "whole" / "run.json").read_text()) == json.loads(record)

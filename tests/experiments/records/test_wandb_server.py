@@ -20,12 +20,13 @@ from tests.experiments.records.test_loggers import Tiny, loader, make_trainer
 from tests.tiny_run import fit
 from tests.wandb_server import ReceivedRun, WandbServer
 
-pytestmark = pytest.mark.timeout(120)  # a wait without a limit is the fault that these tests are about
+pytestmark = pytest.mark.timeout(600)  # a wait without a limit is the fault that these tests are about
 NUM_STEPS = 20
+SHORT = 4.0  # seconds, where a server does not answer
 
 
 def logger_of(folder: Path, **changes: Any) -> ResilientWandbLogger:
-    settings = WandbSettings("online", init_timeout_seconds=20, finish_timeout_seconds=4)
+    settings = WandbSettings("online", init_timeout_seconds=60, finish_timeout_seconds=60)
     logger = build_loggers(folder, "run", replace(settings, **changes), run_id="abc123", config={"a": 1})[1]
     assert isinstance(logger, ResilientWandbLogger)
     return logger
@@ -117,7 +118,7 @@ def test_a_requeue_ends_the_run_before_slurm_ends_its_service(
 def test_a_server_lost_before_the_end_gets_the_rows_later(
     fault: str, tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logger = logger_of(tmp_path)
+    logger = logger_of(tmp_path, finish_timeout_seconds=SHORT)
     log_steps(logger, last=NUM_STEPS // 2)
     server.fault = fault  # type: ignore[assignment]
     log_steps(logger, first=NUM_STEPS // 2 + 1)
@@ -135,7 +136,7 @@ def test_a_server_lost_before_the_end_gets_the_rows_later(
 
 @pytest.mark.ci
 def test_a_server_that_comes_back_gets_every_row(tmp_path: Path, server: WandbServer) -> None:
-    logger = logger_of(tmp_path, finish_timeout_seconds=60)
+    logger = logger_of(tmp_path)
     log_steps(logger, last=1)
     server.fault, server.faulty = "drop", 3
     log_steps(logger, first=2)
@@ -150,7 +151,7 @@ def test_only_the_first_of_several_runs_waits_for_a_lost_server(
     tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loggers, "SERVICE_SECONDS", 1.0)
-    first = logger_of(tmp_path / "first")
+    first = logger_of(tmp_path / "first", finish_timeout_seconds=SHORT)
     second = logger_of(tmp_path / "second", id="second", finish_timeout_seconds=10000)
     for each in (first, second):
         log_steps(each)
@@ -169,7 +170,7 @@ def test_only_the_first_of_several_runs_waits_for_a_lost_server(
 
 @pytest.mark.slow  # 15 s, in which W&B gives up
 def test_a_run_that_cannot_start_leaves_one_that_has_started_alone(tmp_path: Path, server: WandbServer) -> None:
-    first = logger_of(tmp_path / "first", finish_timeout_seconds=60)
+    first = logger_of(tmp_path / "first")
     log_steps(first, last=1)
     server.fault = "drop"
     settings = WandbSettings("online", init_timeout_seconds=2, finish_timeout_seconds=60)
@@ -255,9 +256,10 @@ def test_every_panel_shows_something_that_a_run_sent(inputs: Path, server: Wandb
     fit(inputs, "--wandb.mode", "online", "--wandb.group", "table1_mini", "--trainer.log_every_n_steps", "1")
     (run,) = server.runs.values()
     assert run.group == "table1_mini"
+    sections = study_specification("table1_mini")["sections"]
     shown = {
         name
-        for section in study_specification("table1_mini")["sections"]
+        for section in sections
         for each in section["panels"]
         for name in [each.get("x"), *each.get("metrics", [each.get("y")])]
         for name in (name if isinstance(name, list) else [name])
@@ -266,6 +268,11 @@ def test_every_panel_shows_something_that_a_run_sent(inputs: Path, server: Wandb
     scores = {f"{prefix}test.{name}" for prefix in ("", "probe_") for names in OVERALL.values() for name in names}
     assert shown - scores <= run.keys
     assert "trainer/global_step" in shown
+    for panel in (panel for section in sections for panel in section["panels"] if panel["kind"] == "line"):
+        for name in panel["y"]:
+            assert any({panel["x"], name} <= row.keys() for row in run.history), panel["title"]
+    assert run.config["growth"]["value"]["policy"] == "interleaved"  # as it was set, and what follows from it
+    assert run.config["growth_stages"]["value"] == [1, 2, 3, 4]
     assert "val/output" in shown - scores  # or nothing was compared
     table = read_metrics(inputs / "runs" / "run" / "metrics.csv")
     for name in ("train/output", "val/output", "growth/depth"):  # both loggers have the same steps

@@ -197,6 +197,19 @@ def test_rows_that_share_data_and_teacher_are_trained_together(tmp_path: Path) -
     assert not [job for job in rest.jobs.values() if job.kind == "together"], "one student is no group"
 
 
+@pytest.mark.parametrize(("front_ends", "groups"), [(("frozen", "shared"), 1), (("frozen", "trained"), 0)])
+def test_rows_share_a_cache_if_both_or_none_read_its_features(
+    front_ends: tuple[str, str], groups: int, tmp_path: Path
+) -> None:
+    text = STUDY[: STUDY.index("rows:")] + "rows:\n"
+    for name, front_end in zip("ab", front_ends, strict=True):
+        text += f"- {{name: {name}, label: {name}, configs: [full_l2l], overrides: "
+        text += f"{{model.student.front_end: {front_end}, data.targets: cache, data.crop: fixed}}}}\n"
+    planned = plan(tmp_path, text, seeds=[0])
+    planned.train_together(lambda job: False)
+    assert sum(job.kind == "together" for job in planned.jobs.values()) == groups
+
+
 def test_a_row_brings_along_those_that_it_is_matched_to(tmp_path: Path) -> None:
     shared = {"", "teacher"}
     assert {job.row for job in plan(tmp_path, only=["c"]).to_run} == shared | {"a", "b", "c"}
@@ -275,6 +288,13 @@ def test_costs_follow_the_defaults_of_what_runs(
     changed = functools.partialmethod(owner.__init__, **change)
     monkeypatch.setattr(owner, "__init__", changed)
     assert 0 < Estimator(planned, on_gpu=True).of(planned.distil["b", 0]).flops != before
+
+
+def test_a_batch_by_seconds_has_the_utterances_that_fit_in(tmp_path: Path) -> None:
+    sizes = ("data.batch_size: 10", "data.batch_size: null, data.batch_seconds: 30.0")  # of 3 s each
+    planned = [plan(tmp_path, f"{STUDY}overrides: {{{size}, data.batches_per_epoch: 5}}\n") for size in sizes]
+    one, other = (Estimator(each, on_gpu=True).of(each.distil["a", 0]).flops for each in planned)
+    assert one == other > 0
 
 
 def test_costs_follow_the_default_number_of_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Students that are trained together are, bit for bit, those that are trained apart."""
 
+import contextlib
 import csv
 import json
 import logging
@@ -25,6 +26,7 @@ from callbacks.guards import DivergedError
 from callbacks.requeue import EXIT_SIGTERM
 from datamodules.errors import InputError
 from datamodules.loading import AudioDataset
+from experiments.training import together
 from experiments.training.fit import CONFIGS, DistillationCLI
 from experiments.training.together import Together, fit_together
 from lightning_modules.distillation import DistillationModule
@@ -293,6 +295,7 @@ MASKS = ["--model.student.mask_time_prob", "0.8", "--model.student.mask_time_len
         ("full,full", [], "every student needs a name and a file of its own"),
         ("full,", [], "every student needs a name and a file of its own"),
         ("full,midas_equal", ["--name", "x"], "--name would apply to every student"),
+        ("full,midas_equal", ["--wandb.id", "x"], "--wandb.id would make all students one run"),
         ("full,{other}", [], "need the same data.max_samples: full has 250000, other has 8000"),
         ("full,{deterministic}", [], "need the same trainer.deterministic: full has None, deterministic has True"),
         ("full,{cuda}", [], "need the same model.cuda.float32: full has tf32, cuda has ieee"),
@@ -319,3 +322,20 @@ def test_what_is_refused(configs: str, more: list[str], message: str, arguments:
     configs = configs.format_map({name: tmp_path / f"{name}.yaml" for name in names})
     with pytest.raises(ValueError, match=message):
         fit_together([*arguments, *more, "--runs_dir", str(tmp_path / "runs"), "--configs", configs])
+
+
+@pytest.mark.parametrize("has_features", [False, True])
+def test_a_cache_with_features_serves_frozen_front_ends_or_trained_ones(
+    has_features: bool, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch has the features or the audio."""
+    monkeypatch.setattr(together, "TargetCache", lambda folder: SimpleNamespace(has_features=has_features))
+    monkeypatch.setattr(together.Together, "run", lambda self: None)
+    for front_end in ("frozen", "shared"):
+        (tmp_path / f"{front_end}.yaml").write_text(f"model: {{student: {{front_end: {front_end}}}}}")
+    cached = [*arguments, "--data.crop", "fixed", "--data.targets", "cache"]
+    configs = [f"{tmp_path / name}.yaml" for name in ("frozen", "shared")]
+    fit_together([*cached, "--runs_dir", str(tmp_path / "alike"), "--configs", ",".join(configs)])
+    message = "same model.student.front_end: frozen has a frozen one, full has one that is trained"
+    with pytest.raises(InputError, match=message) if has_features else contextlib.nullcontext():
+        fit_together([*cached, "--runs_dir", str(tmp_path / "other"), "--configs", f"{configs[0]},full"])
