@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import warnings
@@ -55,6 +56,15 @@ def fork(
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     return process
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until the condition holds, and fail if the process, whose work it is, ends before that."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s"
+        assert process is None or process.poll() is None, "the process ended too early"
+        time.sleep(0.02)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
 from tests.holding import NOTE_BEGINNING, beginnings
 from tests.patience import PATIENCE
-from tests.processes import ended, fork_program
+from tests.processes import ended, fork_program, wait_for
 from tests.resuming import differences
 from tests.students import THIN
 from tests.test_configs import SHRUNK
@@ -251,6 +250,28 @@ def test_when_one_rank_is_killed_the_other_stops(
     assert newest_step(tmp_path / "runs" / "interleave_equal") >= 2
 
 
+@pytest.mark.ci
+@BY_PROC
+def test_torchrun_starts_the_ranks_again_and_they_go_on(arguments: list[str], tmp_path: Path) -> None:
+    options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--runs_dir", str(tmp_path / "runs")]
+    # Both attempts would wait at that step, so that the run is not over before the kill.
+    hold = ["--trainer.callbacks+=tests.slurm.holding.HoldUntil", f"--trainer.callbacks.path={tmp_path / 'go'}"]
+    hold += ["--trainer.callbacks.step=8"]
+    command = [*LAUNCHERS["torchrun"], "--max_restarts=1", "-m", "experiments.cli", *arguments, *options, *hold]
+    process = start(command, tmp_path / "output.txt")
+    run = tmp_path / "runs" / "interleave_equal"
+    try:
+        wait_for(lambda: newest_step(run) == 8, process)
+        os.kill(ranks_of(str(tmp_path), "torchrun")[1], signal.SIGKILL)
+        (tmp_path / "go").touch()
+        assert process.wait(timeout=PATIENCE) == 0, (tmp_path / "output.txt").read_text()[-4000:]
+    finally:
+        for pid in processes_of(str(tmp_path)):
+            os.kill(pid, signal.SIGKILL)
+    assert beginnings(run) == [0, 8]
+    assert json.loads((run / "summary.json").read_text())["steps"] == STEPS
+
+
 @BY_PROC
 @pytest.mark.slow
 def test_when_both_are_killed_the_run_goes_on_as_if_they_never_were(arguments: list[str], tmp_path: Path) -> None:
@@ -263,11 +284,3 @@ def test_when_both_are_killed_the_run_goes_on_as_if_they_never_were(arguments: l
     last = run_to_the_end(both, tmp_path / "killed")
     assert_same_end(whole, last)
     assert beginnings(last.parents[1])[1] in (reached - 1, reached)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {PATIENCE} s"
-        assert process is None or process.poll() is None, "the run ended too early"
-        time.sleep(0.02)

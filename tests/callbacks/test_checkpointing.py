@@ -1,5 +1,6 @@
 """Stopping on signals with a checkpoint, SLURM's requeue, and checkpoints that cannot be written."""
 
+import os
 import resource
 import shutil
 import signal
@@ -354,7 +355,11 @@ def test_only_what_an_attempt_has_written_is_removed_by_it(tmp_path: Path, fit: 
 
 
 @pytest.mark.ci
-def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_the_program_stops_on_a_signal_and_goes_on_with_last(
+    sign: signal.Signals, teacher: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """At Ctrl-C it writes no checkpoint, so that it ends at once; the last one serves."""
     command = ["fit", "--config", "interleave_equal"]
     settings = {
         "model.student.hidden_size": 16, "model.student.intermediate_size": 24, "model.student.num_heads": 2,
@@ -374,12 +379,14 @@ def test_the_program_stops_on_sigterm_and_goes_on_with_last(teacher: Path, corpu
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     while not last.is_file() and stopped.is_alive():
         time.sleep(0.01)
-    stopped.terminate()
+    assert stopped.pid is not None
+    os.kill(stopped.pid, sign)
     code, output = ended(stopped), (tmp_path / "output.txt").read_text()
-    assert code == EXIT_SIGTERM, output
-    (line,) = [line for line in output.splitlines() if line.startswith("stopped by a signal")]
-    assert str(tmp_path / "run" / "checkpoints" / "step=") in line
-    assert "--ckpt_path last" in line
+    assert code == (EXIT_SIGTERM if sign == signal.SIGTERM else 1), output
+    lines = [line for line in output.splitlines() if line.startswith("stopped by a signal")]
+    assert len(lines) == (sign == signal.SIGTERM)
+    assert all(str(tmp_path / "run" / "checkpoints" / "step=") in line for line in lines)
+    assert all("--ckpt_path last" in line for line in lines)
     assert "Traceback" not in output
     stop = load(tmp_path / "run")["global_step"]
     assert 3 <= stop < 12

@@ -91,3 +91,9 @@ class Launched:
     def __getitem__(self, name: str) -> Record:
         part = [scenario for scenario in self.scenarios if (scenario.name in self.slow) == (name in self.slow)]
         return launch_once(part, self.folder / ("slow" if name in self.slow else "fast"))[name]
+
+
+def ranks_agree(record: Record) -> list[bool]:
+    """Per step: do all ranks hold the same parameters, buffers and optimizer state, bit for bit?"""
+    assert all(len(step["checksums"]) == 2 for step in record["steps"])
+    return [step["checksums"][0] == step["checksums"][1] for step in record["steps"]]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.ddp.launch import Launched, launch_once
+from tests.ddp.launch import Launched, launch_once, ranks_agree
 from tests.ddp.scenarios import OPTIMIZERS, STEPS, STEPS_PER_EPOCH, Record, Scenario, run_alone
 from tests.helpers import POLICY_STAGES
 from tests.students import KINDS
@@ -59,12 +59,6 @@ def scenario_of(home: Path, row: tuple[str, str, str, float | None, str]) -> Sce
 def largest_difference(one: Record, two: Record) -> float:
     assert [step["step"] for step in one["steps"]] == [step["step"] for step in two["steps"]]
     return max(abs(a["loss"] - b["loss"]) for a, b in zip(one["steps"], two["steps"], strict=True))
-
-
-def ranks_agree(record: Record) -> list[bool]:
-    """Per step: do all ranks hold the same parameters, buffers and optimizer state, bit for bit?"""
-    assert all(len(step["checksums"]) == 2 for step in record["steps"])
-    return [step["checksums"][0] == step["checksums"][1] for step in record["steps"]]
 
 
 def assert_equal_runs(one: Record, two: Record, stages: list[int], tolerance: float = TOLERANCE) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.ddp.launch import Launched, launch_once, once
+from tests.ddp.launch import Launched, launch_once, once, ranks_agree
 from tests.ddp.scenarios import STEPS, STEPS_PER_EPOCH, Record, Scenario, run_alone
-from tests.ddp.test_ddp_growth import HALF_TOLERANCE, MARGIN, TOLERANCE, ranks_agree
+from tests.ddp.test_ddp_growth import HALF_TOLERANCE, MARGIN, TOLERANCE
 
 pytestmark = pytest.mark.ci  # as test_ddp_growth.py
 

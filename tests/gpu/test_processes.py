@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ddp.launch import launch
-from tests.ddp.scenarios import BATCH_SIZE, UTTERANCES, Record, Scenario
+from tests.ddp.launch import launch, ranks_agree
+from tests.ddp.scenarios import BATCH_SIZE, UTTERANCES, Scenario
 from tests.gpu.fits import Place
 from tests.helpers import save_corpus, save_teacher
 
@@ -17,11 +17,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_teacher(folder / "teacher")
     save_corpus(folder / "corpus", {"train": UTTERANCES, "dev": BATCH_SIZE}, seconds=(0.1, 0.3))
     return folder
-
-
-def ranks_agree(record: Record) -> list[bool]:
-    """After each step, whether parameters and optimizer state are the same on all ranks, by their checksums."""
-    return [len({tuple(checksum) for checksum in step["checksums"]}) == 1 for step in record["steps"]]
 
 
 def test_one_process_over_nccl_grows(cuda: torch.device, home: Path) -> None:

@@ -129,12 +129,6 @@ def test_without_numbers_of_segments_masks_follow_torch_s_seed() -> None:
 # -- the mixture ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    home = tmp_path_factory.mktemp("models")
-    return {family: save_model(home / family, config()) for family, config in FAMILIES.items()}
-
-
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # inside WavLM's attention
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from experiments.studies.study import load_study
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
-from tests.processes import fork
+from tests.processes import holding, wait_for
 
 STUDY = """
 title: Tiny
@@ -101,14 +100,6 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     return Setup(tmp_path_factory.mktemp("study"))
 
 
-def wait_until(condition: Any, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, "the runner ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 DETERMINISTIC = ("steps", "flops", "audio_seconds", "final_loss", "val_output", "mean_depth", "parameters")
 
 
@@ -131,7 +122,7 @@ def test_a_killed_runner_goes_on_repeats_nothing_and_ends_as_if_never_killed(set
     plan, whole, killed = setup.plan(), tmp_path / "whole", tmp_path / "killed"
     first, broken, grown = (plan.distil[row, 0] for row in ("full_l2l", "broken", "grown"))
     process = setup.start(killed)
-    wait_until(lambda: list((killed / grown.run).glob("checkpoints/step=*.ckpt")), process)
+    wait_for(lambda: list((killed / grown.run).glob("checkpoints/step=*.ckpt")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert is_done(killed, first.id)
@@ -263,22 +254,10 @@ def test_a_job_that_ended_without_a_word_has_failed(setup: Setup, tmp_path: Path
 
 
 def test_a_second_runner_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
-    def hold() -> None:
-        with only_runner(tmp_path):
-            (tmp_path / "held").touch()
-            time.sleep(PATIENCE)
-
-    process = fork(hold)
-    while not (tmp_path / "held").exists():
-        assert process.is_alive()
-        time.sleep(0.01)
-    with (
-        pytest.raises(ValueError, match=f"in use by another command .process {process.pid} on "),
-        only_runner(tmp_path),
-    ):
-        pass
-    process.kill()
-    process.join()
+    with holding(lambda: only_runner(tmp_path).__enter__(), tmp_path / "held") as process:
+        refused = pytest.raises(ValueError, match=f"in use by another command .process {process.pid} on ")
+        with refused, only_runner(tmp_path):
+            pass
     with only_runner(tmp_path):
         assert str(os.getpid()) in (tmp_path / "runner.lock").read_text()
 

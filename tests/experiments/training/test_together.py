@@ -35,10 +35,11 @@ from tests.conftest import REPOSITORY
 from tests.ddp.launch import environment
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
+from tests.processes import wait_for
 from tests.resuming import differences, file_differences
 from tests.slurm_task import pretend_task
 from tests.test_configs import SHRUNK
-from tests.test_kill import processes_of, wait_for
+from tests.test_kill import processes_of
 
 # Output loss only and no growth; L2L; prediction heads, an average of the weights and a step that is not finite.
 STUDENTS = ("full", "interleave_equal", "poisoned")
