@@ -45,6 +45,12 @@ def stop_listening() -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
+def ignore_end() -> None:
+    """Ignore SIGTERM from now on if :func:`listen` answers it: this process ends anyway, and with its own status."""
+    if signal.getsignal(signal.SIGTERM) is _end:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _leave(signum: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     log.warning("SLURM's signal came outside training: there is nothing to save")

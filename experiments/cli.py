@@ -15,7 +15,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NoReturn
 
-from callbacks.requeue import listen
+from callbacks.requeue import ignore_end, listen
 from datamodules.errors import InputError, is_foreseen, is_storage_error
 from datamodules.files import what_to_do
 
@@ -186,7 +186,10 @@ def main() -> int:
 
         print(version("interstack"))
         return 0
-    return _status("interstack", lambda: run(args))
+    try:
+        return _status("interstack", lambda: run(args))
+    finally:
+        ignore_end()
 
 
 def run_module(command: Callable[..., None]) -> NoReturn:

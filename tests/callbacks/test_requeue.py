@@ -126,6 +126,21 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.parametrize(("name", "status"), [("train", 7), ("interactive", -signal.SIGTERM)])
+def test_sigterm_at_the_end_changes_nothing_of_a_task(scontrol: Path, name: str, status: int) -> None:
+    """SLURM sends it when another task requeues the job; Python's exit would end in a traceback."""
+    variables = {**environment(), **VARIABLES, "SLURM_JOB_NAME": name, "PATH": os.environ["PATH"]}
+    program = "import sys; from experiments.cli import main; sys.argv = ['interstack', 'nothing']; main(); "
+    program += "print('ended', flush=True); input(); sys.exit(7)"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], env=variables, cwd=REPOSITORY, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == b"ended\n"
+        process.terminate()
+        _, errors = process.communicate(b"\n", timeout=PATIENCE)
+    assert process.returncode == status
+    assert b"Traceback" not in errors
+
+
 def test_a_signal_that_came_while_python_started_is_answered_by_the_first_line(scontrol: Path) -> None:
     """As under slurm.sbatch, where `env --block-signal` holds it back; here it is there before Python is."""
     variables = {**environment(), **VARIABLES, "PATH": os.environ["PATH"]}
