@@ -205,7 +205,9 @@ def plan_by_samples(lengths_N: np.ndarray, batch_samples: int) -> BatchPlan:
     end, sizes_per_bucket = len(order), []
     while end > 0:
         most = int(batch_samples // sorted_N[end - 1])
-        first = max(0, end - most * per_bucket)
+        first = end - most * per_bucket
+        if first < most:  # the few shortest are no bucket: alone they would be a step as heavy as a whole batch's
+            first = 0
         sizes_per_bucket.append(balanced_sizes(end - first, most))
         end = first
     sizes_per_bucket.reverse()

@@ -42,8 +42,8 @@ from datamodules.loading import (
     AudioDataset,
     Relay,
     ResumableLoader,
-    as_it_is,
     list_skipped,
+    with_workers,
 )
 from datamodules.manifest import Manifest, load_manifest, prepare_manifest
 from datamodules.placement import trains_on_cuda, workers_for
@@ -263,9 +263,8 @@ class LibriSpeechDataModule(SpeechDataModule):
         return DataLoader(
             AudioDataset(manifest, self.sample_rate, self.resample),
             batch_sampler=micro_batches,
-            num_workers=workers_for(self.num_workers, self.trainer),
-            collate_fn=as_it_is,  # type: ignore[arg-type]
             pin_memory=trains_on_cuda(self.trainer),
+            **with_workers(workers_for(self.num_workers, self.trainer)),
         )
 
     def segments(self, stage: str = "train") -> FixedSegments:

@@ -180,11 +180,8 @@ class ResumableLoader(DataLoader[AudioBatch]):
         super().__init__(
             dataset,  # type: ignore[arg-type]
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
-            num_workers=num_workers,
-            collate_fn=as_it_is,  # type: ignore[arg-type]
             pin_memory=pin_memory,
-            timeout=LONGEST_WAIT if num_workers else 0,
-            worker_init_fn=_outlive_sigterm,
+            **with_workers(num_workers),
         )
         if num_workers:
             dataset.notes = torch.full((num_workers, 2), -1).share_memory_()
@@ -295,6 +292,12 @@ def _next_longer(num_samples_N: np.ndarray, row: int, needed: int) -> Iterator[i
             yield int(other)
 
 
+def with_workers(num_workers: int) -> dict[str, Any]:
+    """Settings of a DataLoader of batches: its processes, how long it waits for them, and what they do at SIGTERM."""
+    waits = {"timeout": LONGEST_WAIT if num_workers else 0, "worker_init_fn": _outlive_sigterm}
+    return {"num_workers": num_workers, "collate_fn": _as_it_is, **waits}
+
+
 def _outlive_sigterm(worker: int) -> None:
     # A scheduler signals the whole process group. If workers ended at once, the run would fail before it has written
     # its checkpoint. They cannot ignore the signal, since a broken loader uses it to end workers that it cannot
@@ -303,5 +306,5 @@ def _outlive_sigterm(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
 
 
-def as_it_is(batch: AudioBatch) -> AudioBatch:
+def _as_it_is(batch: AudioBatch) -> AudioBatch:
     return batch

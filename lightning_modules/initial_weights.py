@@ -36,6 +36,11 @@ def copy_first_layers(teacher: Teacher, student: Student) -> None:
         raise InputError(
             f"{asked}, but {type(teacher).__name__} has no layers that a HuBERT student can copy: set it to 0"
         )
+    if teacher.final_norm:
+        raise InputError(
+            f"{asked}, but the teacher's layers begin with their norms (as HuBERT Large's) and a student's end with "
+            "them: choose a teacher of HuBERT Base's kind, or set it to 0"
+        )
     copied = (*LIKE_THE_TEACHER, *(f"encoder.layers.{layer}." for layer in range(count)))
     own = {name: weight for name, weight in student.hubert.state_dict().items() if name.startswith(copied)}
     theirs = {name: weight for name, weight in teacher.model.state_dict().items() if name.startswith(copied)}
@@ -75,6 +80,11 @@ def load_initial_weights(path: Path, student: Student, objective: Objective) -> 
     own.get("_extra_state", {}).pop(FROZEN, None)  # a new run trains its front end until its own growth
     if (problem := _load(student, own)) is not None:
         raise InputError(f"model.init_from={path} has a student of other sizes: {problem}") from problem
+    if objective.config.attach == "original" and student.originals != list(range(depth)):
+        raise InputError(
+            f"model.init_from={path} has grown, so that its layers are no longer the first ones of their targets, as "
+            "model.objective.attach=original takes them: set it to block_end"
+        )
     # Statistics of targets are those of this run's own teacher and layers.
     saved = {k: v for k, v in _below(weights, "objective.").items() if not k.startswith("normalizer.")}
     own = {k: v for k, v in objective.state_dict().items() if not k.startswith("normalizer.")}

@@ -138,8 +138,10 @@ class Student(nn.Module):
         hidden_BFD = hubert.feature_projection(scale_gradient(features_BFC, self.config.front_end_gradient))
         if mask_BF is not None:
             hidden_BFD = mask_states(hubert, hidden_BFD, mask_BF)
-        elif hidden_BFD.shape[1] >= hubert.config.mask_time_length:  # no mask fits a shorter batch
+        elif hidden_BFD.shape[1] >= hubert.config.mask_time_length:
             hidden_BFD = hubert._mask_hidden_states(hidden_BFD, None, cast(torch.LongTensor, valid_BF))
+        elif self.training and hubert.config.mask_time_prob > 0:  # no mask fits, but DDP waits for the embedding
+            hidden_BFD = mask_states(hubert, hidden_BFD, hidden_BFD.new_zeros(hidden_BFD.shape[:2], dtype=torch.bool))
         if valid_BF is not None:
             hidden_BFD = hidden_BFD.masked_fill(~valid_BF.unsqueeze(-1), 0.0)
         hidden_BFD = encoder.layer_norm(hidden_BFD + encoder.pos_conv_embed(hidden_BFD))

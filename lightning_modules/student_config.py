@@ -144,6 +144,11 @@ def hubert_config(config: StudentConfig, front_end: FrontEnd | None) -> HubertCo
         **(front_end.config if front_end is not None else _drawn_convolutions(config)),
         **own,
     )
+    if getattr(built, "do_stable_layer_norm", False):
+        raise InputError(
+            "model.student.options has do_stable_layer_norm=true: a student's layers end with their norms, as HuBERT "
+            "Base's; leave it out"
+        )
     if not config.feature_projection and built.conv_dim[-1] != config.hidden_size:
         raise InputError(
             f"model.student.feature_projection=false, but the convolutions have {built.conv_dim[-1]} channels and "

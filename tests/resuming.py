@@ -172,13 +172,17 @@ def file_differences(one: Path, other: Path) -> list[str]:
 
 def resume_problems(whole: Path, reference: Recorder, resumed: Path, run: Recorder, start: Path) -> list[str]:
     """What a run resumed from ``start`` did otherwise than the uninterrupted one from there on."""
-    done = torch.load(start, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+    checkpoint = torch.load(start, weights_only=True)
+    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
     expected = reference.batches[done["processed"] :]
     problems = [f"{len(run.batches)} batches instead of {len(expected)}"] if len(run.batches) != len(expected) else []
     problems += [f"batch {b} instead of {a}" for a, b in zip(expected, run.batches, strict=False) if a != b]
-    # One after the checkpoint's last micro-batch comes before the checkpoint.
     later = [validation for validation in reference.validations if validation[0] > done["processed"]]
     problems += [f"validations {run.validations} instead of {later}"] if run.validations != later else []
+    # A validation after the checkpoint's last micro-batch comes before the checkpoint: no resume makes it up.
+    known = [loss for seen, _, loss in reference.validations if seen <= done["processed"]]
+    if known and checkpoint["interstack"]["metrics"]["val/loss"] != known[-1]:
+        problems.append("the checkpoint lacks the validation that was due before it")
     if RANK == 0:
         problems += _written_problems(whole, resumed, start)
     return [f"rank {RANK} from {start.parent.parent.name}/{start.name}: {problem}" for problem in problems]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import HubertModel
@@ -43,7 +44,7 @@ def idle_layers(use: Mapping[str, Any], tolerance: float = TOLERANCE) -> list[in
         use: fields of :class:`DepthUse`.
         tolerance: share of the output loss.
     """
-    return [number for number, loss in enumerate(use["skipped"], start=1) if loss <= (1 + tolerance) * use["loss"]]
+    return [number for number, loss in enumerate(use["skipped"], start=1) if loss <= _about(use, tolerance)]
 
 
 def layers_needed(use: Mapping[str, Any], tolerance: float = TOLERANCE) -> int | None:
@@ -51,8 +52,17 @@ def layers_needed(use: Mapping[str, Any], tolerance: float = TOLERANCE) -> int |
 
     It is ``None`` for a result of an earlier version, which has no exits. Arguments as for :func:`idle_layers`.
     """
-    enough = (number for number, loss in enumerate(use.get("exits", []), 1) if loss <= (1 + tolerance) * use["loss"])
-    return next(enough, None)
+    return next((number for number, loss in enumerate(use.get("exits", []), 1) if loss <= _about(use, tolerance)), None)
+
+
+def _about(use: Mapping[str, Any], tolerance: float) -> float:
+    loss: float = use["loss"]
+    return loss + tolerance * abs(loss)  # an L1 distance less a cosine may be below 0
+
+
+def change(losses: Sequence[float], use: Mapping[str, Any]) -> np.ndarray:
+    """Change of losses against the whole student's, in per cent of its size; negative where they are lower."""
+    return 100 * (np.array(losses, dtype=float) - use["loss"]) / abs(use["loss"])
 
 
 @contextmanager

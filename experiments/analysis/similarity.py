@@ -181,7 +181,10 @@ def analyse_all(paths: Sequence[Path], waveforms: Sequence[Tensor], teacher: str
 def _teacher(meta: dict[str, Any], name: str | None) -> Teacher | None:
     if name == "none":
         return None
-    spec = meta["teacher"] if name is None else {**meta["teacher"], "init_args": {"model": name}}
+    spec = meta["teacher"]
+    if name is not None:
+        kept = {key: value for key, value in (spec.get("init_args") or {}).items() if key != "revision"}
+        spec = {**spec, "init_args": {**kept, "model": name}}
     model, objective = build_teacher(spec), meta.get("recipe", {}).get("objective", {})
     if objective.get("targets") == "feed_forward":
         model.use_feed_forward()
@@ -206,8 +209,9 @@ def _all_layers(teacher: Teacher, waveform_T: Tensor) -> tuple[Tensor, list[Tens
 @torch.no_grad()
 def _analyse(path: Path, waveforms: Sequence[Tensor], targets: list[tuple[Tensor, list[Tensor]]] | None) -> Stage:
     student = load_student(path)
-    # HuBERT's first hidden state is the input of layer 1, not a layer's output.
-    states = [torch.cat(encoder_states(student.model, waveform_T[None])[1:]) for waveform_T in waveforms]
+    # HuBERT's first hidden state is the input of layer 1, not a layer's output; some published students lack it.
+    depth = len(student.model.encoder.layers)
+    states = [torch.cat(encoder_states(student.model, waveform_T[None])[-depth:]) for waveform_T in waveforms]
     layers = list(torch.cat(states, dim=1))
     cka = layer_similarity(layers)
     ancestry = list(student.meta.get("ancestry") or range(len(layers)))
@@ -253,7 +257,7 @@ def mean_over_pairs(matrix: list[list[float]], ancestry: Sequence[int | None], s
     pairs = [
         matrix[i][j]
         for i, j in combinations(range(len(matrix)), 2)
-        if (ancestry[i] is not None and ancestry[i] == ancestry[j]) == same
+        if (ancestry[i] is not None and ancestry[i] == ancestry[j]) == same and math.isfinite(matrix[i][j])
     ]
     return sum(pairs) / len(pairs) if pairs else None
 
@@ -262,7 +266,7 @@ def weight_distances(layers: Iterable[nn.Module]) -> list[list[float]]:
     """Relative distance between the weight matrices of every two layers, ``|a - b| / sqrt(|a| |b|)``.
 
     Vectors (biases, norms) are left out: they start equal in all layers, copies or not. So are matrices that only one
-    of the two layers has.
+    of the two layers has, or that have other sizes; without any the distance is NaN.
     """
     matrices = [
         {name: p.detach().double().flatten() for name, p in layer.named_parameters() if p.ndim > 1} for layer in layers
@@ -271,7 +275,10 @@ def weight_distances(layers: Iterable[nn.Module]) -> list[list[float]]:
 
 
 def _relative_distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    a, b = (torch.cat([weights[name] for name in one if name in other]) for weights in (one, other))
+    shared = [name for name in one if name in other and one[name].shape == other[name].shape]
+    if not shared:
+        return math.nan
+    a, b = (torch.cat([weights[name] for name in shared]) for weights in (one, other))
     return float((a - b).norm()) / math.sqrt(float(a.norm()) * float(b.norm()))
 
 

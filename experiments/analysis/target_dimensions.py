@@ -89,7 +89,7 @@ def measure(path: Path, waveforms: Sequence[Tensor], teacher: str | None = None)
     for waveform_T in waveforms:
         num_samples = torch.tensor([len(waveform_T)])
         batch = AudioBatch(waveform_T[None], num_samples, num_samples)
-        target, hidden = objective.normalizer(module.targets(batch)), student(waveform_T[None])
+        target, hidden = objective.normalizer(module.targets(batch)), student(*module.inputs(batch))
         pairs["output"].append(_pair(objective.output_projection, hidden[-1], target.output_BFD))
         for layer, place in places.items():
             pairs[f"layer {layer}"].append(_pair(objective.projection_of(layer), hidden[place], target.hidden[layer]))

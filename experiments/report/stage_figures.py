@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.analysis.depth_use import change
 from experiments.report.figures import (
     FONT,
     SMALL,
@@ -85,8 +86,7 @@ def depth_use_picture(runs: Sequence[Run], width: float = WIDTH) -> Picture | No
         # Greys, because the colours stand for systems.
         for key, offset, colour in (("skipped", 0.0, INK), ("swapped", 0.5, GRID)):
             places = np.arange(1, len(use[key]) + 1) + offset
-            change = 100 * (np.array(use[key], dtype=float) / use["loss"] - 1)
-            axes.bar(places, change, width=0.42, color=colour, edgecolor=INK, linewidth=0.6,
+            axes.bar(places, change(use[key], use), width=0.42, color=colour, edgecolor=INK, linewidth=0.6,
                      label=f"layer {key}" if not offset else "pair swapped")  # fmt: skip
         axes.margins(y=0.25)  # room for the legend
         axes.axhline(0, color=GRID, linewidth=1)
@@ -117,8 +117,7 @@ def exits_picture(runs: Sequence[Run], looks: Mapping[str, Look] | None = None, 
     figure, axes = single_axes(3.0, width)
     for run in shown:
         use, look = run["stages"][-1]["depth_use"], looks[run["name"]]
-        change = 100 * (np.array(use["exits"], dtype=float) / use["loss"] - 1)
-        axes.plot(range(1, len(change) + 1), change, **look.lines() | look.marks())
+        axes.plot(range(1, len(use["exits"]) + 1), change(use["exits"], use), **look.lines() | look.marks())
     axes.set_xticks(range(1, max(len(run["stages"][-1]["depth_use"]["exits"]) for run in shown) + 1))
     axes.set_xlabel("layers kept")
     axes.set_title("change of the output loss (%)", loc="left", fontsize=FONT, color=MUTED)

@@ -26,7 +26,16 @@ from lightning_modules.optimisation import ParameterGroups, rebind
 from tests.ddp.launch import REPOSITORY, environment
 from tests.helpers import save_corpus, save_teacher
 from tests.patience import PATIENCE
-from tests.resuming import Recorder, Scenario, checkpoints, differences, file_differences, fit, hop_problems
+from tests.resuming import (
+    Recorder,
+    Scenario,
+    checkpoints,
+    differences,
+    file_differences,
+    fit,
+    hop_problems,
+    resume_problems,
+)
 from tests.students import KINDS, POSITIONS
 
 # Each pair of values of two settings is in one of these, with one process or with two.
@@ -93,6 +102,17 @@ def test_two_checkpoints_of_every_kind_of_run_resume_bit_for_bit(
         fit(tmp_path / f"{step}", inputs, scenario, checkpoints(tmp_path / "whole")[step - 1])
         pairs = zip(checkpoints(tmp_path / "whole")[step:], checkpoints(tmp_path / f"{step}"), strict=True)
         assert [text for whole, resumed in pairs for text in file_differences(whole, resumed)] == []
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resume_loses_no_validation(accumulate: int, tmp_path: Path, inputs: Path) -> None:
+    scenario = Scenario(accumulate=accumulate, validation="mid")
+    reference = fit(tmp_path / "whole", inputs, scenario)
+    start = checkpoints(tmp_path / "whole")[3]  # in mid-epoch
+    run = fit(tmp_path / "resumed", inputs, scenario, start)
+    assert resume_problems(tmp_path / "whole", reference, tmp_path / "resumed", run, start) == []
+    assert len(run.validations) > 4
 
 
 @pytest.mark.slow

@@ -111,6 +111,14 @@ def test_seconds_batches_are_well_filled() -> None:
     assert plan.num_batches <= 1.1 * np.ceil(total_seconds / 200)
 
 
+@pytest.mark.parametrize("number", range(55, 75))
+def test_no_seconds_batch_is_much_smaller_than_the_others(number: int) -> None:
+    """Each is a step of the same weight, and is shared by processes."""
+    plan = plan_by_samples(np.full(number, 32_000), 20 * 16_000)
+    sizes = np.diff(plan.starts)
+    assert (sizes.sum(), sizes.max() <= 10, sizes.min() >= 5) == (number, True, True)
+
+
 def test_an_utterance_longer_than_a_seconds_batch_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"160000 samples, but the longest .* has 250000; raise data.batch_seconds"):
         plan_by_samples(np.array([100, MAX_SAMPLES]), 160_000)

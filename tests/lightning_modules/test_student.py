@@ -211,3 +211,6 @@ def test_a_batch_that_is_shorter_than_a_mask_has_none() -> None:
         masked_BFD, whole_BFD = student.train()(waveforms_BT)[0], student.eval()(waveforms_BT)[0]
         assert masked_BFD.shape[1] == frames
         assert torch.equal(masked_BFD, whole_BFD) == (frames < 10)
+        student.zero_grad()
+        masked_BFD.sum().backward()
+        assert student.hubert.masked_spec_embed.grad is not None  # for which DDP waits in every step

@@ -28,6 +28,7 @@ from lightning_modules.teacher import HuggingFaceTeacher
 from tests.conftest import REPOSITORY
 from tests.helpers import POLICY_STAGES, make_data, make_module, make_stacking, make_trainer
 from tests.lightning_modules.graphs import TORCH_WARNINGS
+from tests.lightning_modules.teachers import FAMILIES, save_model
 from tests.students import KINDS, PAIR_STAGES, THIN, save_home
 
 LENGTHS = [400, 1100, 4000, 5123]  # 1, 3, 12 and 15 frames
@@ -320,6 +321,7 @@ def test_an_exported_student_has_the_states_of_the_trained_one(kind: str, home: 
         ({"input_dropout": -0.1}, "input_dropout=-0.1 must be from 0 to 1"),
         ({"time_reduction": 0}, "time_reduction=0 must be at least 1"),
         ({"init_layers": 5}, "init_layers=5 must be from 0 to"),
+        ({"options": {"do_stable_layer_norm": True}, "architecture": "transformers.HubertModel"}, "leave it out"),
         ({"reuse_attention": True, "num_layers": 3}, "makes pairs of layers, but model.student.num_layers=3 is odd"),
         ({"feature_projection": False}, "have 8 channels and model.student.hidden_size=16: make them equal"),
         ({"options": {"first_share": 1.0}}, "are for an model.student.architecture of your own"),
@@ -381,3 +383,13 @@ def test_recipes_have_the_published_sizes(recipe: str) -> None:
     if recipe in GMACS:
         assert round(sum(superb_gmacs(config)), 1) == GMACS[recipe]
         assert f"| {GMACS[recipe]} |" in page
+
+
+def test_layers_that_begin_with_their_norms_are_not_copied(tmp_path: Path) -> None:
+    """They have the names and shapes of those that end with them."""
+    teacher = HuggingFaceTeacher(str(save_model(tmp_path, FAMILIES["hubert_large"]())))
+    config = teacher.model.config
+    sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+    student = StudentConfig(**sizes, num_heads=config.num_attention_heads, num_layers=2, init_layers=1)
+    with pytest.raises(ValueError, match="the teacher's layers begin with their norms"):
+        DistillationModule(teacher, student, ObjectiveConfig(intermediate="none"))

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from datamodules.corpus import CorpusSettings
 from datamodules.packing import pack_split
 from datamodules.speech_data import AudioBatch
 from experiments.analysis.cka import layer_similarity
-from experiments.analysis.depth_use import depth_use, idle_layers, layers_in_order, layers_needed
+from experiments.analysis.depth_use import change, depth_use, idle_layers, layers_in_order, layers_needed
 from experiments.analysis.similarity import (
     _teacher,
     as_learnt,
@@ -62,6 +63,10 @@ def test_the_teacher_outputs_what_the_student_learnt(targets: str, tmp_path: Pat
     teacher = _teacher({"teacher": spec, "recipe": {"objective": {"targets": targets}}}, None)
     assert teacher is not None
     assert teacher.feed_forward == (targets == "feed_forward")
+    spec["init_args"] |= {"normalize": True, "revision": "abc"}  # of the hub
+    copied = _teacher({"teacher": spec}, str(save_teacher(tmp_path / "copy")))
+    assert copied is not None
+    assert (copied.init_args["model"], copied.normalize) == (str(tmp_path / "copy"), True)
 
 
 @pytest.mark.parametrize("kind", ["layer", "standardize"])
@@ -177,6 +182,10 @@ def test_idle_layers_and_the_layers_needed() -> None:
     assert layers_needed(use) == 3
     assert layers_needed(use, tolerance=0.5) == 2
     assert layers_needed({"loss": 2.0, "skipped": [], "swapped": []}) is None
+    below_0 = {"loss": -0.5, "skipped": [-0.1, -0.497, -0.51], "exits": [-0.2, -0.499, -0.5]}  # L1 less a cosine
+    assert idle_layers(below_0) == [2, 3]
+    assert layers_needed(below_0) == 2
+    assert change(below_0["skipped"], below_0).tolist() == pytest.approx([80.0, 0.6, -2.0])
 
 
 def test_results_without_exits_are_still_drawn() -> None:
@@ -219,6 +228,9 @@ def test_weight_distance_is_zero_for_copies_and_large_for_others() -> None:
     distances = weight_distances([layer, copy.deepcopy(layer), other])
     assert distances[0][1] == 0
     assert distances[0][2] == pytest.approx(2**0.5, rel=0.05)
+    assert math.isnan(weight_distances([layer, nn.Linear(64, 32)])[0][1])  # as in DPHuBERT
+    some = [[0.0, math.nan, 0.2], [math.nan, 0.0, 0.4], [0.2, 0.4, 0.0]]
+    assert mean_over_pairs(some, [0, 0, 0], same=True) == pytest.approx(0.3)
 
 
 def test_the_utterances_of_a_packed_corpus_are_those_of_its_files(tmp_path: Path) -> None:

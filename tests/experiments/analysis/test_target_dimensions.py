@@ -8,6 +8,7 @@ import torch
 from datamodules.speech_data import AudioBatch
 from experiments.analysis.similarity import read_waveforms
 from experiments.analysis.target_dimensions import Dimensions, measure, target_dimensions
+from tests.lightning_modules.teachers import FAMILIES, save_model
 from tests.tiny_run import fit
 
 
@@ -44,3 +45,16 @@ def test_losses_are_those_of_training(
     target_dimensions([str(checkpoint)], str(inputs / "corpus"), utterances=2, teacher=str(inputs / "teacher"))
     printed = capsys.readouterr().out
     assert all(words in printed for words in (str(checkpoint), "output", "layer 2"))
+
+
+def test_the_student_hears_what_it_heard_in_training(inputs: Path, tmp_path: Path) -> None:
+    """Normalised speech, whose mean and scale matter to a front end with layer norms."""
+    teacher = str(save_model(tmp_path / "large", FAMILIES["hubert_large"]()))
+    words = ["--model.teacher.init_args.model", teacher, "--model.teacher.init_args.normalize", "true"]
+    module = fit(inputs, "--name", "large", *words, "--model.objective.layers", "[1]").model.eval()
+    (waveform_T,) = (each + 0.3 for each in read_waveforms(inputs / "corpus" / "dev", 1, 5.0))
+    num_samples = torch.tensor([len(waveform_T)])
+    with torch.no_grad():
+        expected = module.losses(AudioBatch(waveform_T[None], num_samples, num_samples)).output
+    found = measure(inputs / "runs" / "large" / "checkpoints" / "last.ckpt", [waveform_T])
+    assert found["output"].loss == pytest.approx(float(expected), rel=1e-5)

@@ -126,6 +126,13 @@ def test_projections_of_other_losses_start_anew(home: Path, caplog: pytest.LogCa
     assert "the projections of" in caplog.text
 
 
+def test_layers_that_have_moved_cannot_be_the_first_ones_of_their_targets(home: Path) -> None:
+    start = ["--model.init_from", str(checkpoint(home)), "--growth.policy", "none", "--trainer.max_epochs", "1"]
+    l2l = ["--model.objective.intermediate", "l2l", "--model.objective.layers", "[1]"]
+    with pytest.raises(ValueError, match=r"last.ckpt has grown, .*attach=original takes them: set it to block_end"):
+        fit(home, "moved", *start, *l2l, "--model.objective.attach", "original")
+
+
 @pytest.mark.ci
 def test_statistics_of_targets_are_those_of_the_new_run(home: Path) -> None:
     """Those of the source would be taken for measured ones, of whatever layers and speech they are."""
