@@ -180,8 +180,9 @@ def resume_problems(whole: Path, reference: Recorder, resumed: Path, run: Record
     later = [validation for validation in reference.validations if validation[0] > done["processed"]]
     problems += [f"validations {run.validations} instead of {later}"] if run.validations != later else []
     # A validation after the checkpoint's last micro-batch comes before the checkpoint: no resume makes it up.
+    # (The metrics of a resumed run's checkpoint are those since its resume.)
     known = [loss for seen, _, loss in reference.validations if seen <= done["processed"]]
-    if known and checkpoint["interstack"]["metrics"]["val/loss"] != known[-1]:
+    if known and start.is_relative_to(whole) and checkpoint["interstack"]["metrics"]["val/loss"] != known[-1]:
         problems.append("the checkpoint lacks the validation that was due before it")
     if RANK == 0:
         problems += _written_problems(whole, resumed, start)

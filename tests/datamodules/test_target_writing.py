@@ -1,7 +1,6 @@
 """Writing a cache: shards, batches for the teacher, interrupts, room, and what is refused."""
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def test_a_row_larger_than_a_shard_gets_one_of_its_own() -> None:
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
 def test_an_interrupted_call_goes_on_where_it_stopped(
-    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made(tmp_path / "whole", dtype)
     asked: list[int] = []
@@ -69,9 +68,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
     second = unfinished_folder(tmp_path / "cache") / "00001.targets"
     kept = second.stat().st_mtime_ns
     first.write_bytes(first.read_bytes()[:-1] + b"x")  # damaged since: is written again
-    with caplog.at_level(logging.INFO):
-        made(tmp_path / "cache", dtype)
-    assert "kept from an earlier call" in caplog.text
+    made(tmp_path / "cache", dtype)
     assert (tmp_path / "cache" / "00001.targets").stat().st_mtime_ns == kept
     assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
 
