@@ -97,8 +97,10 @@ class Validations(Callback):
     [
         ({"check_val_every_n_epoch": 3}, [9, 12]),
         ({"val_check_interval": 2}, [2, 5, 8, 11, 12]),
-        ({"check_val_every_n_epoch": None, "val_check_interval": 5}, [5, 10, 12]),
-        ({"check_val_every_n_epoch": None, "val_check_interval": "00:01:00:00"}, [12]),
+        pytest.param({"check_val_every_n_epoch": None, "val_check_interval": 5}, [5, 10, 12], marks=pytest.mark.ci),
+        pytest.param(
+            {"check_val_every_n_epoch": None, "val_check_interval": "00:01:00:00"}, [12], marks=pytest.mark.ci
+        ),
     ],
 )
 def test_the_last_step_is_validated_in_any_case(
