@@ -102,7 +102,7 @@ class StopSignals:
 def _validation_is_due(trainer: L.Trainer) -> bool:
     """Whether Lightning will validate after this batch by ``trainer.val_check_interval`` in batches."""
     loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
-    if every is None or every == float("inf") or not loop._should_check_val_epoch():
+    if every is None or every == float("inf") or not loop._should_check_val_epoch() or loop.val_loop.skip:
         return False
     index = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
     return (index + 1) % every == 0

@@ -65,10 +65,16 @@ def test_a_summary_is_read_as_it_was_written_and_an_older_one_with_defaults() ->
     assert Summary.from_plain(summary.to_plain()) == summary != Summary.from_plain(old | {"steps": 5})
 
 
-def test_an_interrupted_run_has_none(tmp_path: Path, inputs: Path) -> None:
+@pytest.mark.ci
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+@pytest.mark.parametrize("data", [{}, {"val_splits": []}])
+@pytest.mark.parametrize("interval", [1, 1.0])
+def test_an_interrupted_run_has_none(interval: float, data: dict[str, Any], tmp_path: Path, inputs: Path) -> None:
+    """It stops at once, after a validation that is due, if there are data for one."""
     with pytest.raises(SIGTERMException):
-        fit(tmp_path, inputs, SendSignal(3, 1))
+        fit(tmp_path, inputs, SendSignal(3, 1), trainer_settings={"val_check_interval": interval}, **data)
     assert not (tmp_path / "summary.json").exists()
+    assert max(path.name for path in (tmp_path / "checkpoints").glob("step=*")) == "step=000000011.ckpt"
 
 
 @pytest.mark.ci
