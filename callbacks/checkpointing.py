@@ -35,6 +35,7 @@ from callbacks.ddp import require_lightning
 from callbacks.lookup import find_callback
 from callbacks.requeue import EXIT_SIGTERM, is_preempted, requeue, stop_listening
 from callbacks.stacking import StackingCallback
+from callbacks.validation import validation_is_due
 from datamodules.errors import InputError
 from datamodules.files import clear_temporaries, replacing
 from lightning_modules.checkpoint_files import global_step, serialised
@@ -97,15 +98,6 @@ class StopSignals:
             return self.received
         own = torch.tensor(self.received, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(own, reduce_op="max"))
-
-
-def _validation_is_due(trainer: L.Trainer) -> bool:
-    """Whether Lightning will validate after this batch by ``trainer.val_check_interval`` in batches."""
-    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
-    if every is None or every == float("inf") or not loop._should_check_val_epoch() or loop.val_loop.skip:
-        return False
-    index = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
-    return (index + 1) % every == 0
 
 
 class RunCheckpoint(Checkpoint):
@@ -192,7 +184,7 @@ class RunCheckpoint(Checkpoint):
         stop = self.signals.agreed(trainer)
         if not stop and (not self.every_n_steps or trainer.global_step % self.every_n_steps):
             return
-        if _validation_is_due(trainer):
+        if validation_is_due(trainer):
             self._after_validation = stop
         else:
             self._save_and_stop(trainer, stop)

@@ -18,6 +18,7 @@ from callbacks.metrics import TrainingMetrics
 from callbacks.stacking import StackingCallback
 from callbacks.summary_record import Summary
 from callbacks.throughput import ThroughputCallback
+from callbacks.validation import validate_after_this_batch
 from datamodules.files import write_json
 from datamodules.speech_data import speech_data
 from lightning_modules.distillation import DistillationModule
@@ -50,15 +51,9 @@ class RunSummary(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.trained = True
-        loop = trainer.fit_loop.epoch_loop
-        if trainer.current_epoch + 1 != trainer.max_epochs or not loop.batch_progress.is_last_batch:
-            return
-        if trainer.check_val_every_n_epoch is not None:
-            trainer.check_val_every_n_epoch = 1
-        if trainer.val_check_batch != float("inf"):  # where Lightning validates at the end of the epoch anyway
-            every_epoch = trainer.check_val_every_n_epoch is not None
-            trainer.val_check_batch = 1 + (loop.batch_idx if every_epoch else loop.total_batch_idx)
-            trainer._val_check_time_interval = None  # type: ignore[attr-defined]
+        last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if last_batch and trainer.current_epoch + 1 == trainer.max_epochs:
+            validate_after_this_batch(trainer)
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

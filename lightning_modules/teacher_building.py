@@ -21,6 +21,12 @@ def build_teacher(spec: dict[str, Any] | Teacher) -> Teacher:
     return spec.requires_grad_(False).eval()
 
 
+def found_at(spec: dict[str, Any], model: str) -> dict[str, Any]:
+    """The spec of the same teacher in another place; a revision of the hub belongs to the place before."""
+    kept = {name: value for name, value in (spec.get("init_args") or {}).items() if name != "revision"}
+    return {**spec, "init_args": {**kept, "model": model}}
+
+
 def teacher_class(class_path: str) -> type[Teacher]:
     """Import the subclass of :class:`Teacher` at ``class_path``; anything else is an :class:`InputError`."""
     module, _, name = class_path.rpartition(".")

@@ -273,5 +273,5 @@ def test_the_job_script_passes_its_arguments_on(place: int, tmp_path: Path) -> N
 
 def test_every_config_is_in_the_readme() -> None:
     text = PAGES[0].read_text(encoding="utf-8")
-    named = set(re.findall(r"[a-z0-9_]+", text))
+    named = set(re.findall(r"`([a-z0-9_]+)`", text))
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - {"quickstart"} <= named

@@ -36,7 +36,7 @@ from lightning_modules.hidden_states import encoder_states
 from lightning_modules.objective import ObjectiveConfig, ProjectedDistance, get_distance
 from lightning_modules.target_normalization import TargetNormalizer, TargetStatistics
 from lightning_modules.teacher import Teacher, TeacherTargets, normalize_waveforms
-from lightning_modules.teacher_building import build_teacher
+from lightning_modules.teacher_building import build_teacher, found_at
 
 log = logging.getLogger(__name__)
 
@@ -181,10 +181,7 @@ def analyse_all(paths: Sequence[Path], waveforms: Sequence[Tensor], teacher: str
 def _teacher(meta: dict[str, Any], name: str | None) -> Teacher | None:
     if name == "none":
         return None
-    spec = meta["teacher"]
-    if name is not None:
-        kept = {key: value for key, value in (spec.get("init_args") or {}).items() if key != "revision"}
-        spec = {**spec, "init_args": {**kept, "model": name}}
+    spec = meta["teacher"] if name is None else found_at(meta["teacher"], name)
     model, objective = build_teacher(spec), meta.get("recipe", {}).get("objective", {})
     if objective.get("targets") == "feed_forward":
         model.use_feed_forward()

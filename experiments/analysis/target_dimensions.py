@@ -20,6 +20,7 @@ from experiments.analysis.similarity import read_waveforms
 from lightning_modules.checkpoint_files import require_sound
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.objective import ProjectedDistance
+from lightning_modules.teacher_building import found_at
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _load(path: Path, teacher: str | None) -> DistillationModule:
     checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     recipe = checkpoint["interstack"]["recipe"]
     if teacher is not None:
-        recipe["teacher"]["init_args"]["model"] = teacher
+        recipe["teacher"] = found_at(recipe["teacher"], teacher)
     module = DistillationModule(**recipe).eval()
     module.load_state_dict(checkpoint["state_dict"])
     return module

@@ -16,16 +16,15 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 
 from callbacks.lookup import find_callback
-from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import read_text, write_json
 from experiments.bench.command import SCHEDULES, growth_speedup
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.bench.made import earlier, made, training_device
+from experiments.bench.noise import write_noise
 from experiments.bench.random_teacher import save_random_teacher
 from experiments.records.settings_yaml import load_settings
 from experiments.shipped import find_shipped
@@ -78,19 +77,13 @@ class Place:
     accelerator: str
     num_workers: int = 0
 
-    @property
-    def skipped_steps(self) -> int:
-        """Steps of each epoch that are not counted: two that compile and allocate, and those whose batches the data
-        workers have ready by then (two each), for which no step would wait however slow the workers are."""
-        return 2 + 2 * self.num_workers
-
     def settings(self) -> dict[str, Any]:
         """Settings and machine of the runs, in plain values; turns with other settings are not comparable."""
         random = Path(self.teacher).parent == self.folder
         return {
             **made(training_device(self.accelerator)),
             **{name: getattr(self, name) for name in ("batch_size", "seconds", "steps_per_epoch", "num_workers")},
-            "skipped_steps": self.skipped_steps,
+            "skipped_steps": skipped_steps(self.num_workers),
             "teacher": "random weights, HuBERT Base" if random else self.teacher,
         }
 
@@ -130,6 +123,12 @@ class Place:
         return words
 
 
+def skipped_steps(num_workers: int) -> int:
+    """Count the steps of each epoch that do not count: two that compile and allocate, and those whose batches the data
+    workers have ready by then (two each), for which no step would wait however slow the workers are."""
+    return 2 + 2 * num_workers
+
+
 def bench_compare(
     variants: str = "variants",
     only: list[str] | None = None,
@@ -146,8 +145,8 @@ def bench_compare(
 
     A run at full depth has one epoch, a growing run one per stage, of a few steps each. The first two steps of an epoch
     (compilation, optimizer state, first memory allocations) are not counted, and neither are two steps for each data
-    worker, whose batches are ready by then. Every other round runs in reverse order,
-    so that a machine that gets slower favours no variant. Time per step of a growing run is the mean over its stages
+    worker, whose batches are ready by then. Every other round runs in reverse order, so that a machine that gets slower
+    favours no variant. Time per step of a growing run is the mean over its stages
     (equal schedule); growths are reported separately. For a growing run the report also has f, the share of its deepest
     step that scales with depth, and for equal and prop-1 the speed-up predicted from f and the measured one over full
     depth with the same switches (prop-1 from the measured time of each depth).
@@ -170,7 +169,7 @@ def bench_compare(
         InputError: a number or a name is wrong.
         RuntimeError: some variants failed, after the others were measured and printed.
     """
-    least = Place(Path(), "", batch_size, seconds, steps_per_epoch, accelerator, num_workers).skipped_steps + 1
+    least = skipped_steps(num_workers) + 1
     if min(batch_size, rounds) < 1 or steps_per_epoch < least or seconds <= 0:
         raise InputError(
             f"batch_size={batch_size} and rounds={rounds} must be at least 1, steps_per_epoch={steps_per_epoch} at "
@@ -281,7 +280,7 @@ def run(place: Place, variant: Variant) -> dict[str, Any]:
     stages: dict[int, list[dict[str, float]]] = {}
     for step in laps.steps:
         stages.setdefault(int(step["depth"]), []).append(step)
-    counted = place.steps_per_epoch - place.skipped_steps
+    counted = place.steps_per_epoch - skipped_steps(place.num_workers)
     # Means, not medians: with several data workers one step in several waits for all of them.
     means = {
         depth: {name: float(np.mean([step[name] for step in steps[-counted:]])) for name in TIMES}
@@ -396,13 +395,3 @@ def write_cache(place: Place, variant: Variant) -> None:
     options = place.arguments(Variant(overrides=overrides, targets=variant.targets, features=variant.features))[1:]
     options += ["--output", str(place.folder / variant.cache), "--dtype", variant.targets]
     TargetsCLI(["cache_targets", *options, *(["--features", variant.features] if variant.features else [])])
-
-
-def write_noise(folder: Path, utterances: int, seconds: float) -> None:
-    """Write a split ``train-clean-100`` of utterances of noise, all of one length."""
-    chapter = folder / "LibriSpeech" / "train-clean-100" / "100" / "0"
-    chapter.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for number in range(utterances):
-        samples = generator.standard_normal(round(seconds * SAMPLE_RATE)) * 0.1
-        soundfile.write(chapter / f"100-0-{number:04d}.flac", samples.clip(-1, 1), SAMPLE_RATE)

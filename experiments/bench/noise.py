@@ -1,11 +1,13 @@
-"""Batches of noise with one length, or with lengths like LibriSpeech's, batched and cropped as in the data module.
+"""Noise: a corpus of it, and batches with one length or with lengths like LibriSpeech's, cropped as in the data module.
 
 A batch can be one of a cache, with noise as the teacher's targets and as the features of the front end.
 """
 
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import soundfile
 import torch
 from torch import Tensor
 
@@ -34,6 +36,16 @@ class BenchBatch(NamedTuple):
         """Move all but the lengths, as the data module does: the step reads them on the host without waiting."""
         waveforms_BT = None if self.waveforms is None else self.waveforms.to(device, non_blocking=True)
         return self._replace(waveforms=waveforms_BT, cached=None if self.cached is None else self.cached.to(device))
+
+
+def write_noise(folder: Path, utterances: int, seconds: float) -> None:
+    """Write a split ``train-clean-100`` of utterances of noise, all of one length."""
+    chapter = folder / "LibriSpeech" / "train-clean-100" / "100" / "0"
+    chapter.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number in range(utterances):
+        samples = generator.standard_normal(round(seconds * SAMPLE_RATE)) * 0.1
+        soundfile.write(chapter / f"100-0-{number:04d}.flac", samples.clip(-1, 1), SAMPLE_RATE)
 
 
 def like_librispeech(utterances: int = UTTERANCES) -> np.ndarray:

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from datamodules.errors import InputError
 from datamodules.files import write_json, write_text
-from experiments.bench.compare import write_noise
 from experiments.bench.made import earlier, made, training_device
+from experiments.bench.noise import write_noise
 from experiments.bench.random_teacher import save_random_teacher
 from experiments.bench.suite_table import table
 from lightning_modules.student_config import StudentConfig

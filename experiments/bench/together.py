@@ -18,8 +18,9 @@ from callbacks.lookup import find_callback
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError
 from datamodules.files import write_json
-from experiments.bench.compare import Place, Variant, write_noise
+from experiments.bench.compare import Place, Variant
 from experiments.bench.laps import StepLaps
+from experiments.bench.noise import write_noise
 from experiments.bench.random_teacher import save_random_teacher
 from experiments.training.together import StudentCLI, Together, share_teacher
 

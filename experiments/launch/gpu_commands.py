@@ -37,7 +37,7 @@ OWN_TESTS = (
     "tests/callbacks/test_stacking.py tests/callbacks/test_checkpointing.py tests/lightning_modules"
 )
 NOISE = (
-    "from pathlib import Path; from experiments.bench.compare import write_noise; "
+    "from pathlib import Path; from experiments.bench.noise import write_noise; "
     "from experiments.bench.random_teacher import save_random_teacher; folder = Path('gpu_results/ddp'); "
     "(folder / 'LibriSpeech').exists() or (write_noise(folder, 80, 15.0), save_random_teacher(folder / 'teacher'))"
 )

@@ -20,9 +20,9 @@ Point = tuple[list[float], list[float], list[float]]
 IDEAL = (
     "An upright bar is the ideal speed-up of a row: the training FLOPs of its baseline over its own, by formula, of "
     "the student and of a teacher that runs in the step (cached targets cost nothing). A thin line joins it to the "
-    "measured point. If some row has no measured speed-up that compares, none is shown, small markers stand on the "
-    "bars, and those of one speed-up stand side by side. Dotted: the ideal front, which is the best quality of any row "
-    "at that ideal speed-up or more, among rows with the most seeds."
+    "measured point. If some row has no measured speed-up that compares, none is shown: the points stand at their "
+    "ideal speed-ups, without bars, and those of one speed-up side by side. Dotted: the ideal front, which is the best "
+    "quality of any row at that ideal speed-up or more, among rows with the most seeds."
 )
 PUBLISHED = "A ring marks a value published by the paper (960 h of LibriSpeech, HuBERT Base), not measured here."
 RING = "published by the paper"
@@ -135,12 +135,12 @@ def _panel(
             x = statistics.fmean(ideal)
             ideals += [(x, y)] if len(quality) == seeds else []
             x += shifts[label]
-            axes.plot([x], [y], "|", color=look.colour, markersize=9, markeredgewidth=1.6)
             if speeds:
+                axes.plot([x], [y], "|", color=look.colour, markersize=9, markeredgewidth=1.6)
                 axes.plot([statistics.fmean(speeds), x], [y, y], color=look.colour, linewidth=0.6)
             else:
                 axes.errorbar(x, y, **whisker)
-                axes.plot([x], [y], linestyle="none", **look.marks(4))
+                axes.plot([x], [y], linestyle="none", zorder=3, **look.marks(6))
         if speeds:
             axes.errorbar(statistics.fmean(speeds), y, xerr=_spread(speeds), **whisker)
             axes.plot([statistics.fmean(speeds)], [y], linestyle="none", zorder=3, **look.marks(7))

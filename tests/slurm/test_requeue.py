@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.holding import NOTE_BEGINNING, beginnings
 from tests.slurm.cluster import GRACE_SECONDS, Cluster, processes_of
 from tests.test_configs import SHRUNK
 from tests.test_kill import BATCHES_PER_EPOCH, STEPS, assert_same_end
@@ -26,7 +27,7 @@ class Runs:
     def submit(self, name: str, *arguments: str, options: list[str] = [], **variables: str) -> str:  # noqa: B006
         own = ["--data.root", str(self.inputs / "corpus"), "--data.cache_dir", str(self.inputs / "cache")]
         own += ["--model.teacher.init_args.model", str(self.inputs / "teacher"), "--name", name]
-        own += ["--data.batches_per_epoch", str(BATCHES_PER_EPOCH), "--checkpoint.keep", "100"]
+        own += ["--data.batches_per_epoch", str(BATCHES_PER_EPOCH), "--checkpoint.keep", "100", NOTE_BEGINNING]
         words = ["--config", "interleave_equal", *SHRUNK, *own, *arguments]
         return self.cluster.submit(self.folder, options, words, **variables)
 
@@ -78,6 +79,7 @@ def test_a_growing_run_over_two_nodes_goes_through_limit_signal_and_requeue(runs
     assert cluster.restarts(job) == 3
     assert runs.log(job).count("is back in the queue") == 2  # the third was not the run's own
     assert_same_end(whole, runs.last("limited"))
+    assert beginnings(runs.run("limited"))[-1] in (13, 14)  # SLURM may leave it the time for one more step
 
 
 def test_a_preempted_run_saves_within_its_grace_time_and_goes_back_into_the_queue(runs: Runs, whole: Path) -> None:
@@ -95,6 +97,7 @@ def test_a_preempted_run_saves_within_its_grace_time_and_goes_back_into_the_queu
     assert cluster.finish(other) == "COMPLETED"
     assert cluster.finish(job) == "COMPLETED", runs.log(job)
     assert_same_end(whole, runs.last("preempted"))
+    assert beginnings(runs.run("preempted")) == [0, 9]
 
 
 def test_control_a_cancelled_run_saves_and_does_not_come_back(runs: Runs) -> None:
@@ -147,6 +150,7 @@ def test_a_lost_node_costs_no_more_than_the_steps_since_the_last_checkpoint(runs
     cluster.start_node("n2")
     assert cluster.finish(job) == "COMPLETED", runs.log(job)
     assert_same_end(whole, runs.last("lost"))
+    assert beginnings(runs.run("lost")) == [0, 8]
 
 
 def test_each_task_of_an_array_has_its_own_run_and_its_own_requeue(runs: Runs) -> None:
