@@ -119,10 +119,12 @@ def run(args: list[str]) -> None:
     """Run one command in this process; errors are exceptions.
 
     Raises:
-        InputError: the command is unknown, or refuses its input.
+        InputError: the command is unknown, or refuses its input, or ``torchrun`` could not start its ranks again.
     """
     from experiments.command_line import Parser, nearest  # slow, see main
+    from experiments.launch.torchrun import refuse_shared_store
 
+    refuse_shared_store()
     words = 2 if " ".join(args[:2]) in COMMANDS else 1
     name, rest = " ".join(args[:words]), args[words:]
     known = [other for other in COMMANDS if other.startswith(f"{name} ")]

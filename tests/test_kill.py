@@ -37,11 +37,11 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["fit", "--config", "interleave_equal", *SHRUNK, *inputs, "--ckpt_path", "last", NOTE_BEGINNING]
 
 
-def start(command: list[str], output: Path) -> subprocess.Popen[bytes]:
+def start(command: list[str], output: Path, **variables: str) -> subprocess.Popen[bytes]:
     """A process group of its own, whose output goes to a file."""
     with output.open("ab") as file:
         return subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment(), start_new_session=True, stdout=file, stderr=file
+            command, cwd=REPOSITORY, env=environment() | variables, start_new_session=True, stdout=file, stderr=file
         )
 
 
@@ -258,7 +258,7 @@ def test_torchrun_starts_the_ranks_again_and_they_go_on(arguments: list[str], tm
     hold = ["--trainer.callbacks+=tests.slurm.holding.HoldUntil", f"--trainer.callbacks.path={tmp_path / 'go'}"]
     hold += ["--trainer.callbacks.step=8"]
     command = [*LAUNCHERS["torchrun"], "--max_restarts=1", "-m", "experiments.cli", *arguments, *options, *hold]
-    process = start(command, tmp_path / "output.txt")
+    process = start(command, tmp_path / "output.txt", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     run = tmp_path / "runs" / "interleave_equal"
     try:
         wait_for(lambda: newest_step(run) == 8, process)

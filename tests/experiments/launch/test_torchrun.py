@@ -1,0 +1,60 @@
+"""What is refused because ``torchrun`` could not start the ranks again, by hand-set variables and by itself."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from datamodules.errors import InputError
+from experiments.launch.torchrun import refuse_shared_store
+from tests.ddp.launch import REPOSITORY, environment
+from tests.patience import PATIENCE
+
+TWO_RANKS = {"TORCHELASTIC_MAX_RESTARTS": "3", "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "refused"),
+    [
+        ({}, True),
+        ({"TORCHELASTIC_MAX_RESTARTS": "0"}, False),
+        ({"WORLD_SIZE": "1"}, False),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "False"}, False),
+    ],
+)
+def test_restarts_with_the_store_of_the_start_before_are_refused(
+    changed: dict[str, str], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (TWO_RANKS | changed).items():
+        monkeypatch.setenv(name, value)
+    if refused:
+        with pytest.raises(InputError, match=r"max_restarts 3: .* set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+            refuse_shared_store()
+    else:
+        refuse_shared_store()
+
+
+def test_without_torchrun_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name in TWO_RANKS]:
+        monkeypatch.delenv(name)
+    refuse_shared_store()
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("options", "variable"),
+    [
+        (["--standalone"], {}),
+        # The default rendezvous of one machine does not read the variable.
+        (["--master_port=0"], {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}),
+    ],
+)
+def test_torchrun_sets_the_variables_that_are_read(options: list[str], variable: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "--nproc_per_node=2", "--max_restarts=1"]
+    command += ["-m", "experiments.cli", "report", "nowhere"]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment() | variable, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 1
+    assert "interstack: torchrun --max_restarts 1: ranks that are started again" in done.stderr
