@@ -222,9 +222,9 @@ class RunCheckpoint(Checkpoint):
         raise SIGTERMException(EXIT_SIGTERM if _reports(trainer) else 0)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Set the exit status of Lightning's SIGTERM exception, else 0 before the first batch and in ``validate``."""
-        if isinstance(exception, SIGTERMException) and exception.code is None and _reports(trainer):
-            exception.code = EXIT_SIGTERM
+        """Set the exit status of Lightning's SIGTERM exception, raised before the first batch and in ``validate``."""
+        if isinstance(exception, SIGTERMException) and exception.code is None:
+            exception.code = EXIT_SIGTERM if _reports(trainer) else 0
 
     def _save(self, trainer: L.Trainer, *more_names: str) -> Path:
         """Write the checkpoint of this step, also under ``last.ckpt`` and ``more_names``; on all ranks."""

@@ -11,11 +11,12 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import NoReturn
 
-from callbacks.requeue import ignore_end, listen
+from callbacks.requeue import EXIT_SIGTERM, ignore_end, listen
 from datamodules.errors import InputError, is_foreseen, is_storage_error
 from datamodules.files import what_to_do
 
@@ -94,8 +95,8 @@ commands:
 A foreseen error is printed as one line; INTERSTACK_TRACEBACK=1 adds its
 traceback, which any other error has anyway.
 Exit status: 0; 2 after a foreseen error, 1 after another; 130 after an
-interrupt (1 within `fit`); 143 if SIGTERM, max_time or a callback stopped
-`fit` before its end, with a checkpoint for `--ckpt_path last`.
+interrupt (1 while training); 143 if SIGTERM stopped training, or max_time
+or a callback `fit`, which leaves a checkpoint for `--ckpt_path last`.
 """
 
 
@@ -115,10 +116,23 @@ def complete_switches(args: list[str], switches: set[str]) -> list[str]:
     return completed
 
 
+@contextmanager
+def sigterm_as_status() -> Iterator[None]:
+    """Give Lightning's exception after SIGTERM the shells' exit status. It has none, which would be success."""
+    try:
+        yield
+    except SystemExit as error:
+        if error.code is None and type(error).__name__ == "SIGTERMException":  # Lightning is slow to import, see main
+            error.code = EXIT_SIGTERM
+        raise
+
+
+@sigterm_as_status()
 def run(args: list[str]) -> None:
     """Run one command in this process; errors are exceptions.
 
     Raises:
+        SystemExit: of status 143, after SIGTERM while it trained or evaluated.
         InputError: the command is unknown, or refuses its input, or ``torchrun`` could not start its ranks again.
     """
     from experiments.command_line import Parser, nearest  # slow, see main
@@ -165,7 +179,7 @@ def main() -> int:
     """Run the program; return exit status 0, or 2 after a foreseen error, which is one line. Others are raised,
     or printed where other processes may wait for this one (see ``experiments.training.nccl_exit``).
 
-    SIGTERM during ``fit`` and ``validate`` passes through as a ``SystemExit`` of status 143.
+    SIGTERM during training or evaluation passes through as a ``SystemExit`` of status 143.
     """
     listen()  # first, and before any slow import: SLURM's signal would end the process and the job
     args = sys.argv[1:]
@@ -202,7 +216,12 @@ def run_module(command: Callable[..., None]) -> NoReturn:
 
     spec = sys.modules["__main__"].__spec__
     name = f"python -m {spec.name}" if spec else sys.argv[0]
-    sys.exit(_status(name, lambda: auto_cli(command, prog=name, as_positional=False, parser_class=Parser)))
+
+    @sigterm_as_status()
+    def action() -> None:
+        auto_cli(command, prog=name, as_positional=False, parser_class=Parser)
+
+    sys.exit(_status(name, action))
 
 
 def _exit_without_waiting() -> Callable[[int], NoReturn] | None:

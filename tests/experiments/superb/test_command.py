@@ -1,7 +1,9 @@
 """``interstack superb`` on folders in the published layouts; what is asserted comes from the files that it writes."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -233,6 +235,18 @@ def test_an_encoder_that_hears_is_not_constant(tmp_path: Path) -> None:
     superb("ks", save_teacher(tmp_path / "teacher"), root, tmp_path / "out", "--updates", "60", "--lr", "1e-2")
     (file,) = (tmp_path / "out" / "ks").glob("*/test_predict.txt")
     assert len({line.partition(" ")[2] for line in file.read_text().splitlines()}) > 1
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_end", "on_test_batch_end"])
+def test_sigterm_is_no_success(hook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study would look for the result, and find none. By itself Lightning's exception means status 0."""
+    monkeypatch.setattr(heads, "LSTM_WIDTH", 4)
+    monkeypatch.setattr(TaskCheckpoint, hook, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    teacher, root = save_teacher(tmp_path / "teacher"), corpora.librispeech(tmp_path / "corpus")
+    with pytest.raises(SystemExit) as stop:
+        superb("asr", teacher, root, tmp_path / "out", "--updates", "6", "--eval_every", "3")
+    assert stop.value.code == 143
+    assert not list(tmp_path.glob("out/asr/*/result.json"))
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
