@@ -25,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.requeue import EXIT_SIGTERM, MOST_SECONDS_BEFORE, announced, before_requeue
 from datamodules.errors import InputError
 from datamodules.files import write_text
+from experiments.records.wandb_run import SurvivingRun, drop_service, leave_service
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +170,8 @@ SERVICE_SECONDS = 10.0
 class ResilientWandbLogger(WandbLogger):
     """A ``WandbLogger`` that goes offline when the server does not answer, and ends its run with the fit.
 
+    If W&B's service ends, the training goes on without it (see `SurvivingRun`).
+
     All metrics are shown against ``trainer/global_step``, the optimizer steps done.
 
     Args:
@@ -195,6 +198,7 @@ class ResilientWandbLogger(WandbLogger):
         """The W&B run, started at the first access, on rank zero."""
         if self._experiment is None:
             self._start()
+            self._experiment = SurvivingRun(self._experiment)  # type: ignore[assignment]
             ResilientWandbLogger._running += 1
             self._forget = before_requeue(self.suspend)
         return self._experiment
@@ -274,7 +278,8 @@ class ResilientWandbLogger(WandbLogger):
             exit_code: 0 unless the run failed.
             timeout_seconds: the most seconds that this call may take.
         """
-        run, self._experiment = self._experiment, None
+        run: Any = self._experiment
+        self._experiment = None
         if run is None:
             return
         self._forget()
@@ -294,7 +299,9 @@ class ResilientWandbLogger(WandbLogger):
         if thread.is_alive():
             problems.append(TimeoutError("it is still uploading"))
             if timeout_seconds < self._finish_timeout_seconds:
-                _leave_service()
+                leave_service()
+        if run.lost and not ResilientWandbLogger._running:
+            drop_service()
         if problems:
             ResilientWandbLogger.unreachable = True
             log.warning(
@@ -302,15 +309,6 @@ class ResilientWandbLogger(WandbLogger):
                 "process log offline",
                 *(problems[0], run.settings.sync_dir),
             )
-
-
-def _leave_service() -> None:
-    """Let this process end without waiting for W&B's service, which ends soon after it."""
-    import wandb
-
-    connection = wandb.setup()._connection
-    if connection is not None and connection._cleanup is not None:
-        connection._cleanup()  # its hook at exit would wait
 
 
 def build_loggers(

@@ -1,0 +1,108 @@
+"""Runs whose W&B service, a process of its own, is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from callbacks import requeue
+from experiments.records.loggers import ResilientWandbLogger, WandbSettings, build_loggers
+from tests.experiments.records.test_loggers import Tiny, loader, make_trainer, rows
+from tests.patience import PATIENCE
+
+BY_PROC = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds processes by /proc")
+
+
+def wandb_logger(folder: Path, run_id: str) -> ResilientWandbLogger:
+    logger = build_loggers(folder, "run", WandbSettings("offline"), run_id=run_id, config={"a": 1})[1]
+    assert isinstance(logger, ResilientWandbLogger)
+    return logger
+
+
+def kill_service(number: int = signal.SIGKILL) -> None:
+    """End W&B's service of this process, and wait until it has."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command, stat = (path / "cmdline").read_bytes(), (path / "stat").read_bytes()
+        except OSError:
+            continue  # it ended while we looked
+        if b"wandb-core" in command and int(stat.rpartition(b")")[2].split()[1]) == os.getpid():
+            found.append(int(path.name))
+    (service,) = found
+    os.kill(service, number)
+    os.waitpid(service, 0)
+
+
+@BY_PROC
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("requeued", [False, True])
+def test_training_goes_on_without_the_service(
+    number: int, requeued: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(requeue, "_announced", [True] * requeued)
+    loggers = build_loggers(tmp_path, "run", WandbSettings("offline"), run_id="abc123", config={"a": 1})
+    other = wandb_logger(tmp_path, "beside")
+    for logger in (loggers[1], other):
+        logger.log_metrics({"train/loss": 0.5}, step=0)
+    kill_service(number)
+    make_trainer(tmp_path, 1, loggers).fit(Tiny(), loader(), loader())  # its last call is finalize
+    for _ in range(3):
+        time.sleep(0.1)  # a call is sent in the background, so the first one after the end may not fail
+        other.experiment.summary["a"] = 1
+        other.experiment.summary.update({"b": 2})
+        other.experiment.config.update({"c": 3}, allow_val_change=True)
+    assert other.experiment.id == "beside"
+    other.finalize("success")
+    assert len(rows(tmp_path)) == 3
+
+    def warned() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.name == "experiments.records.wandb_run"]
+
+    warnings = warned()
+    assert len(warnings) == 2
+    for run_id, warning in zip(["abc123", "beside"], warnings, strict=True):
+        assert "W&B's service has ended" in warning
+        (folder,) = (tmp_path / "wandb").glob(f"offline-run-*-{run_id}")
+        assert f"`wandb sync --include-online {folder}`" in warning
+    later = wandb_logger(tmp_path, "later")
+    later.log_metrics({"train/loss": 0.5}, step=1)
+    assert later.experiment.offline
+    later.finalize("success")
+    assert warned() == warnings
+
+
+@pytest.mark.ci
+@BY_PROC
+def test_the_process_ends_as_ever(tmp_path: Path) -> None:
+    program = (
+        "import time\n"
+        "from pathlib import Path\n"
+        "from tests.experiments.records.test_wandb_run import kill_service, wandb_logger\n"
+        f"logger = wandb_logger(Path({str(tmp_path)!r}), 'abc123')\n"
+        "logger.log_metrics({'train/loss': 0.5}, step=1)\n"
+        "kill_service()\n"
+        "for step in range(2, 8):\n"
+        "    logger.log_metrics({'train/loss': 0.5}, step=step)\n"
+        "    time.sleep(1)  # W&B's threads look every five seconds\n"
+        "logger.finalize('success')\n"
+        "time.sleep(6)\n"
+    )
+    own_service = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=own_service, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_other_errors_are_raised(tmp_path: Path) -> None:
+    logger = wandb_logger(tmp_path, "abc123")
+    try:
+        with pytest.raises(TypeError, match="dictionary"):
+            logger.experiment.log("no dictionary")
+    finally:
+        logger.finalize("failed")
