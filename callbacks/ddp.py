@@ -1,6 +1,6 @@
-"""Access to Lightning's strategy: unwrapping a model from DDP, wrapping it again, and comparing ranks.
+"""Access to Lightning's strategy: inputs of DDP, unwrapping a model from it, wrapping it again, comparing ranks.
 
-It was checked against Lightning 2.6 (``DDPStrategy.configure_ddp``, ``Strategy.model``);
+It was checked against Lightning 2.6 (``DDPStrategy.configure_ddp`` and ``_setup_model``, ``Strategy.model``);
 ``tests/callbacks/test_ddp.py`` fails if either changes. No other code uses the strategy.
 """
 
@@ -55,6 +55,16 @@ def require_supported(trainer: L.Trainer) -> None:
         )
 
 
+def leave_inputs(trainer: L.Trainer) -> None:
+    """Let DDP leave the inputs of a step where the data module put them; call it before the model is wrapped.
+
+    Told its device, DDP moves all tensors to it, also the lengths that the step reads on the host, and each read waits
+    for the GPU. Lightning then also builds it on a stream of its own, of which torch 2.11 warns in every backward.
+    """
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy.determine_ddp_device_ids = lambda: None  # type: ignore[method-assign]
+
+
 def unwrap(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Drop the DDP wrapper, and with it its reducer and its hooks on the parameters."""
     trainer.strategy.model = module
@@ -65,15 +75,8 @@ def rewrap(trainer: L.Trainer) -> None:
 
     Without this the weights of the ranks would diverge without an error or a warning.
     """
-    strategy = trainer.strategy
-    if not isinstance(strategy, DDPStrategy):
-        return
-    on_cuda = strategy.root_device.type == "cuda"
-    if on_cuda:
-        torch.cuda.synchronize()  # DDP is built on a side stream
-    strategy.configure_ddp()
-    if on_cuda:
-        torch.cuda.synchronize()
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy.configure_ddp()
 
 
 def checksum(module: nn.Module, optimizer: Optimizer) -> Tensor:

@@ -105,6 +105,7 @@ class StackingCallback(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit" or not isinstance(pl_module, DistillationModule):
             return
+        ddp.leave_inputs(trainer)
         epochs = _epochs(trainer)
         full_depth = pl_module.student.config.num_layers
         if self.policy == "none":

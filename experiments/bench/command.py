@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from callbacks.ddp import leave_inputs
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import InputError
 from datamodules.files import write_json
@@ -290,6 +291,7 @@ def _fit(
         use_distributed_sampler=False,
     )
     prepare_cpu(trainer)
+    leave_inputs(trainer)  # as in a run
     device = trainer.strategy.root_device
     batches: Any = noise(setting.batch_size, widths, device.type == "cuda", module, setting.cached)
     if device.type == "cuda":

@@ -6,6 +6,7 @@ import inspect
 import textwrap
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hoo
 from torch.nn.parallel import DistributedDataParallel
 
 from callbacks import ddp
+from callbacks.stacking import StackingCallback
 from datamodules.errors import InputError
+from tests.helpers import POLICY_STAGES, make_module, make_stacking, make_trainer, save_teacher
 
 # -- version guard ----------------------------------------------------------------------------------------------------
 
@@ -37,6 +40,15 @@ def configure_ddp(self) -> None:
     assert isinstance(self.model, pl.LightningModule)
     self.model = self._setup_model(self.model)
     self._register_ddp_hooks()
+"""
+SETUP_MODEL = """
+@override
+def _setup_model(self, model: Module) -> DistributedDataParallel:
+    device_ids = self.determine_ddp_device_ids()
+    log.debug(f"setting up DDP model with device ids: {device_ids}, kwargs: {self._ddp_kwargs}")
+    ctx = torch.cuda.stream(torch.cuda.Stream()) if device_ids is not None else nullcontext()
+    with ctx:
+        return DistributedDataParallel(module=model, device_ids=device_ids, **self._ddp_kwargs)
 """
 MODEL_GETTER = """
 @property
@@ -66,6 +78,7 @@ def lightning_functions(strategy: type[Strategy] = DDPStrategy) -> list[tuple[Ca
     assert model.fset is not None
     return [
         (strategy.configure_ddp, CONFIGURE_DDP),  # type: ignore[attr-defined]
+        (strategy._setup_model, SETUP_MODEL),  # type: ignore[attr-defined]
         (model.fget, MODEL_GETTER),
         (model.fset, MODEL_SETTER),
     ]
@@ -83,6 +96,9 @@ def test_the_guard_sees_a_change() -> None:
         def configure_ddp(self) -> None:
             self.model = self._setup_model(self.model)
 
+        def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+            return DistributedDataParallel(model, device_ids=[self.root_device.index])
+
         @property
         def model(self) -> nn.Module | None:
             return self._model
@@ -93,6 +109,26 @@ def test_the_guard_sees_a_change() -> None:
 
     for function, expected in lightning_functions(Other):
         assert normalised(inspect.getsource(function)) != normalised(expected)
+
+
+# -- inputs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["none", *POLICY_STAGES])
+def test_ddp_moves_no_inputs_to_a_gpu(policy: str, tmp_path: Path) -> None:
+    """Lengths stay on the host; on a CPU, DDP never moves anything."""
+    trainer = make_trainer(tmp_path, strategy=DDPStrategy())
+    trainer.strategy.parallel_devices = [torch.device("cuda", 0)]
+    assert trainer.strategy.determine_ddp_device_ids() == [0]
+    stacking = StackingCallback("none") if policy == "none" else make_stacking(policy)
+    stacking.setup(trainer, make_module(save_teacher(tmp_path / "teacher")), "fit")
+    assert trainer.strategy.determine_ddp_device_ids() is None
+
+
+def test_another_strategy_is_left_alone(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    ddp.leave_inputs(trainer)
+    assert vars(trainer.strategy).get("determine_ddp_device_ids") is None
 
 
 # -- the wrapper ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What a step waits for, and what it leaves as it was."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -80,10 +81,19 @@ STEPS: dict[str, dict[str, Any]] = {
     },
     "accumulated": {"accumulate_grad_batches": 2},
     "shared front end": {"module": {"front_end": "shared"}},
+    "DDP": {"strategy": "ddp"},  # of one process: with more, Lightning asks all in each step for a signal
     "compiled": {"module": {"compile": True, "teacher_settings": {"precision": "32", "compile": True}}},
 }
 
 
+@pytest.fixture
+def _ends_its_group() -> Iterator[None]:
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_ends_its_group")
 @pytest.mark.filterwarnings(*[mark.args[0] for mark in TORCH_WARNINGS])
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_waits_for_nothing(name: str, cuda: torch.device, place: Place) -> None:
