@@ -31,7 +31,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.ddp import require_lightning
+from callbacks.ddp import require_lightning, require_same_step
 from callbacks.lookup import find_callback
 from callbacks.requeue import EXIT_SIGTERM, is_preempted, requeue, stop_listening
 from callbacks.stacking import StackingCallback
@@ -116,8 +116,8 @@ class RunCheckpoint(Checkpoint):
     Stop: a run stops after SIGTERM to any rank, after ``trainer.max_time``, or when a callback sets
     ``trainer.should_stop``. It writes a checkpoint at the next optimizer step that is not an epoch's last, else at the
     epoch's end (after its validation). The first process of each node exits with status 143, the others with 0, because
-    Lightning's launcher would treat another status as a crash and kill the first. The same command with
-    ``--ckpt_path last`` continues the run.
+    Lightning's launcher would treat another status as a crash and kill the first. Under ``torchrun --max_restarts`` all
+    exit with 0 unless a signal stopped them. The same command with ``--ckpt_path last`` continues the run.
 
     SLURM: Lightning chooses ``SLURMEnvironment`` under ``srun`` (one task per device, job not named bash or
     interactive); ``sbatch --requeue --signal=SIGUSR1@120`` sends the signal two minutes before the end. Then the run
@@ -136,7 +136,7 @@ class RunCheckpoint(Checkpoint):
 
     Raises:
         OSError: a checkpoint cannot be written. All ranks raise it, and it names the folder.
-        InputError: ``trainer.should_stop`` is set before the first step.
+        InputError: ``trainer.should_stop`` is set before the first step, or ranks go on from different steps.
     """
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_stages: bool = True) -> None:
@@ -147,14 +147,16 @@ class RunCheckpoint(Checkpoint):
         require_lightning()
         self.every_n_steps, self.keep, self.keep_stages = every_n_steps, keep, keep_stages
         self.signals = StopSignals()
-        self._began_at, self._written = 0, list[Path]()
+        self._loaded_step, self._began_at, self._written = 0, 0, list[Path]()
         self._after_validation: int | None = None  # reason of a stop, or 0, while a checkpoint waits for a validation
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._loaded_step = checkpoint["global_step"]
         if trainer.state.fn == "fit" and "loops" in checkpoint:
             rescale_progress(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        require_same_step(trainer, self._loaded_step)
         if trainer.should_stop and trainer.fit_loop._can_stop_early:
             raise InputError(
                 "the run would stop before its first step: trainer.max_time counts the time of all attempts, so raise "
@@ -219,7 +221,9 @@ class RunCheckpoint(Checkpoint):
             )
             if reason == REQUEUE or (reason == TERMINATE and self.signals.requeues and is_preempted()):
                 requeue()
-        raise SIGTERMException(EXIT_SIGTERM if _reports(trainer) else 0)
+        # torchrun would take the status for a failure, start the run again and so undo the stop.
+        wanted = reason == SHOULD_STOP and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+        raise SIGTERMException(EXIT_SIGTERM if _reports(trainer) and not wanted else 0)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Set the exit status of Lightning's SIGTERM exception, raised before the first batch and in ``validate``."""

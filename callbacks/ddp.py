@@ -108,3 +108,20 @@ def verify_ranks(trainer: L.Trainer, module: L.LightningModule, optimizer: Optim
             f"after the growth at epoch {trainer.current_epoch} ranks {differing} hold other parameters or optimizer "
             "state than rank 0: stop, and resume from a checkpoint made before it"
         )
+
+
+def require_same_step(trainer: L.Trainer, step: int) -> None:
+    """Stop the run unless all ranks have read a checkpoint of the same optimizer step (one all-gather).
+
+    Each rank reads its own. DDP makes weights alike, but not the optimizer's state. On storage over a network a machine
+    may not see the newest checkpoint at once.
+    """
+    if trainer.world_size == 1:
+        return
+    gathered = trainer.strategy.all_gather(torch.tensor(step, device=trainer.strategy.root_device))
+    steps = sorted({int(found) for found in gathered})
+    if len(steps) > 1:
+        raise InputError(
+            f"ranks go on from checkpoints of different steps ({', '.join(map(str, steps))}): the run's folder must be "
+            "the same on all machines. If it is, start the command again: one did not see the newest checkpoint yet"
+        )

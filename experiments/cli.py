@@ -136,7 +136,7 @@ def run(args: list[str]) -> None:
         InputError: the command is unknown, or refuses its input, or ``torchrun`` could not start its ranks again.
     """
     from experiments.command_line import Parser, nearest  # slow, see main
-    from experiments.launch.torchrun import refuse_shared_store
+    from experiments.launch.meeting import refuse_shared_store
 
     refuse_shared_store()
     words = 2 if " ".join(args[:2]) in COMMANDS else 1
@@ -237,6 +237,10 @@ def _status(program: str, action: Callable[[], object]) -> int:
     """Do something for the program; return its exit status, having printed one line on a foreseen error."""
     try:
         action()
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt) and (leave := _exit_without_waiting()):
+            leave(1)  # Lightning's status after Ctrl-C
+        raise
     except Exception as error:
         leave = _exit_without_waiting()
         if os.environ.get("INTERSTACK_TRACEBACK") or not is_foreseen(error):

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.ddp import require_same_step
 from callbacks.guards import DivergedError
 from datamodules.files import replacing, write_bytes
 from lightning_modules.checkpoint_files import require_sound, serialised
@@ -37,9 +38,13 @@ class TaskCheckpoint(Callback):
         self.best: dict[str, float] = {}
         self.best_step = 0
         self.seconds = 0.0
-        self._since = time.perf_counter()
+        self._loaded_step, self._since = 0, time.perf_counter()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._loaded_step = checkpoint["global_step"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        require_same_step(trainer, self._loaded_step)
         self._since = time.perf_counter()
 
     def on_train_batch_end(

@@ -19,6 +19,7 @@ from datamodules.batching import MicroBatch
 from datamodules.errors import InputError
 from datamodules.files import FolderLock, clear_temporaries, read_json, read_text, write_bytes, write_json
 from datamodules.superb.datamodule import SuperbDataModule
+from experiments.launch.meeting import warn_if_unreachable
 from experiments.records.loggers import build_loggers
 from experiments.records.runs import is_rank_zero
 from experiments.superb.checkpoint import LAST, TaskCheckpoint, load_best
@@ -185,6 +186,7 @@ def build_trainer(settings: RunSettings, config: dict[str, Any], callbacks: list
         default_root_dir=str(folder),
     )
     prepare_cpu(trainer)
+    warn_if_unreachable(trainer.num_nodes, trainer.local_rank)
     return trainer
 
 

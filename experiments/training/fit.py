@@ -35,6 +35,7 @@ from datamodules.files import read_text
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.speech_data import SpeechDataModule
 from experiments.command_line import OneLineErrors, common_options
+from experiments.launch.meeting import warn_if_unreachable
 from experiments.records.loggers import WandbSettings, build_loggers
 from experiments.records.runs import RunFolder
 from experiments.records.settings_yaml import dump_settings, load_settings
@@ -314,6 +315,7 @@ class DistillationCLI(LightningCLI):
         except ValueError as error:  # such as an unknown strategy
             raise InputError(f"these --trainer settings do not fit: {error}") from error
         prepare_cpu(trainer)
+        warn_if_unreachable(trainer.num_nodes, trainer.local_rank)
         most = config.max_batch_per_device
         if most == "auto":
             most = _utterances_that_fit(trainer, config) if self.subcommand in ("fit", "validate") else None

@@ -30,5 +30,11 @@ def test_both_ranks_skip_stop_and_fail_together(tmp_path: Path) -> None:
     assert (first["asked"], second["asked"]) == ([EXIT_SIGTERM, 4], [0, 4])
     assert first["asked_resumed"] == second["asked_resumed"] == first["whole"]
 
+    assert first["apart"] == second["apart"]
+    assert "ranks go on from checkpoints of different steps (4, 6)" in first["apart"]
+
+    # Else torchrun would start a run again that EarlyStopping has ended.
+    assert (first["under restarts"], second["under restarts"]) == ([0, EXIT_SIGTERM], [0, 0])
+
     assert first["error"] == second["error"]
     assert "(No space left on device); there is none from before" in first["error"]

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.guards import NonFiniteGuard
+from datamodules.errors import InputError
 from lightning_modules.distillation import DistillationModule
 from tests.callbacks.faults import AskToStop, PoisonLoss, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
@@ -36,7 +38,7 @@ def fit(folder: Path, *callbacks: Callback, ckpt_path: str | None = None) -> tup
     try:
         data = make_data(folder.parent / "corpus", folder.parent / "cache")
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
-    except (SIGTERMException, OSError) as raised:
+    except (SIGTERMException, OSError, InputError) as raised:
         error = raised
     return module, error
 
@@ -62,6 +64,7 @@ def main(folder: Path) -> None:
     result["code"] = stop.code
     last = folder / "stop" / "checkpoints" / "last.ckpt"
     result["step"] = torch.load(last, weights_only=True)["global_step"]
+    kept = shutil.copy(last, folder / f"step_4_{os.environ['RANK']}.ckpt")
     module, _ = fit(folder / "stop", ckpt_path=str(last))
     result["resumed"] = checksum(module)
 
@@ -70,6 +73,15 @@ def main(folder: Path) -> None:
     result["asked"] = [stop.code, torch.load(last, weights_only=True)["global_step"]]
     module, _ = fit(folder / "asked", ckpt_path=str(last))
     result["asked_resumed"] = checksum(module)
+
+    # Two files of the same depth. Another depth, and so a rank that begins anew, is refused by DDP.
+    seen = folder / "stop" / "checkpoints" / "stage_2.ckpt" if os.environ["RANK"] == "1" else kept
+    _, error = fit(folder / "apart", ckpt_path=str(seen))
+    result["apart"] = str(error)
+    with mock.patch.dict(os.environ, {"TORCHELASTIC_MAX_RESTARTS": "3"}):
+        _, stop = fit(folder / "wanted", AskToStop(1, "on_train_batch_end", 1, rank=1))
+        _, stopped = fit(folder / "signalled", SendSignal(1, 0, rank=1))
+    result["under restarts"] = [stop.code, stopped.code]
 
     full = OSError(errno.ENOSPC, "No space left on device")
     with mock.patch("callbacks.checkpointing.os.fsync", side_effect=full):

@@ -1,13 +1,15 @@
-"""What is refused because ``torchrun`` could not start the ranks again, by hand-set variables and by itself."""
+"""Starts that are refused or warned of because the processes could not find each other."""
 
+import logging
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from datamodules.errors import InputError
-from experiments.launch.torchrun import refuse_shared_store
+from experiments.launch.meeting import refuse_shared_store, warn_if_unreachable
 from tests.ddp.launch import REPOSITORY, environment
 from tests.patience import PATIENCE
 
@@ -58,3 +60,38 @@ def test_torchrun_sets_the_variables_that_are_read(options: list[str], variable:
     )
     assert done.returncode == 1
     assert "interstack: torchrun --max_restarts 1: ranks that are started again" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "nodes", "local_rank", "interface", "warned"),
+    [
+        ("127.0.1.1", 2, 0, None, True),
+        (None, 2, 0, None, True),  # a name that leads nowhere
+        ("10.0.0.7", 2, 0, None, False),
+        ("127.0.1.1", 1, 0, None, False),
+        ("127.0.1.1", 2, 1, None, False),
+        ("127.0.1.1", 2, 0, "eth0", False),
+    ],
+)
+def test_a_name_that_other_machines_cannot_reach_is_warned_of(
+    address: str | None,
+    nodes: int,
+    local_rank: int,
+    interface: str | None,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def lookup(name: str) -> str:
+        if address is None:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return address
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "node1")
+    monkeypatch.setattr(socket, "gethostbyname", lookup)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    if interface:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface)
+    with caplog.at_level(logging.WARNING):
+        warn_if_unreachable(nodes, local_rank)
+    assert [f"node1, leads to {address or '127.0.0.1'}" in text for text in caplog.messages] == [True] * warned
