@@ -135,8 +135,9 @@ class RunCheckpoint(Checkpoint):
         keep_stages: also keep the model at the end of each stage.
 
     Raises:
-        OSError: a checkpoint cannot be written. All ranks raise it, and it names the folder.
-        InputError: ``trainer.should_stop`` is set before the first step, or ranks go on from different steps.
+        OSError: a checkpoint cannot be written. All ranks raise it, and it names the folder. Or ranks go on from
+            different steps.
+        InputError: ``trainer.should_stop`` is set before the first step.
     """
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_stages: bool = True) -> None:

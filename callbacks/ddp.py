@@ -4,6 +4,7 @@ It was checked against Lightning 2.6 (``DDPStrategy.configure_ddp`` and ``_setup
 ``tests/callbacks/test_ddp.py`` fails if either changes. No other code uses the strategy.
 """
 
+import errno
 import hashlib
 from collections.abc import Iterator
 
@@ -121,7 +122,9 @@ def require_same_step(trainer: L.Trainer, step: int) -> None:
     gathered = trainer.strategy.all_gather(torch.tensor(step, device=trainer.strategy.root_device))
     steps = sorted({int(found) for found in gathered})
     if len(steps) > 1:
-        raise InputError(
+        failure = OSError(
             f"ranks go on from checkpoints of different steps ({', '.join(map(str, steps))}): the run's folder must be "
             "the same on all machines. If it is, start the command again: one did not see the newest checkpoint yet"
         )
+        failure.errno = errno.ESTALE  # an error of storage, after which a job's script starts again
+        raise failure

@@ -95,8 +95,9 @@ commands:
 A foreseen error is printed as one line; INTERSTACK_TRACEBACK=1 adds its
 traceback, which any other error has anyway.
 Exit status: 0; 2 after a foreseen error, 1 after another; 130 after an
-interrupt (1 while training); 143 if SIGTERM stopped training, or max_time
-or a callback `fit`, which leaves a checkpoint for `--ckpt_path last`.
+interrupt (1 while training); 143 if SIGTERM stopped training. `fit` has 143
+also if max_time or a callback stopped it, and leaves a checkpoint for
+`--ckpt_path last` each time.
 """
 
 
@@ -118,12 +119,15 @@ def complete_switches(args: list[str], switches: set[str]) -> list[str]:
 
 @contextmanager
 def sigterm_as_status() -> Iterator[None]:
-    """Give Lightning's exception after SIGTERM the shells' exit status. It has none, which would be success."""
+    """Give Lightning's exception after SIGTERM the shells' exit status. It has none, which would be success.
+
+    The first process of each machine has it: Lightning's launcher would take another's for a crash, and kill the first.
+    """
     try:
         yield
     except SystemExit as error:
         if error.code is None and type(error).__name__ == "SIGTERMException":  # Lightning is slow to import, see main
-            error.code = EXIT_SIGTERM
+            error.code = EXIT_SIGTERM if os.environ.get("LOCAL_RANK", "0") == "0" else 0
         raise
 
 
@@ -257,6 +261,8 @@ def _status(program: str, action: Callable[[], object]) -> int:
         return status
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
+        if leave := _exit_without_waiting():
+            leave(130)
         return 130
     return 0
 

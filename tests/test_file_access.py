@@ -17,7 +17,7 @@ ELSEWHERE = {
     "experiments/deployment/measuring.py": "the log of a process",
     "experiments/deployment/worker.py": "a pipe to the parent process",
     "experiments/launch/gpu_bundle.py": "part of the repository",
-    "experiments/records/loggers.py": "a table that rows are appended to",
+    "experiments/records/csv_logger.py": "a table that rows are appended to",
     "experiments/report/page.py": "part of the package",
     "experiments/superb/reference/added_tasks.py": "runs in s3prl's environment",
     "experiments/superb/reference/existing_tasks.py": "runs in s3prl's environment",

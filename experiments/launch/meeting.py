@@ -42,7 +42,7 @@ def warn_if_unreachable(num_nodes: int, local_rank: int) -> None:
         return
     name = socket.gethostname()
     try:
-        address = socket.gethostbyname(name)
+        address = str(socket.getaddrinfo(name, None)[0][4][0])
     except OSError:
         address = "127.0.0.1"  # gloo's choice too
     if ipaddress.ip_address(address).is_loopback:

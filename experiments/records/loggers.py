@@ -1,16 +1,9 @@
-"""Loggers of a run: ``RUN/metrics.csv`` always, Weights & Biases unless it is disabled.
+"""Loggers of a run: ``RUN/metrics.csv`` always, Weights & Biases unless it is disabled."""
 
-``metrics.csv`` has one column per metric and one row per logging call. A step may have several rows (training and
-validation, steps repeated after a resume); for each column the last value of a step counts.
-"""
-
-import csv
-import io
 import logging
 import netrc
 import os
 import shutil
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,116 +11,16 @@ from threading import Thread
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.requeue import EXIT_SIGTERM, MOST_SECONDS_BEFORE, announced, before_requeue
 from datamodules.errors import InputError
-from datamodules.files import write_text
-from experiments.records.wandb_run import SurvivingRun, drop_service, leave_service
+from experiments.records.csv_logger import AppendingCSVLogger
+from experiments.records.wandb_run import ServiceGuard, drop_service, is_end_of_service, leave_service
 
 log = logging.getLogger(__name__)
-
-
-class MetricsFile:
-    """A CSV file that only grows: rows are appended, a new column rewrites the file atomically.
-
-    A process that is killed while it writes can leave an incomplete last line, which is dropped when the file is next
-    opened.
-
-    Args:
-        path: path of the file; existing rows are kept.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.columns = self._repair()
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row; it is in the file when this returns, even if the process is killed afterwards."""
-        new = [name for name in row if name not in self.columns]
-        if new:
-            self._add_columns(new)
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_line([row.get(name, "") for name in self.columns]))
-
-    def _repair(self) -> list[str]:
-        if not self.path.is_file():
-            return []
-        with self.path.open("r+b") as file:
-            whole = file.read().rfind(b"\n") + 1
-            file.truncate(whole)
-        with self.path.open(encoding="utf-8", newline="") as file:
-            return next(csv.reader(file), [])
-
-    def _add_columns(self, names: list[str]) -> None:
-        rows: list[list[str]] = []
-        if self.path.is_file():
-            with self.path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.reader(file))[1:]
-        self.columns = [*self.columns, *names]
-        filled = ([*row, *[""] * (len(self.columns) - len(row))] for row in [self.columns, *rows])
-        write_text(self.path, "".join(map(_line, filled)))
-
-
-def _line(values: list[Any]) -> str:
-    # One string, so that a row reaches the file in one write.
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(values)
-    return buffer.getvalue()
-
-
-class AppendingCSVLogger(CSVLogger):
-    """``RUN/metrics.csv``, continued by a resumed run; Lightning's own logger would delete it.
-
-    Hyper-parameters are not written here: every attempt keeps its resolved configuration.
-
-    Args:
-        run_dir: folder of the run.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        super().__init__(save_dir=run_dir, name="", version="")
-        self._metrics: MetricsFile | None = None
-
-    @property
-    def log_dir(self) -> str:
-        return self.save_dir
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The file, opened at the first access, on rank zero."""
-        if self._metrics is None:
-            self._metrics = MetricsFile(Path(self.log_dir) / "metrics.csv")
-        return self._metrics
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append one row.
-
-        Args:
-            metrics: numbers, or tensors of one element.
-            step: optimizer steps done; required, since a row without one cannot be placed.
-        """
-        if step is None:
-            raise InputError(f"metrics {', '.join(metrics)} were logged without a step")
-        values = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
-        self.experiment.append({"step": step, **values})
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
-        """Do nothing: see the class."""
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Do nothing: rows are in the file already."""
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Do nothing: rows are in the file already."""
 
 
 @dataclass
@@ -170,7 +63,7 @@ SERVICE_SECONDS = 10.0
 class ResilientWandbLogger(WandbLogger):
     """A ``WandbLogger`` that goes offline when the server does not answer, and ends its run with the fit.
 
-    If W&B's service ends, the training goes on without it (see `SurvivingRun`).
+    If W&B's service ends, the training goes on without it (see `ServiceGuard`).
 
     All metrics are shown against ``trainer/global_step``, the optimizer steps done.
 
@@ -198,7 +91,7 @@ class ResilientWandbLogger(WandbLogger):
         """The W&B run, started at the first access, on rank zero."""
         if self._experiment is None:
             self._start()
-            self._experiment = SurvivingRun(self._experiment)  # type: ignore[assignment]
+            self._guard = ServiceGuard(self._experiment)
             ResilientWandbLogger._running += 1
             self._forget = before_requeue(self.suspend)
         return self._experiment
@@ -209,9 +102,9 @@ class ResilientWandbLogger(WandbLogger):
         if ResilientWandbLogger.unreachable and self._wandb_init["mode"] == "online":
             # Another failure would end W&B's service, and with it the runs of this process that log offline.
             self._wandb_init["mode"] = "offline"
-        earlier = self._online_folders()
+        earlier = self._folders()
         try:
-            self._experiment = super().experiment
+            self._begin()
             return
         except wandb.errors.Error as error:
             if self._wandb_init["mode"] != "online":
@@ -224,13 +117,29 @@ class ResilientWandbLogger(WandbLogger):
             self._wandb_init["id"] += "-offline"
         else:
             wandb.teardown()
-        for folder in self._online_folders() - earlier:  # it holds no metrics, and looks like a run to upload
-            shutil.rmtree(folder, ignore_errors=True)
+        self._remove_since(earlier)
         self._wandb_init["mode"] = "offline"
         self._experiment = super().experiment
 
-    def _online_folders(self) -> set[Path]:
-        return set((Path(self.save_dir or ".") / "wandb").glob("run-*"))
+    def _begin(self) -> None:
+        """Start the run, with a new service if the one of earlier runs has ended."""
+        earlier = self._folders()
+        try:
+            self._experiment = super().experiment
+        except Exception as error:
+            if ResilientWandbLogger._running or not is_end_of_service(error):
+                raise
+            drop_service()
+            self._remove_since(earlier)
+            self._experiment = super().experiment
+
+    def _folders(self) -> set[Path]:
+        return set((Path(self.save_dir or ".") / "wandb").glob("*run-*"))
+
+    def _remove_since(self, earlier: set[Path]) -> None:
+        """Remove the folder of a run that could not start: it holds no metrics, and looks like a run to upload."""
+        for folder in self._folders() - earlier:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -278,8 +187,7 @@ class ResilientWandbLogger(WandbLogger):
             exit_code: 0 unless the run failed.
             timeout_seconds: the most seconds that this call may take.
         """
-        run: Any = self._experiment
-        self._experiment = None
+        run, self._experiment = self._experiment, None
         if run is None:
             return
         self._forget()
@@ -300,9 +208,11 @@ class ResilientWandbLogger(WandbLogger):
             problems.append(TimeoutError("it is still uploading"))
             if timeout_seconds < self._finish_timeout_seconds:
                 leave_service()
-        if run.lost and not ResilientWandbLogger._running:
-            drop_service()
-        if problems:
+        if problems and is_end_of_service(problems[0]):
+            self._guard.lose(problems[0])
+            if not ResilientWandbLogger._running:
+                drop_service()
+        elif problems:
             ResilientWandbLogger.unreachable = True
             log.warning(
                 "W&B did not get all data (%s): `wandb sync --include-online %s` uploads the run; later runs of this "

@@ -1,72 +1,58 @@
-"""A W&B run that outlives W&B's service, the process to which it hands everything."""
+"""W&B's service, the process to which a run hands everything: what happens when it ends before the run does."""
 
 import contextlib
 import logging
-from collections.abc import Callable
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 
-class SurvivingRun:
-    """A W&B run whose calls do nothing once W&B's service has ended; by themselves they would end the training.
+def is_end_of_service(error: BaseException) -> bool:
+    """Whether W&B raises this because its service has ended: at what is sent, or while an answer is awaited."""
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
-    The service ends when the kernel lacks memory, or when a scheduler signals every process of a job.
+    return isinstance(error, ConnectionError | HandleAbandonedError | MailboxClosedError)
+
+
+class ServiceGuard:
+    """Lets a run go on without W&B's service: all that it sends afterwards is dropped, with one warning.
+
+    The service ends when the kernel lacks memory, or when a scheduler signals every process of a job. By itself W&B
+    then raises at the next logged row, and so ends the training.
 
     Args:
         run: the W&B run.
 
     Attributes:
-        lost: whether W&B's service has ended.
+        lost: whether the service has ended.
     """
 
     def __init__(self, run: Any) -> None:
-        self._run = run
-        self.lost = False
+        self._run, self.lost = run, False
+        interface = getattr(run, "_interface", None)  # a disabled run has none
+        if interface is None:
+            return
+        send = interface._publish  # of rows, configuration, summary, metrics' definitions and the console's lines
 
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._run, name)
-        if name in ("config", "summary"):
-            return _Part(value, self._guarded)
-        return self._guarded(value) if callable(value) else value
-
-    def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def guarded(*args: Any, **kwargs: Any) -> Any:
+        def guarded(*args: Any, **kwargs: Any) -> None:
             if self.lost:
-                return None
+                return
             try:
-                return call(*args, **kwargs)
+                send(*args, **kwargs)
             except ConnectionError as error:
-                self._lose(error)
+                self.lose(error)
 
-        return guarded
+        interface._publish = guarded
 
-    def _lose(self, error: ConnectionError) -> None:
+    def lose(self, error: BaseException) -> None:
+        """Note that the service has ended, and warn once."""
+        if not self.lost:
+            log.warning(
+                "W&B's service has ended (%s): what this run still logs is in metrics.csv only; "
+                "`wandb sync --include-online %s` uploads what came before",
+                *(error or type(error).__name__, self._run.settings.sync_dir),
+            )
         self.lost = True
-        with contextlib.suppress(ConnectionError):
-            self._run.finish(exit_code=1)  # nobody hears the status, but the run's threads end
-        log.warning(
-            "W&B's service has ended (%s): what this run still logs is in metrics.csv only; "
-            "`wandb sync --include-online %s` uploads what came before",
-            *(error, self._run.settings.sync_dir),
-        )
-
-
-class _Part:
-    """Configuration or summary of a run, of which items and ``update`` are set."""
-
-    def __init__(self, part: Any, guard: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        self._part, self._guard = part, guard
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._part, name)
-        return self._guard(value) if callable(value) else value
-
-    def __getitem__(self, key: str) -> Any:
-        return self._part[key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._guard(self._part.__setitem__)(key, value)
 
 
 def leave_service() -> None:

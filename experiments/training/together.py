@@ -275,7 +275,8 @@ class Together:
                 log.error(summary)
             if self._signal == signal.SIGUSR1 or (self._signal and under_srun() and is_preempted()):
                 requeue()
-            raise SystemExit(EXIT_SIGTERM)
+            wanted = all(isinstance(error, SIGTERMException) and error.code == 0 for error in errors.values())
+            raise SystemExit(0 if wanted and self._signal is None else EXIT_SIGTERM)
         if failed:
             kind = InputError if all(map(is_foreseen, failed.values())) else RuntimeError
             raise kind(summary) from next(iter(failed.values()))

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.guards import DivergedError, NonFiniteGuard
 from callbacks.summary import RunSummary
-from experiments.records.loggers import AppendingCSVLogger
+from experiments.records.csv_logger import AppendingCSVLogger
 from tests.callbacks.faults import PoisonLoss
 from tests.helpers import make_data, make_module, make_trainer
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks.metrics import TrainingMetrics
 from callbacks.throughput import ThroughputCallback
-from experiments.records.loggers import AppendingCSVLogger
+from experiments.records.csv_logger import AppendingCSVLogger
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
 
 

@@ -12,12 +12,12 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from callbacks.guards import DivergedError
 from datamodules.audio import BadAudioError
 from datamodules.errors import InputError
-from experiments.cli import COMMANDS, complete_switches, help_text, main, run
+from experiments.cli import COMMANDS, complete_switches, help_text, main, run, sigterm_as_status
 from experiments.training import fit as training
 from experiments.training.fit import CONFIGS, DistillationCLI, default_name, resolve_configs
 from tests.helpers import save_corpus, save_teacher
@@ -146,6 +146,27 @@ def test_modules_that_are_commands_have_errors_of_one_line(
     assert done.returncode == 2
     assert line.startswith(f"python -m experiments.{module}: {message}")
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "local_rank", "code"),
+    [
+        (SIGTERMException(), None, 143),
+        (SIGTERMException(), "0", 143),
+        (SIGTERMException(), "1", 0),  # Lightning's launcher would kill the others, and what they still write
+        (SIGTERMException(0), "0", 0),
+        (SystemExit(), None, None),
+    ],
+)
+def test_sigterm_has_a_status_in_the_first_process_of_a_machine(
+    error: SystemExit, local_rank: str | None, code: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with pytest.raises(SystemExit) as end, sigterm_as_status():
+        raise error
+    assert end.value.code == code
 
 
 @pytest.mark.parametrize("error", [KeyError("a key"), ValueError("shapes differ"), RuntimeError("CUDA")])

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,9 @@ def test_torchrun_sets_the_variables_that_are_read(options: list[str], variable:
     [
         ("127.0.1.1", 2, 0, None, True),
         (None, 2, 0, None, True),  # a name that leads nowhere
+        ("::1", 2, 0, None, True),
         ("10.0.0.7", 2, 0, None, False),
+        ("fd00::7", 2, 0, None, False),
         ("127.0.1.1", 1, 0, None, False),
         ("127.0.1.1", 2, 1, None, False),
         ("127.0.1.1", 2, 0, "eth0", False),
@@ -82,13 +85,13 @@ def test_a_name_that_other_machines_cannot_reach_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def lookup(name: str) -> str:
+    def lookup(name: str, port: None) -> list[Any]:
         if address is None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return address
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
 
     monkeypatch.setattr(socket, "gethostname", lambda: "node1")
-    monkeypatch.setattr(socket, "gethostbyname", lookup)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     if interface:
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface)

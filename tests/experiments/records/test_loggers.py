@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from experiments.records.loggers import AppendingCSVLogger, ResilientWandbLogger, WandbSettings, build_loggers
+from experiments.records.csv_logger import AppendingCSVLogger
+from experiments.records.loggers import ResilientWandbLogger, WandbSettings, build_loggers
 from tests.processes import ended, fork
 
 

@@ -1,11 +1,13 @@
 """Runs whose W&B service, a process of its own, is killed."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -23,8 +25,8 @@ def wandb_logger(folder: Path, run_id: str) -> ResilientWandbLogger:
     return logger
 
 
-def kill_service(number: int = signal.SIGKILL) -> None:
-    """End W&B's service of this process, and wait until it has."""
+def service() -> int:
+    """Process of W&B's service for this process."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -33,9 +35,22 @@ def kill_service(number: int = signal.SIGKILL) -> None:
             continue  # it ended while we looked
         if b"wandb-core" in command and int(stat.rpartition(b")")[2].split()[1]) == os.getpid():
             found.append(int(path.name))
-    (service,) = found
-    os.kill(service, number)
-    os.waitpid(service, 0)
+    (one,) = found
+    return one
+
+
+def kill_service(number: int = signal.SIGKILL) -> None:
+    """End the service, and wait until it has."""
+    process = service()
+    os.kill(process, number)
+    # By W&B's own object, which would warn in whatever test it is collected.
+    (handle,) = (each for each in gc.get_objects() if isinstance(each, subprocess.Popen) and each.pid == process)
+    handle.wait()
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the project said; W&B logs errors of its own."""
+    return [each.getMessage() for each in caplog.records if each.name.startswith("experiments.records")]
 
 
 @BY_PROC
@@ -59,13 +74,9 @@ def test_training_goes_on_without_the_service(
     assert other.experiment.id == "beside"
     other.finalize("success")
     assert len(rows(tmp_path)) == 3
-
-    def warned() -> list[str]:
-        return [each.getMessage() for each in caplog.records if each.name == "experiments.records.wandb_run"]
-
-    warnings = warned()
-    assert len(warnings) == 2
-    for run_id, warning in zip(["abc123", "beside"], warnings, strict=True):
+    said = warnings(caplog)
+    assert len(said) == 2
+    for run_id, warning in zip(["abc123", "beside"], said, strict=True):
         assert "W&B's service has ended" in warning
         (folder,) = (tmp_path / "wandb").glob(f"offline-run-*-{run_id}")
         assert f"`wandb sync --include-online {folder}`" in warning
@@ -73,7 +84,29 @@ def test_training_goes_on_without_the_service(
     later.log_metrics({"train/loss": 0.5}, step=1)
     assert later.experiment.offline
     later.finalize("success")
-    assert warned() == warnings
+    assert warnings(caplog) == said
+
+
+@BY_PROC
+@pytest.mark.parametrize("moment", ["between runs", "at the end of a run"])
+def test_the_next_run_has_a_service_of_its_own(moment: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where W&B waits for an answer it raises other errors."""
+    first = wandb_logger(tmp_path, "first")
+    first.log_metrics({"train/loss": 0.5}, step=1)
+    if moment == "between runs":
+        first.finalize("success")
+        kill_service()
+    else:
+        os.kill(service(), signal.SIGSTOP)
+        Timer(1.0, kill_service).start()
+        first.finalize("success")
+    said = warnings(caplog)
+    assert ["W&B's service has ended" in text for text in said] == [True] * (moment != "between runs")
+    second = wandb_logger(tmp_path, "second")
+    second.log_metrics({"train/loss": 0.5}, step=1)
+    second.finalize("success")
+    assert warnings(caplog) == said
+    assert len(list((tmp_path / "wandb").glob("offline-run-*-second*"))) == 1
 
 
 @pytest.mark.ci

@@ -216,6 +216,15 @@ def test_students_that_were_stopped_go_back_into_the_queue_though_another_failed
         Together._report(SimpleNamespace(students=students[:1], _signal=None), 1.0)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("code", "number", "status"), [(0, None, 0), (143, None, 143), (0, signal.SIGTERM, 143)])
+def test_a_wanted_stop_is_no_failure_under_torchruns_restarts(code: int, number: int | None, status: int) -> None:
+    """As `RunCheckpoint` says by its exception's code."""
+    students = [SimpleNamespace(name=name, error=SIGTERMException(code)) for name in "ab"]
+    with pytest.raises(SystemExit) as stop:
+        Together._report(SimpleNamespace(students=students, _signal=number), 1.0)  # type: ignore[arg-type]
+    assert stop.value.code == status
+
+
 @pytest.mark.slow  # SIGTERM is above, kills of single runs are in test_kill.py
 @pytest.mark.parametrize(("signal_name", "status"), [("SIGKILL", -signal.SIGKILL), ("SIGINT", 130)])
 def test_a_kill_and_an_interrupt_leave_no_trace(
