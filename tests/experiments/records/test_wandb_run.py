@@ -44,7 +44,7 @@ def kill_service(number: int = signal.SIGKILL) -> None:
     process = service()
     os.kill(process, number)
     # By W&B's own object, which would warn in whatever test it is collected.
-    (handle,) = (each for each in gc.get_objects() if isinstance(each, subprocess.Popen) and each.pid == process)
+    (handle,) = (each for each in gc.get_objects() if type(each) is subprocess.Popen and each.pid == process)
     handle.wait()
 
 
