@@ -1,6 +1,8 @@
 """Fixtures shared by all tests, and the device that they run on."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a suite for the CPU, on a machine with a GPU too
     if config.getoption("--device") is None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums depend on it, and processes that tests start have one
+
+
+@pytest.fixture(autouse=True)
+def _handlers_as_they_were() -> Iterator[None]:
+    """Commands set handlers for the rest of their process, which here runs more tests."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
