@@ -29,10 +29,12 @@ class ServiceGuard:
 
     def __init__(self, run: Any) -> None:
         self._run, self.lost = run, False
-        interface = getattr(run, "_interface", None)  # a disabled run has none
-        if interface is None:
+        # Rows, configuration, summary, metrics' definitions and the console's lines. A disabled run sends nothing, and
+        # another version of W&B may send by another name: then its runs are as W&B makes them.
+        interface = getattr(run, "_interface", None)
+        send = getattr(interface, "_publish", None)
+        if interface is None or send is None:
             return
-        send = interface._publish  # of rows, configuration, summary, metrics' definitions and the console's lines
 
         def guarded(*args: Any, **kwargs: Any) -> None:
             if self.lost:
@@ -50,7 +52,7 @@ class ServiceGuard:
             log.warning(
                 "W&B's service has ended (%s): what this run still logs is in metrics.csv only; "
                 "`wandb sync --include-online %s` uploads what came before",
-                *(error or type(error).__name__, self._run.settings.sync_dir),
+                *(str(error) or type(error).__name__, self._run.settings.sync_dir),
             )
         self.lost = True
 
