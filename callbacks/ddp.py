@@ -116,6 +116,13 @@ def require_same_step(trainer: L.Trainer, step: int) -> None:
 
     Each rank reads its own. DDP makes weights alike, but not the optimizer's state. On storage over a network a machine
     may not see the newest checkpoint at once.
+
+    Args:
+        trainer: trainer whose processes are joined.
+        step: optimizer steps of the checkpoint that this rank has read; 0 without one.
+
+    Raises:
+        OSError: the steps differ; its number is that of a stale file.
     """
     if trainer.world_size == 1:
         return

@@ -22,13 +22,10 @@ class ServiceGuard:
 
     Args:
         run: the W&B run.
-
-    Attributes:
-        lost: whether the service has ended.
     """
 
     def __init__(self, run: Any) -> None:
-        self._run, self.lost = run, False
+        self._run, self._lost = run, False
         # Rows, configuration, summary, metrics' definitions and the console's lines. A disabled run sends nothing, and
         # another version of W&B may send by another name: then its runs are as W&B makes them.
         interface = getattr(run, "_interface", None)
@@ -37,7 +34,7 @@ class ServiceGuard:
             return
 
         def guarded(*args: Any, **kwargs: Any) -> None:
-            if self.lost:
+            if self._lost:
                 return
             try:
                 send(*args, **kwargs)
@@ -48,13 +45,13 @@ class ServiceGuard:
 
     def lose(self, error: BaseException) -> None:
         """Note that the service has ended, and warn once."""
-        if not self.lost:
+        if not self._lost:
             log.warning(
                 "W&B's service has ended (%s): what this run still logs is in metrics.csv only; "
                 "`wandb sync --include-online %s` uploads what came before",
                 *(str(error) or type(error).__name__, self._run.settings.sync_dir),
             )
-        self.lost = True
+        self._lost = True
 
 
 def leave_service() -> None:

@@ -16,8 +16,6 @@ from experiments.records.loggers import ResilientWandbLogger, WandbSettings, bui
 from tests.experiments.records.test_loggers import Tiny, loader, make_trainer, rows
 from tests.patience import PATIENCE
 
-BY_PROC = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds processes by /proc")
-
 
 def wandb_logger(folder: Path, run_id: str) -> ResilientWandbLogger:
     logger = build_loggers(folder, "run", WandbSettings("offline"), run_id=run_id, config={"a": 1})[1]
@@ -25,27 +23,18 @@ def wandb_logger(folder: Path, run_id: str) -> ResilientWandbLogger:
     return logger
 
 
-def service() -> int:
-    """Process of W&B's service for this process."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            command, stat = (path / "cmdline").read_bytes(), (path / "stat").read_bytes()
-        except OSError:
-            continue  # it ended while we looked
-        if b"wandb-core" in command and int(stat.rpartition(b")")[2].split()[1]) == os.getpid():
-            found.append(int(path.name))
-    (one,) = found
+def service() -> subprocess.Popen[bytes]:
+    """W&B's service for this process, by W&B's own object: it would warn later if another one had waited for it."""
+    children = [each for each in gc.get_objects() if type(each) is subprocess.Popen]
+    (one,) = (each for each in children if "wandb-core" in str(each.args) and each.poll() is None)
     return one
 
 
 def kill_service(number: int = signal.SIGKILL) -> None:
     """End the service, and wait until it has."""
     process = service()
-    os.kill(process, number)
-    # By W&B's own object, which would warn in whatever test it is collected.
-    (handle,) = (each for each in gc.get_objects() if type(each) is subprocess.Popen and each.pid == process)
-    handle.wait()
+    process.send_signal(number)
+    process.wait()
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -53,7 +42,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.name.startswith("experiments.records")]
 
 
-@BY_PROC
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("requeued", [False, True])
 def test_training_goes_on_without_the_service(
@@ -87,7 +75,6 @@ def test_training_goes_on_without_the_service(
     assert warnings(caplog) == said
 
 
-@BY_PROC
 @pytest.mark.parametrize("moment", ["between runs", "at the end of a run"])
 def test_the_next_run_has_a_service_of_its_own(moment: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where W&B waits for an answer it raises other errors."""
@@ -97,7 +84,7 @@ def test_the_next_run_has_a_service_of_its_own(moment: str, tmp_path: Path, capl
         first.finalize("success")
         kill_service()
     else:
-        os.kill(service(), signal.SIGSTOP)
+        service().send_signal(signal.SIGSTOP)
         Timer(1.0, kill_service).start()
         first.finalize("success")
     said = warnings(caplog)
@@ -111,7 +98,6 @@ def test_the_next_run_has_a_service_of_its_own(moment: str, tmp_path: Path, capl
 
 
 @pytest.mark.ci
-@BY_PROC
 def test_the_process_ends_as_ever(tmp_path: Path) -> None:
     program = (
         "import time\n"
