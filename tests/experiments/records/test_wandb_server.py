@@ -129,9 +129,11 @@ def test_a_server_lost_before_the_end_gets_the_rows_later(
     assert f"`wandb sync --include-online {folder}`" in warnings[0]
     server.fault = "none"
     run = server.runs["abc123"]
-    assert (steps(run), run.exit_code) == ([], None)
+    before = steps(run)  # nothing, unless the test ran so long that W&B had sent rows, which it then sends again
+    assert len(before) <= NUM_STEPS // 2
+    assert run.exit_code is None
     sync(tmp_path, "--include-online")
-    assert (steps(run), run.exit_code) == (list(range(1, NUM_STEPS + 1)), 0)
+    assert (steps(run), run.exit_code) == ([*before, *range(1, NUM_STEPS + 1)], 0)
 
 
 @pytest.mark.ci
@@ -164,8 +166,10 @@ def test_only_the_first_of_several_runs_waits_for_a_lost_server(
     later.finalize("success")
     server.fault = "none"
     wandb.teardown()  # as at the end of a process
+    before = steps(server.runs["second"])  # as above
+    assert len(before) < NUM_STEPS
     sync(tmp_path / "second", "--include-online")
-    assert steps(server.runs["second"]) == list(range(1, NUM_STEPS + 1))
+    assert steps(server.runs["second"]) == [*before, *range(1, NUM_STEPS + 1)]
 
 
 @pytest.mark.slow  # 15 s, in which W&B gives up
