@@ -11,6 +11,8 @@ from threading import Thread
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import lightning as L
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
@@ -219,6 +221,28 @@ class ResilientWandbLogger(WandbLogger):
                 "process log offline",
                 *(problems[0], run.settings.sync_dir),
             )
+
+
+class LateLogger(Callback):
+    """Adds a logger to the trainer when the training starts, or when ``fit`` ends without any.
+
+    Lightning starts every logger's run before it reads the checkpoint. If this is then refused, or of a finished run,
+    W&B would show as failed, or as run again, what had ended well.
+
+    Args:
+        logger: the logger, whose run must not start before there is something to log.
+    """
+
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.loggers.append(self._logger)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The summary of a run that was killed after its last checkpoint is still to be logged.
+        if self._logger not in trainer.loggers:
+            trainer.loggers.append(self._logger)
 
 
 def build_loggers(

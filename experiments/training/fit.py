@@ -36,7 +36,7 @@ from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.speech_data import SpeechDataModule
 from experiments.command_line import OneLineErrors, common_options
 from experiments.launch.meeting import warn_if_unreachable
-from experiments.records.loggers import WandbSettings, build_loggers
+from experiments.records.loggers import LateLogger, WandbSettings, build_loggers
 from experiments.records.runs import RunFolder
 from experiments.records.settings_yaml import dump_settings, load_settings
 from experiments.shipped import find_shipped, shipped_names
@@ -287,19 +287,18 @@ class DistillationCLI(LightningCLI):
             if config.wandb.id:
                 self.run_folder.wandb_id = config.wandb.id
             self._start_attempt()
+        late: list[Any] = []
         if config.trainer.logger is None:
-            logged = fitting and not config.trainer.fast_dev_run
-            kwargs["logger"] = (
-                build_loggers(
+            kwargs["logger"] = False
+            if fitting and not config.trainer.fast_dev_run:
+                kwargs["logger"], *others = build_loggers(
                     self.run_folder.path,
                     config.name,
                     self.config_init[self.subcommand].wandb,
                     run_id=self.run_folder.wandb_id,
                     config=self.config_dump,
                 )
-                if logged
-                else False
-            )
+                late = [LateLogger(each) for each in others]
         callbacks: list[Any] = [TrainingMetrics(), ThroughputCallback(), RunSummary()]
         callbacks.append(ResumeGuard(config.allow_config_change))
         if config.trainer.enable_progress_bar is not False:
@@ -307,7 +306,7 @@ class DistillationCLI(LightningCLI):
         if config.log_samples:
             callbacks.append(SampleSpectrograms())
         own = self.config_init[self.subcommand].trainer.get("callbacks") or []
-        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
+        kwargs["callbacks"] = [*late, *(own if isinstance(own, list) else [own]), *callbacks]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except InputError:

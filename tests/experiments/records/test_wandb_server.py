@@ -16,6 +16,7 @@ from datamodules.errors import InputError
 from experiments.records import loggers
 from experiments.records.loggers import ResilientWandbLogger, WandbSettings, build_loggers
 from experiments.records.reading import read_metrics
+from lightning_modules.distillation import DistillationModule
 from tests.experiments.records.test_loggers import Tiny, loader, make_trainer
 from tests.tiny_run import fit
 from tests.wandb_server import ReceivedRun, WandbServer
@@ -251,6 +252,40 @@ def test_a_resumed_run_goes_on_in_its_run_and_the_last_value_of_a_step_counts(
         logger.finalize("success")
     assert list(server.runs) == ["abc123"]
     assert steps(server.runs["abc123"]) == [*range(1, 21), *range(11, 21)]
+
+
+ONLINE = ["--wandb.mode", "online", "--name"]
+
+
+def test_a_command_that_trains_nothing_leaves_the_run_as_it_was(inputs: Path, server: WandbServer) -> None:
+    name = "left"
+    fit(inputs, *ONLINE, name)
+    (run,) = server.runs.values()
+    before = (run.exit_code, len(run.history), run.summary)
+    assert before[0] == 0
+    fit(inputs, *ONLINE, name, "--ckpt_path", "last")  # which finds it finished
+    with pytest.raises(InputError, match="weight_decay"):
+        fit(inputs, *ONLINE, name, "--ckpt_path", "last", "--model.optimizer.weight_decay", "0.5")
+    assert (run.exit_code, len(run.history), run.summary) == before
+    folder = inputs / "runs" / name
+    assert len(list((folder / "wandb").glob("run-*"))) == 1
+    (folder / "summary.json").unlink()  # as if killed between the last checkpoint and its summary
+    run.summary = {}
+    fit(inputs, *ONLINE, name, "--ckpt_path", "last")
+    assert run.summary["val_output"] == pytest.approx(before[2]["val_output"])
+
+
+def test_a_run_that_fails_before_its_first_row_is_shown_as_failed(
+    inputs: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(DistillationModule, "training_step", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(inputs, *ONLINE, "failing")
+    (run,) = server.runs.values()
+    assert (run.exit_code, run.display_name) == (1, "failing")
 
 
 def test_every_panel_shows_something_that_a_run_sent(inputs: Path, server: WandbServer) -> None:
