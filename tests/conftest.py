@@ -26,6 +26,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums depend on it, and processes that tests start have one
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _autograd_begun(request: pytest.FixtureRequest) -> None:
+    """If torch's first backward is a compiled one, autograd starts threads, and no forked child can train."""
+    import torch  # not before the device is chosen
+
+    if request.config.getoption("--device") != "cuda":
+        torch.ones((), requires_grad=True).backward()
+
+
 @pytest.fixture(autouse=True)
 def _handlers_as_they_were() -> Iterator[None]:
     """Commands set handlers for the rest of their process, which here runs more tests."""
@@ -34,6 +43,15 @@ def _handlers_as_they_were() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _without_determinism() -> Iterator[None]:
+    """``trainer.deterministic`` holds for the rest of a process too."""
+    import torch
+
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,8 @@ def fork(
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
+    while process.is_alive() and os.getpgid(process.pid or 0) != process.pid:
+        time.sleep(0.001)  # a group that is not there yet cannot be killed
     return process
 
 

@@ -1,5 +1,6 @@
 """Killed runs: ``kill -9`` at any moment, then the same command; both ranks of two killed, or one."""
 
+import contextlib
 import json
 import os
 import random
@@ -81,7 +82,8 @@ def kill_after(step: int, delay: float, arguments: list[str], runs: Path) -> int
             break
         time.sleep(0.005)
     time.sleep(delay)
-    os.killpg((two or one).pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself, and its output tells why
+        os.killpg((two or one).pid, signal.SIGKILL)
     assert (two.wait() if two else ended(one)) == -signal.SIGKILL, output.read_text()[-4000:]
     return newest_step(folder)
 

@@ -25,7 +25,7 @@ BENCH = "python3 -m experiments.cli bench"
 KEEP = (
     "[ -d gpu_results/suite ] || [ ! -f .bundle/suite.tgz ] || tar xzf .bundle/suite.tgz -C gpu_results; "
     'keep() { tar czf "$OUT/part" -C gpu_results suite && mv "$OUT/part" "$OUT/suite.tgz"; }; '
-    "(while sleep 30; do keep; done) > /dev/null 2>&1 & K=$!; "
+    "(trap exit TERM; while sleep 30 & wait $!; do keep; done) > /dev/null 2>&1 & K=$!; "
 )
 TESTS = "python3 -m pytest -p no:benchmark -W default -q"
 FIRST = ("profile_eager", "profile_compiled", "step_compiled")
@@ -101,7 +101,7 @@ def commands() -> list[Command]:
 def _suite(parts: Sequence[str], seconds: str) -> str:
     """Run parts of the suite for so many seconds; ``L`` is the limit of the command."""
     call = f"{BENCH} suite --accelerator gpu --output gpu_results/suite --only '{json.dumps(parts)}'"
-    return f"{KEEP}timeout -k 15 $L {call} --budget $(({seconds})) 2>&1 | tail -n 60; kill $K; keep"
+    return f"{KEEP}timeout -k 15 $L {call} --budget $(({seconds})) 2>&1 | tail -n 60; kill $K; wait $K; keep"
 
 
 def _ddp() -> str:

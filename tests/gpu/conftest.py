@@ -44,7 +44,6 @@ def place(device: str, tmp_path_factory: pytest.TempPathFactory) -> Place:
 def _as_it_was() -> object:
     """Process-wide switches that a check may have set."""
     yield
-    torch.use_deterministic_algorithms(False)
     if torch.cuda.is_available():
         torch.cuda.set_sync_debug_mode("default")
 

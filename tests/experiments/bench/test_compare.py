@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from experiments.bench.compare import (
 )
 from experiments.bench.laps import PARTS, StepLaps
 from experiments.cli import run
+from lightning_modules.teacher import HuggingFaceTeacher
 from tests.helpers import save_teacher
 
 
@@ -44,7 +46,15 @@ def variants_file(folder: Path) -> Path:
 
 
 @pytest.mark.ci
-def test_runs_take_turns_and_their_parts_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_take_turns_and_their_parts_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: HuggingFaceTeacher, *inputs: Any) -> Any:
+        time.sleep(0.05)  # so tiny a teacher may be as fast as a file
+        return quick(self, *inputs)
+
+    quick = HuggingFaceTeacher.forward
+    monkeypatch.setattr(HuggingFaceTeacher, "forward", forward)
     teacher, output = save_teacher(tmp_path / "teacher", layers=12), tmp_path / "compare.json"
     run(
         [

@@ -204,8 +204,10 @@ def test_a_changed_row_runs_again_and_nothing_else(setup: Setup, tmp_path: Path)
     assert len(run(setup.plan(), workspace)[0]) == 6
     assert run(setup.plan(), workspace)[0] == []
     setup.study.write_text(STUDY.replace("name: grown, label: Grown, configs: [interleave_equal]", CHANGED))
-    ran, _ = run(setup.plan(), workspace)
-    setup.study.write_text(STUDY)
+    try:
+        ran, _ = run(setup.plan(), workspace)
+    finally:
+        setup.study.write_text(STUDY)
     assert ran == ["distil grown seed 0", "export grown seed 0"]
 
 
