@@ -284,7 +284,8 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         if plan.smallest < world_size * accumulate:
             raise InputError(
                 f"the smallest global batch has {plan.smallest} utterances, fewer than "
-                f"{world_size} processes x {accumulate} accumulation steps; use larger batches or fewer parts"
+                f"{world_size} processes x {accumulate} accumulation steps; use larger batches or at most "
+                f"{plan.smallest} parts"
             )
         self.plan, self.crop, self.seed = plan, crop, seed
         self.steps_per_epoch = steps_per_epoch or plan.num_batches

@@ -24,7 +24,7 @@ import numpy as np
 
 from datamodules.errors import InputError
 from datamodules.files import read_json, read_lines
-from datamodules.shards import MappedFile, first_damage, forget_folders, read_marker, remembered
+from datamodules.shards import MappedFile, allow_open_files, first_damage, forget_folders, read_marker, remembered
 
 MARKER = "packed.json"
 INDEX = "index.jsonl"
@@ -127,7 +127,9 @@ def _status(shard: str) -> tuple[str, int, int]:
 def _shard(shard: str) -> MappedFile:
     folder, name = os.path.split(shard)
     _, size, _ = _status(shard)
+    parts = read_marker(folder, MARKER)["parts"]
+    allow_open_files(len(parts), folder, "`interstack pack --shard_megabytes`")
     # Reading past the end of a mapped file kills the process without a message.
-    if size != read_marker(folder, MARKER)["parts"][name]["bytes"]:
+    if size != parts[name]["bytes"]:
         raise _damaged(shard, "has changed its size")
     return MappedFile(shard, "<i2")

@@ -1,5 +1,6 @@
 """Pieces of large files are announced to the system before they are read."""
 
+import json
 import mmap
 import resource
 from pathlib import Path
@@ -101,3 +102,17 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may() -> None:
             allow_open_files(4000, "cache", "--shard_megabytes")
 
     assert ended(fork(check)) == 0  # a hard limit cannot be raised again
+
+
+def test_a_pack_of_many_shards_raises_the_limit_when_it_is_read(tmp_path: Path) -> None:
+    parts = {f"{number:05d}.pcm": {"bytes": len(CONTENT)} for number in range(1000)}
+    (tmp_path / "00000.pcm").write_bytes(CONTENT.tobytes())
+    (tmp_path / PACKED).write_text(json.dumps({"parts": parts}))
+
+    def check(hard: int) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        Piece(str(tmp_path / "00000.pcm"), first=0, num_samples=100).read(0, 100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+
+    assert ended(fork(check, 4096)) == 0
+    assert ended(fork(check, 1200)) == 1  # refused, rather than with the thousandth shard
