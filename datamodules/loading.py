@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_audio.tsv"
 SECONDS_AFTER_SIGTERM = 15  # time for which a worker continues: several optimizer steps
-LONGEST_WAIT = 300  # seconds to wait for a batch of the workers, half of NCCL's limit; see ResumableLoader.explain
+LONGEST_WAIT = 300  # seconds for a batch of the workers, half of torch's limit for NCCL; see ResumableLoader.explain
 SECONDS_AFTER_A_COLLECTIVE = 0.01
 
 
@@ -226,8 +226,8 @@ class ResumableLoader(DataLoader[AudioBatch]):
             return
         if (path := self.dataset.last_read(int(match[1]))) is not None:
             error.args = (
-                f"a data worker died while it was reading {path}: check that file and the machine's memory, or find "
-                f"the cause with data.num_workers=0 ({str(error).strip()})",
+                f"a data worker died while it was reading {path}: check that file, its storage and "
+                f"the machine's memory, or find the cause with data.num_workers=0 ({str(error).strip()})",
             )
 
     def _counted(self, batches: Iterator[AudioBatch]) -> Iterator[AudioBatch]:
