@@ -168,7 +168,6 @@ def test_only_the_first_of_several_runs_waits_for_a_lost_server(
     wandb.teardown()  # as at the end of a process; the second run's service would go on trying
     server.fault = "none"
     before = steps(server.runs["second"])  # as above
-    assert len(before) <= NUM_STEPS
     sync(tmp_path / "second", "--include-online")
     assert steps(server.runs["second"]) == [*before, *range(1, NUM_STEPS + 1)]
 
