@@ -109,10 +109,16 @@ def test_a_pack_of_many_shards_raises_the_limit_when_it_is_read(tmp_path: Path) 
     (tmp_path / "00000.pcm").write_bytes(CONTENT.tobytes())
     (tmp_path / PACKED).write_text(json.dumps({"parts": parts}))
 
-    def check(hard: int) -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-        Piece(str(tmp_path / "00000.pcm"), first=0, num_samples=100).read(0, 100)
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    piece = Piece(str(tmp_path / "00000.pcm"), first=0, num_samples=100)
 
-    assert ended(fork(check, 4096)) == 0
-    assert ended(fork(check, 1200)) == 1  # refused, rather than with the thousandth shard
+    def raised() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 4096))
+        piece.read(0, 100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 4096
+
+    def refused() -> None:  # rather than with the thousandth shard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1200))
+        with pytest.raises(ValueError, match=r"has 1000 files.* hold 1200 open.*interstack pack --shard_megabytes"):
+            piece.read(0, 100)
+
+    assert ended(fork(raised)) == ended(fork(refused)) == 0
