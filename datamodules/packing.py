@@ -33,7 +33,7 @@ from datamodules.shards import (
     Part,
     finish_folder,
     free_bytes,
-    kept_part,
+    kept_parts,
     only_writer,
     part_of,
     record_part,
@@ -87,11 +87,11 @@ def pack_split(
     with only_writer(folder):
         unfinished.mkdir(parents=True, exist_ok=True)
         _require_space(unfinished, totals.num_bytes)
+        kept = kept_parts(unfinished, map(shard_name, range(len(shards))), made_with)
         parts: dict[str, Part] = {}
         for number, rows in enumerate(shards):
             name = shard_name(number)
-            kept = kept_part(unfinished, name, made_with)
-            parts[name] = kept or _write_shard(unfinished, number, rows, manifest, made_with)
+            parts[name] = kept.get(name) or _write_shard(unfinished, number, rows, manifest, made_with)
             logger.info("%s: shard %d, %d of %d utterances", split, number, rows.stop, len(manifest))
         relative = _relative_paths(manifest, [source for _, source in split_folders(settings)])
         parts[INDEX] = _write_index(unfinished, manifest, shards, relative)

@@ -12,7 +12,7 @@ import mmap
 import os
 import resource
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -128,25 +128,27 @@ def checksum(path: str) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def checksums(paths: Iterable[str]) -> Iterator[str | None]:
+    """SHA-256 of each file, or ``None`` if it is missing, side by side: hashing releases the interpreter lock."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        yield from pool.map(checksum, paths)
+
+
 def first_damage(folder: str, parts: Mapping[str, Part]) -> tuple[str, str] | None:
     """Path and problem of the first part that is missing or has another checksum."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing releases the interpreter lock
-        found = pool.map(lambda name: checksum(os.path.join(folder, name)), parts)
-        for (name, part), sha256 in zip(parts.items(), found, strict=True):
-            if sha256 != part["sha256"]:
-                return os.path.join(folder, name), "is missing" if sha256 is None else "has changed"
+    paths = [os.path.join(folder, name) for name in parts]
+    for path, part, sha256 in zip(paths, parts.values(), checksums(paths), strict=True):
+        if sha256 != part["sha256"]:
+            return path, "is missing" if sha256 is None else "has changed"
     return None
 
 
-def kept_part(folder: Path, name: str, made_with: Mapping[str, Any]) -> Part | None:
-    """Description of a file that an earlier call finished with the same settings; ``None`` if its checksum differs."""
-    record_path = _record_path(folder, name)
-    if not record_path.is_file():
-        return None
-    record = read_json(record_path)
-    if record["settings"] != made_with or checksum(str(folder / name)) != record["part"]["sha256"]:
-        return None
-    return record["part"]
+def kept_parts(folder: Path, names: Iterable[str], made_with: Mapping[str, Any]) -> dict[str, Part]:
+    """Descriptions of the files that an earlier call finished with the same settings and that have their checksums."""
+    records = {name: read_json(_record_path(folder, name)) for name in names if _record_path(folder, name).is_file()}
+    parts = {name: record["part"] for name, record in records.items() if record["settings"] == made_with}
+    found = checksums([str(folder / name) for name in parts])
+    return {name: part for (name, part), sha256 in zip(parts.items(), found, strict=True) if sha256 == part["sha256"]}
 
 
 def write_part(path: Path, chunks: Iterable[bytes]) -> Part:

@@ -7,10 +7,11 @@ does not depend on the teacher.
 Shapes: S targets (the output and each hidden layer), B batch, F frames, D width, N rows.
 """
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from datamodules.shards import (
     Part,
     finish_folder,
     free_bytes,
-    kept_part,
+    kept_parts,
     only_writer,
     part_of,
     record_part,
@@ -59,7 +60,7 @@ class Computed(NamedTuple):
 
 
 Source = Callable[[Sequence[np.ndarray]], Iterator[Computed]]
-"""Function from batches of rows to what is stored of each batch."""
+"""Function from batches of rows to what is stored of each batch; called once, as it may start a loader's processes."""
 
 
 @dataclass(frozen=True)
@@ -171,17 +172,19 @@ def write_targets(
         if speakers is not None:
             parts[SPEAKERS] = part_of(write_text(unfinished / SPEAKERS, "\n".join([*speakers, ""])))
         progress = _Progress(plan)
-        for number, shard in enumerate(plan.shards):
-            name = shard_name(number)
-            if (part := kept_part(unfinished, name, made_with)) is None:
-                writer = _ShardWriter(plan, made_with, source, progress)
-                part = writer.write(unfinished / name, plan.batches(number, batch_samples))
-                record_part(unfinished, name, made_with, part)
-            else:
-                progress.skip(plan.rows[shard.start : shard.stop])
-            parts[name] = part
+        names = [shard_name(number) for number in range(len(plan.shards))]
+        shards = kept_parts(unfinished, names, made_with)
+        progress.skip(rows for rows, name in zip(plan.shards, names, strict=True) if name in shards)
+        missing = [number for number, name in enumerate(names) if name not in shards]
+        batches = {number: plan.batches(number, batch_samples) for number in missing}
+        computed = source(list(itertools.chain.from_iterable(batches.values())))
+        for number in missing:
+            part = _ShardWriter(plan, made_with, progress).write(unfinished / names[number], batches[number], computed)
+            record_part(unfinished, names[number], made_with, part)
+            shards[names[number]] = part
             progress.tell(f"shard {number + 1} of {len(plan.shards)}")
-        errors = _relative_errors([parts[shard_name(k)] for k in range(len(plan.shards))], made_with)
+        parts |= {name: shards[name] for name in names}
+        errors = _relative_errors([shards[name] for name in names], made_with)
         np.save(unfinished / PLACES, _places(plan))
         parts[PLACES] = part_of(unfinished / PLACES)
         finish_folder(folder, SHARDS, MARKER, made_with, parts, relative_l2_error=errors)
@@ -189,21 +192,22 @@ def write_targets(
 
 
 class _ShardWriter:
-    """Writes one shard: computes, rounds, measures the error and lays records out one after the other."""
+    """Writes one shard: rounds, measures the error and lays records out one after the other."""
 
-    def __init__(self, plan: TargetPlan, made_with: dict[str, Any], source: Source, progress: "_Progress") -> None:
-        self.plan, self.source, self.progress = plan, source, progress
+    def __init__(self, plan: TargetPlan, made_with: dict[str, Any], progress: "_Progress") -> None:
+        self.plan, self.progress = plan, progress
         self.layout = RecordLayout.of(made_with)
         parts = self.layout.num_targets + bool(self.layout.features_width)
         self.squared_error, self.squared_norm = (torch.zeros(parts, dtype=torch.float64) for _ in _SUMS)
 
-    def write(self, path: Path, batches: list[np.ndarray]) -> Part:
-        part = write_part(path, self._chunks(batches))
+    def write(self, path: Path, batches: list[np.ndarray], results: Iterator[Computed]) -> Part:
+        """Take one of ``results`` for each of the shard's batches."""
+        part = write_part(path, self._chunks(batches, itertools.islice(results, len(batches))))
         return part | {name: getattr(self, name).tolist() for name in _SUMS}
 
-    def _chunks(self, batches: list[np.ndarray]) -> Iterator[bytes]:
+    def _chunks(self, batches: list[np.ndarray], results: Iterator[Computed]) -> Iterator[bytes]:
         layout = self.layout
-        for rows_B, computed in zip(batches, self.source(batches), strict=True):
+        for rows_B, computed in zip(batches, results, strict=True):
             frames = int(self.plan.num_frames[rows_B[0]])
             pieces = []
             if computed.features is not None:
@@ -264,8 +268,11 @@ class _Progress:
         self._done = self._written = 0
         self._start = self._last = time.monotonic()
 
-    def skip(self, rows: np.ndarray) -> None:
-        self._done += int(self._plan.num_frames[rows].sum())
+    def skip(self, shards: Iterable[range]) -> None:
+        rows = self._plan.rows
+        self._done = sum(int(self._plan.num_frames[rows[shard.start : shard.stop]].sum()) for shard in shards)
+        if self._done:
+            self.tell("going on")
 
     def add(self, rows: np.ndarray) -> None:
         self._written += int(self._plan.num_frames[rows].sum())

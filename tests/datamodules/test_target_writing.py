@@ -68,7 +68,16 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
     second = unfinished_folder(tmp_path / "cache") / "00001.targets"
     kept = second.stat().st_mtime_ns
     first.write_bytes(first.read_bytes()[:-1] + b"x")  # damaged since: is written again
-    made(tmp_path / "cache", dtype)
+    calls: list[int] = []
+
+    def counted(batches: Sequence[np.ndarray], features: bool) -> Iterator[Computed]:
+        calls.append(len(batches))
+        return source(batches, features)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tests.datamodules.test_target_cache.source", counted)
+        made(tmp_path / "cache", dtype)
+    assert len(calls) == 1 < calls[0]  # one loader for all missing shards, not one for each
     assert (tmp_path / "cache" / "00001.targets").stat().st_mtime_ns == kept
     assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
 
