@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import uuid
 import warnings
 from contextlib import nullcontext
@@ -106,6 +107,8 @@ def _run(
     guard = NonFiniteGuard(MOST_SKIPPED_UPDATES)
     trainer = build_trainer(settings, config, [checkpoint, guard] if settings.updates else [])
     _require_batches(prepared, settings, trainer.world_size)
+    if module.cache is not None:
+        module.cache.require_room(_cached_samples(prepared, settings.recipe.train_max_samples))
     if settings.is_probe:
         _standardise(module, data, trainer)
     if settings.updates:
@@ -225,6 +228,15 @@ def _require_batches(prepared: Prepared, settings: RunSettings, world_size: int)
                 f"{name!r} has {batches} batches of {settings.recipe.eval_batch_size}, fewer than {world_size} "
                 "processes: use fewer devices"
             )
+
+
+def _cached_samples(prepared: Prepared, train_max_samples: int | None) -> int:
+    """Samples of all utterances whose states a cache keeps: not of those of which training takes random crops."""
+    limits = {"train": train_max_samples or math.inf}
+    splits = prepared.corpus.splits.items()
+    return sum(
+        row.num_samples for name, rows in splits for row in rows if row.num_samples <= limits.get(name, math.inf)
+    )
 
 
 def _require_same(folder: Path, config: dict[str, Any]) -> None:

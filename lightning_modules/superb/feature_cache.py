@@ -6,11 +6,13 @@ second of audio with HuBERT Base. Results that are compared with s3prl's are mad
 """
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from datamodules.errors import InputError
 from datamodules.files import write_bytes
 from lightning_modules.checkpoint_files import damage, serialised
 from lightning_modules.superb.upstream import Upstream
@@ -33,6 +35,27 @@ class FeatureCache:
         self.folder = folder / f"{upstream.digest()}_{precision}" if folder else None
         self.hits = self.misses = 0
         self._memory: dict[str, Tensor] = {}
+
+    def require_room(self, num_samples: int) -> None:
+        """Refuse a disk without room for the states of utterances of ``num_samples`` in all.
+
+        What the folder has already counts as room, since it may be the states of the same utterances.
+
+        Raises:
+            InputError: the disk has less room.
+        """
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed = (
+            num_samples // self.upstream.rate * self.upstream.num_states * self.upstream.width * torch.half.itemsize
+        )
+        room = shutil.disk_usage(self.folder).free + sum(path.stat().st_size for path in self.folder.rglob("*.pt"))
+        if room < needed:
+            raise InputError(
+                f"{self.folder} has room for {room / 1e9:.1f} GB, the hidden states of the task's utterances need "
+                f"{needed / 1e9:.1f} GB: choose another folder, or leave out --feature_cache"
+            )
 
     def states(self, waveform_T: Tensor, keep: bool = True) -> list[Tensor]:
         """Hidden states (F, D) of one utterance; ``keep=False`` does not store them, as for a random crop."""

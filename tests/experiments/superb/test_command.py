@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -323,7 +324,7 @@ def test_a_rate_that_diverges_is_out_of_the_sweep(tmp_path: Path, monkeypatch: p
         superb("sid", "fbank", root, tmp_path / "none", *sweep, "[0.1]")
 
 
-def test_a_cache_on_disk_is_filled_and_used(tmp_path: Path) -> None:
+def test_a_cache_on_disk_is_filled_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, root = save_teacher(tmp_path / "teacher"), corpora.speech_commands(tmp_path / "corpus")
     more = ["--updates", "4", "--lr", "1e-2", "--feature_cache", str(tmp_path / "cache")]
     first = superb("ks", teacher, root, tmp_path / "one", *more)
@@ -333,6 +334,10 @@ def test_a_cache_on_disk_is_filled_and_used(tmp_path: Path) -> None:
     assert files
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*/*")}
     assert first["layer_weights"] == second["layer_weights"]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    more[-1] = str(tmp_path / "full")
+    with pytest.raises(ValueError, match=r"full/\w+_32-true has room for 0\.0 GB"):
+        superb("ks", teacher, root, tmp_path / "three", *more)
 
 
 def test_a_call_whose_numbers_would_differ_gets_no_other_runs_result(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -315,3 +316,20 @@ def test_a_cache_belongs_to_the_weights(tmp_path: Path) -> None:
     assert again.misses == 2
     assert len(list((tmp_path / "cache" / f"{upstream.digest()}_32-true").rglob("*.pt"))) == 2
     torch.testing.assert_close(torch.stack(states), torch.cat(upstream([wave_T])), atol=5e-3, rtol=5e-3)
+
+
+def test_a_cache_that_the_disk_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = load_upstream(str(save(tmp_path, checkpoint_of(tiny_hubert(3)), "tiny.ckpt")))
+    cache, wave_T = FeatureCache(upstream, tmp_path / "cache"), torch.randn(16_000)
+    num_bytes = sum(state_FD.half().nbytes for state_FD in cache.states(wave_T))
+
+    def with_free(free: int) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+
+    with_free(10 * num_bytes)
+    cache.require_room(10 * len(wave_T))
+    FeatureCache(upstream).require_room(10**12)  # in memory
+    with pytest.raises(ValueError, match=r"has room for 0\.0 GB, the hidden states .* need \d\.\d GB: choose another"):
+        cache.require_room(12 * len(wave_T))
+    with_free(0)
+    cache.require_room(len(wave_T))  # which the folder has already
