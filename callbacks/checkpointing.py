@@ -8,96 +8,33 @@ only between optimizer steps, and at an epoch's end only in ``on_train_epoch_end
 It does not use Lightning's file writing, which moves a file from the system's temporary folder. On another file system
 that is a copy, not an atomic rename, and a kill leaves the temporary file behind.
 
-It does not use Lightning's signal handlers (2.6.6, ``signal_connector.py``), which act at whatever point the program
-has reached. The handler of SIGTERM calls a collective, a deadlock when only one rank gets the signal, and training
-stops after any micro-batch. SLURM's saves in the middle of an accumulation window or even of an optimizer step. Here
-signals are recorded, and handled between optimizer steps.
+Signals are recorded (:mod:`callbacks.stop_signals`) and handled between optimizer steps.
 """
 
 import logging
 import os
 import pickle
 import shutil
-import signal
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.ddp import require_lightning, require_same_step
 from callbacks.lookup import find_callback
-from callbacks.requeue import EXIT_SIGTERM, is_preempted, requeue, stop_listening
+from callbacks.requeue import EXIT_SIGTERM, is_preempted, requeue
 from callbacks.stacking import StackingCallback
+from callbacks.stop_signals import REASONS, REQUEUE, SHOULD_STOP, TERMINATE, StopSignals
 from callbacks.validation import validation_is_due
 from datamodules.errors import InputError
 from datamodules.files import clear_temporaries, replacing
 from lightning_modules.checkpoint_files import global_step, serialised
 
 log = logging.getLogger(__name__)
-
-SHOULD_STOP, TERMINATE, REQUEUE = 1, 2, 3
-REASONS = {
-    SHOULD_STOP: "by trainer.max_time (which counts the time of all attempts) or by a callback",
-    TERMINATE: "by a signal",
-    REQUEUE: "by SLURM's signal",
-}
-
-
-class StopSignals:
-    """Requests to stop a run, recorded when they arrive and agreed on by all ranks between optimizer steps.
-
-    They are SIGTERM and SLURM's requeue signal, whose handlers replace Lightning's until ``fit`` ends; then Lightning
-    restores the handlers from before. ``trainer.should_stop``, which ``max_time`` and callbacks set, is another.
-    Lightning would end the epoch at once, after any micro-batch, as if it were complete.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        self.requeues = False  # whether the run returns its own job to SLURM's queue
-
-    def listen(self, trainer: L.Trainer) -> None:
-        """Start to record signals. Outside the main thread, where Python allows no handlers, it does nothing."""
-        self.received = TERMINATE if trainer.received_sigterm else 0
-        if threading.current_thread() is not threading.main_thread():
-            return
-        environment = trainer._accelerator_connector.cluster_environment
-        stop_listening()
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            assert environment.requeue_signal is not None
-            self.requeues = True
-            signal.signal(environment.requeue_signal, self._note_requeue)
-        signal.signal(signal.SIGTERM, self._note_sigterm)
-
-    def take_over(self, trainer: L.Trainer) -> None:
-        """Record ``trainer.should_stop`` and reset it; before ``min_epochs`` or ``min_steps`` it is left as it is."""
-        if trainer.should_stop and trainer.fit_loop._can_stop_early:
-            trainer.should_stop = False
-            self.received = max(self.received, SHOULD_STOP)
-
-    def _note_sigterm(self, signum: int, frame: FrameType | None) -> None:
-        self.received = max(self.received, TERMINATE)
-
-    def _note_requeue(self, signum: int, frame: FrameType | None) -> None:
-        self.received = REQUEUE
-
-    def agreed(self, trainer: L.Trainer) -> int:
-        """The strongest signal that any rank has received; every rank must call this at the same point.
-
-        With several ranks it costs an all-reduce of 8 bytes, for which the host waits. It is called once per
-        optimizer step, outside the backward pass, so it cannot interleave with DDP's own collectives. (Lightning
-        itself broadcasts as much before every micro-batch.)
-        """
-        if trainer.world_size == 1:
-            return self.received
-        own = torch.tensor(self.received, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(own, reduce_op="max"))
 
 
 class RunCheckpoint(Checkpoint):
@@ -114,10 +51,12 @@ class RunCheckpoint(Checkpoint):
     A validation that is due after the step comes first: Lightning would take it for done when it resumes.
 
     Stop: a run stops after SIGTERM to any rank, after ``trainer.max_time``, or when a callback sets
-    ``trainer.should_stop``. It writes a checkpoint at the next optimizer step that is not an epoch's last, else at the
-    epoch's end (after its validation). The first process of each node exits with status 143, the others with 0, because
-    Lightning's launcher would treat another status as a crash and kill the first. Under ``torchrun --max_restarts`` all
-    exit with 0 unless a signal stopped them. The same command with ``--ckpt_path last`` continues the run.
+    ``trainer.should_stop``. It writes a checkpoint at the next optimizer step (with several ranks, the one after that)
+    that is not an epoch's last, else at the epoch's end (after its validation). A growth that writes features breaks
+    off as soon as the first process has the signal: the checkpoint of the epoch before holds all. The first process of
+    each node exits with status 143, the others with 0, because Lightning's launcher would treat another status as a
+    crash and kill the first. Under ``torchrun --max_restarts`` all exit with 0 unless a signal stopped them. The same
+    command with ``--ckpt_path last`` continues the run.
 
     SLURM: Lightning chooses ``SLURMEnvironment`` under ``srun`` (one task per device, job not named bash or
     interactive); ``sbatch --requeue --signal=SIGUSR1@120`` sends the signal two minutes before the end. Then the run
@@ -157,6 +96,7 @@ class RunCheckpoint(Checkpoint):
             rescale_progress(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals = StopSignals()
         require_same_step(trainer, self._loaded_step)
         if trainer.should_stop and trainer.fit_loop._can_stop_early:
             raise InputError(
@@ -184,7 +124,7 @@ class RunCheckpoint(Checkpoint):
         window_done = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not window_done or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        stop = self.signals.agreed(trainer)
+        stop = self.signals.agreed_before(trainer)
         if not stop and (not self.every_n_steps or trainer.global_step % self.every_n_steps):
             return
         if validation_is_due(trainer):
@@ -220,16 +160,22 @@ class RunCheckpoint(Checkpoint):
                 "stopped %s after step %d; %s holds all of it: continue with the same command and --ckpt_path last",
                 *(REASONS[reason], trainer.global_step, path),
             )
-            if reason == REQUEUE or (reason == TERMINATE and self.signals.requeues and is_preempted()):
-                requeue()
-        # torchrun would take the status for a failure, start the run again and so undo the stop.
-        wanted = reason == SHOULD_STOP and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-        raise SIGTERMException(EXIT_SIGTERM if _reports(trainer) and not wanted else 0)
+        raise SIGTERMException(self._leave(trainer, reason))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Set the exit status of Lightning's SIGTERM exception, raised before the first batch and in ``validate``."""
+        """Leave as after a stop where a signal has ended a growth, or Lightning the run before its first batch."""
         if isinstance(exception, SIGTERMException) and exception.code is None:
-            exception.code = EXIT_SIGTERM if _reports(trainer) else 0
+            exception.code = self._leave(trainer, max(self.signals.received, TERMINATE))
+
+    def _leave(self, trainer: L.Trainer, reason: int) -> int:
+        """Return the job to SLURM's queue if that is wanted; the exit status of this process."""
+        if trainer.is_global_zero and (
+            reason == REQUEUE or (reason == TERMINATE and self.signals.requeues and is_preempted())
+        ):
+            requeue()
+        # torchrun would take the status for a failure, start the run again and so undo the stop.
+        wanted = reason == SHOULD_STOP and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+        return EXIT_SIGTERM if _reports(trainer) and not wanted else 0
 
     def _save(self, trainer: L.Trainer, *more_names: str) -> Path:
         """Write the checkpoint of this step, also under ``last.ckpt`` and ``more_names``; on all ranks."""

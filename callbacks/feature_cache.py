@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks.stop_signals import signals_of
 from datamodules.cached_records import FEATURES_ALONE, RecordLayout
 from datamodules.data_settings import require_fixed
 from datamodules.errors import InputError
@@ -26,6 +28,10 @@ from lightning_modules.teacher_identity import front_end_digest
 log = logging.getLogger(__name__)
 
 
+class _Stopped(Exception):
+    """A signal has come while features were written."""
+
+
 class FeatureCache(Callback):
     """Store the output of a front end that is trained until the first growth, and read it in every later epoch.
 
@@ -33,8 +39,9 @@ class FeatureCache(Callback):
     the first growth. With cached targets (``data.targets``) the run then needs neither audio nor convolutions.
 
     Acts: after a growth, and at the start of a resumed run. Rank zero computes the features of all fixed segments in
-    float32 and writes them to ``RUN/features``; the others wait. An interrupted call is continued, and features that
-    are finished are used as they are. The clock of the run goes on, since this is part of the run's cost.
+    float32 and writes them to ``RUN/features``; the others wait. A signal that stops the run breaks the writing off,
+    and the next start continues it. Features that are finished are used as they are. The clock of the run goes on,
+    since this is part of the run's cost.
 
     Refuses: another kind of front end or data module, random crops, and students that share their batches.
 
@@ -92,11 +99,23 @@ class FeatureCache(Callback):
         data = speech_data(trainer)
         if not module.student.frozen_front_end or not isinstance(data, LibriSpeechDataModule) or data.reads_features:
             return
-        folder = Path(trainer.default_root_dir) / "features"
+        folder, stopped, failure = Path(trainer.default_root_dir) / "features", False, None
         with _InfiniteBarrier():  # of a large corpus the features take longer than a collective may
             if trainer.is_global_zero:
-                for stage, part in data.stage_folders(folder):
-                    self._write(part, stage, data, module)
+                try:
+                    for stage, part in data.stage_folders(folder):
+                        self._write(part, stage, data, module)
+                except _Stopped:
+                    stopped = True
+                except Exception as error:  # is raised below, when the others no longer wait
+                    failure = error
+        stopped, failed = trainer.strategy.broadcast((stopped, failure is not None))
+        if failure is not None:
+            raise failure
+        if failed:
+            raise InputError("the first process could not write the features: its error says why")
+        if stopped:
+            raise SIGTERMException
         data.use_features(folder)
         # A run that resumes exactly at the first growth has asked for its first batches already, without features. One
         # that resumes in the middle of an epoch comes here before its loader has been asked.
@@ -130,8 +149,11 @@ class FeatureCache(Callback):
 def compute_features(
     batches: Sequence[np.ndarray], data: LibriSpeechDataModule, module: DistillationModule, stage: str
 ) -> Iterator[Computed]:
-    """Compute the features of batches of segments in float32."""
+    """Compute the features of batches of segments in float32; a signal that stops the run ends it between batches."""
     for batch in data.segment_loader(batches, stage):
+        if (signals := signals_of(module.trainer)) is not None and signals.received:
+            log.warning("a signal stops the run while it writes features: continue with --ckpt_path last")
+            raise _Stopped
         moved = data.transfer_batch_to_device(batch, module.device, 0)
         waveforms_BT, _ = module.inputs(moved)
         with torch.autocast(module.device.type, enabled=False):

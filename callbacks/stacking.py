@@ -22,6 +22,7 @@ from callbacks import ddp
 from callbacks.ema import StudentEMA
 from callbacks.feature_cache import FeatureCache
 from callbacks.lookup import find_callback
+from callbacks.stop_signals import signals_of
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError
 from datamodules.files import write_json
@@ -160,6 +161,8 @@ class StackingCallback(Callback):
             raise InputError(f"a growing run has one optimizer, not {len(trainer.optimizers)}")
         self.events = [event for event in self.events if event.epoch <= trainer.current_epoch]
         self._describe(trainer)
+        if (signals := signals_of(trainer)) is not None:
+            signals.listen(trainer)  # a growth may take long, and the callback with the signals comes after this one
         self._ensure(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

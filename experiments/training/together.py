@@ -22,9 +22,10 @@ from typing import Any
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.checkpointing import TERMINATE, RunCheckpoint
+from callbacks.checkpointing import RunCheckpoint
 from callbacks.lookup import find_callback
 from callbacks.requeue import EXIT_SIGTERM, announce, is_preempted, requeue, under_srun
+from callbacks.stop_signals import TERMINATE
 from callbacks.throughput import ThroughputCallback
 from datamodules.errors import InputError, is_foreseen
 from datamodules.files import flatten

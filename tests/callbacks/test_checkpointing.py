@@ -17,8 +17,9 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.checkpointing import RunCheckpoint, StopSignals
+from callbacks.checkpointing import RunCheckpoint
 from callbacks.requeue import EXIT_SIGTERM
+from callbacks.stop_signals import StopSignals
 from experiments.cli import run
 from tests.callbacks.faults import AskToStop, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer

@@ -1,20 +1,27 @@
 """A front end that is trained until the first growth, and the cache of its features that is written then."""
 
 import shutil
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from callbacks import feature_cache
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.ema import StudentEMA
 from callbacks.feature_cache import FeatureCache
+from callbacks.requeue import EXIT_SIGTERM
 from datamodules import loading
 from datamodules.loading import AudioBatch
+from datamodules.target_writing import Computed
 from experiments.training.cache_targets import TargetsTrainer
 from lightning_modules.distillation import DistillationModule
 from lightning_modules.student import Student
@@ -147,6 +154,43 @@ def test_a_resumed_run_continues_exactly(
     for cache, message in (([FeatureCache("bf16")], "was int8, is bf16"), ([], "was int8, is not set")):
         with pytest.raises(ValueError, match=rf"feature_cache\.dtype {message}"):
             train_until_growth(home, tmp_path / "another", *cache, resume=tmp_path / "8.ckpt")
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_a_signal_breaks_the_writing_off_and_the_next_start_continues(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run stops at the growth, before another step, and ends as one that was not stopped."""
+
+    def fit(folder: str, **more: Any) -> list[Tensor]:
+        stored = FeatureCache("bf16", ALONE)
+        stored.shard_megabytes = 5e-4  # one or two utterances
+        return train_until_growth(home, tmp_path / folder, stored, RunCheckpoint(), **CHECKPOINTS, **more)[0]
+
+    whole = fit("whole")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    compute, written = feature_cache.compute_features, list[int]()
+
+    def then_signal(batches: Sequence[np.ndarray], **more: Any) -> Iterator[Computed]:
+        for number, computed in enumerate(compute(batches, **more)):
+            written.append(number)
+            yield computed
+            if number == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+    made = set[int]()
+    for resume in (None, last):  # in an epoch's start, and in a resumed run's
+        with monkeypatch.context() as patched:
+            patched.setattr(feature_cache, "compute_features", then_signal)
+            with pytest.raises(SIGTERMException) as stop:
+                fit("run", resume=resume)
+        assert stop.value.code == EXIT_SIGTERM
+        assert torch.load(last, weights_only=True)["global_step"] == 3
+        made.add((tmp_path / "run" / ".unfinished-features" / "00000.targets").stat().st_mtime_ns)
+    assert written == [0, 1, 2, 3] * 2
+    assert caplog.text.count("a signal stops the run while it writes features: continue with --ckpt_path last") == 2
+    assert equal(whole, fit("run", resume=last))
+    assert made == {(tmp_path / "run" / "features" / "00000.targets").stat().st_mtime_ns}  # written once
 
 
 def test_an_average_of_the_weights_grows_with_it(home: Path, tmp_path: Path) -> None:

@@ -19,19 +19,29 @@ def test_both_ranks_skip_stop_and_fail_together(tmp_path: Path) -> None:
     fork_ranks(two_ranks.main, tmp_path, output=tmp_path / "output.txt", variables=environment())
     first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
 
+    # Micro-batches before which Lightning asks for a signal: those of the first step, and all of 12 steps of two.
+    assert first["waits"] == second["waits"] == [2, 24]
+
     assert first["skip"] == second["skip"] != first["whole"]
     assert first["finite"]
     assert first["skipped"] == second["skipped"] == [0, 1]
 
     assert (first["code"], second["code"]) == (EXIT_SIGTERM, 0)
-    assert first["step"] == 4
+    assert first["step"] == 5  # sent in step 4, of which the ranks tell each other while they compute step 5
     assert first["resumed"] == second["resumed"] == first["whole"]
 
-    assert (first["asked"], second["asked"]) == ([EXIT_SIGTERM, 4], [0, 4])
+    assert (first["asked"], second["asked"]) == ([EXIT_SIGTERM, 5], [0, 5])
     assert first["asked_resumed"] == second["asked_resumed"] == first["whole"]
 
+    # A growth that writes features stops before its epoch, of which nothing is lost.
+    assert (first["growth"], second["growth"]) == ([EXIT_SIGTERM, 3], [0, 3])
+    assert first["growth_resumed"] == second["growth_resumed"] == [4, True]
+
+    assert first["unwritten"] == "no such device"
+    assert second["unwritten"] == "the first process could not write the features: its error says why"
+
     assert first["apart"] == second["apart"]
-    assert "ranks go on from checkpoints of different steps (4, 6)" in first["apart"][0]
+    assert "ranks go on from checkpoints of different steps (5, 6)" in first["apart"][0]
     assert first["apart"][1]  # a job's script starts again
 
     # Else torchrun would start a run again that EarlyStopping has ended.

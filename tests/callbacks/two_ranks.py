@@ -5,24 +5,33 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks import feature_cache
 from callbacks.checkpointing import RunCheckpoint
+from callbacks.feature_cache import FeatureCache, compute_features
 from callbacks.guards import NonFiniteGuard
-from datamodules.errors import is_storage_error
+from callbacks.stop_signals import StopSignals
+from datamodules.errors import InputError, is_storage_error
+from datamodules.target_writing import Computed
 from lightning_modules.distillation import DistillationModule
 from tests.callbacks.faults import AskToStop, PoisonLoss, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
 
 
-def fit(folder: Path, *callbacks: Callback, ckpt_path: str | None = None) -> tuple[DistillationModule, Any]:
+def fit(
+    folder: Path, *callbacks: Callback, ckpt_path: str | None = None, front_end: str = "trained", crop: str = "random"
+) -> tuple[DistillationModule, Any]:
     trainer = make_trainer(
         folder,
         make_stacking(),
@@ -33,12 +42,12 @@ def fit(folder: Path, *callbacks: Callback, ckpt_path: str | None = None) -> tup
         accumulate_grad_batches=2,
         enable_checkpointing=True,
     )
-    module = make_module(folder.parent / "teacher")
+    module = make_module(folder.parent / "teacher", front_end=front_end)
     error: Any = None
     try:
-        data = make_data(folder.parent / "corpus", folder.parent / "cache")
+        data = make_data(folder.parent / "corpus", folder.parent / "cache", crop=crop)
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
-    except (SIGTERMException, OSError) as raised:
+    except (SIGTERMException, OSError, InputError) as raised:
         error = raised
     return module, error
 
@@ -50,10 +59,22 @@ def checksum(module: DistillationModule) -> str:
     return digest.hexdigest()
 
 
+def then_signal(*args: Any, **more: Any) -> Iterator[Computed]:
+    """Compute features until a signal comes right after the first."""
+    for computed in compute_features(*args, **more):
+        yield computed
+        signal.raise_signal(signal.SIGTERM)
+
+
 def main(folder: Path) -> None:
     result: dict[str, Any] = {}
     guards = [NonFiniteGuard(), NonFiniteGuard()]
-    module, _ = fit(folder / "whole", guards[0])
+    with mock.patch.object(_TrainingEpochLoop, "_broadcast_sigterm_tensor") as waits:
+        module, _ = fit(folder / "whole", guards[0])
+        result["waits"] = [waits.call_count]
+        with mock.patch.object(StopSignals, "listen"):  # as outside the main thread: Lightning's handlers stay
+            fit(folder / "Lightning's")
+        result["waits"].append(waits.call_count - result["waits"][0])
     result["whole"] = checksum(module)
     module, _ = fit(folder / "skip", guards[1], PoisonLoss({8}, "infinite", rank=1))
     result["skip"] = checksum(module)
@@ -64,7 +85,7 @@ def main(folder: Path) -> None:
     result["code"] = stop.code
     last = folder / "stop" / "checkpoints" / "last.ckpt"
     result["step"] = torch.load(last, weights_only=True)["global_step"]
-    kept = shutil.copy(last, folder / f"step_4_{os.environ['RANK']}.ckpt")
+    kept = shutil.copy(last, folder / f"step_5_{os.environ['RANK']}.ckpt")
     module, _ = fit(folder / "stop", ckpt_path=str(last))
     result["resumed"] = checksum(module)
 
@@ -73,6 +94,17 @@ def main(folder: Path) -> None:
     result["asked"] = [stop.code, torch.load(last, weights_only=True)["global_step"]]
     module, _ = fit(folder / "asked", ckpt_path=str(last))
     result["asked_resumed"] = checksum(module)
+
+    until_growth = {"front_end": "trained_until_growth", "crop": "fixed"}
+    with mock.patch.object(feature_cache, "compute_features", then_signal):  # by rank zero alone
+        _, stop = fit(folder / "growth", FeatureCache(batch_seconds=0.01), **until_growth)
+    last = folder / "growth" / "checkpoints" / "last.ckpt"
+    result["growth"] = [stop.code, torch.load(last, weights_only=True)["global_step"]]
+    module, _ = fit(folder / "growth", FeatureCache(), ckpt_path=str(last), **until_growth)
+    with mock.patch.object(FeatureCache, "_write", side_effect=OSError("no such device")):
+        _, error = fit(folder / "unwritten", FeatureCache(), **until_growth)
+    result["unwritten"] = str(error)
+    result["growth_resumed"] = [module.student.depth, (folder / "growth" / "features").is_dir()]
 
     # Two files of the same depth. Another depth, and so a rank that begins anew, is refused by DDP.
     seen = folder / "stop" / "checkpoints" / "stage_2.ckpt" if os.environ["RANK"] == "1" else kept

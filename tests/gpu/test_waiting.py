@@ -1,6 +1,8 @@
 """What a step waits for, and what it leaves as it was."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -9,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from callbacks.stop_signals import REQUEUE, TERMINATE, StopSignals
 from tests.callbacks.faults import PoisonLoss
 from tests.gpu.fits import Place
 from tests.lightning_modules.graphs import TORCH_WARNINGS
@@ -81,7 +84,7 @@ STEPS: dict[str, dict[str, Any]] = {
     },
     "accumulated": {"accumulate_grad_batches": 2},
     "shared front end": {"module": {"front_end": "shared"}},
-    "DDP": {"strategy": "ddp"},  # of one process: with more, Lightning asks all in each step for a signal
+    "DDP": {"strategy": "ddp"},  # of one process; with more they also agree on signals, see below
     "compiled": {"module": {"compile": True, "teacher_settings": {"precision": "32", "compile": True}}},
 }
 
@@ -104,6 +107,22 @@ def test_a_step_waits_for_nothing(name: str, cuda: torch.device, place: Place) -
 def test_control_one_number_that_is_read_is_seen(wait: str, cuda: torch.device, place: Place) -> None:
     with pytest.raises(RuntimeError, match="synchroniz"):
         place.fit(f"waits_control_{wait}", [RefuseWaits(wait)], data=LONG, log_every_n_steps=1000)
+
+
+@pytest.mark.usefixtures("_ends_its_group")
+def test_ranks_agree_on_a_signal_without_waiting(cuda: torch.device, tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("nccl", store=store, rank=0, world_size=1, device_id=cuda)
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace())
+    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=cuda), fit_loop=loop)
+    signals = StopSignals()
+    assert signals.agreed(trainer) == 0  # the first collective sets NCCL up
+    torch.cuda.set_sync_debug_mode("error")
+    agreed = []
+    for received in (0, TERMINATE, REQUEUE, REQUEUE):
+        signals.received = received
+        agreed.append(signals.agreed_before(trainer))
+    assert agreed == [0, 0, TERMINATE, REQUEUE]
 
 
 class Pinned(Callback):
