@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import uuid
 import warnings
 from contextlib import nullcontext
@@ -108,7 +107,7 @@ def _run(
     trainer = build_trainer(settings, config, [checkpoint, guard] if settings.updates else [])
     _require_batches(prepared, settings, trainer.world_size)
     if module.cache is not None:
-        module.cache.require_room(_cached_samples(prepared, settings.recipe.train_max_samples))
+        module.cache.require_room(_read_whole(data, settings))
     if settings.is_probe:
         _standardise(module, data, trainer)
     if settings.updates:
@@ -230,13 +229,13 @@ def _require_batches(prepared: Prepared, settings: RunSettings, world_size: int)
             )
 
 
-def _cached_samples(prepared: Prepared, train_max_samples: int | None) -> int:
-    """Samples of all utterances whose states a cache keeps: not of those of which training takes random crops."""
-    limits = {"train": train_max_samples or math.inf}
-    splits = prepared.corpus.splits.items()
-    return sum(
-        row.num_samples for name, rows in splits for row in rows if row.num_samples <= limits.get(name, math.inf)
-    )
+def _read_whole(data: SuperbDataModule, settings: RunSettings) -> list[int]:
+    """Samples of each utterance whose states a cache keeps; of train at most as many as the updates draw."""
+    splits, recipe = data.whole_utterances(), settings.recipe
+    if not settings.is_probe:  # which reads all of train for its statistics
+        drawn = (settings.updates or 0) * recipe.accumulate * recipe.batch_size
+        splits["train"] = np.sort(splits["train"])[::-1][:drawn]
+    return np.concatenate(list(splits.values())).tolist()
 
 
 def _require_same(folder: Path, config: dict[str, Any]) -> None:

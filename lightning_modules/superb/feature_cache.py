@@ -7,6 +7,7 @@ second of audio with HuBERT Base. Results that are compared with s3prl's are mad
 
 import hashlib
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -36,8 +37,8 @@ class FeatureCache:
         self.hits = self.misses = 0
         self._memory: dict[str, Tensor] = {}
 
-    def require_room(self, num_samples: int) -> None:
-        """Refuse a disk without room for the states of utterances of ``num_samples`` in all.
+    def require_room(self, lengths: Iterable[int]) -> None:
+        """Refuse a disk without room for the states of whole utterances of these lengths in samples.
 
         What the folder has already counts as room, since it may be the states of the same utterances.
 
@@ -47,9 +48,8 @@ class FeatureCache:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed = (
-            num_samples // self.upstream.rate * self.upstream.num_states * self.upstream.width * torch.half.itemsize
-        )
+        frames = sum(map(self.upstream.num_frames, lengths))
+        needed = frames * self.upstream.num_states * self.upstream.width * torch.half.itemsize
         room = shutil.disk_usage(self.folder).free + sum(path.stat().st_size for path in self.folder.rglob("*.pt"))
         if room < needed:
             raise InputError(

@@ -39,6 +39,9 @@ class Batch(Protocol):
     @property
     def whole(self) -> list[bool]: ...
 
+    @property
+    def counts(self) -> bool: ...
+
 
 @dataclass(frozen=True)
 class TaskOptimisation:
@@ -164,8 +167,8 @@ class TaskModule(L.LightningModule):
         losses_B = self.task.losses(output, num_frames, batch.rows)
         # DDP takes the mean over ranks; a rank's items are weighted by their share of the whole batch.
         loss = losses_B.sum() * self.trainer.world_size / sum(map(self.task.weight, batch.num_samples))
-        if self.trainer.global_rank >= len(batch.num_samples):
-            loss = 0 * loss  # an item of another rank, so that this rank takes part in the reduction
+        if not batch.counts:
+            loss = 0 * loss  # so that this rank takes part in the reduction
         updates = self.trainer.global_step + 1.0
         self.log_dict({"train/loss": loss.detach(), "step": updates}, batch_size=len(batch.num_samples))
         return loss

@@ -327,9 +327,9 @@ def test_a_cache_that_the_disk_cannot_hold_is_refused(tmp_path: Path, monkeypatc
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
 
     with_free(10 * num_bytes)
-    cache.require_room(10 * len(wave_T))
-    FeatureCache(upstream).require_room(10**12)  # in memory
+    cache.require_room([len(wave_T)] * 11)  # the folder has one
+    FeatureCache(upstream).require_room([10**12])  # in memory
     with pytest.raises(ValueError, match=r"has room for 0\.0 GB, the hidden states .* need \d\.\d GB: choose another"):
-        cache.require_room(12 * len(wave_T))
+        cache.require_room([len(wave_T)] * 12)
     with_free(0)
-    cache.require_room(len(wave_T))  # which the folder has already
+    cache.require_room([len(wave_T)])
