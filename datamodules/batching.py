@@ -10,6 +10,7 @@ Shapes: N rows, M micro-batches of a global batch, G items of a global batch, B 
 
 import hashlib
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -19,6 +20,8 @@ from torch.utils.data import Sampler
 
 from datamodules.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 # With more buckets, cropping to the shortest loses less audio; with fewer, batches mix more. Measured on 281,241
 # lengths drawn like LibriSpeech's (4,395 batches of 64, at most 15.6 s): 63 buckets of 69 or 70 batches lose 0.9 %
 # of the audio, 32 lose 1.7 %, 16 lose 3.4 %; without any mixing 0.01 % is lost.
@@ -27,6 +30,7 @@ MOST_BUCKETS = 64
 # clips of 1.5 to 32 s in batches of 8 this loses 1.4 %, with four batches 2.5 %; on 144 clips in batches of 8, 7 %
 # and 15 %.
 FEWEST_BATCHES_PER_BUCKET = 2
+MOST_IDLE = 0.01  # part of the micro-batches of a pass that may have nothing to count before a warning
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,9 @@ class BatchPlan:
         return len(self.starts) - 1
 
     @property
-    def smallest(self) -> int:
-        return int(np.diff(self.starts).min())
+    def sizes(self) -> np.ndarray:
+        """(number of batches,) rows of each."""
+        return np.diff(self.starts)
 
 
 class PassOrder(NamedTuple):
@@ -61,6 +66,7 @@ class MicroBatch(NamedTuple):
     num_samples: np.ndarray  # (B,) samples to read
     global_num_samples: np.ndarray  # (G,) samples to read of all items of the global batch; the largest is its width
     segments: np.ndarray | None = None  # (B,) numbers of fixed segments; None: one per row, with the row's number
+    counts: bool = True  # False: the global batch has no item for this part, which has one of another part's instead
 
 
 class Crop(Protocol):
@@ -245,13 +251,19 @@ def uniform(seed: int, pass_index: int, rows: np.ndarray) -> np.ndarray:
 
 
 def cut(batch: MicroBatch, part: int, num_parts: int) -> MicroBatch:
-    """Take every ``num_parts``-th item. Parts differ by at most one item, and all have the global lengths."""
-    chosen = slice(part, None, num_parts)
+    """Take every ``num_parts``-th item. Parts differ by at most one item, and all have the global lengths.
+
+    A part for which there is no item gets the last one and does not count, so that its process has something to
+    compute.
+    """
+    last = len(batch.rows) - 1
+    chosen = slice(min(part, last), None, num_parts)
     return batch._replace(
         rows=batch.rows[chosen],
         starts=batch.starts[chosen],
         num_samples=batch.num_samples[chosen],
         segments=None if batch.segments is None else batch.segments[chosen],
+        counts=part <= last,
     )
 
 
@@ -261,13 +273,13 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
     Epoch e takes ``steps_per_epoch`` global batches from an endless stream of passes, after those of the
     epochs before it; by default that is pass e. Micro-batch (step s, rank r) is part ``s * world_size + r``
     of its global batch, so that 1 process with 2A accumulation steps and 2 processes with A have the same global
-    batches.
+    batches. A smaller global batch may have fewer items than parts, see :func:`cut`.
 
     Lightning calls ``set_epoch`` on ``loader.batch_sampler.sampler`` only, hence the property ``sampler``. ``start``
     (number of micro-batches to skip) applies to the epoch that a resume continues.
 
     Raises:
-        InputError: a global batch has fewer items than the number of parts.
+        InputError: in training, a process or an accumulation step would never have an item.
     """
 
     def __init__(
@@ -281,12 +293,8 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
         accumulate: int = 1,
         epoch: int = 0,
     ) -> None:
-        if plan.smallest < world_size * accumulate:
-            raise InputError(
-                f"the smallest global batch has {plan.smallest} utterances, fewer than "
-                f"{world_size} processes x {accumulate} accumulation steps; use larger batches or at most "
-                f"{plan.smallest} parts"
-            )
+        if seed is not None:
+            _require_items(plan.sizes, world_size, accumulate, tell=rank == 0)
         self.plan, self.crop, self.seed = plan, crop, seed
         self.steps_per_epoch = steps_per_epoch or plan.num_batches
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
@@ -327,6 +335,23 @@ class GlobalBatchSampler(Sampler[MicroBatch]):
 
     def _order(self, pass_index: int) -> PassOrder:
         return fixed_order(self.plan) if self.seed is None else order_of_pass(self.plan, self.seed, pass_index)
+
+
+def _require_items(sizes: np.ndarray, world_size: int, accumulate: int, tell: bool) -> None:
+    """Refuse processes or accumulation steps that never have an item, and tell if many parts have none."""
+    parts, largest = world_size * accumulate, int(sizes.max())
+    if world_size > largest or accumulate > -(-largest // world_size):
+        raise InputError(
+            f"the largest global batch has {largest} utterances, too few for {world_size} processes x {accumulate} "
+            f"accumulation steps: use larger batches or at most {largest} parts"
+        )
+    idle = np.maximum(parts - sizes, 0).sum() / (parts * len(sizes))
+    if idle > MOST_IDLE and tell:
+        logger.warning(
+            "%d of %d global batches have fewer utterances than %d processes x %d accumulation steps: %.0f %% of the "
+            "micro-batches compute an utterance that does not count; use larger batches or fewer parts",
+            *((sizes < parts).sum(), len(sizes), world_size, accumulate, 100 * idle),
+        )
 
 
 def _places(seed: int, pass_index: int, rows: np.ndarray, latest: np.ndarray) -> np.ndarray:

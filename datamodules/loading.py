@@ -24,7 +24,7 @@ from datamodules.target_cache import TargetCache
 logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_audio.tsv"
-SECONDS_AFTER_SIGTERM = 15  # time for which a worker continues: several optimizer steps
+SECONDS_AFTER_SIGTERM = 30  # time for which a worker continues: several optimizer steps
 LONGEST_WAIT = 300  # seconds for a batch of the workers, half of torch's limit for NCCL; see ResumableLoader.explain
 SECONDS_AFTER_A_COLLECTIVE = 0.01
 
@@ -42,6 +42,7 @@ class AudioBatch(NamedTuple):
     features: CachedRecords | None = None  # features of these segments from a cache of their own
     # (B,) int64 numbers of the segments: rows, or with several fixed segments of each row their own; None: not known
     segments: Tensor | None = None
+    counts: bool = True  # False: the global batch has no item for this share, whose loss is 0
 
 
 Load = Callable[[int], Iterator[AudioBatch]]
@@ -98,6 +99,7 @@ class AudioDataset(Dataset[AudioBatch]):
             None if self.cache is None else self.cache.read(segments),
             None if self.features is None else self.features.read(segments),
             torch.from_numpy(segments),
+            batch.counts,
         )
 
     # The item of a batch sampler is a whole micro-batch, which the loader passes to this method.

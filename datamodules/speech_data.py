@@ -41,7 +41,7 @@ def validation_parts(plan: BatchPlan, trainer: L.Trainer | None) -> int:
     """Micro-batches of a validation batch: as many as in training, or as the smallest batch can be cut into."""
     if trainer is None:
         return 1
-    return max(1, min(trainer.accumulate_grad_batches, plan.smallest // trainer.world_size))
+    return max(1, min(trainer.accumulate_grad_batches, int(plan.sizes.min()) // trainer.world_size))
 
 
 class SpeechDataModule(L.LightningDataModule, ABC):
@@ -90,12 +90,18 @@ class SpeechDataModule(L.LightningDataModule, ABC):
         parts = trainer.accumulate_grad_batches if trainer else 1
         if seed is None:
             parts = self.validation_parts = validation_parts(plan, trainer)
+        processes, smallest = trainer.world_size if trainer else 1, int(plan.sizes.min())
+        if smallest < processes * parts:  # lengths are not known, so every share counts alike
+            raise InputError(
+                f"the smallest global batch has {smallest} utterances, fewer than {processes} processes x {parts} "
+                f"accumulation steps; use larger batches or at most {smallest} parts"
+            )
         sampler = GlobalBatchSampler(
             plan,
             Whole(),
             seed,
             rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            world_size=processes,
             accumulate=parts,
             epoch=finished_epochs(trainer) if seed is not None else 0,
         )

@@ -23,7 +23,7 @@ from datamodules.speech_data import AudioBatch, SpeechDataModule, speech_data
 from lightning_modules.checks import check_cached_features, check_data, check_frame_rates, check_shared_convolutions
 from lightning_modules.export import CHECKPOINT_FORMAT
 from lightning_modules.initial_weights import copy_first_layers, load_initial_weights
-from lightning_modules.lengths import before_the_end, global_lengths, is_padded
+from lightning_modules.lengths import before_the_end, global_lengths, is_counted, is_padded
 from lightning_modules.masking import frame_masks
 from lightning_modules.objective import LossTerms, ObjectiveConfig, get_objective
 from lightning_modules.optimisation import (
@@ -183,8 +183,9 @@ class DistillationModule(L.LightningModule):
     def losses(self, batch: AudioBatch, scale: float = 1.0, targets: TeacherTargets | None = None) -> LossTerms:
         """Loss terms of this share of a global batch, times ``scale``; ``targets`` default to :meth:`targets`.
 
-        Sums over this share's frames are divided by the *global* number of frames. ``scale`` = ranks x accumulation
-        steps undoes the averaging of DDP and of accumulation, so that the gradient is that of the global mean.
+        Sums over this share's frames are divided by the *global* number of frames, or by infinity if the share does not
+        count. ``scale`` = ranks x accumulation steps undoes the averaging of DDP and of accumulation, so that the
+        gradient is that of the global mean.
         """
         mask_BF = self.mask_of(batch) if self.training else None
         if targets is None:
@@ -199,14 +200,14 @@ class DistillationModule(L.LightningModule):
         if num_samples is not None:
             frames_B = self.student.num_frames(num_samples)
             valid_BF = before_the_end(frames_B, hidden_states[-1].shape[1], self.device)
-        num_frames = self._global_frames(batch, int(scale)) / scale
-        return self.objective(hidden_states, targets, self.student.originals, valid_BF, num_frames)
+        frames = self._global_frames(batch, int(scale)) if is_counted(batch) else torch.inf
+        return self.objective(hidden_states, targets, self.student.originals, valid_BF, frames / scale)
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> dict[str, Any]:
         accumulate = self.trainer.accumulate_grad_batches
         terms = self._step_losses(batch, scale=self.trainer.world_size * accumulate)
-        # Not for Lightning's progress bar: it would read the number in every step, also without a bar, and so wait.
-        self.log("train/loss", terms.total.detach(), logger=False, batch_size=1)
+        if is_counted(batch):  # not for Lightning's progress bar, which would read it in every step and so wait
+            self.log("train/loss", terms.total.detach(), logger=False, batch_size=1)
         return {"loss": terms.total, "terms": terms.named()}
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
@@ -219,8 +220,7 @@ class DistillationModule(L.LightningModule):
 
     def _global_frames(self, batch: AudioBatch, num_shares: int) -> int:
         """Number of valid frames of the global batch that this is a share of."""
-        lengths = global_lengths(batch, num_shares)
-        return int(self.student.num_frames(lengths).sum())
+        return int(self.student.num_frames(global_lengths(batch, num_shares)).sum())
 
     def _step_losses(self, batch: AudioBatch, scale: float) -> LossTerms:
         share = self._target_sharing

@@ -33,3 +33,8 @@ def global_lengths(batch: AudioBatch, num_shares: int) -> Tensor:
     """Lengths of every item of a global batch; if they are not known, each of its shares is taken to be like this."""
     known = batch.global_num_samples
     return batch.num_samples.repeat(num_shares) if known is None else known
+
+
+def is_counted(batch: AudioBatch) -> bool:
+    """Whether a share counts in the losses; your own batch class may leave the field out."""
+    return getattr(batch, "counts", True)

@@ -339,7 +339,7 @@ class Objective(nn.Module):
             valid_BF: true where a frame is not padding; ``None`` if no item is padded.
             num_frames: divisor of the sums over frames, the number of valid frames of the *global* batch. With it,
                 instead of this rank's number, the sum over ranks and accumulation steps is exact also where these hold
-                different numbers of frames.
+                different numbers of frames. It is infinite for a share that does not count, whose losses are 0.
 
         Raises:
             InputError: teacher and student output different numbers of frames.

@@ -39,8 +39,9 @@ class SuperbBatch(NamedTuple):
 
     waveforms: list[Tensor]  # (T_i,) float32 each, cropped and with the recipe's gain
     rows: list[Row]
-    num_samples: list[int]  # of the batch's items over all ranks; a rank beyond them has an item that must not count
+    num_samples: list[int]  # of the batch's items over all ranks
     whole: list[bool]  # False: a random crop, which no cache may keep
+    counts: bool = True  # False: the batch has no item for this rank, which has one of another rank's instead
 
 
 class SuperbDataset(Dataset[SuperbBatch]):
@@ -66,7 +67,7 @@ class SuperbDataset(Dataset[SuperbBatch]):
         places = zip(batch.rows.tolist(), batch.starts.tolist(), batch.num_samples.tolist(), strict=True)
         waveforms = [self._waveform(*place) for place in places]
         whole = [row.num_samples == taken for row, taken in zip(rows, batch.num_samples, strict=True)]
-        return SuperbBatch(waveforms, rows, batch.global_num_samples.tolist(), whole)
+        return SuperbBatch(waveforms, rows, batch.global_num_samples.tolist(), whole, batch.counts)
 
     def _waveform(self, index: int, start: int, taken: int) -> Tensor:
         if index in self._kept:
@@ -192,6 +193,13 @@ class SuperbDataModule(L.LightningDataModule):
             self._evaluation(rows, np.arange(len(rows)), self._crops(rows, None, None))
             for rows in self.corpus.tests.values()
         ]
+
+    def whole_utterances(self) -> dict[str, np.ndarray]:
+        """Samples of the utterances of each split that are read whole, not as random crops."""
+        silence = self.recipe.silence_samples
+        limits = {"train": (self.recipe.train_max_samples, silence), "dev": (None, silence)}
+        crops = {name: self._crops(rows, *limits.get(name, (None, None))) for name, rows in self.corpus.splits.items()}
+        return {name: crop.num_samples_N[crop.num_samples_N <= crop.most_N] for name, crop in crops.items()}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch._replace(waveforms=[wave.to(device, non_blocking=True) for wave in batch.waveforms])

@@ -144,8 +144,7 @@ class EndlessSampler(Sampler[MicroBatch]):
     """This rank's part of micro-batches ``start``, ``start + 1``, ... without end.
 
     A micro-batch that is smaller than usual may have fewer items than ranks. For example, VoxCeleb1's 138,361 training
-    utterances leave one utterance in the last batch of a pass. A rank without an item gets the last one, so that it
-    has something to compute; the training code does not count it (``rank >= len(global_num_samples)``).
+    utterances leave one utterance in the last batch of a pass. See :func:`datamodules.batching.cut`.
 
     Raises:
         InputError: a full micro-batch has fewer items than ranks.
@@ -164,7 +163,7 @@ class EndlessSampler(Sampler[MicroBatch]):
         micro_batch = self.start
         while True:
             batch = self.crops.resolve(self.sampling.rows(micro_batch), micro_batch)
-            yield cut(batch, min(self.rank, len(batch.rows) - 1), self.world_size)
+            yield cut(batch, self.rank, self.world_size)
             micro_batch += 1
 
 

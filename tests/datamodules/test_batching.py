@@ -216,12 +216,41 @@ def test_parts_differ_by_at_most_one_item() -> None:
     assert sizes == [6, 6, 6, 5]
 
 
-def test_a_global_batch_too_small_for_the_processes_is_an_error() -> None:
+@pytest.mark.parametrize(("world_size", "accumulate"), [(6, 4), (23, 1), (24, 1), (5, 5), (7, 4)])
+def test_a_part_without_an_item_does_not_count(world_size: int, accumulate: int) -> None:
+    """The parts that count make up the global batch, which has 23 or 24 items."""
+    whole = epoch_of(sampler_of(), 0)
+    assert sorted({len(batch.rows) for batch in whole}) == [23, 24]
+    ranks = [
+        epoch_of(sampler_of(rank=rank, world_size=world_size, accumulate=accumulate), 0) for rank in range(world_size)
+    ]
+    for step, batch in enumerate(whole):
+        parts = [part for rank in ranks for part in rank[step * accumulate : (step + 1) * accumulate]]
+        assert all(len(part.rows) and np.array_equal(part.global_num_samples, batch.num_samples) for part in parts)
+        counted = [row for part in parts if part.counts for row in part.rows.tolist()]
+        assert sorted(counted) == sorted(batch.rows.tolist())
+        assert [part.rows.tolist() for part in parts if not part.counts] == [batch.rows[-1:].tolist()] * sum(
+            not part.counts for part in parts
+        )
+        assert sum(not part.counts for part in parts) == max(0, world_size * accumulate - len(batch.rows))
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(25, 1), (8, 4), (1, 25)])
+def test_parts_that_never_have_an_item_are_an_error(world_size: int, accumulate: int) -> None:
     message = (
-        "smallest global batch has 23 utterances, fewer than 8 processes x 3 accumulation steps; .* at most 23 parts"
+        f"largest global batch has 24 utterances, too few for {world_size} processes x {accumulate} acc.* 24 parts"
     )
     with pytest.raises(ValueError, match=message):
-        sampler_of(world_size=8, accumulate=3)
+        sampler_of(world_size=world_size, accumulate=accumulate)
+
+
+def test_many_parts_without_an_item_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    sampler_of(world_size=24)  # few
+    assert not caplog.text
+    for rank in (0, 1):
+        sampler_of(rank=rank, world_size=5, accumulate=5)
+    assert caplog.text.count("micro-batches compute an utterance that does not count") == 1
+    assert "have fewer utterances than 5 processes x 5 accumulation steps: " in caplog.text
 
 
 @both_kinds

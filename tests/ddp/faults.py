@@ -118,6 +118,9 @@ def sabotage(fault: str | None) -> tuple[contextlib.AbstractContextManager[None]
         # As a loss does that takes the mean over the frames that it sees.
         return real_losses(module, batch._replace(global_num_samples=batch.num_samples), 1.0, targets)
 
+    def counted(module: DistillationModule, batch: Any, scale: float = 1.0, targets: Any = None) -> Any:
+        return real_losses(module, batch._replace(counts=True), scale, targets)
+
     def by_micro_batch(module: DistillationModule, batch: Any, batch_idx: int) -> None:
         words = np.random.SeedSequence([module.seed, module.trainer.current_epoch, batch_idx, module.global_rank])
         torch.manual_seed(int(words.generate_state(1)[0]))
@@ -127,6 +130,7 @@ def sabotage(fault: str | None) -> tuple[contextlib.AbstractContextManager[None]
         "no_rewrap": lambda: replaced(ddp, rewrap=nothing),
         "same_wrapper": lambda: replaced(ddp, unwrap=nothing, rewrap=nothing),
         "own_frames": lambda: replaced(DistillationModule, losses=own_mean),
+        "counted": lambda: replaced(DistillationModule, losses=counted),
         "masks_by_micro_batch": lambda: replaced(DistillationModule, on_train_batch_start=by_micro_batch),
     }
     callbacks: dict[str, Callback] = {

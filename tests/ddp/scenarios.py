@@ -59,6 +59,7 @@ class Scenario:
     policy: str = "interleaved"
     stages: list[int] | None = None  # default: the policy's in tests.helpers
     optimizer: str = "adamw-foreach"
+    batch_size: int = BATCH_SIZE
     accumulate: int = 1
     limit_train_batches: int | None = None
     clip: float | None = None
@@ -107,7 +108,7 @@ class Recorder(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         accumulate = trainer.accumulate_grad_batches
         self._loss += float(outputs["terms"]["loss"]) / accumulate
-        self._index += batch.index.tolist()
+        self._index += batch.index.tolist() if batch.counts else []
         if (batch_idx + 1) % accumulate and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         (optimizer,) = trainer.optimizers
@@ -160,7 +161,7 @@ def run(scenario: Scenario, world_size: int = 1) -> Record:
     if scenario.cached:
         cached = {"crop": "fixed", "targets": str(home / scenario.cached)}
         cached["segments_per_utterance"] = scenario.segments_per_utterance
-    data = make_data(home / "corpus", home / "cache", batch_size=BATCH_SIZE, length=scenario.length, **cached)
+    data = make_data(home / "corpus", home / "cache", batch_size=scenario.batch_size, length=scenario.length, **cached)
     error, start = None, trainer.fit if scenario.kind == "fit" else trainer.validate
     with patch, wrappers.watched(hold=scenario.fault == "hold"):
         try:

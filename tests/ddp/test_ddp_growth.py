@@ -123,6 +123,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "masked": {"objective": {"masked": "drawn"}, "student": MASKS, "length": "pad", "accumulate": 2},
     "own loss": {"objective": {"loss": "tests.own_losses.WithDeltas"}, "length": "pad"},
     "layer": {"objective": {"normalize_targets": "layer"}, "length": "pad"},
+    "a part without an item": {"accumulate": 3, "length": "pad"},  # six parts of five utterances
+    "a rank without an item in validation": {"batch_size": 2, "limit_train_batches": 2, "length": "pad"},
     "standardize": {"objective": {"normalize_targets": "standardize", "statistics_seconds": 2.0}, "accumulate": 2},
 }
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -155,6 +157,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "no_rewrap": {"verify": False},
     "same_wrapper": {"verify": False, "optimizer": "sgd"},
     "own_frames": {"length": "pad"},
+    "counted": {"accumulate": 3, "length": "pad"},
     "new_scaler": {"precision": "16-mixed"},
     "hold": {},
     "perturb_weight": {"expect_error": True},
@@ -286,6 +289,11 @@ def test_without_a_new_wrapper_the_ranks_diverge(fault: str, home: Path, records
 def test_a_mean_over_a_ranks_own_frames_is_another_loss(home: Path, records: Launched) -> None:
     one = run_alone(alone(mechanism_scenarios(home)["own_frames"]))
     assert largest_difference(one, records["own_frames"]) > MARGIN
+
+
+def test_control_an_utterance_that_counts_twice_is_seen(home: Path, records: Launched) -> None:
+    one = run_alone(alone(mechanism_scenarios(home)["counted"], by="batch"))
+    assert largest_difference(one, records["counted"]) > MARGIN
 
 
 @pytest.mark.parametrize(("name", "steps"), [("perturb_weight", 2), ("perturb_state", 2), ("no_rewrap, verified", 4)])

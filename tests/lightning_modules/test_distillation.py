@@ -50,6 +50,22 @@ def test_the_gradient_of_shares_is_that_of_the_whole(teacher: Path) -> None:
         assert torch.allclose(a.grad, b, atol=1e-6)
 
 
+def test_a_share_that_does_not_count_has_no_loss_and_no_gradient(teacher: Path) -> None:
+    """And every parameter has a gradient, for which DDP waits."""
+    module = make_module(teacher, dropout=0.0).train()
+    share = make_batch([8000, 4000], slice(1, 2))
+    module.losses(share, scale=3.0).total.backward()
+    counted = [p.grad for p in module.student.parameters() if p.grad is not None]
+    assert any(bool(grad.any()) for grad in counted)
+    module.zero_grad(set_to_none=True)
+    terms = module.losses(share._replace(counts=False), scale=3.0)
+    terms.total.backward()
+    grads = [p.grad for p in module.student.parameters() if p.grad is not None]
+    assert len(grads) == len(counted)
+    assert not any(bool(grad.any()) for grad in grads)
+    assert all(float(value) == 0 for value in terms.named().values())
+
+
 def test_teacher_is_outside_the_module(teacher: Path) -> None:
     module = make_module(teacher)
     inside = {id(p) for p in module.parameters()} | {id(m) for m in module.modules()}
