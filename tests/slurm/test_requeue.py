@@ -79,7 +79,7 @@ def test_a_growing_run_over_two_nodes_goes_through_limit_signal_and_requeue(runs
     assert cluster.restarts(job) == 3
     assert runs.log(job).count("is back in the queue") == 2  # the third was not the run's own
     assert_same_end(whole, runs.last("limited"))
-    assert beginnings(runs.run("limited"))[-1] in (13, 14)  # SLURM may leave it the time for one more step
+    assert beginnings(runs.run("limited"))[-1] in (13, 14, 15)  # SLURM may leave it time for the steps to its stop
 
 
 def test_a_preempted_run_saves_within_its_grace_time_and_goes_back_into_the_queue(runs: Runs, whole: Path) -> None:
@@ -92,12 +92,12 @@ def test_a_preempted_run_saves_within_its_grace_time_and_goes_back_into_the_queu
     cluster.wait(lambda: cluster.restarts(job) == 1, "the requeue of the preempted run")
     assert time.monotonic() - began < GRACE_SECONDS, "SLURM requeued it at the end of the grace time"
     log = runs.log(job)
-    assert log.count("stopped by a signal after step 9") == 1
+    assert log.count("stopped by a signal after step 10") == 1  # two ranks tell each other in step 9
     assert log.count("is back in the queue") == 1
     assert cluster.finish(other) == "COMPLETED"
     assert cluster.finish(job) == "COMPLETED", runs.log(job)
     assert_same_end(whole, runs.last("preempted"))
-    assert beginnings(runs.run("preempted")) == [0, 9]
+    assert beginnings(runs.run("preempted")) == [0, 10]
 
 
 def test_control_a_cancelled_run_saves_and_does_not_come_back(runs: Runs) -> None:
