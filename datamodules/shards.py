@@ -174,9 +174,9 @@ def part_of(path: Path) -> Part:
     return {"bytes": path.stat().st_size, "sha256": checksum(str(path))}
 
 
-def free_bytes(folder: Path, shards: str) -> int:
-    """Bytes available to an unfinished folder; files of an earlier call (that match ``shards``) count as free."""
-    return shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.glob(shards))
+def free_bytes(folder: Path, files: str) -> int:
+    """Bytes available to a folder; files of an earlier call (that match the pattern ``files``) count as free."""
+    return shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.glob(files))
 
 
 def finish_folder(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -32,6 +32,7 @@ from datamodules.superb.samplers import (
 from datamodules.superb.speech_commands import SILENCE
 
 TargetLength = Callable[[Row], int]
+Stage = Literal["train", "dev", "test"]
 
 
 class SuperbBatch(NamedTuple):
@@ -176,36 +177,32 @@ class SuperbDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> SuperbLoader:
         rows, trainer = self.corpus.train, self.trainer
-        crops = self._crops(rows, self.recipe.train_max_samples, self.recipe.silence_samples)
         start = trainer.global_step * trainer.accumulate_grad_batches if trainer else 0
-        return self._loader(self.train_set, EndlessSampler(self._sampling(rows), crops, start, *self._place()))
+        sampler = EndlessSampler(self._sampling(rows), self._crops(rows, "train"), start, *self._place())
+        return self._loader(self.train_set, sampler)
 
     def val_dataloader(self) -> SuperbLoader:
         rows = self.corpus.dev
         order = np.arange(len(rows))
         if self.recipe.balanced_dev:
             order = balanced_draw(_classes(rows), self.seed)
-        return self._evaluation(rows, order, self._crops(rows, None, self.recipe.silence_samples))
+        return self._evaluation(rows, order, "dev")
 
     def test_dataloader(self) -> list[SuperbLoader]:
         """One loader for each of ``corpus.tests``, in its order, with whole utterances in order."""
-        return [
-            self._evaluation(rows, np.arange(len(rows)), self._crops(rows, None, None))
-            for rows in self.corpus.tests.values()
-        ]
+        return [self._evaluation(rows, np.arange(len(rows)), "test") for rows in self.corpus.tests.values()]
 
-    def whole_utterances(self) -> dict[str, np.ndarray]:
-        """Samples of the utterances of each split that are read whole, not as random crops."""
-        silence = self.recipe.silence_samples
-        limits = {"train": (self.recipe.train_max_samples, silence), "dev": (None, silence)}
-        crops = {name: self._crops(rows, *limits.get(name, (None, None))) for name, rows in self.corpus.splits.items()}
-        return {name: crop.num_samples_N[crop.num_samples_N <= crop.most_N] for name, crop in crops.items()}
+    def whole_utterances(self) -> tuple[list[Row], list[Row]]:
+        """Those of train, and those of dev and the tests, each once, that are read whole, not as random crops."""
+        corpus = self.corpus
+        tests = [row for rows in corpus.tests.values() for row in self._whole(rows, "test")]
+        return self._whole(corpus.train, "train"), list(dict.fromkeys([*self._whole(corpus.dev, "dev"), *tests]))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch._replace(waveforms=[wave.to(device, non_blocking=True) for wave in batch.waveforms])
 
-    def _evaluation(self, rows: list[Row], order: np.ndarray, crops: Crops) -> SuperbLoader:
-        batches = EvaluationSampler(order, crops, self.recipe.eval_batch_size, *self._place())
+    def _evaluation(self, rows: list[Row], order: np.ndarray, stage: Stage) -> SuperbLoader:
+        batches = EvaluationSampler(order, self._crops(rows, stage), self.recipe.eval_batch_size, *self._place())
         return self._loader(SuperbDataset(rows, self._resample, self.recipe.effects), batches)
 
     def _sampling(self, rows: list[Row]) -> Sampling:
@@ -219,13 +216,19 @@ class SuperbDataModule(L.LightningDataModule):
             return BalancedSampling(_classes(rows), size, self.seed)
         return ShuffledSampling(len(rows), size, self.seed)
 
-    def _crops(self, rows: list[Row], most: int | None, most_of_silence: int | None) -> Crops:
+    def _whole(self, rows: list[Row], stage: Stage) -> list[Row]:
+        most_N = self._crops(rows, stage).most_N
+        return [row for row, most in zip(rows, most_N, strict=True) if row.num_samples <= most]
+
+    def _crops(self, rows: list[Row], stage: Stage) -> Crops:
+        """Long utterances of train and the silence of train and dev are cropped; tests are read whole."""
+        recipe = self.recipe
         most_N = lengths_N = _lengths(rows)
-        if most is not None:
-            most_N = np.minimum(most_N, most)
-        if most_of_silence is not None:
+        if stage == "train" and recipe.train_max_samples is not None:
+            most_N = np.minimum(most_N, recipe.train_max_samples)
+        if stage != "test" and recipe.silence_samples is not None:
             is_silence_N = np.array([row.target == SILENCE for row in rows])
-            most_N = np.where(is_silence_N, np.minimum(most_N, most_of_silence), most_N)
+            most_N = np.where(is_silence_N, np.minimum(most_N, recipe.silence_samples), most_N)
         return Crops(lengths_N, most_N, self.seed)
 
     def _place(self) -> tuple[int, int]:

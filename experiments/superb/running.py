@@ -231,11 +231,11 @@ def _require_batches(prepared: Prepared, settings: RunSettings, world_size: int)
 
 def _read_whole(data: SuperbDataModule, settings: RunSettings) -> list[int]:
     """Samples of each utterance whose states a cache keeps; of train at most as many as the updates draw."""
-    splits, recipe = data.whole_utterances(), settings.recipe
-    if not settings.is_probe:  # which reads all of train for its statistics
-        drawn = (settings.updates or 0) * recipe.accumulate * recipe.batch_size
-        splits["train"] = np.sort(splits["train"])[::-1][:drawn]
-    return np.concatenate(list(splits.values())).tolist()
+    (train, evaluated), recipe = data.whole_utterances(), settings.recipe
+    # A probe reads all of train for its statistics.
+    drawn = len(train) if settings.is_probe else (settings.updates or 0) * recipe.accumulate * recipe.batch_size
+    longest_first = sorted((row.num_samples for row in train), reverse=True)
+    return longest_first[:drawn] + [row.num_samples for row in evaluated]
 
 
 def _require_same(folder: Path, config: dict[str, Any]) -> None:

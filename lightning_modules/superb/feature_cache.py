@@ -6,7 +6,6 @@ second of audio with HuBERT Base. Results that are compared with s3prl's are mad
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.files import write_bytes
+from datamodules.shards import free_bytes
 from lightning_modules.checkpoint_files import damage, serialised
 from lightning_modules.superb.upstream import Upstream
 
@@ -50,10 +50,9 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         frames = sum(map(self.upstream.num_frames, lengths))
         needed = frames * self.upstream.num_states * self.upstream.width * torch.half.itemsize
-        room = shutil.disk_usage(self.folder).free + sum(path.stat().st_size for path in self.folder.rglob("*.pt"))
-        if room < needed:
+        if (free := free_bytes(self.folder, "*/*.pt")) < needed:
             raise InputError(
-                f"{self.folder} has room for {room / 1e9:.1f} GB, the hidden states of the task's utterances need "
+                f"{self.folder} has room for {free / 1e9:.1f} GB, the hidden states of the task's utterances need "
                 f"{needed / 1e9:.1f} GB: choose another folder, or leave out --feature_cache"
             )
 

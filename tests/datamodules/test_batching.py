@@ -229,9 +229,7 @@ def test_a_part_without_an_item_does_not_count(world_size: int, accumulate: int)
         assert all(len(part.rows) and np.array_equal(part.global_num_samples, batch.num_samples) for part in parts)
         counted = [row for part in parts if part.counts for row in part.rows.tolist()]
         assert sorted(counted) == sorted(batch.rows.tolist())
-        assert [part.rows.tolist() for part in parts if not part.counts] == [batch.rows[-1:].tolist()] * sum(
-            not part.counts for part in parts
-        )
+        assert all(part.rows.tolist() == batch.rows[-1:].tolist() for part in parts if not part.counts)
         assert sum(not part.counts for part in parts) == max(0, world_size * accumulate - len(batch.rows))
 
 

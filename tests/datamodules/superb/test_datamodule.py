@@ -59,6 +59,10 @@ def test_keywords_have_gain_and_a_new_second_of_silence_each_time(tmp_path: Path
     assert whole
     torch.testing.assert_close(wave, torch.from_numpy(read_audio(row.path)) * 10 ** (-3 / 20))
     assert not any(whole for row, _, whole in items if row.target == "_silence_")
+    corpus = module.corpus
+    words = [[row for row in rows if row.target != "_silence_"] for rows in (corpus.train, corpus.dev)]
+    assert min(map(len, words)) < min(len(corpus.train), len(corpus.dev))
+    assert module.whole_utterances() == (words[0], words[1] + corpus.tests["test"])
 
 
 def test_dev_of_keywords_is_one_balanced_draw_and_test_natural(tmp_path: Path) -> None:
@@ -93,6 +97,10 @@ def test_speakers_are_cropped_in_training_only(tmp_path: Path) -> None:
     assert [row.num_samples == len(wave) for row, wave in zip(batch.rows, batch.waveforms, strict=True)] == batch.whole
     evaluated = [wave for batch in module.val_dataloader() for wave in batch.waveforms]
     assert [len(wave) for wave in evaluated] == [row.num_samples for row in module.corpus.dev]
+    train, others = module.whole_utterances()
+    assert {row.num_samples for row in train} == {9600}
+    assert set(others) == set(module.corpus.dev) | {row for rows in module.corpus.tests.values() for row in rows}
+    assert len(set(others)) == len(others)
 
 
 def test_whole_utterances_are_decoded_once_within_a_limit(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -334,7 +333,7 @@ def test_a_cache_on_disk_is_filled_and_used(tmp_path: Path, monkeypatch: pytest.
     assert files
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*/*")}
     assert first["layer_weights"] == second["layer_weights"]
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 0}))
     more[-1] = str(tmp_path / "full")
     with pytest.raises(ValueError, match=r"full/\w+_32-true has room for 0\.0 GB"):
         superb("ks", teacher, root, tmp_path / "three", *more)
