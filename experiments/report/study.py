@@ -31,6 +31,7 @@ from experiments.report.study_reading import (
     loss_functions,
     matched_costs,
     other_losses,
+    other_seconds,
     results_text,
     scores,
 )
@@ -177,6 +178,7 @@ def study_values(study: StudyFolder) -> dict[str, Any]:
         "values": values,
         "comparisons": compare(comparisons, values, loss_functions(study)),
         "other_losses": list(other_losses(study)[1]),
+        "other_seconds": other_seconds(study),
         "untrained": [row["name"] for row in described["rows"] if is_untrained(row)],
         "failures": failures(study, labels),
         "matched": matched_costs(study, labels),

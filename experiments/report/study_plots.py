@@ -98,13 +98,22 @@ def study_pictures(folder: StudyFolder, report: dict[str, Any], width: float = W
 
 
 def _losses(runs: Sequence[Sequence[Pair]], report: dict[str, Any], width: float) -> list[Picture]:
-    """Draw the losses of the rows with the baseline's loss function."""
-    others = {row["label"] for row in report["rows"] if row["name"] in report["other_losses"]}
-    shown = [seeds for seeds in runs if seeds[0][0].label not in others]
-    pictures = [loss_curves(shown, axis, width) for axis in ("steps", "time", "flops")]
-    left_out = [seeds[0][0].label for seeds in runs if seeds[0][0].label in others]
-    note = f" Not shown, since their loss is another function: {'; '.join(left_out)}." if left_out else ""
-    return [replace(each, caption=each.caption + note) for each in pictures if each is not None]
+    """Draw the losses of the rows that compare with the baseline: in their loss, and along the seconds in these too."""
+
+    def without(shown: Sequence[Sequence[Pair]], rows: Sequence[str], reason: str) -> tuple[list[Sequence[Pair]], str]:
+        others = {row["label"] for row in report["rows"] if row["name"] in rows}
+        left_out = [seeds[0][0].label for seeds in shown if seeds[0][0].label in others]
+        note = f" Not shown, since {reason}: {'; '.join(left_out)}." if left_out else ""
+        return [seeds for seeds in shown if seeds[0][0].label not in others], note
+
+    same, note = without(runs, report["other_losses"], "their loss is another function")
+    timed, untimed = without(same, report["other_seconds"], "their seconds are of another machine or version")
+    pictures = [
+        (loss_curves(same, "steps", width), note),
+        (loss_curves(timed, "time", width), note + untimed),
+        (loss_curves(same, "flops", width), note),
+    ]
+    return [replace(each, caption=each.caption + text) for each, text in pictures if each is not None]
 
 
 def stage_runs(folder: StudyFolder) -> list[dict[str, Any]]:

@@ -204,6 +204,13 @@ def _differing(folder: StudyFolder, rows: Sequence[str], seed: int) -> bool:
     return len({(*(result.get(key) for key in MUST_AGREE), result.get("students", 1)) for result in results}) > 1
 
 
+def other_seconds(folder: StudyFolder) -> list[str]:
+    """List the rows whose seconds cannot be compared with those of the baseline row, or without one of the first."""
+    rows = [row["name"] for row in folder.study["rows"]]
+    baseline = folder.study.get("baseline") or rows[0]
+    return [row for row in rows if any(_differing(folder, [row, baseline], seed) for seed in folder.study["seeds"])]
+
+
 def default_columns(folder: StudyFolder) -> list[str]:
     """List every metric found (of two ways to decode only the main one), the output loss, and the cost.
 
@@ -303,7 +310,7 @@ def disagreements(folder: StudyFolder) -> list[str]:
         seen = {str(job.result[key]) for job in folder.of("distil") if job.result.get(key)}
         if len(seen) > 1:
             notes.append(
-                f"The runs differ in {key} ({'; '.join(sorted(seen))}): seconds do not compare, and no speed-up is "
-                "given across them."
+                f"The runs differ in {key} ({'; '.join(sorted(seen))}): seconds do not compare, and no difference "
+                "or speed-up is given across them."
             )
     return notes

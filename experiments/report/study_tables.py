@@ -50,6 +50,7 @@ COLUMNS = {
     "superb_gmacs": StudyColumn("GMACs (SUPERB)", fixed(0), "low"),
     "steps": StudyColumn("Steps", fixed(0)),
 }
+SECONDS = ("train_seconds", "student_seconds")
 METRICS = {
     "per": "PER, %",
     "wer": "WER, %",
@@ -88,6 +89,12 @@ def column(key: str) -> StudyColumn:
 def is_loss(key: str) -> bool:
     """Whether a column has values of a distillation loss."""
     return key in ("val_output", "final_loss") or key.startswith("val_layer_")
+
+
+def incomparable(report: dict[str, Any], key: str) -> Sequence[str]:
+    """List the rows whose losses are another function than the baseline's, or whose seconds are of another machine."""
+    kind = "other_losses" if is_loss(key) else "other_seconds" if key in SECONDS else None
+    return report.get(kind, ()) if kind else ()
 
 
 def task_title(task: str) -> str:
@@ -168,9 +175,10 @@ def _best(report: dict[str, Any], key: str) -> set[str]:
     """Find the rows whose mean is best; none without a better direction or with numbers in only one row.
 
     Means over other seeds do not compare, so only rows with the most seeds are candidates. No loss is best if rows have
-    other functions as loss, and a student that was not trained is best in nothing.
+    other functions as loss, no seconds are if they are of other machines, and a student that was not trained is best in
+    nothing.
     """
-    if is_loss(key) and report.get("other_losses"):
+    if incomparable(report, key):
         return set()
     trained = [name for name in report["values"] if name not in report.get("untrained", ())]
     found = {name: each for name in trained if (each := numbers(report["values"][name][key]))}
@@ -218,8 +226,8 @@ def paired_difference(row: dict[str, Any], baseline: dict[str, Any]) -> Differen
 
 
 def baseline_difference(report: dict[str, Any], row: str, key: str) -> Difference:
-    """Compute `paired_difference` of a row to the baseline; none between losses that are different functions."""
-    if is_loss(key) and row in report.get("other_losses", ()):
+    """Compute `paired_difference` of a row to the baseline; none where the two do not compare."""
+    if row in incomparable(report, key):
         return Difference(0, None)
     return paired_difference(report["values"][row][key], report["values"][report["baseline"]][key])
 

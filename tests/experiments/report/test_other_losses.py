@@ -69,6 +69,25 @@ def test_one_loss_function_is_compared_and_so_is_one_that_is_not_known(
     assert "another function" not in found["text"] + found["caption"]
 
 
+def test_seconds_of_another_machine_are_in_no_picture(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", rows=NAMES)
+
+    def curves() -> dict[str, list[str]]:
+        found = read_study(folder)
+        pictures = {each.name: each for each in study_pictures(found, study_values(found))}
+        return {
+            name: sorted(text.get_text() for text in pictures[name].figure.legends[0].get_texts())
+            for name in ("loss_vs_time", "loss_vs_steps")
+        }
+
+    everyone = sorted(ROWS[name][0] for name in NAMES)
+    assert curves() == {"loss_vs_time": everyone, "loss_vs_steps": everyone}
+    path = folder / "jobs" / "distil-full-0" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": "another"}))
+    others = sorted(ROWS[name][0] for name in NAMES if name != "full")
+    assert curves() == {"loss_vs_time": others, "loss_vs_steps": everyone}
+
+
 def test_runs_without_a_baseline_are_compared_with_the_first(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, policy="interleaved") for name in ("a", "b", "c")]
     for run, text in zip(runs, (MSE, COSINE, MSE), strict=True):

@@ -192,6 +192,17 @@ def change_result(folder: Path, row: str, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def seconds_of(values: dict[str, Any]) -> tuple[int, list[bool]]:
+    """The number of best training seconds, and for each row but the baseline whether its difference is missing."""
+    results, differences = result_grid(values), difference_grid(values)
+    assert differences is not None
+    place = {grid: grid.titles.index("Training, s") for grid in (results, differences)}
+    return (
+        sum(row[place[results]].bold for row in results.rows),
+        [row[place[differences]].missing for row in differences.rows],
+    )
+
+
 @pytest.mark.parametrize("key", ["hardware", "commit"])
 def test_other_hardware_or_code_is_named_and_has_no_speed_up(key: str, tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", seeds=1, rows=("full_l2l", "interleave_equal"))
@@ -200,9 +211,14 @@ def test_other_hardware_or_code_is_named_and_has_no_speed_up(key: str, tmp_path:
     values = study_values(read_study(folder))
     assert isinstance(values["values"]["interleave_equal"]["speed_up"]["0"], float)
     assert not any("differ in" in line for line in values["caveats"])
+    assert seconds_of(values) == (1, [False])
     change_result(folder, "interleave_equal", **{key: "B"})
     values = study_values(read_study(folder))
-    assert any(f"differ in {key} (A; B): seconds do not compare, and no speed-up" in line for line in values["caveats"])
+    assert seconds_of(values) == (0, [True])
+    assert any(
+        f"differ in {key} (A; B): seconds do not compare, and no difference or speed-up" in line
+        for line in values["caveats"]
+    )
     assert values["values"]["interleave_equal"]["speed_up"] == {"0": "missing"}
     assert values["values"]["full_l2l"]["speed_up"] == {"0": 1.0}
     assert isinstance(values["values"]["interleave_equal"]["flops_ratio"]["0"], float)
