@@ -29,7 +29,7 @@ from callbacks.lookup import find_callback
 from callbacks.requeue import EXIT_SIGTERM, is_preempted, requeue
 from callbacks.stacking import StackingCallback
 from callbacks.stop_signals import REASONS, REQUEUE, SHOULD_STOP, TERMINATE, StopSignals
-from callbacks.validation import validation_is_due
+from callbacks.validation import require_same_clock, validation_is_due
 from datamodules.errors import InputError
 from datamodules.files import clear_temporaries, replacing
 from lightning_modules.checkpoint_files import global_step, serialised
@@ -97,7 +97,9 @@ class RunCheckpoint(Checkpoint):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals = StopSignals()
+        self.signals.give_back(trainer)
         require_same_step(trainer, self._loaded_step)
+        require_same_clock(trainer)
         if trainer.should_stop and trainer.fit_loop._can_stop_early:
             raise InputError(
                 "the run would stop before its first step: trainer.max_time counts the time of all attempts, so raise "
@@ -169,6 +171,7 @@ class RunCheckpoint(Checkpoint):
 
     def _leave(self, trainer: L.Trainer, reason: int) -> int:
         """Return the job to SLURM's queue if that is wanted; the exit status of this process."""
+        reason = max(reason, self.signals.received)  # of several ranks the reason is a step old
         if trainer.is_global_zero and (
             reason == REQUEUE or (reason == TERMINATE and self.signals.requeues and is_preempted())
         ):

@@ -41,7 +41,7 @@ class FeatureCache(Callback):
     Acts: after a growth, and at the start of a resumed run. Rank zero computes the features of all fixed segments in
     float32 and writes them to ``RUN/features``; the others wait. A signal that stops the run breaks the writing off,
     and the next start continues it. Features that are finished are used as they are. The clock of the run goes on,
-    since this is part of the run's cost.
+    since this is part of the run's cost; of a writing that was broken off only the last attempt counts.
 
     Refuses: another kind of front end or data module, random crops, and students that share their batches.
 
@@ -109,11 +109,11 @@ class FeatureCache(Callback):
                     stopped = True
                 except Exception as error:  # is raised below, when the others no longer wait
                     failure = error
-        stopped, failed = trainer.strategy.broadcast((stopped, failure is not None))
+        stopped, elsewhere = trainer.strategy.broadcast((stopped, failure and _kind(failure)))
         if failure is not None:
             raise failure
-        if failed:
-            raise InputError("the first process could not write the features: its error says why")
+        if elsewhere:
+            raise _of_the_first(*elsewhere)
         if stopped:
             raise SIGTERMException
         data.use_features(folder)
@@ -143,6 +143,20 @@ class FeatureCache(Callback):
         log.info("features of the %s data: %.2f GB in %s, into %s", stage, plan.num_bytes / 1e9, self.dtype, folder)
         source = partial(compute_features, data=data, module=module, stage=stage)
         write_targets(folder, made_with, plan, source, int(self.batch_seconds * data.sample_rate))
+
+
+def _kind(failure: Exception) -> tuple[type[Exception], int | None]:
+    """What decides the exit status of a process with this error: its class, as far as that matters, and its number."""
+    kind = next((kind for kind in (InputError, OSError) if isinstance(failure, kind)), RuntimeError)
+    return kind, getattr(failure, "errno", None)
+
+
+def _of_the_first(kind: type[Exception], number: int | None) -> Exception:
+    """The error of the other processes, which is of the first one's kind: a job's script reads the highest status."""
+    error = kind("the first process could not write the features: its error says why")
+    if isinstance(error, OSError):
+        error.errno = number  # without it in the text
+    return error
 
 
 @torch.no_grad()

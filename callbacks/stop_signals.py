@@ -62,6 +62,10 @@ class StopSignals:
         signal.signal(signal.SIGTERM, self._note_sigterm)
         self._listens = True
 
+    def give_back(self, trainer: L.Trainer) -> None:
+        """Let Lightning broadcast again after an earlier ``fit`` of this trainer: until ``listen`` its handlers act."""
+        vars(trainer.fit_loop.epoch_loop).pop("_broadcast_sigterm_tensor", None)
+
     def take_over(self, trainer: L.Trainer) -> None:
         """Record ``trainer.should_stop`` and reset it; before ``min_epochs`` or ``min_steps`` it is left as it is."""
         if trainer.should_stop and trainer.fit_loop._can_stop_early:

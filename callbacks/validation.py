@@ -2,6 +2,24 @@
 
 import lightning as L
 
+from datamodules.errors import InputError
+
+
+def require_same_clock(trainer: L.Trainer) -> None:
+    """Refuse an interval of time between validations with several ranks.
+
+    Each rank looks at a clock of its own (Lightning 2.6.6), so one could validate while another goes on, and both wait
+    for each other for ever.
+
+    Raises:
+        InputError: ``trainer.val_check_interval`` is a time, and there are several ranks.
+    """
+    if trainer.world_size > 1 and trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]
+        raise InputError(
+            f"--trainer.val_check_interval is a time, and each of the {trainer.world_size} processes has a clock of its own"
+            ": give a number of batches, or a share of an epoch"
+        )
+
 
 def validation_is_due(trainer: L.Trainer) -> bool:
     """Whether Lightning will validate after this batch of training by an interval in batches."""

@@ -23,7 +23,7 @@ HONOURED = frozenset(
         *("val_check_interval", "check_val_every_n_epoch", "gradient_clip_val", "gradient_clip_algorithm"),
     }
 )
-"""Flags that work as Lightning documents them, with all their values; Lightning itself refuses invalid values."""
+"""Flags that work as Lightning documents them; it refuses invalid values. Callbacks refuse what needs one process."""
 
 PRECISIONS = (None, "32-true", "16-mixed", "bf16-mixed", 32, 16, "32", "16", "bf16")
 

@@ -35,6 +35,7 @@ from tests.helpers import (
     save_teacher,
     some_policies,
 )
+from tests.slurm_task import pretend_task
 
 CHECKPOINTS = {"enable_checkpointing": True}
 ALONE = 0.01  # seconds per forward pass, so that every segment is computed alone
@@ -191,6 +192,23 @@ def test_a_signal_breaks_the_writing_off_and_the_next_start_continues(
     assert caplog.text.count("a signal stops the run while it writes features: continue with --ckpt_path last") == 2
     assert equal(whole, fit("run", resume=last))
     assert made == {(tmp_path / "run" / "features" / "00000.targets").stat().st_mtime_ns}  # written once
+
+
+def test_slurms_signal_while_features_are_written_requeues_the_job(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = pretend_task(tmp_path, monkeypatch)
+
+    def then_signal(*arguments: Any, **more: Any) -> Iterator[Computed]:
+        signal.raise_signal(signal.SIGUSR1)
+        return compute(*arguments, **more)
+
+    compute = feature_cache.compute_features
+    monkeypatch.setattr(feature_cache, "compute_features", then_signal)
+    with pytest.raises(SIGTERMException) as stop:
+        train_until_growth(home, tmp_path / "run", FeatureCache(), RunCheckpoint(), **CHECKPOINTS)
+    assert stop.value.code == EXIT_SIGTERM
+    assert asked.read_text() == "requeue 123\n"
 
 
 def test_an_average_of_the_weights_grows_with_it(home: Path, tmp_path: Path) -> None:

@@ -37,8 +37,14 @@ def test_both_ranks_skip_stop_and_fail_together(tmp_path: Path) -> None:
     assert (first["growth"], second["growth"]) == ([EXIT_SIGTERM, 3], [0, 3])
     assert first["growth_resumed"] == second["growth_resumed"] == [4, True]
 
-    assert first["unwritten"] == "no such device"
-    assert second["unwritten"] == "the first process could not write the features: its error says why"
+    # The same kind of error, and so the same exit status: whether to start again, and whether a traceback is printed.
+    assert [text for text, *_ in first["unwritten"]] == ["[Errno 116] stale", "no layers", "'a bug'"]
+    elsewhere = "the first process could not write the features: its error says why"
+    assert second["unwritten"] == [[elsewhere, True, True], [elsewhere, False, True], [elsewhere, False, False]]
+    assert [kind for _, *kind in first["unwritten"]] == [kind for _, *kind in second["unwritten"]]
+
+    assert first["clocks"] == second["clocks"]
+    assert "each of the 2 processes has a clock of its own" in first["clocks"]
 
     assert first["apart"] == second["apart"]
     assert "ranks go on from checkpoints of different steps (5, 6)" in first["apart"][0]

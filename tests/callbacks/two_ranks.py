@@ -22,7 +22,7 @@ from callbacks.checkpointing import RunCheckpoint
 from callbacks.feature_cache import FeatureCache, compute_features
 from callbacks.guards import NonFiniteGuard
 from callbacks.stop_signals import StopSignals
-from datamodules.errors import InputError, is_storage_error
+from datamodules.errors import InputError, is_foreseen, is_storage_error
 from datamodules.target_writing import Computed
 from lightning_modules.distillation import DistillationModule
 from tests.callbacks.faults import AskToStop, PoisonLoss, SendSignal
@@ -30,7 +30,12 @@ from tests.helpers import make_data, make_module, make_stacking, make_trainer
 
 
 def fit(
-    folder: Path, *callbacks: Callback, ckpt_path: str | None = None, front_end: str = "trained", crop: str = "random"
+    folder: Path,
+    *callbacks: Callback,
+    ckpt_path: str | None = None,
+    front_end: str = "trained",
+    crop: str = "random",
+    **settings: Any,
 ) -> tuple[DistillationModule, Any]:
     trainer = make_trainer(
         folder,
@@ -41,6 +46,7 @@ def fit(
         devices=2,
         accumulate_grad_batches=2,
         enable_checkpointing=True,
+        **settings,
     )
     module = make_module(folder.parent / "teacher", front_end=front_end)
     error: Any = None
@@ -101,10 +107,18 @@ def main(folder: Path) -> None:
     last = folder / "growth" / "checkpoints" / "last.ckpt"
     result["growth"] = [stop.code, torch.load(last, weights_only=True)["global_step"]]
     module, _ = fit(folder / "growth", FeatureCache(), ckpt_path=str(last), **until_growth)
-    with mock.patch.object(FeatureCache, "_write", side_effect=OSError("no such device")):
-        _, error = fit(folder / "unwritten", FeatureCache(), **until_growth)
-    result["unwritten"] = str(error)
+    result["unwritten"] = []
+    for failure in (OSError(errno.ESTALE, "stale"), InputError("no layers"), KeyError("a bug")):
+        with mock.patch.object(FeatureCache, "_write", side_effect=failure):
+            try:
+                _, error = fit(folder / "unwritten", FeatureCache(), **until_growth)
+            except (KeyError, RuntimeError) as raised:
+                error = raised
+        result["unwritten"].append([str(error), is_storage_error(error), is_foreseen(error)])
     result["growth_resumed"] = [module.student.depth, (folder / "growth" / "features").is_dir()]
+
+    _, error = fit(folder / "clocks", val_check_interval={"minutes": 30})
+    result["clocks"] = str(error)
 
     # Two files of the same depth. Another depth, and so a rank that begins anew, is refused by DDP.
     seen = folder / "stop" / "checkpoints" / "stage_2.ckpt" if os.environ["RANK"] == "1" else kept
