@@ -44,7 +44,7 @@ def test_both_ranks_skip_stop_and_fail_together(tmp_path: Path) -> None:
     assert [kind for _, *kind in first["unwritten"]] == [kind for _, *kind in second["unwritten"]]
 
     assert first["clocks"] == second["clocks"]
-    assert "each of the 2 processes has a clock of its own" in first["clocks"]
+    assert "each of the 2 processes takes from a clock of its own" in first["clocks"]
 
     assert first["apart"] == second["apart"]
     assert "ranks go on from checkpoints of different steps (5, 6)" in first["apart"][0]
