@@ -16,8 +16,9 @@ def require_same_clock(trainer: L.Trainer) -> None:
     """
     if trainer.world_size > 1 and trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]
         raise InputError(
-            f"--trainer.val_check_interval is a time, which each of the {trainer.world_size} processes takes from a clock "
-            "of its own: give a number of batches, or a share of an epoch"
+            "--trainer.val_check_interval is a time, which each of the "
+            f"{trainer.world_size} processes takes from a clock of its own: give a number of batches, or a share of an "
+            "epoch"
         )
 
 
