@@ -30,7 +30,7 @@ from callbacks.requeue import EXIT_SIGTERM, is_preempted, requeue
 from callbacks.stacking import StackingCallback
 from callbacks.stop_signals import REASONS, REQUEUE, SHOULD_STOP, TERMINATE, StopSignals
 from callbacks.validation import require_same_clock, validation_is_due
-from datamodules.errors import InputError
+from datamodules.errors import InputError, numbered
 from datamodules.files import clear_temporaries, replacing
 from lightning_modules.checkpoint_files import global_step, serialised
 
@@ -199,9 +199,7 @@ class RunCheckpoint(Checkpoint):
         # The other ranks wait here and stop on a failure too, instead of waiting in the next collective.
         problem = trainer.strategy.broadcast(problem)
         if problem:
-            failure = OSError(problem[1])
-            failure.errno = problem[0]  # without it in the text
-            raise failure
+            raise numbered(problem[1], problem[0])
         return path
 
     def _prune(self, newest: Path) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, numbered
 
 CHECKED_AGAINST = "2.6."
 
@@ -129,9 +129,8 @@ def require_same_step(trainer: L.Trainer, step: int) -> None:
     gathered = trainer.strategy.all_gather(torch.tensor(step, device=trainer.strategy.root_device))
     steps = sorted({int(found) for found in gathered})
     if len(steps) > 1:
-        failure = OSError(
+        text = (
             f"ranks go on from checkpoints of different steps ({', '.join(map(str, steps))}): the run's folder must be "
             "the same on all machines. If it is, start the command again: one did not see the newest checkpoint yet"
         )
-        failure.errno = errno.ESTALE  # an error of storage, after which a job's script starts again
-        raise failure
+        raise numbered(text, errno.ESTALE)  # an error of storage, after which a job's script starts again

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from callbacks.stop_signals import signals_of
 from datamodules.cached_records import FEATURES_ALONE, RecordLayout
 from datamodules.data_settings import require_fixed
-from datamodules.errors import InputError
+from datamodules.errors import InputError, numbered
 from datamodules.folders import is_finished
 from datamodules.librispeech import LibriSpeechDataModule
 from datamodules.speech_data import speech_data
@@ -153,10 +153,8 @@ def _kind(failure: Exception) -> tuple[type[Exception], int | None]:
 
 def _of_the_first(kind: type[Exception], number: int | None) -> Exception:
     """The error of the other processes, which is of the first one's kind: a job's script reads the highest status."""
-    error = kind("the first process could not write the features: its error says why")
-    if isinstance(error, OSError):
-        error.errno = number  # without it in the text
-    return error
+    text = "the first process could not write the features: its error says why"
+    return numbered(text, number) if kind is OSError else kind(text)
 
 
 @torch.no_grad()

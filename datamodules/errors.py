@@ -21,6 +21,13 @@ class InputError(ValueError):
     """
 
 
+def numbered(text: str, number: int | None) -> OSError:
+    """Make an error of the system with a number that its text does not begin with."""
+    error = OSError(text)
+    error.errno = number
+    return error
+
+
 def is_storage_error(error: BaseException) -> bool:
     """Whether the storage or the machine failed, not the file that was asked for."""
     return isinstance(error, OSError) and error.errno in STORAGE_ERRNOS

@@ -107,7 +107,7 @@ def _losses(runs: Sequence[Sequence[Pair]], report: dict[str, Any], width: float
         return [seeds for seeds in shown if seeds[0][0].label not in others], note
 
     same, note = without(runs, report["other_losses"], "their loss is another function")
-    timed, untimed = without(same, report["other_seconds"], "their seconds are of another machine or version")
+    timed, untimed = without(same, report["other_seconds"], "their seconds do not compare")
     pictures = [
         (loss_curves(same, "steps", width), note),
         (loss_curves(timed, "time", width), note + untimed),

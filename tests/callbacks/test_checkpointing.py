@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import RunCheckpoint
 from callbacks.requeue import EXIT_SIGTERM
-from callbacks.stop_signals import REQUEUE, TERMINATE, StopSignals
+from callbacks.stop_signals import StopSignals
 from experiments.cli import run
 from tests.callbacks.faults import AskToStop, SendSignal
 from tests.helpers import make_data, make_module, make_stacking, make_trainer
@@ -221,22 +221,6 @@ def test_a_preempted_run_goes_back_into_the_queue_and_a_cancelled_one_does_not(
         fit("run", SendSignal(1, 0, "SIGTERM"))
     assert stop.value.code == EXIT_SIGTERM
     assert slurm.read_text().splitlines() == ["show job --oneliner 123", "requeue 123"][: 1 + preempted]
-
-
-@pytest.mark.parametrize("since", [0, REQUEUE])
-def test_a_signal_since_the_ranks_agreed_counts(since: int, slurm: Path, tmp_path: Path) -> None:
-    checkpoints = RunCheckpoint()
-    checkpoints.signals.received = since
-    checkpoints._leave(make_trainer(tmp_path), TERMINATE)
-    assert slurm.exists() == (since == REQUEUE)
-
-
-def test_a_second_fit_of_a_trainer_begins_with_lightnings_broadcast(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path)
-    loop = trainer.fit_loop.epoch_loop
-    loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    StopSignals().give_back(trainer)
-    assert loop._broadcast_sigterm_tensor.__func__ is type(loop)._broadcast_sigterm_tensor
 
 
 def test_a_requeue_comes_before_the_loggers_end(slurm: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
